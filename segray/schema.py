@@ -1,0 +1,103 @@
+"""The tables that flow through `annotate`, declared once; a stage returns a table built with its schema.
+
+    listing -> FETCHED (encoded bytes) -> DECODED (RGB pixels) -> ANNOTATED (nested) -> INSTANCES + IMAGES
+
+One row is one item from FETCHED to ANNOTATED; only the files that users read have one row an instance.
+Boxes are (x, y, width, height) in pixels of the whole upright image, x right and y down, half-open.
+"""
+
+import pyarrow as pa
+
+RLE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])
+"""COCO compressed run lengths of the whole image; size is [height, width]."""
+
+BOX = pa.list_(pa.float32(), 4)
+
+GEOMETRY_BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+
+_IDENTITY = [
+    pa.field("image_id", pa.string()),  # 32 hex digits: sha256 over canonical URL, member, version
+    pa.field("uri", pa.string()),  # canonical: no credentials, no query string
+    pa.field("member", pa.string()),  # name inside the archive; null outside archives
+    pa.field("member_index", pa.int64()),  # position among all members of the archive; null outside
+    pa.field("version", pa.string()),  # ETag; locally size and mtime in ns; an archive's own for members
+]
+_ERROR = [pa.field("error_type", pa.string()), pa.field("error", pa.string())]
+
+ARCHIVE_END = pa.struct([("items", pa.int64()), ("ignored", pa.int64())])
+"""Set on the one control row (null image_id) that follows an archive's last member: how many items it
+held (those skipped because they were done before included) and how many members were ignored."""
+
+FETCHED = pa.schema([*_IDENTITY, pa.field("data", pa.large_binary()), *_ERROR, pa.field("end", ARCHIVE_END)])
+"""Encoded files. `data` is null where `error_type` is set."""
+
+_PICTURE = [
+    pa.field("height", pa.int32()),  # after EXIF rotation; null when unknown
+    pa.field("width", pa.int32()),
+    pa.field("frames", pa.int32()),  # frames or pages in the file; the first is annotated
+]
+
+DECODED = pa.schema(
+    [*_IDENTITY, *_PICTURE, pa.field("pixels", pa.large_binary()), *_ERROR, pa.field("end", ARCHIVE_END)]
+)
+"""`pixels` are height * width * 3 bytes, uint8 RGB, rows first; null where `error_type` is set."""
+
+_INSTANCE = [
+    pa.field("instance_id", pa.string()),
+    pa.field("category_id", pa.int32()),
+    pa.field("category", pa.dictionary(pa.int32(), pa.string())),
+    pa.field("score", pa.float32()),
+    pa.field("bbox", BOX),  # = pycocotools toBbox(segmentation)
+    pa.field("box", BOX),  # the detector's own
+    pa.field("area", pa.int64()),  # mask pixels
+    pa.field("segmentation", RLE),
+    pa.field("iscrowd", pa.int8()),
+    pa.field("truncated", pa.bool_()),  # the mask touches the image's border
+    pa.field("geometry", pa.binary()),  # WKB along pixel edges; null off the map
+    pa.field("geometry_bbox", GEOMETRY_BBOX),
+    pa.field("area_m2", pa.float64()),
+]
+
+_OUTCOME = [
+    pa.field("status", pa.string()),  # annotated | rejected
+    pa.field("instances", pa.int32()),
+    *_ERROR,
+    pa.field("crs", pa.string()),
+]
+
+IMAGES = pa.schema(
+    [
+        *_IDENTITY,
+        *_PICTURE,
+        *_OUTCOME,
+        pa.field("empty_masks", pa.int32()),  # detections dropped because no mask pixel was left
+        pa.field("vanished", pa.bool_()),  # no longer in the listing of the newest run
+    ]
+)
+"""The ledger: one row an item, annotated and rejected alike."""
+
+INSTANCES = pa.schema([pa.field("image_id", pa.string()), *_INSTANCE])
+"""One row an instance, sorted by `image_id`, then `instance_id`, within a file."""
+
+# Nested, the category is a plain string: dictionaries inside lists of structs do not concatenate in Arrow.
+NESTED_INSTANCE = pa.struct(
+    [field.with_type(pa.string()) if field.name == "category" else field for field in _INSTANCE]
+)
+
+ANNOTATED = pa.schema(
+    [
+        *IMAGES,
+        pa.field("found", pa.list_(NESTED_INSTANCE)),  # empty for rejected rows
+        pa.field("end", ARCHIVE_END),
+    ]
+)
+"""What the model step returns, one row an item: the ledger row with its instances inside."""
+
+
+def geoparquet_metadata() -> bytes:
+    """The `geo` value of the file metadata (GeoParquet 1.1): WKB outlines in OGC:CRS84 with a bbox covering."""
+    import json
+
+    covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
+    column = {"encoding": "WKB", "geometry_types": [], "covering": {"bbox": covering}}
+    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()
