@@ -100,4 +100,6 @@ def geoparquet_metadata() -> bytes:
 
     covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
     column = {"encoding": "WKB", "geometry_types": [], "covering": {"bbox": covering}}
-    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()
+    return json.dumps(
+        {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    ).encode()

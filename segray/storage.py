@@ -1,0 +1,201 @@
+"""One way to every storage: a URL becomes an fsspec filesystem and a path, with one set of settings.
+
+s3fs, gcsfs and adlfs bring the protocols (extras `s3`, `gcs`, `azure`); credentials come from the settings,
+else from where each provider's own tools look. Each library retries some errors; which ones differs, so
+`retrying` puts one rule on top: what may pass is tried again with exponential backoff, what cannot is not.
+"""
+
+import asyncio
+import errno
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from segray.errors import ErrorType, SettingsError
+
+T = TypeVar("T")
+
+EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "http": "s3", "https": "s3"}
+"""Protocol -> the extra that installs it (http needs aiohttp, which s3fs brings)."""
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class S3Settings(_Part):
+    """Empty fields fall back to the AWS environment, profile and instance role."""
+
+    endpoint_url: str | None = Field(None, description="server other than AWS (MinIO, Ceph, moto)")
+    key: str | None = Field(None, description="access key id")
+    secret: SecretStr | None = Field(None, description="secret access key")
+    token: SecretStr | None = Field(None, description="session token")
+    region: str | None = Field(None, description="region name")
+    anonymous: bool = Field(False, description="public buckets, no credentials")
+
+
+class GcsSettings(_Part):
+    """Empty fields fall back to Google's application default credentials."""
+
+    endpoint_url: str | None = Field(None, description="server other than Google's")
+    project: str | None = Field(None, description="project that is billed")
+    token: SecretStr | None = Field(None, description="path of a credentials JSON, or 'anon', 'cloud'")
+
+
+class AzureSettings(_Part):
+    """Empty fields fall back to AZURE_STORAGE_… and the default Azure credential."""
+
+    account_name: str | None = Field(None, description="storage account")
+    account_key: SecretStr | None = Field(None, description="its key")
+    connection_string: SecretStr | None = Field(None, description="instead of name and key")
+    sas_token: SecretStr | None = Field(None, description="shared access signature")
+    anonymous: bool = Field(False, description="public containers, no credentials")
+
+
+class StorageSettings(_Part):
+    """How URLs are opened: endpoints, credentials, patience."""
+
+    s3: S3Settings = S3Settings()
+    gcs: GcsSettings = GcsSettings()
+    azure: AzureSettings = AzureSettings()
+    attempts: int = Field(6, ge=1, description="tries of a request before its error counts")
+    timeout_s: float = Field(60.0, gt=0, description="seconds a request may take")
+
+
+def split_protocol(url: str) -> tuple[str, str]:
+    """`s3a://b/k` -> ("s3", "s3://b/k"); a local path -> ("file", path). Aliases become one protocol."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", url)
+    if match is None:
+        return "file", url
+    protocol = _ALIASES.get(match[1].lower(), match[1].lower())
+    return (
+        ("file", url[len(match[0]) :]) if protocol == "file" else (protocol, protocol + url[len(match[1]) :])
+    )
+
+
+def canonical_uri(url: str) -> str:
+    """The URL that ids are made of and that the ledger shows: no credentials, query string or fragment.
+
+    Local paths become `file:///absolute/path` (symbolic links are not resolved).
+    """
+    protocol, rest = split_protocol(url)
+    if protocol == "file":
+        return "file://" + str(Path(rest).expanduser().absolute())
+    if protocol not in ("http", "https"):  # object keys may hold ? and #
+        scheme, _, path = rest.partition("://")
+        return f"{scheme}://{path.rpartition('@')[2] if '@' in path.split('/', 1)[0] else path}"
+    parts = urlsplit(rest)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def open_filesystem(url: str, storage: StorageSettings) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem for `url` and the path inside it.
+
+    Raises SettingsError for an unknown protocol, or one whose library is not installed.
+    """
+    protocol, rest = split_protocol(url)
+    if protocol == "file":
+        return fsspec.filesystem("file"), str(Path(rest).expanduser().absolute())
+    try:
+        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage))
+    except (ImportError, ValueError) as error:
+        extra = EXTRAS.get(protocol)
+        if extra is None:
+            raise SettingsError(f"{canonical_uri(url)}: unknown protocol {protocol}://") from error
+        raise SettingsError(
+            f"{canonical_uri(url)}: {protocol}:// needs an extra: pip install 'segray[{extra}]' ({error})"
+        ) from error
+    return filesystem, rest if protocol in ("http", "https") else filesystem._strip_protocol(rest)
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
+
+
+def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
+    """Arguments of the filesystem's constructor; listings are never cached, a run must see what is there."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol == "s3":
+        s3 = storage.s3
+        options |= {"endpoint_url": s3.endpoint_url, "key": s3.key, "anon": s3.anonymous}
+        options |= {"secret": _secret(s3.secret), "token": _secret(s3.token)}
+        options["client_kwargs"] = {"region_name": s3.region} if s3.region else {}
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": storage.timeout_s}
+    elif protocol == "gs":
+        gcs = storage.gcs
+        options |= {"endpoint_url": gcs.endpoint_url, "project": gcs.project, "token": _secret(gcs.token)}
+        options["timeout"] = storage.timeout_s
+    elif protocol in ("az", "abfs"):
+        azure = storage.azure
+        options |= {"account_name": azure.account_name, "account_key": _secret(azure.account_key)}
+        options |= {"connection_string": _secret(azure.connection_string)}
+        options |= {"sas_token": _secret(azure.sas_token)}
+        options["anon"] = True if azure.anonymous else None
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def error_type(error: BaseException) -> ErrorType:
+    """`missing` where the object is not there, else `storage`."""
+    return "missing" if isinstance(error, FileNotFoundError | IsADirectoryError) else "storage"
+
+
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, FileExistsError)
+_FINAL_ERRNO = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG}
+_PASSING_ERRNO = {
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.EAGAIN,
+    errno.EINTR, errno.EIO, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ESTALE, errno.ENETRESET,
+}  # fmt: skip
+_PASSING_TEXT = re.compile(
+    r"\b(408|425|429|500|502|503|504)\b|slow ?down|throttl|too many requests|rate ?limit|request ?timeout"
+    r"|time(d)? ?out|internal ?(server)? ?error|internal_failure|service ?unavailable|server ?busy|bad gateway"
+    r"|connection (was )?(reset|closed|aborted|refused|error|lost|broken)|connect(ion|or)? ?error|disconnected"
+    r"|incomplete ?(read|body|message)|payload|operation ?timed|backend ?error|network|broken pipe|eof occurred"
+    r"|temporar(y|ily)|try again|could not connect|cannot connect",
+    re.IGNORECASE,
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a request that failed so may succeed when it is made again.
+
+    Decided by type and errno where the library keeps them, else by HTTP status, else by the words that S3,
+    Google and Azure use for throttling, overload and lost connections.
+    """
+    if isinstance(error, _FINAL):
+        return False
+    if isinstance(error, TimeoutError | ConnectionError | asyncio.IncompleteReadError | EOFError):
+        return True
+    status = (
+        getattr(error, "status", None) or getattr(error, "status_code", None) or getattr(error, "code", None)
+    )
+    if isinstance(status, int) and 400 <= status < 600:
+        return status in (408, 425, 429) or status >= 500
+    number = getattr(error, "errno", None)
+    if number in _FINAL_ERRNO:
+        return False
+    if number in _PASSING_ERRNO:
+        return True
+    cause = error.__cause__
+    text = f"{type(error).__module__}.{type(error).__name__}: {error}"
+    return bool(_PASSING_TEXT.search(text)) or (cause is not None and is_passing(cause))
+
+
+def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
+    """`call()`, made again after 0.2, 0.4, 0.8 … 20 s (with jitter) while its error is one that passes.
+
+    Raises the last error when `storage.attempts` are used up, and at once an error that stays.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+    return Retrying(
+        retry=retry_if_exception(is_passing),
+        stop=stop_after_attempt(storage.attempts),
+        wait=wait_exponential_jitter(initial=0.2, max=20, jitter=0.2),
+        reraise=True,
+    )(call)
