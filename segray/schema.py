@@ -6,6 +6,8 @@ One row is one item from FETCHED to ANNOTATED; only the files that users read ha
 Boxes are (x, y, width, height) in pixels of the whole upright image, x right and y down, half-open.
 """
 
+import json
+
 import pyarrow as pa
 
 RLE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])
@@ -95,9 +97,7 @@ ANNOTATED = pa.schema(
 
 
 def geoparquet_metadata() -> bytes:
-    """The `geo` value of the file metadata (GeoParquet 1.1): WKB outlines in OGC:CRS84 with a bbox covering."""
-    import json
-
+    """The `geo` value of the file metadata (GeoParquet 1.1): WKB in OGC:CRS84 with a bbox covering."""
     covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
     column = {"encoding": "WKB", "geometry_types": [], "covering": {"bbox": covering}}
     return json.dumps(

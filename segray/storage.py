@@ -153,10 +153,11 @@ _PASSING_ERRNO = {
 }  # fmt: skip
 _PASSING_TEXT = re.compile(
     r"\b(408|425|429|500|502|503|504)\b|slow ?down|throttl|too many requests|rate ?limit|request ?timeout"
-    r"|time(d)? ?out|internal ?(server)? ?error|internal_failure|service ?unavailable|server ?busy|bad gateway"
-    r"|connection (was )?(reset|closed|aborted|refused|error|lost|broken)|connect(ion|or)? ?error|disconnected"
-    r"|incomplete ?(read|body|message)|payload|operation ?timed|backend ?error|network|broken pipe|eof occurred"
-    r"|temporar(y|ily)|try again|could not connect|cannot connect",
+    r"|time(d)? ?out|internal ?(server)? ?error|internal_failure|service ?unavailable|server ?busy"
+    r"|bad gateway|connection (was )?(reset|closed|aborted|refused|error|lost|broken)"
+    r"|connect(ion|or)? ?error|disconnected|incomplete ?(read|body|message)|payload|operation ?timed"
+    r"|backend ?error|network|broken pipe|eof occurred|temporar(y|ily)|try again|could not connect"
+    r"|cannot connect",
     re.IGNORECASE,
 )
 
