@@ -7,6 +7,7 @@ else from where each provider's own tools look. Each library retries some errors
 
 import asyncio
 import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -200,3 +201,26 @@ def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
         wait=wait_exponential_jitter(initial=0.2, max=20, jitter=0.2),
         reraise=True,
     )(call)
+
+
+def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write one object, whole or not at all.
+
+    An object store's put is atomic by itself; a local file is written beside its place, flushed to the disk
+    and renamed. The temporary name starts with a dot, so that no glob of a reader sees it.
+    """
+    if "file" not in filesystem.protocol:
+        filesystem.pipe_file(path, data)
+        return
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,280 @@
+"""The output folder: what is in it at every moment of a run, and how it stays true under kills.
+
+    _segray/staging/000007.parquet   a commit: whole items with their instances inside, one atomic object
+    instances/part-000012.parquet    many commits merged, flattened and sorted: one row an instance
+    images/part-000012.parquet       their ledger rows, written after the instances: the commit record
+    run.json                         the last word: it exists = the run is complete
+
+Why not Ray Data's checkpoint and `write_parquet`: both are exact only while one row is one item up to the
+sink, and their files are one a block. Here results come back to the driver one row an item, the driver is the
+only writer, and a commit is one put of one object, so there is nothing to repair. Many small commits keep
+a kill cheap; merging them keeps the files few. A merge names its inputs in its ledger part's metadata, so
+a merge that was cut off is finished (inputs deleted) or undone (instances without a ledger part deleted)
+by the next start. Memory: one merge holds about `MERGE_BYTES` of commits.
+
+Numbers grow for the life of an output, so that of two rows of one item the one in the higher file is newer.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segray import schema
+from segray.errors import JobFailedError
+from segray.storage import StorageSettings, open_filesystem, put_atomically, retrying
+
+MERGE_BYTES = 32 << 20
+"""Staged bytes that are merged into one part; parts come out at about this size."""
+
+_METADATA_KEY = b"segray"
+_NAME = re.compile(r"(?:part-)?(\d{6,})\.parquet$")
+STAGING, IMAGES, INSTANCES = "_segray/staging", "images", "instances"
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How many items the archives held whose end has been seen: canonical URL and version -> counts."""
+
+    counts: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def to_json(self) -> list[list[Any]]:
+        return [[uri, version, items, ignored] for (uri, version), (items, ignored) in self.counts.items()]
+
+    @staticmethod
+    def from_json(rows: Iterable[Sequence[Any]]) -> "Ends":
+        return Ends({(uri, version): (items, ignored) for uri, version, items, ignored in rows})
+
+    @staticmethod
+    def of(table: pa.Table) -> "Ends":
+        """The ends told by the control rows of a table (schema ANNOTATED)."""
+        rows = table.filter(pc.is_valid(table["end"])).select(["uri", "version", "end"]).to_pylist()
+        return Ends({(r["uri"], r["version"]): (r["end"]["items"], r["end"]["ignored"]) for r in rows})
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of committed items: a staged commit, or a merged part of the ledger."""
+
+    folder: str
+    number: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Path inside the output."""
+        return f"{self.folder}/{'part-' if self.folder == IMAGES else ''}{self.number:06d}.parquet"
+
+
+class Store:
+    """Reads and writes the files of one output. Only one process may have it open (see `lock`)."""
+
+    def __init__(self, url: str, storage: StorageSettings) -> None:
+        self.filesystem, self.root = open_filesystem(url, storage)
+        self.storage = storage
+        self._next_number = 1
+
+    # --- small files ---------------------------------------------------------------------------------
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put one object, whole or not at all. Raises JobFailedError naming it when the storage refuses."""
+        path = f"{self.root}/{name}"
+        try:
+            retrying(lambda: put_atomically(self.filesystem, path, data), self.storage)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise JobFailedError(
+                f"cannot write {path}: {reason}; what is committed is safe, run again to continue"
+            ) from error
+
+    def read(self, name: str) -> bytes | None:
+        """One object's bytes; None where there is none."""
+        try:
+            data: bytes = retrying(lambda: self.filesystem.cat_file(f"{self.root}/{name}"), self.storage)
+        except FileNotFoundError:
+            return None
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """One JSON object; None where there is none. Raises JobFailedError where it is damaged."""
+        data = self.read(name)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise JobFailedError(f"{self.root}/{name} is damaged: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put one JSON object, readable."""
+        self.write(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def delete(self, name: str) -> None:
+        """Remove one object; it is no error if it is gone already."""
+
+        def remove() -> None:
+            try:
+                self.filesystem.rm_file(f"{self.root}/{name}")
+            except FileNotFoundError:
+                return
+
+        retrying(remove, self.storage)
+
+    def list(self, folder: str) -> dict[str, int]:
+        """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
+
+        def find() -> dict[str, int]:
+            try:
+                rows = self.filesystem.ls(f"{self.root}/{folder}", detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                f"{folder}/{row['name'].rsplit('/', 1)[-1]}": int(row["size"] or 0)
+                for row in rows
+                if row["type"] == "file"
+            }
+
+        return retrying(find, self.storage)
+
+    # --- parts ---------------------------------------------------------------------------------------
+
+    def recover(self) -> list[Part]:
+        """Finish or undo what a killed run left half done; returns what counts, oldest first."""
+        parts = self._parts(IMAGES) + self._parts(STAGING)
+        absorbed = {
+            name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]
+        }
+        committed = {f"{part.number:06d}" for part in parts if part.folder == IMAGES} - {
+            match[1] for name in absorbed if name.startswith(IMAGES) and (match := _NAME.search(name))
+        }
+        for name in self.list(INSTANCES):
+            match = _NAME.search(name)
+            if match is None or match[1] not in committed:
+                self.delete(name)
+        for folder in (IMAGES, STAGING):
+            for name in self.list(folder):
+                if name in absorbed or _NAME.search(name) is None:
+                    self.delete(name)
+        kept = sorted((part for part in parts if part.name not in absorbed), key=lambda part: part.number)
+        self._next_number = max((part.number for part in parts), default=0) + 1
+        return kept
+
+    def metadata(self, part: Part) -> dict[str, Any]:
+        """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
+        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
+            return _metadata(pq.read_schema(file))
+
+    def ledger(self, part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The ledger rows of one part in batches; control rows are left out."""
+        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(65_536, columns=["image_id", *columns]):
+                yield batch.filter(pc.is_valid(batch["image_id"]))
+
+    def ends(self, part: Part) -> Ends:
+        """The archive ends that one part has seen."""
+        if part.folder == IMAGES:
+            return Ends.from_json(self.metadata(part)["ends"])
+        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
+            return Ends.of(pq.read_table(file, columns=["uri", "version", "end"]))
+
+    def commit(self, table: pa.Table) -> Part:
+        """Make whole items safe: one atomic object. `table` has the schema ANNOTATED."""
+        part = Part(STAGING, self._take_number(), 0)
+        data = _parquet(table.cast(schema.ANNOTATED))
+        self.write(part.name, data)
+        return Part(part.folder, part.number, len(data))
+
+    def merge(self, parts: Sequence[Part], stale: set[tuple[int, str]], vanished: dict[str, bool]) -> Part:
+        """Several commits or parts become one part; the inputs are deleted.
+
+        Rows in `stale` (part number, image_id) are left out with their instances; `vanished` sets that
+        column of the ledger for the image_ids it names.
+        """
+        images, instances, ends = [], [], Ends()
+        for part in parts:
+            part_images, part_instances = self._read_flat(part)
+            ends.counts.update(self.ends(part).counts)
+            dropped = pa.array([name for number, name in stale if number == part.number], pa.string())
+            images.append(part_images.filter(pc.invert(pc.is_in(part_images["image_id"], dropped))))
+            instances.append(part_instances.filter(pc.invert(pc.is_in(part_instances["image_id"], dropped))))
+        merged = Part(IMAGES, self._take_number(), 0)
+        names = [part.name for part in parts]
+        self.write(
+            f"{INSTANCES}/part-{merged.number:06d}.parquet",
+            _parquet(_sorted(pa.concat_tables(instances)), {b"geo": schema.geoparquet_metadata()}),
+        )
+        ledger = _with_vanished(_sorted(pa.concat_tables(images)), vanished)
+        about = {"replaces": names, "ends": ends.to_json()}
+        self.write(merged.name, _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()}))
+        for part in parts:
+            self.delete(part.name)
+            if part.folder == IMAGES:
+                self.delete(f"{INSTANCES}/part-{part.number:06d}.parquet")
+        return merged
+
+    def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table]:
+        """(ledger rows, instance rows) of one part."""
+
+        def table(name: str, wanted: pa.Schema) -> pa.Table:
+            with self.filesystem.open(f"{self.root}/{name}", "rb") as file:
+                return pq.read_table(file).cast(wanted)
+
+        if part.folder == IMAGES:
+            return (
+                table(part.name, schema.IMAGES),
+                table(f"{INSTANCES}/part-{part.number:06d}.parquet", schema.INSTANCES),
+            )
+        nested = table(part.name, schema.ANNOTATED)
+        nested = nested.filter(pc.is_valid(nested["image_id"]))
+        return nested.select(schema.IMAGES.names), flatten(nested)
+
+    def _parts(self, folder: str) -> list[Part]:
+        return [
+            Part(folder, int(match[1]), size)
+            for name, size in self.list(folder).items()
+            if (match := _NAME.search(name))
+        ]
+
+    def _take_number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+
+def flatten(nested: pa.Table) -> pa.Table:
+    """Items with instances inside (schema ANNOTATED) -> one row an instance (schema INSTANCES)."""
+    found = nested["found"].combine_chunks()
+    parents = pc.list_parent_indices(found)
+    rows = pc.list_flatten(found)
+    columns = {"image_id": nested["image_id"].combine_chunks().take(parents)}
+    columns |= {name.name: pc.struct_field(rows, name.name) for name in schema.NESTED_INSTANCE}
+    columns["category"] = pc.dictionary_encode(columns["category"])
+    return pa.table(columns).cast(schema.INSTANCES)
+
+
+def _with_vanished(ledger: pa.Table, vanished: dict[str, bool]) -> pa.Table:
+    if not vanished:
+        return ledger
+    ids = pa.array(vanished, pa.string())
+    values = pa.array(vanished.values(), pa.bool_()).take(pc.index_in(ledger["image_id"], ids))
+    position = ledger.schema.get_field_index("vanished")
+    return ledger.set_column(position, "vanished", pc.coalesce(values, ledger["vanished"]))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    keys = [name for name in ("image_id", "instance_id") if name in table.column_names]
+    return table.unify_dictionaries().sort_by([(name, "ascending") for name in keys])
+
+
+def _parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata or {}), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _metadata(file_schema: pa.Schema) -> dict[str, Any]:
+    about = (file_schema.metadata or {}).get(_METADATA_KEY)
+    return {"replaces": [], "ends": []} if about is None else json.loads(about)

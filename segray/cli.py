@@ -1,0 +1,94 @@
+"""`segray VERB …`: parse, call, exit code. Heavy libraries are imported by the verb that needs them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from segray.errors import ExitCode, SegrayError
+
+EXAMPLES = """examples:
+  segray annotate photos/ --weights nuclei-small --output out/
+  segray annotate s3://bucket/shards/ --output s3://bucket/labels --weights coco-v2 --actors 8
+  segray annotate list.parquet more.tar --config annotate.yaml --max-rejects 0.01
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
+  130 interrupted, run again to continue"""
+
+USAGE = """usage: segray VERB ...
+
+Image archives into segmentation labels, on one machine or a Ray cluster.
+
+verbs:
+  annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
+  models [--json]                   what can be loaded, its licence and where the weights come from
+  doctor [--json]                   what works on this machine, and what to install for the rest
+
+`segray VERB --help` says more; `segray --version` prints the version."""
+
+
+def _annotate(arguments: Sequence[str]) -> int:
+    from segray.settings import AnnotateSettings, load_settings, printable
+
+    settings = load_settings(AnnotateSettings, arguments, "segray annotate", EXAMPLES)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.annotate.job import annotate
+
+    return annotate(settings)
+
+
+def _models(arguments: Sequence[str]) -> int:
+    from segray.models.catalog import show
+
+    return show(as_json=_json_flag("models", "what can be loaded, and from where", arguments))
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from segray.doctor import show
+
+    return show(as_json=_json_flag("doctor", "what works here", arguments))
+
+
+def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=f"segray {verb}", description=description)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return bool(parser.parse_args(arguments).json)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "annotate": _annotate,
+    "models": _models,
+    "doctor": _doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (see `segray.errors.ExitCode`)."""
+    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    rest = rest[:-1]
+    if verb in ("-h", "--help", "help"):
+        print(USAGE)
+        return ExitCode.DONE
+    if verb == "--version":
+        print(f"segray {version('segray')}")
+        return ExitCode.DONE
+    if verb not in VERBS:
+        print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)
+        return ExitCode.USAGE
+    try:
+        return int(VERBS[verb](rest))
+    except SegrayError as error:
+        for line in error.lines:
+            print(f"segray: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("segray: interrupted; run the same command again to continue", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

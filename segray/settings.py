@@ -1,0 +1,241 @@
+"""Every option, typed once: flags, `SEGRAY_…` environment, YAML, the printed help, all from these classes.
+
+Flags win over the environment, the environment over the `--config` file, the file over the defaults.
+"""
+
+import argparse
+import difflib
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import (
+    SettingsError as PydanticSettingsError,
+)
+
+from segray.errors import SettingsError
+from segray.storage import StorageSettings
+
+ENV_PREFIX = "SEGRAY_"
+
+
+class RaySettings(BaseModel):
+    """Where the job runs; empty means a Ray of its own on this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(
+        None, description="running cluster ('auto', or host:port); inside a Ray job this is found by itself"
+    )
+    object_store_mib: int = Field(1024, ge=128, description="shared memory for data in flight (own Ray only)")
+    stall_timeout_s: float = Field(1800, gt=0, description="fail when nothing moved for so long")
+
+
+class JobSettings(BaseSettings):
+    """What every verb has."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags="toggle",
+        nested_model_default_partial_update=True,
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of these settings")
+    print_config: bool = Field(False, description="print the settings in force as YAML (no secrets) and stop")
+    dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
+    storage: StorageSettings = StorageSettings()
+    ray: RaySettings = RaySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment, then the config file, which arrives as keywords; flags are put in front."""
+        return env_settings, init_settings
+
+
+class AnnotateSettings(JobSettings):
+    """Mask R-CNN over a collection of images, into Parquet instance annotations.
+
+    A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
+    Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
+    with the same command, does only what is missing.
+    """
+
+    sources: CliPositionalArg[list[str]] = Field(
+        default=[],
+        validate_default=True,
+        min_length=1,
+        description="folders, files, globs, archives, manifests",
+    )
+    output: str = Field(min_length=1, description="folder or bucket URL for the tables")
+    weights: str = Field(
+        "coco-v2",
+        description="model: a name (see `segray models`), a path or URL, or python:module:factory",
+    )
+    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances at or above this score")
+    max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
+    retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
+    max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
+    decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
+    max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
+    batch_size: int | None = Field(
+        None, ge=1, description="images a model call ; default 8 on a GPU, 2 on CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the device is good at it"
+    )
+    actors: int | None = Field(None, ge=1, description="most model actors at a time ; default all that fit")
+    min_actors: int = Field(1, ge=1, description="fewest model actors; the pool moves between the two")
+    gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
+    cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")
+    decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
+    commit_every_s: float = Field(10.0, ge=0, description="results are safe on disk after about so long")
+
+
+S = TypeVar("S", bound=JobSettings)
+
+
+def load_settings(cls: type[S], arguments: Sequence[str], program: str, examples: str = "") -> S:
+    """Settings from flags, environment and file.
+
+    Raises SettingsError with one line for every problem at once. `--help` prints and exits 0.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} SOURCE... --output URL [options]",
+        description=inspect.cleandoc(cls.__doc__ or ""),
+        epilog=examples,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    unknown: list[str] = []
+
+    def parse(parser: argparse.ArgumentParser, arguments: Sequence[str], _: Any = None) -> argparse.Namespace:
+        namespace, rest = parser.parse_known_intermixed_args(arguments)
+        unknown.extend(rest)
+        return namespace
+
+    flags: CliSettingsSource[Any] = CliSettingsSource(
+        cls,
+        root_parser=parser,
+        cli_parse_args=list(arguments),
+        parse_args_method=parse,
+    )
+    given: Any = flags()
+    problems = [_unknown_flag(cls, flag) for flag in _only_names(unknown)]
+    problems += _unknown_environment(cls)
+    file, file_problems = _config_file(given.get("config") or os.environ.get(ENV_PREFIX + "CONFIG"))
+    problems += file_problems
+    try:
+        settings = cls(_cli_settings_source=flags, **file)
+    except ValidationError as error:
+        problems += [_line(cls, problem) for problem in error.errors()]
+    except PydanticSettingsError as error:
+        problems += [str(error)]
+    if problems:
+        raise SettingsError(*problems, f"see `{program} --help`")
+    return settings
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
+    """What the YAML file holds, and what is wrong with it."""
+    if not path:
+        return {}, []
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, [f"config: cannot read {path}: {error.strerror}"]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return {}, [f"config: {path} is not YAML: {' '.join(str(error).split())}"]
+    if content is None:
+        return {}, []
+    if not isinstance(content, dict):
+        return {}, [f"config: {path} must hold `name: value` lines, not a {type(content).__name__}"]
+    return {str(name).replace("-", "_").lstrip("_"): value for name, value in content.items()}, []
+
+
+def printable(settings: JobSettings) -> str:
+    """The settings in force as YAML that `--config` reads back; secrets are stars, unset values left out."""
+    plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _line(cls: type[BaseSettings], problem: Any) -> str:
+    names = [str(part) for part in problem["loc"]]
+    dotted = ".".join(names) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted}: unknown setting{_did_you_mean(names[-1], _known(cls))}"
+    if problem["type"] == "missing":
+        return f"{dotted}: is required"
+    given = problem.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
+    return f"{dotted}: {problem['msg']}{shown}"
+
+
+def _known(cls: type[BaseModel]) -> list[str]:
+    """All setting names, nested ones dotted and by their last part."""
+    names: list[str] = []
+    for name, field in cls.model_fields.items():
+        names.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested = _known(field.annotation)
+            names += nested + [f"{name}.{inner}" for inner in nested]
+    return names
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _only_names(unknown: Sequence[str]) -> list[str]:
+    """Arguments nobody knows, without the values that belong to an unknown flag."""
+    return [
+        argument
+        for before, argument in zip(["", *unknown], unknown, strict=False)
+        if argument.startswith("-") or not before.startswith("-") or "=" in before
+    ]
+
+
+def _unknown_flag(cls: type[BaseModel], flag: str) -> str:
+    name = flag.lstrip("-").partition("=")[0]
+    hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
+    return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
+
+
+def _unknown_environment(cls: type[BaseModel]) -> list[str]:
+    known = {name.upper().replace(".", "__") for name in _known(cls)}
+    return [
+        f"{name}: unknown setting in the environment{_did_you_mean(rest.lower(), _known(cls))}"
+        for name in sorted(os.environ)
+        if name.startswith(ENV_PREFIX) and (rest := name[len(ENV_PREFIX) :]).upper() not in known
+    ]
