@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -42,7 +43,7 @@ class CompactBackbone(nn.Module):
         return pyramid
 
 
-class Float32RPNHead(RPNHead):
+class Float32RPNHead(RPNHead):  # type: ignore[misc]
     """Torchvision's head with float32 results: boxes decoded in bfloat16 are pixels off."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -51,7 +52,7 @@ class Float32RPNHead(RPNHead):
         return [t.float() for t in objectness], [t.float() for t in deltas]
 
 
-class Float32BoxPredictor(FastRCNNPredictor):
+class Float32BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
     """Torchvision's predictor with float32 results, for the same reason."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ class Float32BoxPredictor(FastRCNNPredictor):
         return logits.float(), deltas.float()
 
 
-class Float32MaskPredictor(MaskRCNNPredictor):
+class Float32MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
     """Torchvision's predictor with float32 results, so that the mask loss is summed in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,46 +70,53 @@ class Float32MaskPredictor(MaskRCNNPredictor):
         return logits.float()
 
 
-def build_compact_maskrcnn(
-    *,
-    classes: int,
-    stem_width: int = 32,
-    widths: Sequence[int] = (48, 96, 160, 224),
-    depths: Sequence[int] = (2, 2, 2, 2),
-    fpn_width: int = 64,
-    anchor_sizes: Sequence[int] = (14, 28, 56, 112),
-    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    box_width: int = 256,
-    mask_widths: Sequence[int] = (64, 64, 64),
-    detections_per_image: int = 400,
-) -> MaskRCNN:
+@dataclass(frozen=True)
+class CompactSettings:
+    """The architecture in plain numbers; a model file stores every one of them."""
+
+    stem_width: int = 32
+    widths: tuple[int, ...] = (48, 96, 160, 224)
+    """Channels of the four stages."""
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Residual blocks of the four stages."""
+    fpn_width: int = 64
+    anchor_sizes: tuple[int, ...] = (14, 28, 56, 112)
+    """Sides of the square anchor of each level, pixels of the resized image."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    box_width: int = 256
+    mask_widths: tuple[int, ...] = (64, 64, 64)
+    detections_per_image: int = 400
+
+
+def build_compact_maskrcnn(classes: int, settings: CompactSettings) -> MaskRCNN:
     """Build the detector with random weights; it is a plain `MaskRCNN`, in training mode.
 
-    `classes` counts the categories without background. `anchor_sizes` are the sides of square anchors in
-    pixels of the resized image, one for each of the four levels. The resize and the normalisation of
-    `model.transform` are torchvision's defaults until the model file or the training sets them.
+    `classes` counts the categories without background. The resize and the normalisation of
+    `model.transform` are torchvision's defaults until a model card sets them.
     """
+    fpn_width, detections = settings.fpn_width, settings.detections_per_image
     anchors = AnchorGenerator(
-        tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
+        tuple((size,) for size in settings.anchor_sizes),
+        (settings.aspect_ratios,) * len(settings.anchor_sizes),
     )
     model = MaskRCNN(
-        CompactBackbone(stem_width, widths, depths, fpn_width),
+        CompactBackbone(settings.stem_width, settings.widths, settings.depths, fpn_width),
         rpn_anchor_generator=anchors,
         rpn_head=Float32RPNHead(fpn_width, anchors.num_anchors_per_location()[0]),
         box_roi_pool=_roi_align(7),
-        box_head=TwoMLPHead(fpn_width * 7 * 7, box_width),
-        box_predictor=Float32BoxPredictor(box_width, classes + 1),
+        box_head=TwoMLPHead(fpn_width * 7 * 7, settings.box_width),
+        box_predictor=Float32BoxPredictor(settings.box_width, classes + 1),
         mask_roi_pool=_roi_align(14),
-        mask_head=MaskRCNNHeads(fpn_width, mask_widths, dilation=1, norm_layer=nn.BatchNorm2d),
-        mask_predictor=Float32MaskPredictor(mask_widths[-1], mask_widths[-1], classes + 1),
-        box_detections_per_img=detections_per_image,
+        mask_head=MaskRCNNHeads(fpn_width, settings.mask_widths, dilation=1, norm_layer=nn.BatchNorm2d),
+        mask_predictor=Float32MaskPredictor(settings.mask_widths[-1], settings.mask_widths[-1], classes + 1),
+        box_detections_per_img=detections,
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=800,
         rpn_pre_nms_top_n_test=1000,
-        rpn_post_nms_top_n_test=2 * detections_per_image,
+        rpn_post_nms_top_n_test=2 * detections,
         rpn_fg_iou_thresh=0.6,  # one anchor size an octave: at torchvision's 0.7 most nuclei match none
         rpn_bg_iou_thresh=0.3,
-        box_batch_size_per_image=192,
+        box_batch_size_per_image=128,
     )
     _initialise(model)
     return model
@@ -118,7 +126,7 @@ def _roi_align(size: int) -> MultiScaleRoIAlign:
     return MultiScaleRoIAlign(
         featmap_names=list(LEVELS),
         output_size=size,
-        sampling_ratio=2,
+        sampling_ratio=1,  # a bin is about one cell of the map, and 2 made its backward pass 30 % of a step
         canonical_scale=ROI_CANONICAL_SCALE,
     )
 
