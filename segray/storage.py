@@ -224,3 +224,18 @@ def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write one object where none is. Raises FileExistsError where one is; of two callers one wins."""
+    if "file" in filesystem.protocol:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("xb") as file:
+            file.write(data)
+        return
+    try:
+        filesystem.pipe_file(path, data, mode="create")
+    except Exception as error:  # noqa: BLE001 - each provider has its own exception for a failed condition
+        if not is_passing(error) and filesystem.exists(path):
+            raise FileExistsError(path) from error
+        raise

@@ -17,8 +17,9 @@ Numbers grow for the life of an output, so that of two rows of one item the one 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -26,8 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray import schema
-from segray.errors import JobFailedError
-from segray.storage import StorageSettings, open_filesystem, put_atomically, retrying
+from segray.errors import JobFailedError, SettingsError
+from segray.storage import StorageSettings, create_atomically, open_filesystem, put_atomically, retrying
 
 MERGE_BYTES = 32 << 20
 """Staged bytes that are merged into one part; parts come out at about this size."""
@@ -92,6 +93,16 @@ class Store:
                 f"cannot write {path}: {reason}; what is committed is safe, run again to continue"
             ) from error
 
+    def create(self, name: str, data: bytes) -> None:
+        """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
+        path = f"{self.root}/{name}"
+        try:
+            retrying(lambda: create_atomically(self.filesystem, path, data), self.storage)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise SettingsError(f"output: cannot write {path}: {error.strerror or error}") from error
+
     def read(self, name: str) -> bytes | None:
         """One object's bytes; None where there is none."""
         try:
@@ -123,7 +134,7 @@ class Store:
 
         retrying(remove, self.storage)
 
-    def list(self, folder: str) -> dict[str, int]:
+    def files(self, folder: str) -> dict[str, int]:
         """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
 
         def find() -> dict[str, int]:
@@ -150,12 +161,12 @@ class Store:
         committed = {f"{part.number:06d}" for part in parts if part.folder == IMAGES} - {
             match[1] for name in absorbed if name.startswith(IMAGES) and (match := _NAME.search(name))
         }
-        for name in self.list(INSTANCES):
+        for name in self.files(INSTANCES):
             match = _NAME.search(name)
             if match is None or match[1] not in committed:
                 self.delete(name)
         for folder in (IMAGES, STAGING):
-            for name in self.list(folder):
+            for name in self.files(folder):
                 if name in absorbed or _NAME.search(name) is None:
                     self.delete(name)
         kept = sorted((part for part in parts if part.name not in absorbed), key=lambda part: part.number)
@@ -164,21 +175,19 @@ class Store:
 
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
-        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
-            return _metadata(pq.read_schema(file))
+        about = (self._parquet_file(part.name).schema_arrow.metadata or {}).get(_METADATA_KEY)
+        return {"replaces": [], "ends": []} if about is None else dict(json.loads(about))
 
     def ledger(self, part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The ledger rows of one part in batches; control rows are left out."""
-        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(65_536, columns=["image_id", *columns]):
-                yield batch.filter(pc.is_valid(batch["image_id"]))
+        for batch in self._parquet_file(part.name).iter_batches(65_536, columns=["image_id", *columns]):
+            yield batch.filter(pc.is_valid(batch["image_id"]))
 
     def ends(self, part: Part) -> Ends:
         """The archive ends that one part has seen."""
         if part.folder == IMAGES:
             return Ends.from_json(self.metadata(part)["ends"])
-        with self.filesystem.open(f"{self.root}/{part.name}", "rb") as file:
-            return Ends.of(pq.read_table(file, columns=["uri", "version", "end"]))
+        return Ends.of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
     def commit(self, table: pa.Table) -> Part:
         """Make whole items safe: one atomic object. `table` has the schema ANNOTATED."""
@@ -187,17 +196,22 @@ class Store:
         self.write(part.name, data)
         return Part(part.folder, part.number, len(data))
 
-    def merge(self, parts: Sequence[Part], stale: set[tuple[int, str]], vanished: dict[str, bool]) -> Part:
+    def merge(
+        self,
+        parts: Sequence[Part],
+        stale: Mapping[int, Sequence[str]] = MappingProxyType({}),
+        vanished: Mapping[str, bool] = MappingProxyType({}),
+    ) -> Part:
         """Several commits or parts become one part; the inputs are deleted.
 
-        Rows in `stale` (part number, image_id) are left out with their instances; `vanished` sets that
-        column of the ledger for the image_ids it names.
+        `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
+        that column of the ledger for the image_ids it names.
         """
         images, instances, ends = [], [], Ends()
         for part in parts:
-            part_images, part_instances = self._read_flat(part)
             ends.counts.update(self.ends(part).counts)
-            dropped = pa.array([name for number, name in stale if number == part.number], pa.string())
+            dropped = pa.array(stale.get(part.number, ()), pa.string())
+            part_images, part_instances = self._read_flat(part)
             images.append(part_images.filter(pc.invert(pc.is_in(part_images["image_id"], dropped))))
             instances.append(part_instances.filter(pc.invert(pc.is_in(part_instances["image_id"], dropped))))
         merged = Part(IMAGES, self._take_number(), 0)
@@ -215,26 +229,26 @@ class Store:
                 self.delete(f"{INSTANCES}/part-{part.number:06d}.parquet")
         return merged
 
+    def _parquet_file(self, name: str) -> pq.ParquetFile:
+        data = self.read(name)
+        if data is None:
+            raise JobFailedError(f"{self.root}/{name} is gone; was it deleted while the job ran?")
+        return pq.ParquetFile(pa.BufferReader(data))
+
     def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table]:
         """(ledger rows, instance rows) of one part."""
-
-        def table(name: str, wanted: pa.Schema) -> pa.Table:
-            with self.filesystem.open(f"{self.root}/{name}", "rb") as file:
-                return pq.read_table(file).cast(wanted)
-
+        table = self._parquet_file(part.name).read()
         if part.folder == IMAGES:
-            return (
-                table(part.name, schema.IMAGES),
-                table(f"{INSTANCES}/part-{part.number:06d}.parquet", schema.INSTANCES),
-            )
-        nested = table(part.name, schema.ANNOTATED)
+            instances = self._parquet_file(f"{INSTANCES}/part-{part.number:06d}.parquet").read()
+            return table.cast(schema.IMAGES), instances.cast(schema.INSTANCES)
+        nested = table.cast(schema.ANNOTATED)
         nested = nested.filter(pc.is_valid(nested["image_id"]))
         return nested.select(schema.IMAGES.names), flatten(nested)
 
     def _parts(self, folder: str) -> list[Part]:
         return [
             Part(folder, int(match[1]), size)
-            for name, size in self.list(folder).items()
+            for name, size in self.files(folder).items()
             if (match := _NAME.search(name))
         ]
 
@@ -254,11 +268,11 @@ def flatten(nested: pa.Table) -> pa.Table:
     return pa.table(columns).cast(schema.INSTANCES)
 
 
-def _with_vanished(ledger: pa.Table, vanished: dict[str, bool]) -> pa.Table:
+def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
     if not vanished:
         return ledger
-    ids = pa.array(vanished, pa.string())
-    values = pa.array(vanished.values(), pa.bool_()).take(pc.index_in(ledger["image_id"], ids))
+    ids = pa.array(list(vanished), pa.string())
+    values = pa.array(list(vanished.values()), pa.bool_()).take(pc.index_in(ledger["image_id"], ids))
     position = ledger.schema.get_field_index("vanished")
     return ledger.set_column(position, "vanished", pc.coalesce(values, ledger["vanished"]))
 
@@ -273,8 +287,3 @@ def _parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> byt
     pq.write_table(table.replace_schema_metadata(metadata or {}), sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _metadata(file_schema: pa.Schema) -> dict[str, Any]:
-    about = (file_schema.metadata or {}).get(_METADATA_KEY)
-    return {"replaces": [], "ends": []} if about is None else json.loads(about)

@@ -1,0 +1,202 @@
+"""What is to do: the listing against the ledger, in a scratch database on the driver's disk.
+
+SQLite holds both sides, so that neither memory nor code grows with the number of items: double addresses,
+resume, changed and vanished sources and the final account are one query each. The unit is an item now; a
+scene's tiles will be rows of the same two tables.
+"""
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.annotate.store import Ends, Part, Store
+from segray.sources.item import Source
+
+LEDGER_COLUMNS = ["uri", "member_index", "version", "status", "error_type", "instances", "vanished"]
+
+_TABLES = """
+CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
+                     error_type TEXT, error TEXT) WITHOUT ROWID;
+CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member_index INTEGER, version TEXT, status TEXT,
+                     error_type TEXT, instances INTEGER, vanished INTEGER, part INTEGER,
+                     done INTEGER) WITHOUT ROWID;
+CREATE INDEX ledger_uri ON ledger (uri, version, done);
+CREATE TABLE stale (part INTEGER, image_id TEXT);
+CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, PRIMARY KEY (uri, version));
+"""
+_ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
+"""How many items of a source's present version have an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive with work left, and which of its members are done already."""
+
+    source: Source
+    done: bytes
+    """Bitmap over member indices: bit `i % 8` of byte `i // 8` is set where the member is in the ledger."""
+
+    def __contains__(self, member_index: object) -> bool:
+        """Whether a member is done; what `read_archive` asks."""
+        if not isinstance(member_index, int) or member_index >> 3 >= len(self.done):
+            return False
+        return bool(self.done[member_index >> 3] >> (member_index & 7) & 1)
+
+
+class Plan:
+    """Context manager around the scratch database."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="segray-plan-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "plan.sqlite", isolation_level=None)
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
+        )
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    # --- filling -------------------------------------------------------------------------------------
+
+    def add_sources(self, sources: Iterable[Source]) -> None:
+        """The listing; an address that comes twice is one source."""
+        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error) for s in sources)
+        self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", rows)
+
+    def add_ledger(self, store: Store, part: Part) -> None:
+        """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
+        for batch in store.ledger(part, LEDGER_COLUMNS):
+            self._add_rows(batch, part.number)
+        self.add_ends(store.ends(part))
+
+    def add_committed(self, table: pa.Table, part: Part) -> None:
+        """The rows of a commit of this run (schema ANNOTATED)."""
+        rows = table.filter(pc.is_valid(table["image_id"])).select(["image_id", *LEDGER_COLUMNS])
+        for batch in rows.to_batches():
+            self._add_rows(batch, part.number)
+        self.add_ends(Ends.of(table))
+
+    def add_ends(self, ends: Ends) -> None:
+        """Archives that were read to their end."""
+        rows = [(*key, *counts) for key, counts in ends.counts.items()]
+        self._many("INSERT OR REPLACE INTO ended VALUES (?,?,?,?)", rows)
+
+    def moved(self, parts: Iterable[Part], to: Part) -> None:
+        """The rows of merged parts are in another part now."""
+        numbers = [(to.number, part.number) for part in parts]
+        self._many("UPDATE ledger SET part = ? WHERE part = ?", numbers)
+        self._many("DELETE FROM stale WHERE part = ?", [(old,) for _, old in numbers])
+
+    def forget_rejected(self) -> None:
+        """Rejected items count as not done; their rows become stale when a new answer is there."""
+        self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected'")
+
+    # --- asking --------------------------------------------------------------------------------------
+
+    def sources(self) -> int:
+        """How many addresses the listing holds."""
+        return int(self._db.execute("SELECT count(*) FROM source").fetchone()[0])
+
+    def todo_files(self) -> Iterator[Source]:
+        """Files without an answer for their present version, by address."""
+        for row in self._db.execute(
+            f"SELECT * FROM source s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
+        ):
+            yield Source(*row)
+
+    def todo_archives(self) -> Iterator[Archive]:
+        """Archives of which not every member has an answer."""
+        rows = self._db.execute(f"""
+            SELECT s.* FROM source s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
+            WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > {_ANSWERS}) ORDER BY s.uri""")
+        for row in rows:
+            source = Source(*row)
+            yield Archive(source, self._done_bitmap(source))
+
+    def stale(self, parts: Iterable[Part]) -> dict[int, list[str]]:
+        """Rows that a newer answer or a newer version of their source replaces: part number -> image_ids."""
+        query = """
+            SELECT image_id FROM stale WHERE part = ?1 UNION
+            SELECT image_id FROM ledger l JOIN source s USING (uri)
+            WHERE part = ?1 AND l.version != s.version"""
+        return {part.number: [row[0] for row in self._db.execute(query, (part.number,))] for part in parts}
+
+    def vanished(self) -> dict[int, dict[str, bool]]:
+        """Rows whose mark must change, since their source is gone or back: part number -> id -> mark."""
+        marks: dict[int, dict[str, bool]] = {}
+        for part, image_id, gone in self._db.execute("""
+            SELECT part, image_id, s.uri IS NULL AS gone FROM ledger LEFT JOIN source s USING (uri)
+            WHERE gone != vanished"""):
+            marks.setdefault(part, {})[image_id] = bool(gone)
+        return marks
+
+    def unanswered(self) -> list[str]:
+        """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
+        files = [source.uri for source, _ in zip(self.todo_files(), range(10), strict=False)]
+        archives = [archive.source.uri for archive, _ in zip(self.todo_archives(), range(10), strict=False)]
+        return (files + archives)[:10]
+
+    def counts(self) -> dict[str, Any]:
+        """The account of the ledger: items, annotated, rejected, by type, instances, vanished, ignored."""
+        items, instances, vanished = self._db.execute(
+            "SELECT count(*), coalesce(sum(instances), 0), coalesce(sum(vanished), 0) FROM ledger"
+        ).fetchone()
+        by_type = dict(
+            self._db.execute(
+                "SELECT error_type, count(*) FROM ledger WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC"
+            )
+        )
+        rejected = sum(by_type.values())
+        return {
+            "items": items,
+            "annotated": items - rejected,
+            "rejected": rejected,
+            "rejects_by_type": by_type,
+            "instances": instances,
+            "vanished": vanished,
+            "ignored_members": self._db.execute("SELECT coalesce(sum(ignored), 0) FROM ended").fetchone()[0],
+        }
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany(statement, rows)
+        self._db.execute("COMMIT")
+
+    def _add_rows(self, batch: pa.RecordBatch, part: int) -> None:
+        ids = batch["image_id"].to_pylist()
+        columns = [batch[name].to_pylist() for name in LEDGER_COLUMNS]
+        self._many(
+            "INSERT INTO stale SELECT part, image_id FROM ledger WHERE image_id = ?", ((i,) for i in ids)
+        )
+        self._many(
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,1)",
+            zip(ids, *columns, [part] * len(ids), strict=True),
+        )
+
+    def _done_bitmap(self, source: Source) -> bytes:
+        rows = self._db.execute(
+            "SELECT member_index FROM ledger"
+            " WHERE uri = ? AND version = ? AND done AND member_index IS NOT NULL",
+            (source.uri, source.version),
+        )
+        bitmap = bytearray()
+        for (index,) in rows:
+            if index >> 3 >= len(bitmap):
+                bitmap.extend(bytes((index >> 3) + 1 - len(bitmap)))
+            bitmap[index >> 3] |= 1 << (index & 7)
+        return bytes(bitmap)

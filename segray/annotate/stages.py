@@ -1,0 +1,134 @@
+"""The two stages between reading and the sink, as plain callables: decode, and the model step.
+
+A stage takes a table and returns tables of its own schema; it knows nothing of Ray. What fails costs one
+row. `Attempts` is how an item that kills the model's process is found: what was begun and never ended.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.annotate.instances import rejected_rows
+from segray.annotate.predictor import Predictor
+from segray.sources.sandbox import DecodeSandbox, decode_table
+
+MOST_ATTEMPTS = 3
+"""So often may an item kill its worker before it is rejected as `crashed`."""
+
+HOPELESS = 20
+"""So many failures of the model without one success stop the job instead of rejecting everything."""
+
+
+class Attempts:
+    """Counts of items that were begun; ending one forgets it, so only items in flight are held."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def before(self, names: Sequence[str]) -> list[int]:
+        """How often each was begun and not ended."""
+        return [self._begun[name] for name in names]
+
+    def begin(self, names: Sequence[str]) -> None:
+        """Mark before the work."""
+        self._begun.update(names)
+
+    def end(self, names: Sequence[str]) -> None:
+        """Forget after the work."""
+        for name in names:
+            del self._begun[name]
+
+
+class Decode:
+    """FETCHED -> DECODED, in a child process that a hostile file may kill."""
+
+    def __init__(self, max_pixels: int, timeout_s: float, most_rows: int) -> None:
+        self.sandbox = DecodeSandbox(timeout_s=timeout_s)
+        self.max_pixels, self.most_rows = max_pixels, most_rows
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One row an item, in order; several tables, so that no block is large."""
+        yield from decode_table(table, self.sandbox, self.max_pixels)
+
+
+class AttemptsLike(Protocol):
+    """`Attempts`, here or in another process."""
+
+    def before(self, names: Sequence[str]) -> list[int]: ...
+    def begin(self, names: Sequence[str]) -> None: ...
+    def end(self, names: Sequence[str]) -> None: ...
+
+
+class Annotate:
+    """DECODED -> ANNOTATED: the model step, and what happens when it raises or dies."""
+
+    def __init__(self, make_predictor: Callable[[], Predictor], attempts: AttemptsLike) -> None:
+        self.attempts = attempts
+        if attempts.before(["model"])[0] >= MOST_ATTEMPTS:
+            raise RuntimeError(f"the model killed its process {MOST_ATTEMPTS} times while it was loaded")
+        attempts.begin(["model"])
+        self.predictor = make_predictor()
+        attempts.end(["model"])
+        self._successes = self._failures = 0
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One row out for each row in, in order."""
+        ids = table.filter(pc.is_valid(table["pixels"]))["image_id"].to_pylist()
+        if any(self.attempts.before(ids)):
+            return self._one_by_one(table)
+        self.attempts.begin(ids)
+        try:
+            answer = self.predictor.annotate(table)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
+            _leave_if_device_is_lost(error)
+            self.attempts.end(ids)
+            return self._one_by_one(table)
+        self.attempts.end(ids)
+        self._successes += len(ids)
+        return answer
+
+    def _one_by_one(self, table: pa.Table) -> pa.Table:
+        """After a death or an error: alone, the item that is to blame can be told from its neighbours."""
+        return pa.concat_tables([self._alone(table.slice(row, 1)) for row in range(table.num_rows)])
+
+    def _alone(self, row: pa.Table) -> pa.Table:
+        if not row["pixels"][0].is_valid:
+            return self.predictor.annotate(row)
+        ids = row["image_id"].to_pylist()
+        if self.attempts.before(ids)[0] >= MOST_ATTEMPTS:
+            self.attempts.end(ids)
+            return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
+        self.attempts.begin(ids)
+        try:
+            answer = self.predictor.annotate(row)
+        except Exception as error:  # noqa: BLE001 - see above
+            _leave_if_device_is_lost(error)
+            self.attempts.end(ids)
+            return self._failed(row, error)
+        self.attempts.end(ids)
+        self._successes += 1
+        return answer
+
+    def _failed(self, row: pa.Table, error: Exception) -> pa.Table:
+        self._failures += 1
+        if self._failures >= HOPELESS and not self._successes:
+            raise RuntimeError(f"the model failed on each of its first {HOPELESS} images: {error}") from error
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            return rejected_rows(row, "memory", f"the model ran out of memory: {_first_line(error)}")
+        return rejected_rows(row, "crashed", f"the model failed: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _leave_if_device_is_lost(error: Exception) -> None:
+    """After a CUDA error (not: out of memory) the process cannot compute any more; a new one can."""
+    text = str(error)
+    if "CUDA error" in text and "out of memory" not in text:
+        import os
+
+        os._exit(1)
