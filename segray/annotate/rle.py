@@ -1,0 +1,172 @@
+"""Masks to COCO run lengths of the whole image, without a mask of the whole image.
+
+A RoI mask is resized to its box, cut at the image's border, compared with 0.5, and its runs, in column
+order, are moved to where they lie in the image. Boxes and arithmetic are torchvision's
+`paste_masks_in_image`, the string is pycocotools'; results are identical to the two one after the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from torch.nn.functional import interpolate
+from torchvision.models.detection.roi_heads import expand_boxes
+
+from segray.errors import ItemError
+
+THRESHOLD = 0.5
+MAX_PIXELS = 2**32 - 1  # pycocotools counts in unsigned 32-bit integers
+SMALL = (
+    128  # torch resizes to at most this many rows and columns together with a kernel that rounds otherwise
+)
+_ROUNDING = np.float32(1e-6)  # above the error of a float32 sum of two products of numbers in 0..1
+
+Crop = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMasks:
+    """Run lengths of the n masks of one image; an empty mask has area 0."""
+
+    counts: list[str]
+    """COCO compressed run lengths of the whole image."""
+    area: NDArray[np.int64]
+    """(n,), mask pixels."""
+    bbox: NDArray[np.float32]
+    """(n, 4): x, y, width, height in pixels of the image, half-open; pycocotools' `toBbox`."""
+    truncated: NDArray[np.bool_]
+    """(n,): the mask touches the image's border."""
+
+
+def encode_roi_masks(
+    masks: NDArray[np.float32], boxes: NDArray[np.float32], height: int, width: int
+) -> EncodedMasks:
+    """Encode masks that are relative to their boxes.
+
+    masks: (n, m, m) probabilities; boxes: (n, 4) as x0, y0, x1, y1 in pixels of the image, finite, x0 <= x1
+    and y0 <= y1, they may lie over the border or outside; height, width: of the image. Raises ItemError for
+    an image with too many pixels for run lengths.
+    """
+    check_pixels(height, width)
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+    expanded = (
+        expand_boxes(torch.from_numpy(boxes), padded.shape[2] / masks.shape[2]).to(torch.int64).tolist()
+    )
+    edges = [_box_edges(mask, box, height, width) for mask, box in zip(padded, expanded, strict=True)]
+    return _encoded([_counts(each, height * width) for each in edges], height, width)
+
+
+def encode_image_masks(masks: NDArray[Any], height: int, width: int) -> EncodedMasks:
+    """Encode masks of the whole image: (n, height, width), bool, or numbers that are compared with 0.5."""
+    check_pixels(height, width)
+    full = [_binary(mask) for mask in masks]
+    objects = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in full]
+    return _measured(objects, [int(np.count_nonzero(mask)) for mask in full], height, width)
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise ItemError (`too_large`) where run lengths of the image would overflow."""
+    if height * width > MAX_PIXELS:
+        raise ItemError(
+            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MAX_PIXELS} pixels"
+        )
+
+
+def _binary(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    binary: NDArray[np.bool_] = mask if mask.dtype == bool else mask > THRESHOLD
+    return binary
+
+
+def _encoded(counts: Sequence[NDArray[np.int64]], height: int, width: int) -> EncodedMasks:
+    uncompressed = [{"size": [height, width], "counts": each} for each in counts]
+    objects = coco.frPyObjects(uncompressed, height, width) if counts else []
+    return _measured(objects, [int(each[1::2].sum()) for each in counts], height, width)
+
+
+def _measured(objects: list[dict[str, Any]], area: list[int], height: int, width: int) -> EncodedMasks:
+    """`area` is given because pycocotools' own fails on more than 255 masks."""
+    bbox = coco.toBbox(objects).reshape(-1, 4)
+    inside = (bbox[:, :2] > 0).all(1) & (bbox[:, :2] + bbox[:, 2:] < (width, height)).all(1)
+    areas = np.array(area, np.int64)
+    counts = [each["counts"].decode("ascii") for each in objects]
+    return EncodedMasks(counts, areas, bbox.astype(np.float32), ~inside & (areas > 0))
+
+
+def _box_edges(mask: NDArray[np.float32], box: Sequence[int], height: int, width: int) -> NDArray[np.int64]:
+    """Start, stop, start, … of the mask's runs in the image's pixels, counted down the columns.
+
+    mask: (m, m); box: first and last column and row of the resized mask, the last ones inside.
+    """
+    col_first, row_first, col_last, row_last = box
+    cols = slice(max(-col_first, 0), min(col_last + 1, width) - col_first)
+    rows = slice(max(-row_first, 0), min(row_last + 1, height) - row_first)
+    if cols.stop <= cols.start or rows.stop <= rows.start:
+        return np.zeros(0, np.int64)
+    size = row_last - row_first + 1, col_last - col_first + 1
+    crop = (_small_crop if sum(size) <= SMALL else _large_crop)(mask, size, rows, cols)
+    return _crop_edges(crop, row_first + rows.start, col_first + cols.start, height)
+
+
+def _small_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, cols: slice) -> Crop:
+    resized = interpolate(torch.from_numpy(mask)[None, None], size=size, mode="bilinear", align_corners=False)
+    full: Crop = resized[0, 0].numpy()[rows, cols] > THRESHOLD
+    return full
+
+
+def _large_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, cols: slice) -> Crop:
+    """Where a window of the mask (m, m), resized to `size` rows and columns, is above the threshold.
+
+    The arithmetic is torch's for outputs of more than 128 rows and columns together
+    (`upsample_generic_Nd_kernel_impl`): columns first, and a fused multiply-add for each pair of
+    neighbours. The fused one is slow here, so it decides only where a plain one comes near the threshold.
+    """
+    row0, row1, row_weight0, row_weight1 = _neighbours(mask.shape[0], size[0], rows)
+    col0, col1, col_weight0, col_weight1 = _neighbours(mask.shape[1], size[1], cols)
+    lines = _fused(mask[:, col0], col_weight0, mask[:, col1], col_weight1)
+    value = lines[row0]
+    value *= row_weight0[:, None]
+    value += lines[row1] * row_weight1[:, None]
+    full: Crop = value > THRESHOLD + _ROUNDING
+    row, col = np.divmod(np.flatnonzero(full != (value > THRESHOLD - _ROUNDING)), full.shape[1])
+    near = _fused(lines[row0[row], col], row_weight0[row], lines[row1[row], col], row_weight1[row])
+    full[row, col] = near > THRESHOLD
+    return full
+
+
+def _neighbours(source: int, target: int, window: slice) -> tuple[Any, Any, Any, Any]:
+    """Along one axis, the two source pixels of each target pixel of the window, and their weights."""
+    half = np.float32(0.5)
+    scale = np.float32(source) / np.float32(target)
+    centre = scale * (np.arange(window.start, window.stop).astype(np.float32) + half) - half
+    centre = np.maximum(centre, np.float32(0))
+    first = np.minimum(centre.astype(np.int64), source - 1)
+    weight = np.clip(centre - first.astype(np.float32), np.float32(0), np.float32(1))
+    return first, np.minimum(first + 1, source - 1), np.float32(1) - weight, weight
+
+
+def _fused(a: Any, weight_a: Any, b: Any, weight_b: Any) -> NDArray[np.float32]:
+    summed: NDArray[np.float32] = (a.astype(np.float64) * weight_a + b * weight_b).astype(np.float32)
+    return summed
+
+
+def _crop_edges(crop: Crop, row_start: int, col_start: int, height: int) -> NDArray[np.int64]:
+    """Start, stop, start, … of the runs of a crop (rows, cols) that lies at (row_start, col_start)."""
+    rows, cols = crop.shape
+    flat = np.zeros(1 + cols * (rows + 1), bool)
+    flat[1:].reshape(cols, rows + 1)[:, :rows] = crop.T  # an empty row last: runs end with their column
+    col, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 1)
+    edges: NDArray[np.int64] = (col + col_start) * height + row + row_start
+    if rows < height or not len(edges):
+        return edges
+    joined = edges[2::2] == edges[1:-1:2]  # over the full height, a run does go on into the next column
+    return edges[np.r_[True, np.repeat(~joined, 2), True]]
+
+
+def _counts(edges: NDArray[np.int64], pixels: int) -> NDArray[np.int64]:
+    """Uncompressed run lengths: empty and full in turn, beginning with empty, over all `pixels`."""
+    counts = np.diff(edges, prepend=0, append=pixels)
+    return counts if counts[-1] or not len(edges) else counts[:-1]
