@@ -1,0 +1,36 @@
+"""Fixtures for all tests: storage servers on loopback, started when the first test asks for one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import servers
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[servers.Server]:
+    """S3 (moto), with one bucket that all tests share: write under a prefix of the test's own."""
+    with servers.s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[servers.Server]:
+    """Azure Blob Storage (Azurite), likewise."""
+    with servers.azure_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[servers.Server]:
+    """Google Cloud Storage (gcp-storage-emulator), likewise."""
+    with servers.gcs_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "azure", "gcs"])
+def server(request: pytest.FixtureRequest) -> servers.Server:
+    """Each of the three in turn."""
+    found = request.getfixturevalue(f"{request.param}_server")
+    assert isinstance(found, servers.Server)
+    return found
