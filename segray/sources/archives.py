@@ -1,0 +1,81 @@
+"""Archives member by member: never more of one in memory than the members of one table.
+
+A tar is read forwards, a zip by its central directory; both skip the bytes of members that are done where
+the format allows. Nothing is ever written to disk, so a member's name is only a name.
+"""
+
+from collections import Counter
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+import pyarrow as pa
+
+from segray.errors import ItemError
+from segray.sources.fetch import MAX_FILE_BYTES
+from segray.sources.item import Source
+from segray.sources.names import is_image_name, printable
+from segray.sources.reader import open_source
+from segray.sources.roundtrips import as_item_error
+from segray.sources.rows import FetchedRows
+from segray.sources.tar import tar_members
+from segray.sources.zip import zip_members
+from segray.storage import StorageSettings
+
+
+def read_archive(
+    source: Source, done: Container[int], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
+) -> Iterator[pa.Table]:
+    """The image members of a tar or zip in their order, as tables of FETCHED.
+
+    `done` holds the `member_index` of members to leave out; they still count as items. The very last row is
+    the control row. When the archive breaks off, what was read stays and one more rejected row, without a
+    member, stands for the archive itself. Tables end where members' sizes say: alike for the same `done`.
+    """
+    reading = _Reading(source, done, max_bytes)
+    try:
+        if source.error_type is not None:
+            raise ItemError(source.error_type, source.error or source.error_type)
+        with open_source(source, storage) as stream:
+            yield from reading.tables(stream)
+    except GeneratorExit:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever an archive raises costs the rest of it, not the job
+        reading.break_off(as_item_error(error, "the archive"))
+    reading.rows.add_end(source, reading.items, reading.ignored)
+    yield reading.rows.take()
+
+
+@dataclass
+class _Reading:
+    """Where in the archive we are, and what has been counted."""
+
+    source: Source
+    done: Container[int]
+    max_bytes: int
+    rows: FetchedRows = field(default_factory=FetchedRows)
+    items: int = 0
+    ignored: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def tables(self, stream: IO[bytes]) -> Iterator[pa.Table]:
+        members = tar_members(stream) if self.source.kind == "tar" else zip_members(stream)
+        for member in members:
+            if not is_image_name(member.name):
+                self.ignored += 1
+                continue
+            name = printable(member.name)
+            occurrence = self.seen[name]
+            self.seen[name] += 1
+            self.items += 1
+            if member.index in self.done:
+                continue
+            if not self.rows.fits(member.size if member.size <= self.max_bytes else 0):
+                yield self.rows.take()
+            self.rows.add_member(self.source, name, occurrence, member.index, member.read(self.max_bytes))
+
+    def break_off(self, error: ItemError) -> None:
+        """The row for the archive itself."""
+        where = f"after {self.items + self.ignored} members: " if self.items + self.ignored else ""
+        self.rows.add_file(self.source, ItemError(error.error_type, where + error.reason))
+        self.items += 1

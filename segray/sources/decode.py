@@ -1,0 +1,161 @@
+"""Encoded bytes -> upright 8-bit RGB, by one rule that anyone can check against Pillow.
+
+The pixels equal Pillow's `ImageOps.exif_transpose(image).convert("RGB")` wherever Pillow reads the file as
+8-bit or palette. So alpha is dropped over the stored colour, and the first frame or page is taken. 16-bit
+grey is v >> 8 and 12-bit v >> 4, where Pillow's own conversion would clip. Floating point and 32-bit
+integers have no agreed range and are `unsupported`.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (  # the plugins by name, or Pillow imports all forty at the first file
+    AvifImagePlugin,
+    ExifTags,
+    Image,
+    Jpeg2KImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from segray.errors import ItemError
+from segray.sources.signature import FORMATS, describe_signature, ends_early, webp_canvas
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> the transposition that undoes it (EXIF 2.32, tag 274; as in Pillow's ImageOps)."""
+_BITS_PER_SAMPLE = 258  # TIFF 6.0
+_TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One picture, upright."""
+
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, 3), RGB, C-contiguous."""
+    frames: int
+    """Frames or pages in the file; the pixels are the first one's."""
+
+
+def decode_rgb(data: bytes, max_pixels: int) -> Decoded:
+    """The picture in `data`, at most `max_pixels` (height * width) large.
+
+    Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
+    ends early), `corrupt`, `unsupported`, `memory`.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and an error instead of a warning
+    Image.WARN_POSSIBLE_FORMATS = True  # the only way to learn why a header was refused
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many workers share the machine
+    with warnings.catch_warnings(record=True) as refusals:
+        warnings.simplefilter("always")
+        try:
+            return _decode(data, max_pixels)
+        except ItemError:
+            raise
+        except MemoryError:
+            raise ItemError("memory", "decoding it needs more memory than a decoder may have") from None
+        except Exception as error:  # plugins fail on hostile bytes with any type
+            raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Decoded:
+    canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
+    if canvas is not None:
+        _check_size(*canvas, max_pixels)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(*image.size, max_pixels)
+        if image.mode in _TOO_DEEP:
+            raise ItemError("unsupported", f"{image.format} with {_TOO_DEEP[image.mode]} has no 8-bit form")
+        bits = _bits(image)  # TIFF: the tags of the first page are gone once frames are counted
+        image.load()
+        upright = _upright(_to_rgb(image, bits), image)
+        pixels = np.frombuffer(upright.tobytes(), np.uint8).reshape(upright.height, upright.width, 3)
+        return Decoded(pixels, _count_frames(image))
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ItemError("too_large", f"{width} x {height} pixels, the limit is {max_pixels:,} in all")
+
+
+def _bits(image: Image.Image) -> int:
+    """Significant bits of a sample in Pillow's 16-bit modes, which hold 12-bit TIFF samples as they are."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return 12 if tuple(tags.get(_BITS_PER_SAMPLE, ())) == (12,) else 16
+
+
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        return Image.fromarray((samples >> (bits - 8)).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """`rgb` turned as the EXIF of `image` says; an EXIF block that cannot be read turns nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
+        return rgb
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return rgb if method is None else rgb.transpose(method)
+
+
+def _count_frames(image: Image.Image) -> int:
+    """At least the one that was read: broken later pages do not cost the first."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error):
+        return 1
+
+
+def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
+    """Type and reason for what a plugin raised; whether the file ends early is read from its structure."""
+    if not data:
+        return ItemError("truncated", "the file is empty")
+    form, known = describe_signature(data)
+    if not known:
+        return ItemError("unsupported" if form else "corrupt", _not_ours(data, form))
+    early = ends_early(data, form)
+    words = _words(error, refusals)
+    if "too large" in words.lower() and "text" in words.lower():
+        return ItemError("too_large", f"{form}: its text chunks inflate beyond Pillow's limit")
+    if early or "truncated" in words.lower():
+        return ItemError("truncated", f"{form}: the file ends early ({words})")
+    if "not supported" in words.lower() or "unknown pixel mode" in words.lower():
+        return ItemError("unsupported", f"{form}: {words}")
+    return ItemError("corrupt", f"{form}: {words}")
+
+
+def _not_ours(data: bytes, form: str) -> str:
+    ours = "JPEG, PNG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF"
+    return (
+        f"{form} is not among the formats read ({ours})"
+        if form
+        else (f"not an image: no format of {ours} begins with bytes {data[:8].hex(' ')}")
+    )
+
+
+def _words(error: Exception, refusals: list[str]) -> str:
+    """What Pillow said, without the noise it puts around it."""
+    if isinstance(error, UnidentifiedImageError):
+        said = [
+            text.split("opening failed.", 1)[-1].strip() for text in refusals if "opening failed." in text
+        ]
+        return "; ".join(dict.fromkeys(said)) or "its header cannot be read"
+    return " ".join(str(error).split()) or type(error).__name__

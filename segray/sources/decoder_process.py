@@ -1,0 +1,100 @@
+"""The child of `DecodeSandbox`: decodes one file after another and may die doing so.
+
+Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT` (three inherited descriptors).
+A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in OUTPUT, both files in
+memory that the parent shares. The end of the connection ends the process.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from segray.errors import ItemError
+from segray.sources.decode import Decoded, decode_rgb
+
+Decoder = Callable[[bytes, int], Decoded]
+
+BASE_BYTES = 256 << 20
+"""Address space that a decoder may take besides what grows with the picture."""
+BYTES_PER_PIXEL = 64
+"""JPEG 2000, the hungriest decoder, takes 4 components x (4 + 4) bytes, Pillow's copies and ours 18 more."""
+
+
+def read_whole(descriptor: int, buffer: memoryview) -> None:
+    """Fill `buffer` from the start of the file; one system call moves at most 2 GiB."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], done)
+        if count == 0:
+            raise EOFError("the shared file is shorter than announced")
+        done += count
+
+
+def write_whole(descriptor: int, buffer: memoryview) -> None:
+    """Put `buffer` at the start of the file, which grows as needed."""
+    done = 0
+    while done < len(buffer):
+        done += os.pwrite(descriptor, buffer[done:], done)
+
+
+def serve(decode: Decoder) -> None:
+    """Answer requests with `decode` until the parent is gone."""
+    connection, source, target = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _volunteer_for_oom_killer()
+    own_bytes = _address_space()
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            return
+        # should the parent be killed while a file hangs us, the alarm's default action ends this process
+        signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + 5)
+        _limit_memory(own_bytes + BASE_BYTES + 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"])
+        answer = _answer(decode, request, source, target)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+def _answer(decode: Decoder, request: dict[str, int], source: int, target: int) -> dict[str, int | str]:
+    try:
+        data = bytearray(request["size"])
+        read_whole(source, memoryview(data))
+        decoded = decode(bytes(data), request["max_pixels"])
+        write_whole(target, decoded.pixels.data.cast("B"))
+    except ItemError as error:
+        return {"error_type": error.error_type, "reason": error.reason}
+    except MemoryError:
+        return {"error_type": "memory", "reason": "decoding it needs more memory than a decoder may have"}
+    height, width, _ = decoded.pixels.shape
+    return {"height": height, "width": width, "frames": decoded.frames}
+
+
+def _volunteer_for_oom_killer() -> None:
+    with contextlib.suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _address_space() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 1 << 30
+
+
+def _limit_memory(size: int) -> None:
+    """Bound the address space; the limit can be raised again because only the soft one is set."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    with contextlib.suppress(ValueError, OSError):  # systems without this limit
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+if __name__ == "__main__":
+    serve(decode_rgb)

@@ -1,0 +1,82 @@
+"""Whole files into memory: groups of concurrent reads, each file with its bytes or its own error."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from segray.errors import ItemError
+from segray.sources.item import Source
+from segray.sources.roundtrips import as_item_error, request_all
+from segray.sources.rows import FetchedRows
+from segray.storage import StorageSettings, open_filesystem
+
+MAX_FILE_BYTES = 1 << 30
+"""An encoded image above this is rejected unread: it would have to sit in memory whole."""
+_UNKNOWN_SIZE = 1 << 20
+"""What a file counts for in a group when its storage does not tell its size."""
+
+
+def fetch_files(
+    sources: Sequence[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
+) -> Iterator[pa.Table]:
+    """The bytes of each source, in order, as tables of FETCHED; what cannot be read becomes an error row.
+
+    Tables end where the listed sizes say, whatever the reads give, so that the same sources always make the
+    same tables. `max_bytes` is the largest file that is read.
+    """
+    rows = FetchedRows()
+    for group in _groups(sources, max_bytes):
+        for source, data in zip(group, _read(group, storage, max_bytes), strict=True):
+            rows.add_file(source, data)
+        yield rows.take()
+
+
+def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]:
+    """Neighbours that share a table by their listed sizes."""
+    rows, group = FetchedRows(), list[Source]()
+    for source in sources:
+        size = _UNKNOWN_SIZE if source.size < 0 else source.size if source.size <= max_bytes else 0
+        if not rows.fits(size):
+            yield group
+            rows, group = FetchedRows(), []
+        rows.rows.append(())
+        rows.size += size
+        group.append(source)
+    if group:
+        yield group
+
+
+def _read(group: list[Source], storage: StorageSettings, max_bytes: int) -> list[bytes | ItemError]:
+    results: list[bytes | ItemError] = [_known_error(source, max_bytes) or b"" for source in group]
+    by_storage: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    for place, source in enumerate(group):
+        if not isinstance(results[place], ItemError):
+            filesystem, path = open_filesystem(source.address, storage)
+            by_storage.setdefault(id(filesystem), (filesystem, []))[1].append((place, path))
+    for filesystem, places in by_storage.values():
+        # one byte more than allowed tells a file that is too large, also where no size was listed
+        ends = [
+            (path, None, None) if group[place].size >= 0 else (path, 0, max_bytes + 1)
+            for place, path in places
+        ]
+        answers = request_all(filesystem, "cat_file", ends, storage)
+        for (place, _), answer in zip(places, answers, strict=True):
+            results[place] = _checked(answer, max_bytes)
+    return results
+
+
+def _known_error(source: Source, max_bytes: int) -> ItemError | None:
+    if source.error_type is not None:
+        return ItemError(source.error_type, source.error or source.error_type)
+    return _too_large(source.size, max_bytes) if source.size > max_bytes else None
+
+
+def _checked(answer: bytes | Exception, max_bytes: int) -> bytes | ItemError:
+    if isinstance(answer, Exception):
+        return as_item_error(answer)
+    return answer if len(answer) <= max_bytes else _too_large(len(answer), max_bytes)
+
+
+def _too_large(size: int, max_bytes: int) -> ItemError:
+    return ItemError("too_large", f"the file has {size:,} bytes, more than the {max_bytes:,} that are read")

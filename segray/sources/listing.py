@@ -1,0 +1,124 @@
+"""What the user named -> one Source for each file and archive, streamed.
+
+folder, glob -> files below -> images and archives (the rest is counted as ignored)
+file         -> itself, whatever its name; an archive or a manifest by its suffix
+manifest     -> one file for each row
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+from segray.errors import SettingsError
+from segray.sources.item import Source
+from segray.sources.local import everything, local_source, walk
+from segray.sources.manifest import read_manifest
+from segray.sources.names import archive_kind, is_image_name, manifest_kind
+from segray.sources.pattern import Pattern, has_magic
+from segray.sources.remote import list_files, remote_source
+from segray.sources.roundtrips import describe
+from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
+
+_FIRST_ATTEMPTS = 2
+"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
+
+
+class Listing:
+    """Iterate once: yields Sources and counts in `ignored` the names without an image suffix.
+
+    Iterating raises SettingsError for a source that does not exist or cannot be listed.
+    """
+
+    def __init__(self, sources: Sequence[str], storage: StorageSettings) -> None:
+        self.ignored = 0
+        self._sources = sources
+        self._storage = storage
+
+    def __iter__(self) -> Iterator[Source]:
+        for url in self._sources:
+            try:
+                yield from self._expand(url)
+            except OSError as error:
+                raise SettingsError(f"{canonical_uri(url)}: {describe(error)}") from error
+
+    def _expand(self, url: str) -> Iterator[Source]:
+        protocol, _ = split_protocol(url)
+        filesystem, path = open_filesystem(url, self._storage)
+        if protocol == "file":
+            return self._expand_local(path)
+        return self._expand_remote(filesystem, protocol, path, url)
+
+    def _expand_local(self, path: str) -> Iterator[Source]:
+        if stat.S_ISDIR(_mode(path)):
+            os.scandir(path).close()  # raises at once where the folder itself cannot be listed
+            return self._chosen(walk(path))
+        if os.path.lexists(path):
+            return self._named(local_source(path))
+        if has_magic(path):
+            return self._matching_local(Pattern(path))
+        raise SettingsError(f"{canonical_uri(path)}: no such file or folder")
+
+    def _expand_remote(
+        self, filesystem: AbstractFileSystem, protocol: str, path: str, url: str
+    ) -> Iterator[Source]:
+        info = self._first_contact(filesystem, path, url)
+        if info is None:
+            pattern = Pattern(path)
+            files = list_files(filesystem, protocol, pattern.prefix, pattern.enters, self._storage)
+            return self._chosen(one for one in files if pattern.matches(one.address.partition("://")[2]))
+        if info.get("type") == "directory" and protocol not in ("http", "https"):
+            return self._chosen(
+                list_files(filesystem, protocol, path.rstrip("/") + "/", everything, self._storage)
+            )
+        return self._named(remote_source(protocol, path, info))
+
+    def _first_contact(self, filesystem: AbstractFileSystem, path: str, url: str) -> dict[str, Any] | None:
+        """What the storage says of the source; None where nothing has that name but it can be a pattern."""
+        hasty = self._storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self._storage.attempts)})
+        try:
+            return dict(retrying(lambda: filesystem.info(path), hasty))
+        except FileNotFoundError as error:
+            if has_magic(path) and not path.startswith(("http://", "https://")):
+                return None
+            raise SettingsError(f"{canonical_uri(url)}: no such file, folder or bucket") from error
+        except Exception as error:  # each library has its own types; all mean that work cannot begin
+            raise SettingsError(f"{canonical_uri(url)}: {describe(error)}") from error
+
+    def _matching_local(self, pattern: Pattern) -> Iterator[Source]:
+        if not stat.S_ISDIR(_mode(pattern.root)):
+            raise SettingsError(f"{canonical_uri(pattern.path)}: no such folder: {pattern.root}")
+        files = walk(pattern.root, pattern.enters)
+        return self._chosen(one for one in files if one.uri.endswith("/") or pattern.matches(one.address))
+
+    def _chosen(self, files: Iterator[Source]) -> Iterator[Source]:
+        """Of the files in a folder: images, archives, and folders that could not be listed."""
+        for file in files:
+            kind = archive_kind(file.uri)
+            if kind is not None:
+                yield replace(file, kind=kind)
+            elif is_image_name(file.uri) or file.uri.endswith("/"):
+                yield file
+            else:
+                self.ignored += 1
+
+    def _named(self, file: Source) -> Iterator[Source]:
+        """A file that the user named."""
+        if file.error_type == "missing":
+            raise SettingsError(f"{file.uri}: {file.error}")
+        kind = archive_kind(file.uri)
+        if kind is None and manifest_kind(file.uri) is not None:
+            yield from read_manifest(file, self._storage)
+        else:
+            yield file if kind is None else replace(file, kind=kind)
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0

@@ -1,0 +1,118 @@
+"""Manifests: the column `uri` of a Parquet or CSV file, streamed, each row looked up in its storage."""
+
+import csv
+import io
+import posixpath
+from collections.abc import Iterator
+from itertools import islice
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import SettingsError
+from segray.sources.item import Source
+from segray.sources.local import local_source
+from segray.sources.names import manifest_kind
+from segray.sources.reader import open_source
+from segray.sources.remote import remote_source, remote_uri
+from segray.sources.roundtrips import as_item_error, request_all
+from segray.storage import EXTRAS, StorageSettings, canonical_uri, open_filesystem, split_protocol
+
+_BATCH = 512
+"""Rows looked up at a time."""
+
+
+def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source]:
+    """A Source of kind `file` for every row, in order; what is wrong with a row is its Source's error.
+
+    Relative uris are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or
+    cannot be read.
+    """
+    base = manifest.address.split("?", 1)[0].rpartition("/")[0]
+    try:
+        with open_source(manifest, storage) as stream:
+            rows = enumerate(_uris(stream, manifest), start=1)
+            while batch := list(islice(rows, _BATCH)):
+                yield from _look_up(batch, manifest, base, storage)
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {error}") from error
+
+
+def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
+    is_csv = manifest_kind(manifest.uri) == "csv"
+    return _csv_uris(stream, manifest) if is_csv else _parquet_uris(stream, manifest)
+
+
+def _csv_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
+    rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    column = _column(next(rows, []), manifest)
+    for row in rows:
+        if row:  # an empty line is no row
+            yield (row[column] or None) if column < len(row) else None
+
+
+def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
+    file = pq.ParquetFile(stream)
+    _column(file.schema_arrow.names, manifest)
+    for batch in file.iter_batches(columns=["uri"], batch_size=8192):
+        yield from batch.column(0).cast(pa.string()).to_pylist()
+
+
+def _column(names: list[str], manifest: Source) -> int:
+    if "uri" not in names:
+        has = ", ".join(names[:20]) or "none"
+        raise SettingsError(f"{manifest.uri}: a manifest needs a column uri; it has: {has}")
+    return names.index("uri")
+
+
+def _look_up(
+    batch: list[tuple[int, str | None]], manifest: Source, base: str, storage: StorageSettings
+) -> list[Source]:
+    """The rows as Sources, in order, those of one remote storage looked up together."""
+    found: dict[int, Source] = {}
+    remote: dict[int, tuple[Any, str, list[tuple[int, str]]]] = {}
+    for row, uri in batch:
+        if not uri:
+            found[row] = _without_uri(manifest, row)
+            continue
+        address = _absolute(uri, base)
+        protocol, _ = split_protocol(address)
+        if protocol == "file":
+            found[row] = local_source(open_filesystem(address, storage)[1])
+        elif protocol not in EXTRAS:
+            reason = f"unknown protocol {protocol}://"
+            found[row] = Source(canonical_uri(address), address, "file", "", -1, "unsupported", reason)
+        else:
+            filesystem, path = open_filesystem(address, storage)
+            remote.setdefault(id(filesystem), (filesystem, protocol, []))[2].append((row, path))
+    for filesystem, protocol, places in remote.values():
+        infos = request_all(filesystem, "info", [(path,) for _, path in places], storage)
+        for (row, path), info in zip(places, infos, strict=True):
+            found[row] = _remote(protocol, path, info)
+    return [found[row] for row, _ in batch]
+
+
+def _without_uri(manifest: Source, row: int) -> Source:
+    where = f"{manifest.uri}#row={row}"
+    return Source(
+        where, where, "file", manifest.version, -1, "missing", f"row {row} of the manifest has no uri"
+    )
+
+
+def _absolute(uri: str, base: str) -> str:
+    if "://" in uri or uri.startswith(("/", "~")):
+        return uri
+    if "://" not in base:
+        return f"{base}/{uri}"
+    scheme, _, folder = base.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{folder}/{uri}')}"  # object stores know no `..`
+
+
+def _remote(protocol: str, path: str, info: dict[str, Any] | Exception) -> Source:
+    if not isinstance(info, Exception) and info.get("type") == "directory":
+        info = IsADirectoryError(path)
+    if not isinstance(info, Exception):
+        return remote_source(protocol, path, info)
+    error, uri = as_item_error(info), remote_uri(protocol, path)
+    return Source(uri, uri, "file", "", -1, error.error_type, error.reason)

@@ -1,0 +1,24 @@
+"""One member of an archive, its bytes still unread."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from segray.errors import ItemError
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What the archive says about a member; folders are never yielded."""
+
+    index: int
+    """Position among all members of the archive, folders included."""
+    name: str
+    size: int
+    """Bytes as the archive claims them: enough to plan by, never to trust."""
+    read: Callable[[int], bytes | ItemError]
+    """`read(max_bytes)`: the content, or what is wrong with this member; raises what breaks the archive."""
+
+
+def too_large(size: int, max_bytes: int) -> ItemError:
+    """The rejection of a member that claims, or grows to, more than `max_bytes`."""
+    return ItemError("too_large", f"the member has {size:,} bytes or more, the limit is {max_bytes:,}")

@@ -1,0 +1,49 @@
+"""Which names are images, archives and manifests: by suffix alone, so that a listing opens nothing."""
+
+from typing import Literal
+
+from segray.sources.item import SourceKind
+
+_DECODED_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".avif", ".avifs", ".mpo",
+)  # fmt: skip
+_OTHER_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
+)  # fmt: skip
+IMAGE_SUFFIXES = (*_DECODED_SUFFIXES, *_OTHER_SUFFIXES)
+"""Compared in lower case. Pictures in formats that `decode` does not read are items too: they are rejected
+as `unsupported`, where ignoring them would let photographs vanish without a word."""
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_MANIFEST_SUFFIXES = (".parquet", ".csv")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name in a folder or an archive is an item."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def archive_kind(name: str) -> SourceKind | None:
+    """`tar` or `zip` by suffix; None where the name is no archive's."""
+    lower = name.lower()
+    if lower.endswith(_TAR_SUFFIXES):
+        return "tar"
+    return "zip" if lower.endswith(".zip") else None
+
+
+def manifest_kind(name: str) -> Literal["parquet", "csv"] | None:
+    """`parquet` or `csv` by suffix; None where the name is no manifest's."""
+    lower = name.lower()
+    if not lower.endswith(_MANIFEST_SUFFIXES):
+        return None
+    return "csv" if lower.endswith(".csv") else "parquet"
+
+
+def printable(name: str) -> str:
+    r"""The name as UTF-8 that any table holds: bytes that are not UTF-8 become `\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def is_utf8(name: str) -> bool:
+    """False for a local file name with bytes that are not UTF-8 (Python keeps them as lone surrogates)."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,0 +1,55 @@
+"""Globs over any storage, matched against names while a listing streams by."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from fsspec.utils import glob_translate
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path that does not exist as it stands can be meant as a pattern."""
+    return _MAGIC.search(path) is not None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`*`, `?`, `[…]` within a name, `**` over any depth. A folder that matches is taken whole."""
+
+    path: str
+
+    @property
+    def prefix(self) -> str:
+        """The literal text before the first magic character; object stores list by it."""
+        match = _MAGIC.search(self.path)
+        return self.path if match is None else self.path[: match.start()]
+
+    @property
+    def root(self) -> str:
+        """The deepest folder without magic; a walk begins there."""
+        return self.prefix.rpartition("/")[0] or "/"
+
+    @cached_property
+    def _whole(self) -> re.Pattern[str]:
+        return re.compile(glob_translate(self.path))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self.path.split("/")
+
+    def matches(self, path: str) -> bool:
+        """Whether a file is meant: its own path matches, or a folder above it does."""
+        names = path.split("/")
+        least = len(self.root.split("/")) if self.root != "/" else 1
+        return any(self._whole.match("/".join(names[:depth])) for depth in range(len(names), least, -1))
+
+    def enters(self, folder: str) -> bool:
+        """Whether anything below `folder` can match, so that a walk need not see the rest of a disk."""
+        for name, wanted in zip(folder.split("/"), self._names, strict=False):
+            if "**" in wanted:
+                return True
+            if not re.match(glob_translate(wanted), name):
+                return False
+        return True

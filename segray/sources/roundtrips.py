@@ -1,0 +1,102 @@
+"""Many small requests to one storage at once, each with its own result or error.
+
+The object stores' fsspec libraries are asynchronous: their requests share one event loop. Everything else
+(local disk, SFTP, memory) gets threads. Requests that failed in a way that passes are made again, alone.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fsspec.asyn import sync
+from fsspec.spec import AbstractFileSystem
+
+from segray.errors import ItemError, SegrayError
+from segray.storage import StorageSettings, error_type, is_passing, retrying
+
+T = TypeVar("T")
+
+CONCURRENCY = 64
+"""Requests in flight: about what one worker needs to fill a fast network with 100 kB files."""
+_THREADS = 8
+
+
+def request_all(
+    filesystem: AbstractFileSystem,
+    name: str,
+    arguments: Sequence[tuple[Any, ...]],
+    storage: StorageSettings,
+) -> list[Any | Exception]:
+    """`filesystem.<name>(*a)` for each a of `arguments`: its result, or the error that stayed."""
+    results: list[Any] = [None] * len(arguments)
+    pending = list(range(len(arguments)))
+
+    def attempt() -> None:
+        nonlocal pending
+        answers = _once(filesystem, name, [arguments[index] for index in pending])
+        for index, answer in zip(pending, answers, strict=True):
+            results[index] = answer
+        pending = [index for index in pending if _passes(results[index])]
+        if pending:
+            raise results[pending[0]]
+
+    try:
+        retrying(attempt, storage)
+    except Exception:
+        if not pending:  # not an answer but a fault of ours
+            raise
+    return results
+
+
+def _passes(answer: object) -> bool:
+    return isinstance(answer, Exception) and is_passing(answer)
+
+
+def _once(filesystem: AbstractFileSystem, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    if getattr(filesystem, "async_impl", False):
+        call = getattr(filesystem, "_" + name)
+        return list(sync(filesystem.loop, _gather, [lambda a=a: call(*a) for a in arguments]))
+    call = getattr(filesystem, name)
+    if len(arguments) == 1:
+        return [_caught(call, arguments[0])]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda a: _caught(call, a), arguments))
+
+
+async def _gather(calls: list[Callable[[], Coroutine[Any, Any, T]]]) -> list[T | BaseException]:
+    slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def limited(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with slots:
+            return await call()
+
+    return await asyncio.gather(*(limited(call) for call in calls), return_exceptions=True)
+
+
+def _caught(call: Callable[..., T], arguments: tuple[Any, ...]) -> T | Exception:
+    try:
+        return call(*arguments)
+    except Exception as error:  # noqa: BLE001 - each request's own error is its result
+        return error
+
+
+def as_item_error(error: Exception, what: str = "the file") -> ItemError:
+    """The rejection for a request that failed for good, in words without the library's own noise."""
+    if isinstance(error, ItemError):
+        return error
+    if isinstance(error, IsADirectoryError):
+        return ItemError("missing", f"{what} is a folder")
+    if isinstance(error, FileNotFoundError):
+        return ItemError("missing", f"{what} is not there")
+    return ItemError(error_type(error), f"{what} cannot be read: {describe(error)}")
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person: the system's or library's own words, without addresses, which may hold keys."""
+    if isinstance(error, SegrayError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return str(error.strerror)
+    words = " ".join(str(error).split())
+    return words.split("?", 1)[0][:300] or type(error).__name__

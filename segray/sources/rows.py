@@ -1,0 +1,56 @@
+"""Rows of FETCHED gathered into tables whose borders depend on sizes alone, so that a rerun cuts alike."""
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from segray.errors import ItemError
+from segray.schema import FETCHED
+from segray.sources.item import Source, image_id
+
+TABLE_BYTES = 16 << 20
+"""A table of encoded files is cut before it would grow beyond this (Ray moves blocks of this size well)."""
+TABLE_ROWS = 64
+
+
+@dataclass
+class FetchedRows:
+    """Grows row by row; `take` returns the table so far and starts anew."""
+
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+    size: int = 0
+
+    def fits(self, size: int) -> bool:
+        """Whether a row of `size` bytes still belongs into this table (an empty one takes any)."""
+        return not self.rows or (len(self.rows) < TABLE_ROWS and self.size + size <= TABLE_BYTES)
+
+    def add_file(self, source: Source, data: bytes | ItemError) -> None:
+        """A source that is one item, or an archive's own rejection."""
+        key = image_id(source.uri, None, 0, source.version)
+        self._add((key, source.uri, None, None, source.version), data)
+
+    def add_member(
+        self, source: Source, name: str, occurrence: int, index: int, data: bytes | ItemError
+    ) -> None:
+        """A member of the archive `source`; `index` is its place among all members."""
+        key = image_id(source.uri, name, occurrence, source.version)
+        self._add((key, source.uri, name, index, source.version), data)
+
+    def add_end(self, source: Source, items: int, ignored: int) -> None:
+        """The control row behind the last member."""
+        end = {"items": items, "ignored": ignored}
+        self.rows.append((None, source.uri, None, None, source.version, None, None, None, end))
+
+    def take(self) -> pa.Table:
+        """The rows so far as a table of FETCHED."""
+        columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in FETCHED)
+        arrays = [pa.array(list(column), kind.type) for column, kind in zip(columns, FETCHED, strict=True)]
+        self.rows, self.size = [], 0
+        return pa.Table.from_arrays(arrays, schema=FETCHED)
+
+    def _add(self, identity: tuple[object, ...], data: bytes | ItemError) -> None:
+        if isinstance(data, ItemError):
+            self.rows.append((*identity, None, data.error_type, data.reason, None))
+            return
+        self.rows.append((*identity, data, None, None, None))
+        self.size += len(data)

@@ -1,0 +1,229 @@
+"""Decoding in a process of its own, so that a hostile file can take nothing along but itself.
+
+One child decodes file after file. It is killed when a file takes too long, its memory is bounded, and when
+it dies a fresh one takes its place. Bytes go over and pixels come back through files in memory that both
+share: one copy on each side, nothing through a pipe.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import segray
+from segray.errors import ItemError
+from segray.schema import DECODED
+from segray.sources.decode import Decoded
+from segray.sources.decoder_process import read_whole, write_whole
+
+TABLE_BYTES = 32 << 20
+_KEPT_BYTES = 64 << 20
+"""A shared file that a big picture made larger than this is given back to the system afterwards."""
+
+
+class DecodeSandbox:
+    """`with DecodeSandbox() as sandbox: sandbox.decode(data, max_pixels)`; the child starts when needed."""
+
+    def __init__(self, timeout_s: float = 30.0, program: str = "segray.sources.decoder_process") -> None:
+        self.timeout_s = timeout_s
+        self._program = program
+        self._child: _Child | None = None
+
+    def __enter__(self) -> "DecodeSandbox":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child; the next `decode` starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def decode(self, data: bytes | memoryview, max_pixels: int) -> Decoded:
+        """As `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second try)."""
+        try:
+            return self._try(data, max_pixels)
+        except _ChildDiedError:
+            self.close()
+        try:
+            return self._try(data, max_pixels)
+        except _ChildDiedError as death:
+            self.close()
+            raise death.as_item_error() from None
+
+    def _try(self, data: bytes | memoryview, max_pixels: int) -> Decoded:
+        if self._child is None:
+            self._child = _Child(self._program)
+        try:
+            return self._child.decode(data, max_pixels, self.timeout_s)
+        except ItemError as error:
+            if error.error_type in ("timeout", "memory"):
+                self.close()
+            raise
+
+
+class _ChildDiedError(Exception):
+    """The child ended without an answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+    def as_item_error(self) -> ItemError:
+        if self.status == -signal.SIGKILL:  # not ours: the system was short of memory
+            return ItemError("memory", "the system killed the decoder, most likely for want of memory")
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-self.status).name
+            return ItemError("crashed", f"the decoder died of {name} on this file, twice")
+        return ItemError("crashed", f"the decoder ended with status {self.status} on this file, twice")
+
+
+class _Child:
+    """The process, the connection to it and the two shared files."""
+
+    def __init__(self, program: str) -> None:
+        ours, theirs = socket.socketpair()
+        self._source, self._target = _shared_file(), _shared_file()
+        with theirs:
+            descriptors = (theirs.fileno(), self._source, self._target)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", program, *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libtiff and libpng complain here
+                env=_environment(),
+            )
+        self._connection = Connection(ours.detach())
+
+    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float) -> Decoded:
+        write_whole(self._source, memoryview(data))
+        answer = self._ask({"size": len(data), "max_pixels": max_pixels, "timeout_s": timeout_s}, timeout_s)
+        _shrink(self._source, len(data))
+        if "error_type" in answer:
+            raise ItemError(answer["error_type"], answer["reason"])
+        pixels = np.empty((answer["height"], answer["width"], 3), np.uint8)
+        read_whole(self._target, pixels.data.cast("B"))
+        _shrink(self._target, pixels.nbytes)
+        return Decoded(pixels, answer["frames"])
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        os.close(self._source)
+        os.close(self._target)
+
+    def _ask(self, request: dict[str, float], timeout_s: float) -> dict[str, Any]:
+        try:
+            self._connection.send_bytes(json.dumps(request).encode())
+            if not self._connection.poll(timeout_s):
+                raise ItemError("timeout", f"decoding it took longer than {timeout_s:g} s")
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise _ChildDiedError(self._process.wait()) from None
+        return answer
+
+
+def _shared_file() -> int:
+    """Descriptor of a file in memory without a name; where the system has none, of a deleted one on disk."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("segray", os.MFD_CLOEXEC)
+    descriptor, path = tempfile.mkstemp(prefix="segray")
+    Path(path).unlink()
+    return descriptor
+
+
+def _shrink(descriptor: int, size: int) -> None:
+    if size > _KEPT_BYTES:
+        os.ftruncate(descriptor, 0)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, plus where this package lies, minus threads: many decoders share the machine."""
+    home = str(Path(segray.__file__).parents[1])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    quiet |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "134217728"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def decode_table(
+    table: pa.Table, sandbox: DecodeSandbox, max_pixels: int, target_bytes: int = TABLE_BYTES
+) -> Iterator[pa.Table]:
+    """FETCHED -> tables of DECODED, a row for each row and in order; error and control rows pass through.
+
+    A table is cut before its pixels would exceed `target_bytes` (one picture may, alone): pictures have the
+    same size in every run, so the cuts are the same too.
+    """
+    start, pictures, size = 0, list[Decoded | ItemError | None](), 0
+    for row, (data, known) in enumerate(zip(table["data"], table["error_type"], strict=True)):
+        picture = None if known.is_valid or not data.is_valid else _decoded(data, sandbox, max_pixels)
+        grown = picture.pixels.nbytes if isinstance(picture, Decoded) else 0
+        if size and size + grown > target_bytes:
+            yield _table(table.slice(start, row - start), pictures)
+            start, pictures, size = row, [], 0
+        pictures.append(picture)
+        size += grown
+    if pictures:
+        yield _table(table.slice(start), pictures)
+
+
+def _decoded(data: Any, sandbox: DecodeSandbox, max_pixels: int) -> Decoded | ItemError:
+    try:
+        return sandbox.decode(memoryview(data.as_buffer()), max_pixels)
+    except ItemError as error:
+        return error
+
+
+def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None]) -> pa.Table:
+    """The rows of `fetched` with their pictures in place of the encoded bytes."""
+    found = [picture if isinstance(picture, Decoded) else None for picture in pictures]
+    errors = [picture if isinstance(picture, ItemError) else None for picture in pictures]
+    columns = {name: fetched[name] for name in DECODED.names if name in fetched.schema.names}
+    columns["height"] = [None if one is None else one.pixels.shape[0] for one in found]
+    columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
+    columns["frames"] = [None if one is None else one.frames for one in found]
+    columns["pixels"] = _pixel_column(found)
+    for name, attribute in (("error_type", "error_type"), ("error", "reason")):
+        known = fetched[name].to_pylist()
+        columns[name] = [
+            old if new is None else getattr(new, attribute) for old, new in zip(known, errors, strict=True)
+        ]
+    return pa.table(
+        [
+            pa.array(columns[f.name], f.type) if isinstance(columns[f.name], list) else columns[f.name]
+            for f in DECODED
+        ],
+        schema=DECODED,
+    )
+
+
+def _pixel_column(found: list[Decoded | None]) -> pa.LargeBinaryArray:
+    """The pixels one behind the other, copied once."""
+    sizes = [0 if one is None else one.pixels.nbytes for one in found]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+    data = np.empty(int(offsets[-1]), np.uint8)
+    for one, start, size in zip(found, offsets, sizes, strict=False):
+        if one is not None:
+            data[start : start + size] = one.pixels.reshape(-1)
+    valid = pa.array([one is not None for one in found]).buffers()[1]
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(found), [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )

@@ -1,0 +1,186 @@
+"""What a file is by its first bytes, and whether it ends before its own structure says it should.
+
+Used to explain a failure, never to decide one: the decoder alone says whether a file can be read.
+"""
+
+import struct
+from collections.abc import Callable
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF")
+"""Pillow's names of the formats we read (MPO comes through JPEG); nothing else is ever opened."""
+
+_OURS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF
+    (b"MM\0+", "TIFF"),
+    (b"BM", "BMP"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+)
+_OTHERS = (
+    (b"\0\0\1\0", "Windows icon (ICO)"),
+    (b"\0\0\2\0", "Windows cursor (CUR)"),
+    (b"%PDF", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"8BPS", "Photoshop (PSD)"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"P1", "PBM"), (b"P2", "PGM"), (b"P3", "PPM"), (b"P4", "PBM"), (b"P5", "PGM"), (b"P6", "PPM"),
+    (b"v/1\1", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"DDS ", "DDS texture"),
+    (b"icns", "Apple icon (ICNS)"),
+    (b"qoif", "QOI"),
+    (b"\x89HDF", "HDF5"),
+    (b"PK\3\4", "zip archive"),
+    (b"\x1f\x8b", "gzip file"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML"),
+    (b"<!DOCTYPE", "HTML"), (b"<!doctype", "HTML"), (b"<html", "HTML"),
+)  # fmt: skip
+_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"hevc": "HEIC",
+    b"mif1": "HEIF",
+}
+
+
+def describe_signature(data: bytes) -> tuple[str, bool]:
+    """(name of the format, whether we read it); an empty name where the first bytes tell nothing."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP", True
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
+        name = _BRANDS[data[8:12]]
+        return name, name == "AVIF" or b"avif" in data[8:64]
+    for known, table in ((True, _OURS), (False, _OTHERS)):
+        for magic, name in table:
+            if data.startswith(magic):
+                return name, known
+    return "", False
+
+
+def webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP's canvas from its first chunk (RFC 9649); None where it is no WebP."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", data[26:30])
+    return (width & 0x3FFF, height & 0x3FFF) if chunk == b"VP8 " else None
+
+
+def ends_early(data: bytes, form: str) -> bool:
+    """Whether a file of the format `form` stops before its own marks, sizes or offsets say."""
+    check = _ENDINGS.get(form)
+    try:
+        return check is not None and check(data)
+    except (struct.error, IndexError):  # a field that should be there lies behind the end
+        return True
+
+
+def _jpeg_ends_early(data: bytes) -> bool:
+    return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def _png_ends_early(data: bytes) -> bool:
+    position = 8
+    while position < len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        if data[position + 4 : position + 8] == b"IEND":
+            return False
+        if not data[position + 4 : position + 8].isalpha():
+            return False  # not cut off: something else stands here
+        position += 12 + length
+    return True
+
+
+def _webp_ends_early(data: bytes) -> bool:
+    return bool(8 + struct.unpack_from("<I", data, 4)[0] > len(data))
+
+
+def _gif_ends_early(data: bytes) -> bool:
+    return not data.rstrip(b"\0").endswith(b";")
+
+
+def _bmp_ends_early(data: bytes) -> bool:
+    (claimed,) = struct.unpack_from("<I", data, 2)
+    return bool(claimed > len(data))
+
+
+def _boxes_end_early(data: bytes) -> bool:
+    """ISO base media boxes (ISO/IEC 14496-12, also JP2): each begins with its size and type."""
+    if not data.startswith(b"\xff\x4f\xff\x51"):
+        position = 0
+        while position < len(data):
+            (size,) = struct.unpack_from(">I", data, position)
+            if size == 1:
+                (size,) = struct.unpack_from(">Q", data, position + 8)
+            if size == 0:
+                break
+            if size < 8:
+                return False
+            position += size
+        if position > len(data):
+            return True
+        if b"ftypavi" in data[:16] or position == len(data):
+            return False
+    return not data.endswith(b"\xff\xd9")  # a JPEG 2000 codestream's own end
+
+
+def _tiff_ends_early(data: bytes) -> bool:
+    """Whether the first directory, or the strips or tiles it points to, lie behind the end."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, position)
+    first, width = position + (8 if big else 2), 20 if big else 12
+    if first + count * width > len(data):
+        return True
+    tags = {}
+    for entry in range(first, first + count * width, width):
+        tag, kind, number = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, entry)
+        tags[tag] = (kind, number, entry + (12 if big else 8))
+    return any(
+        _tiff_blocks_end_early(data, order, big, tags, starts, sizes)
+        for starts, sizes in ((273, 279), (324, 325))
+    )
+
+
+def _tiff_blocks_end_early(
+    data: bytes, order: str, big: bool, tags: dict[int, tuple[int, int, int]], starts: int, sizes: int
+) -> bool:
+    if starts not in tags or sizes not in tags:
+        return False
+    values = []
+    for kind, number, place in (tags[starts], tags[sizes]):
+        letter = {3: "H", 4: "I", 16: "Q"}.get(kind)
+        if letter is None:
+            return False
+        if struct.calcsize(letter) * number > (8 if big else 4):
+            (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
+        values.append(struct.unpack_from(f"{order}{number}{letter}", data, place))
+    return any(start + size > len(data) for start, size in zip(*values, strict=False))
+
+
+_ENDINGS: dict[str, Callable[[bytes], bool]] = {
+    "JPEG": _jpeg_ends_early,
+    "PNG": _png_ends_early,
+    "WebP": _webp_ends_early,
+    "GIF": _gif_ends_early,
+    "BMP": _bmp_ends_early,
+    "TIFF": _tiff_ends_early,
+    "JPEG 2000": _boxes_end_early,
+    "AVIF": _boxes_end_early,
+}
