@@ -7,7 +7,7 @@ scene's tiles will be rows of the same two tables.
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,11 +94,18 @@ class Plan:
         rows = [(*key, *counts) for key, counts in ends.counts.items()]
         self._many("INSERT OR REPLACE INTO ended VALUES (?,?,?,?)", rows)
 
-    def moved(self, parts: Iterable[Part], to: Part) -> None:
-        """The rows of merged parts are in another part now."""
-        numbers = [(to.number, part.number) for part in parts]
-        self._many("UPDATE ledger SET part = ? WHERE part = ?", numbers)
-        self._many("DELETE FROM stale WHERE part = ?", [(old,) for _, old in numbers])
+    def moved(self, parts: Iterable[Part], to: Part, vanished: Mapping[str, bool]) -> None:
+        """The rows of merged parts are in another part now, without those that were stale."""
+        for part in parts:
+            self._db.execute(
+                "DELETE FROM ledger WHERE part = ?1 AND image_id IN (SELECT image_id FROM ledger l"
+                " JOIN source s USING (uri) WHERE part = ?1 AND l.version != s.version)",
+                (part.number,),
+            )
+            self._db.execute("DELETE FROM stale WHERE part = ?", (part.number,))
+            self._db.execute("UPDATE ledger SET part = ? WHERE part = ?", (to.number, part.number))
+        marks = [(int(gone), image_id) for image_id, gone in vanished.items()]
+        self._many("UPDATE ledger SET vanished = ? WHERE image_id = ?", marks)
 
     def forget_rejected(self) -> None:
         """Rejected items count as not done; their rows become stale when a new answer is there."""
@@ -108,7 +115,38 @@ class Plan:
 
     def sources(self) -> int:
         """How many addresses the listing holds."""
-        return int(self._db.execute("SELECT count(*) FROM source").fetchone()[0])
+        return self._one("SELECT count(*) FROM source")
+
+    def kinds(self) -> tuple[int, int]:
+        """(files, archives) of the listing."""
+        files = self._one("SELECT count(*) FROM source WHERE kind = 'file'")
+        return files, self.sources() - files
+
+    def answered(self) -> int:
+        """Items of the present listing that have an answer."""
+        return self._one(
+            "SELECT count(*) FROM ledger l JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
+        )
+
+    def known_total(self) -> int | None:
+        """Items of the listing; None while an archive was not read to its end."""
+        files, archives = self.kinds()
+        ended = self._db.execute(
+            "SELECT count(*), coalesce(sum(items), 0) FROM ended JOIN source s USING (uri, version)"
+        ).fetchone()
+        return files + int(ended[1]) if ended[0] == archives else None
+
+    def has_work(self) -> bool:
+        """Whether any item of the listing has no answer."""
+        return bool(self.unanswered())
+
+    def is_finished(self) -> bool:
+        """Whether the ledger already says all there is to say about the listing."""
+        changed = self._one(
+            "SELECT count(*) FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version"
+        )
+        stale = self._one("SELECT count(*) FROM stale")
+        return not (changed or stale or self.has_work() or self.vanished())
 
     def todo_files(self) -> Iterator[Source]:
         """Files without an answer for their present version, by address."""
@@ -167,10 +205,20 @@ class Plan:
             "rejects_by_type": by_type,
             "instances": instances,
             "vanished": vanished,
-            "ignored_members": self._db.execute("SELECT coalesce(sum(ignored), 0) FROM ended").fetchone()[0],
+            "ignored_members": self._one("SELECT coalesce(sum(ignored), 0) FROM ended"),
         }
 
+    def rejected_examples(self, most: int = 3) -> list[tuple[str, str]]:
+        """(address, error type) of some rejected items."""
+        rows = self._db.execute(
+            "SELECT uri, error_type FROM ledger WHERE status = 'rejected' ORDER BY uri LIMIT ?", (most,)
+        )
+        return [(uri, kind) for uri, kind in rows]
+
     # --- inside --------------------------------------------------------------------------------------
+
+    def _one(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
 
     def _many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._db.execute("BEGIN")

@@ -51,7 +51,8 @@ class Decode:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """One row an item, in order; several tables, so that no block is large."""
-        yield from decode_table(table, self.sandbox, self.max_pixels)
+        for start in range(0, table.num_rows, self.most_rows):
+            yield from decode_table(table.slice(start, self.most_rows), self.sandbox, self.max_pixels)
 
 
 class AttemptsLike(Protocol):
@@ -65,9 +66,12 @@ class AttemptsLike(Protocol):
 class Annotate:
     """DECODED -> ANNOTATED: the model step, and what happens when it raises or dies."""
 
-    def __init__(self, make_predictor: Callable[[], Predictor], attempts: AttemptsLike) -> None:
+    def __init__(
+        self, make_predictor: Callable[[], Predictor], attempts: AttemptsLike, workers: int = 1
+    ) -> None:
+        """`workers`: how many may start at once; each may die `MOST_ATTEMPTS` times before one succeeds."""
         self.attempts = attempts
-        if attempts.before(["model"])[0] >= MOST_ATTEMPTS:
+        if attempts.before(["model"])[0] >= MOST_ATTEMPTS * workers:
             raise RuntimeError(f"the model killed its process {MOST_ATTEMPTS} times while it was loaded")
         attempts.begin(["model"])
         self.predictor = make_predictor()

@@ -80,6 +80,14 @@ class Store:
         self.storage = storage
         self._next_number = 1
 
+    def check_reachable(self) -> None:
+        """Raise SettingsError within seconds when the output cannot be listed: no bucket, no rights."""
+        impatient = self.storage.model_copy(update={"attempts": 2})
+        try:
+            retrying(lambda: self._find(""), impatient)
+        except Exception as error:
+            raise SettingsError(f"output: cannot use {self.root}: {' '.join(str(error).split())}") from error
+
     # --- small files ---------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
@@ -137,18 +145,18 @@ class Store:
     def files(self, folder: str) -> dict[str, int]:
         """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
 
-        def find() -> dict[str, int]:
-            try:
-                rows = self.filesystem.ls(f"{self.root}/{folder}", detail=True)
-            except FileNotFoundError:
-                return {}
-            return {
-                f"{folder}/{row['name'].rsplit('/', 1)[-1]}": int(row["size"] or 0)
-                for row in rows
-                if row["type"] == "file"
-            }
+        return retrying(lambda: self._find(folder), self.storage)
 
-        return retrying(find, self.storage)
+    def _find(self, folder: str) -> dict[str, int]:
+        try:
+            rows = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            f"{folder}/{row['name'].rsplit('/', 1)[-1]}": int(row["size"] or 0)
+            for row in rows
+            if row["type"] == "file"
+        }
 
     # --- parts ---------------------------------------------------------------------------------------
 
@@ -214,13 +222,16 @@ class Store:
             part_images, part_instances = self._read_flat(part)
             images.append(part_images.filter(pc.invert(pc.is_in(part_images["image_id"], dropped))))
             instances.append(part_instances.filter(pc.invert(pc.is_in(part_instances["image_id"], dropped))))
+        ledger = _with_vanished(_sorted(pa.concat_tables(images)), vanished)
+        rows = _sorted(pa.concat_tables(instances))
+        if (pc.sum(ledger["instances"]).as_py() or 0) != rows.num_rows:
+            raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0)
         names = [part.name for part in parts]
         self.write(
             f"{INSTANCES}/part-{merged.number:06d}.parquet",
-            _parquet(_sorted(pa.concat_tables(instances)), {b"geo": schema.geoparquet_metadata()}),
+            _parquet(rows, {b"geo": schema.geoparquet_metadata()}),
         )
-        ledger = _with_vanished(_sorted(pa.concat_tables(images)), vanished)
         about = {"replaces": names, "ends": ends.to_json()}
         self.write(merged.name, _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()}))
         for part in parts:

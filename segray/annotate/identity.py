@@ -1,0 +1,52 @@
+"""Which settings make an output what it is: another identity may not write into it."""
+
+from typing import TYPE_CHECKING, Any
+
+from segray.errors import SettingsError
+from segray.settings import AnnotateSettings
+
+if TYPE_CHECKING:
+    from segray.models.weights import LoadedModel
+
+
+def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str) -> dict[str, Any]:
+    """What results depend on; never workers, batch size or reject limit.
+
+    Scenes will fill the fields that are null now, so that outputs made today stay comparable.
+    """
+    return {
+        "format": 1,
+        "model": model.name,
+        "model_digest": model.digest,
+        "score_threshold": settings.score_threshold,
+        "precision": precision,
+        "max_pixels": settings.max_pixels,
+        "tile": None,
+        "overlap": None,
+        "bands": None,
+        "scaling": None,
+        "crs": "OGC:CRS84",
+    }
+
+
+def check_identity(there: dict[str, Any] | None, here: dict[str, Any], output: str) -> None:
+    """Raise SettingsError naming every difference when the output was made with other settings."""
+    if there is None:
+        return
+    names = [name for name in here if name != "model" and there.get(name) != here[name]]
+    if not names:
+        return
+    told = []
+    for name in names:
+        if name == "model_digest":
+            told.append(f"  weights: {_model(there)} there, {_model(here)} now")
+        else:
+            told.append(f"  {name}: {there.get(name)} there, {here[name]} now")
+    raise SettingsError(
+        f"output: {output} was made with other settings; use another --output, or the same settings:",
+        *told,
+    )
+
+
+def _model(identity: dict[str, Any]) -> str:
+    return f"{identity.get('model')} (sha256 {str(identity.get('model_digest'))[:12]})"

@@ -1,0 +1,184 @@
+"""`segray annotate`, step by step: check, list, compare with the ledger, run, account."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow.compute as pc
+
+from segray.annotate.identity import check_identity, identity_of
+from segray.annotate.lock import Lock
+from segray.annotate.plan import Plan
+from segray.annotate.progress import Progress
+from segray.annotate.report import dry_run_lines, run_record, summary_lines
+from segray.annotate.sink import Sink
+from segray.annotate.store import Store
+from segray.errors import ExitCode, NothingToDoError, SettingsError
+from segray.settings import AnnotateSettings
+from segray.sources.listing import Listing
+
+if TYPE_CHECKING:
+    from segray.models.weights import LoadedModel
+
+PLAN, RUN = "_segray/plan.json", "run.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known before work begins."""
+
+    settings: AnnotateSettings
+    store: Store
+    model: "LoadedModel"
+    device: str
+    precision: str
+    identity: dict[str, Any]
+    ignored: int
+    """Names in the listing without an image suffix."""
+
+
+def annotate(settings: AnnotateSettings) -> ExitCode:
+    """Annotate every item of the sources, into `settings.output`.
+
+    Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
+    an empty listing, JobFailedError for what broke later.
+    """
+    with Plan() as plan:
+        prepared = _prepare(settings, plan)
+        if not plan.sources():
+            raise NothingToDoError(
+                f"no image in {', '.join(settings.sources)} ({prepared.ignored:,} other names ignored)"
+            )
+        if settings.dry_run:
+            print(
+                "\n".join(
+                    dry_run_lines(settings, plan, prepared.ignored, prepared.model.name, prepared.device)
+                )
+            )
+            return ExitCode.DONE
+        with Lock(prepared.store) as lock:
+            record, did = _run(prepared, plan, lock)
+        print("\n".join(summary_lines(settings, plan, record, did)))
+        counts = record["counts"]
+        rejected_share = counts["rejected"] / max(counts["items"], 1)
+        return ExitCode.REJECTED if rejected_share > settings.max_rejects else ExitCode.DONE
+
+
+def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
+    """Load the model, look at the output, list the sources; every problem is told at once."""
+    problems: list[str] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except SettingsError as error:
+            problems.extend(error.lines)
+            return None
+
+    listing = attempt(lambda: _list(settings, plan))
+    store = attempt(lambda: _open_output(settings))
+    model = attempt(lambda: _load(settings))
+    where = attempt(lambda: _where(settings))
+    if problems or listing is None or store is None or model is None or where is None:
+        raise SettingsError(*problems)
+    device, precision = where
+    identity = identity_of(settings, model, precision)
+    check_identity(store.read_json(PLAN), identity, settings.output)
+    return Prepared(settings, store, model, device, precision, identity, listing.ignored)
+
+
+def _list(settings: AnnotateSettings, plan: Plan) -> Listing:
+    listing = Listing(settings.sources, settings.storage)
+    with Progress("listing") as progress:
+
+        def counted() -> Iterator[Any]:
+            for source in listing:
+                progress.add(1)
+                yield source
+
+        plan.add_sources(counted())
+    return listing
+
+
+def _open_output(settings: AnnotateSettings) -> Store:
+    store = Store(settings.output, settings.storage)
+    store.check_reachable()
+    Lock(store).refuse_second_run()
+    return store
+
+
+def _load(settings: AnnotateSettings) -> "LoadedModel":
+    from segray.models.weights import load_weights
+
+    return load_weights(settings.weights, settings.storage)
+
+
+def _where(settings: AnnotateSettings) -> tuple[str, str]:
+    """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
+    from segray.annotate.pipeline import in_cluster, start_ray
+    from segray.annotate.predictor import resolve_device, resolve_precision
+
+    if in_cluster(settings.ray) and settings.device == "auto":
+        _, gpus = start_ray(settings.ray, _log_file(settings))
+        device = "cuda" if gpus else "cpu"
+    else:
+        device = resolve_device(settings.device)
+    return device, resolve_precision(settings.precision, device)
+
+
+def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], str]:
+    """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
+    settings, store = prepared.settings, prepared.store
+    parts = store.recover()
+    for part in parts:
+        plan.add_ledger(store, part)
+    if settings.retry_rejected:
+        plan.forget_rejected()
+    finished = store.read_json(RUN)
+    if finished is not None and plan.is_finished():
+        return finished, "nothing to do, finished before"
+    store.delete(RUN)
+    store.write_json(PLAN, prepared.identity)
+    sink = Sink(store, plan, lock, parts, settings.commit_every_s)
+    with Progress("annotate", plan.known_total(), plan.answered()) as progress:
+        if plan.has_work():
+            for table in _annotated(prepared, plan):
+                sink.add(table)
+                items = table.filter(pc.is_valid(table["image_id"]))
+                progress.add(
+                    items.num_rows,
+                    pc.sum(items["instances"]).as_py() or 0,
+                    pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0,
+                )
+        sink.finish()
+    if not plan.counts()["items"]:
+        raise NothingToDoError(f"no image in {', '.join(settings.sources)}: the archives hold none")
+    did = progress.items - progress.done_before
+    record = run_record(settings, prepared.identity, plan, prepared.ignored, progress.seconds, did)
+    store.write_json(RUN, record)
+    return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {progress.rate:,.2f} images/s"
+
+
+def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
+    from segray.annotate import pipeline
+
+    log = _log_file(prepared.settings)
+    cpus, gpus = pipeline.start_ray(prepared.settings.ray, log)
+    resources = pipeline.share_out(prepared.settings, prepared.device, cpus, gpus)
+    print(
+        f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
+        f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "
+        f"Ray's messages: {log}",
+        file=sys.stderr,
+    )
+    return pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources)
+
+
+def _log_file(settings: AnnotateSettings) -> Path:
+    """Where Ray's messages go: a file of this process in the temporary folder."""
+    return Path(tempfile.gettempdir()) / f"segray-{os.getpid()}-ray.log"

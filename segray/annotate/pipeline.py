@@ -1,0 +1,269 @@
+"""The Ray side of `annotate`: read -> decode -> model, streamed by Ray Data; the only Ray file here.
+
+    read    tasks; one a stretch of files or an archive; tables of encoded bytes
+    decode  actors; tables of uint8 pixels, cut so that no block is large
+    model   actors that load the weights once; one row an item with its instances inside
+
+The rows come back to the caller, which is the only writer (see `store`). Ray re-runs what a lost worker or
+node had in hand; every stage gives the same tables for the same input, so a re-run changes nothing. Ray's
+own retries never end for an item that kills its worker: `stages.Attempts` ends them.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from segray.annotate.plan import Archive, Plan
+from segray.annotate.predictor import Predictor
+from segray.annotate.stages import Annotate, Attempts, Decode
+from segray.errors import JobFailedError, SettingsError
+from segray.models.weights import LoadedModel
+from segray.settings import AnnotateSettings, RaySettings
+from segray.sources.archives import read_archive
+from segray.sources.fetch import fetch_files
+from segray.sources.item import Source
+from segray.storage import StorageSettings
+
+READ_CPUS = 0.25
+"""Readers wait for the network most of the time."""
+
+FILES_A_TASK = 1024
+"""Most files one read task fetches; fewer where that would leave CPUs without a task."""
+
+BLOCK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """How the cluster's CPUs and GPUs are shared out; nothing here can wait for what does not exist."""
+
+    device: str
+    cpus: float
+    actors: int
+    min_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    threads: int
+    decoders: int
+    decoder_cpus: float
+    batch_size: int
+
+
+def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float) -> Resources:
+    """Resources for a cluster of so many CPUs and GPUs.
+
+    Raises SettingsError when a model actor, a decoder and a reader do not fit at the same time: Ray would
+    wait for ever without a word.
+    """
+    on_gpu = device == "cuda"
+    most = int(gpus / settings.gpus_per_actor) if on_gpu else int(cpus) // 4
+    actors = settings.actors or max(1, most)
+    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25
+    share = settings.cpus_per_actor or (min(1.0, cpus / 4) if on_gpu else max(cpus / 2 / actors, 0.25))
+    needed = share * settings.min_actors + decoder_cpus + READ_CPUS
+    if on_gpu and settings.gpus_per_actor * settings.min_actors > gpus:
+        raise SettingsError(
+            f"gpus_per_actor: {settings.min_actors} x {settings.gpus_per_actor:g} GPUs are asked for, "
+            f"the cluster has {gpus:g}"
+        )
+    if needed > cpus:
+        raise SettingsError(
+            f"cpus_per_actor: the model actors, one decoder and one reader need {needed:g} CPUs, "
+            f"the cluster has {cpus:g}"
+        )
+    room = cpus - share * settings.min_actors - READ_CPUS
+    return Resources(
+        device=device,
+        cpus=cpus,
+        actors=max(settings.min_actors, min(actors, max(1, int((cpus - decoder_cpus - READ_CPUS) / share)))),
+        min_actors=settings.min_actors,
+        actor_cpus=share,
+        actor_gpus=settings.gpus_per_actor if on_gpu else 0.0,
+        threads=max(1, int(settings.cpus_per_actor or cpus / actors)),
+        decoders=settings.decoders or max(1, min(int(cpus), int(room / decoder_cpus))),
+        decoder_cpus=decoder_cpus,
+        batch_size=settings.batch_size or (8 if on_gpu else 2),
+    )
+
+
+def in_cluster(settings: RaySettings) -> bool:
+    """Whether the job uses a Ray that runs already (named, or the one whose job this is)."""
+    return ray.is_initialized() or bool(settings.address or os.environ.get("RAY_ADDRESS"))
+
+
+def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
+    """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`. Returns (CPUs, GPUs)."""
+    if not ray.is_initialized():
+        address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+        own: dict[str, Any] = {}
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            own = {
+                "num_cpus": max(2, cores),
+                "object_store_memory": settings.object_store_mib << 20,
+                "include_dashboard": False,
+            }
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise SettingsError(f"ray.address: cannot use {address}: {str(error).splitlines()[0]}") from error
+    _quiet(log)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+
+
+def _quiet(log: Path) -> None:
+    """Ray's and Ray Data's messages go to a file, none to the terminal."""
+    handler = logging.FileHandler(log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("ray", "ray.data"):
+        logger = logging.getLogger(name)
+        for old in logger.handlers:
+            if isinstance(old, logging.StreamHandler) and not isinstance(old, logging.FileHandler):
+                old.setLevel(logging.CRITICAL + 1)
+        logger.addHandler(handler)
+
+
+class _Work(Datasource):
+    """What is to do, as read tasks: their sources lie in Ray's object store, not in the driver's memory."""
+
+    def __init__(self, plan: Plan, settings: AnnotateSettings, cpus: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tasks = [
+            partial(_read_archive, ray.put(archive), settings.storage, settings.max_file_mib << 20)
+            for archive in plan.todo_archives()
+        ]
+        self._tasks += [
+            partial(_fetch, ray.put(files), settings.storage, settings.max_file_mib << 20)
+            for files in _stretches(plan.todo_files(), cpus)
+        ]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        nothing = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(task, nothing) for task in self._tasks]
+
+
+def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
+    """Runs of files: short at first, so that work starts at once and small jobs spread, then long."""
+    size, stretch, made = 16, [], 0
+    for file in files:
+        stretch.append(file)
+        if len(stretch) == size:
+            yield stretch
+            stretch, made = [], made + 1
+            if made % max(4, int(cpus)) == 0:
+                size = min(size * 2, FILES_A_TASK)
+    if stretch:
+        yield stretch
+
+
+def _fetch(files: Any, storage: StorageSettings, most_bytes: int) -> Iterator[pa.Table]:
+    return fetch_files(ray.get(files), storage, max_bytes=most_bytes)
+
+
+def _read_archive(archive: Any, storage: StorageSettings, most_bytes: int) -> Iterator[pa.Table]:
+    work: Archive = ray.get(archive)
+    return read_archive(work.source, work, storage, max_bytes=most_bytes)
+
+
+class _RemoteAttempts:
+    """`Attempts` in an actor that outlives the model's process."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def before(self, names: Sequence[str]) -> list[int]:
+        counts: list[int] = ray.get(self._actor.before.remote(names))
+        return counts
+
+    def begin(self, names: Sequence[str]) -> None:
+        ray.get(self._actor.begin.remote(names))
+
+    def end(self, names: Sequence[str]) -> None:
+        self._actor.end.remote(names)
+
+
+class _ModelActor(Annotate):
+    def __init__(
+        self, model: Any, attempts: Any, resources: Resources, precision: str, threshold: float
+    ) -> None:
+        def make_predictor() -> Predictor:
+            return Predictor(
+                ray.get(model),
+                device=resources.device,
+                precision=precision,
+                score_threshold=threshold,
+                batch_size=resources.batch_size,
+                threads=resources.threads,
+            )
+
+        super().__init__(make_predictor, _RemoteAttempts(attempts), resources.actors)
+
+
+def annotated(
+    plan: Plan, model: LoadedModel, precision: str, settings: AnnotateSettings, resources: Resources
+) -> Iterator[pa.Table]:
+    """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
+
+    Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
+    """
+    _configure(settings.ray)
+    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    work = _Work(plan, settings, resources.cpus)
+    rows_a_block = max(8, 4 * resources.batch_size)
+    decoded = ray.data.read_datasource(
+        work, num_cpus=READ_CPUS, override_num_blocks=len(work.get_read_tasks())
+    ).map_batches(
+        Decode,
+        fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, rows_a_block),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
+        num_cpus=resources.decoder_cpus,
+        max_restarts=-1,
+    )
+    answers = decoded.map_batches(
+        _ModelActor,
+        fn_constructor_args=(ray.put(model), attempts, resources, precision, settings.score_threshold),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),
+        num_cpus=resources.actor_cpus,
+        num_gpus=resources.actor_gpus or None,
+        max_restarts=-1,
+    )
+    try:
+        yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+        raise JobFailedError(f"the pipeline broke: {_cause(error)}") from error
+
+
+def _configure(settings: RaySettings) -> None:
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = settings.stall_timeout_s
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error in one line: Ray wraps it in its own and in a traceback."""
+    inner: BaseException = error
+    while isinstance(cause := getattr(inner, "cause", None) or inner.__cause__, BaseException):
+        inner = cause
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[-1].strip() if lines else ''}"

@@ -1,0 +1,79 @@
+"""What a person sees while a job runs: one calm line on a terminal, plain lines in a log."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LOG_EVERY_S = 10.0
+
+
+class Progress:
+    """Context manager; `total` is None while it is unknown (archives are counted when they are read)."""
+
+    def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
+        self.what, self.total, self.items = what, total, done
+        self.done_before = done
+        self.instances = self.rejected = 0
+        self._console = Console(file=sys.stderr)
+        self._bar: Bar | None = None
+        self._started = self._logged = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._started = self._logged = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rates]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.items, rates="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Items a second of this run."""
+        return (self.items - self.done_before) / max(self.seconds, 1e-9)
+
+    def add(self, items: int, instances: int = 0, rejected: int = 0) -> None:
+        """So much more is done."""
+        self.items += items
+        self.instances += instances
+        self.rejected += rejected
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.items, rates=self._rates())
+        elif time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
+
+    def _rates(self) -> str:
+        if self.what == "listing":
+            return ""
+        return f"{self.rate:,.1f} images/s, {self.instances:,} instances, {self.rejected:,} rejected"
+
+    def _line(self) -> str:
+        of = f" of {self.total:,}" if self.total else ""
+        parts = [f"{self.items:,}{of} items", self._rates()]
+        if self.total and self.rate:
+            left = (self.total - self.items) / self.rate
+            parts.append(f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left")
+        return ", ".join(part for part in parts if part)

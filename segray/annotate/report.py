@@ -1,0 +1,78 @@
+"""What is said at the end, and what run.json keeps."""
+
+import platform
+import time
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from segray.annotate.plan import Plan
+from segray.settings import AnnotateSettings, printable
+from segray.storage import canonical_uri
+
+
+def run_record(
+    settings: AnnotateSettings, identity: dict[str, Any], plan: Plan, ignored: int, seconds: float, items: int
+) -> dict[str, Any]:
+    """The contents of run.json: settings without secrets, versions, model, counts and rates.
+
+    `seconds` and `items` are those of the run that finished; counts are those of the whole output.
+    """
+    counts = plan.counts()
+    counts["ignored"] = ignored + counts.pop("ignored_members")
+    return {
+        "settings": yaml.safe_load(printable(settings)),
+        "identity": identity,
+        "versions": versions(),
+        "counts": counts,
+        "rates": {
+            "seconds": round(seconds, 3),
+            "items": items,
+            "images_per_s": round(items / seconds, 3) if seconds > 0 else None,
+        },
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that results can depend on."""
+    names = ("segray", "torch", "torchvision", "ray", "pyarrow", "pillow", "pycocotools", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any], did: str) -> list[str]:
+    """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
+    counts = record["counts"]
+    output = settings.output.rstrip("/")
+    lines = [
+        f"{did}",
+        f"  {counts['items']:,} items: {counts['annotated']:,} annotated, {counts['rejected']:,} rejected; "
+        f"{counts['instances']:,} instances; {counts['ignored']:,} other names ignored",
+    ]
+    if counts["vanished"]:
+        lines.append(
+            f"  {counts['vanished']:,} items are no longer in the sources; kept and marked `vanished`"
+        )
+    for kind, number in counts["rejects_by_type"].items():
+        lines.append(f"  rejected as {kind}: {number:,}")
+    for address, kind in plan.rejected_examples() if counts["rejected"] else []:
+        lines.append(f"    for example {address}: {kind}")
+    duckdb = f"SELECT category, count(*), avg(score) FROM '{output}/instances/*.parquet' GROUP BY 1"
+    return [
+        *lines,
+        f"output: {canonical_uri(output)}",
+        f'  duckdb -c "{duckdb}"',
+        f"  python -c \"import pandas as pd; print(pd.read_parquet('{output}/instances'))\"",
+    ]
+
+
+def dry_run_lines(settings: AnnotateSettings, plan: Plan, ignored: int, model: str, where: str) -> list[str]:
+    """What a run would do."""
+    archives, files = plan.kinds()
+    return [
+        f"sources: {files:,} files and {archives:,} archives, {ignored:,} names ignored",
+        f"model: {model} on {where}, score threshold {settings.score_threshold:g}",
+        f"output: {canonical_uri(settings.output)}",
+        "dry run: nothing was written",
+    ]

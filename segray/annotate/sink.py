@@ -1,0 +1,86 @@
+"""Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer."""
+
+import time
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from segray import schema
+from segray.annotate.lock import Lock
+from segray.annotate.plan import Plan
+from segray.annotate.store import IMAGES, MERGE_BYTES, STAGING, Part, Store
+from segray.errors import JobFailedError
+
+BUFFER_BYTES = 64 << 20
+SHARE_AT_RISK = 0.01
+"""A kill costs at most about this share of the time so far, so that long runs make few commits."""
+
+
+class Sink:
+    """Takes tables of schema ANNOTATED, keeps `plan` and the output in step."""
+
+    def __init__(self, store: Store, plan: Plan, lock: Lock, parts: Sequence[Part], every_s: float) -> None:
+        self.store, self.plan, self.lock = store, plan, lock
+        self.every_s = every_s
+        self._staged = [part for part in parts if part.folder == STAGING]
+        self._merged = [part for part in parts if part.folder == IMAGES]
+        self._buffer: list[pa.Table] = []
+        self._started = self._committed = time.monotonic()
+
+    def add(self, table: pa.Table) -> None:
+        """Keep rows; commit when the last commit is old enough or much is in memory."""
+        self._buffer.append(table)
+        now = time.monotonic()
+        wait = max(self.every_s, SHARE_AT_RISK * (now - self._started))
+        if now - self._committed >= wait or sum(rows.nbytes for rows in self._buffer) >= BUFFER_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        """Everything that was added is safe after this."""
+        self.lock.check()
+        self._committed = time.monotonic()
+        if not self._buffer:
+            return
+        rows = pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer])
+        part = self.store.commit(rows)
+        self.plan.add_committed(rows, part)
+        self._buffer = []
+        self._staged.append(part)
+        if sum(part.size for part in self._staged) >= MERGE_BYTES:
+            self._merge_staged()
+
+    def finish(self) -> None:
+        """Merge what is staged, drop rows that were replaced, mark what vanished.
+
+        Raises JobFailedError when an item of the listing has no answer.
+        """
+        self.commit()
+        if lost := self.plan.unanswered():
+            raise JobFailedError(
+                *(f"{uri}: no answer came back for it" for uri in lost),
+                "the job lost items; run it again to do them",
+            )
+        self._merge_staged()
+        vanished = self.plan.vanished()
+        for part in list(self._merged):
+            stale = self.plan.stale([part])
+            if stale[part.number] or part.number in vanished:
+                self._merged.remove(part)
+                self._merge([part], vanished.get(part.number, {}))
+
+    def _merge_staged(self) -> None:
+        group: list[Part] = []
+        for part in self._staged:
+            group.append(part)
+            if sum(member.size for member in group) >= MERGE_BYTES:
+                self._merge(group, {})
+                group = []
+        if group:
+            self._merge(group, {})
+        self._staged = []
+
+    def _merge(self, parts: Sequence[Part], vanished: dict[str, bool]) -> None:
+        self.lock.check()
+        merged = self.store.merge(parts, self.plan.stale(parts), vanished)
+        self.plan.moved(parts, merged, vanished)
+        self._merged.append(merged)

@@ -1,0 +1,112 @@
+"""`segray doctor`: what works on this machine, and what to install for the rest."""
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from segray.errors import ExitCode
+from segray.storage import EXTRAS
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    works: bool
+    told: str
+    needed: bool = True
+    """Whether the main job cannot run without it."""
+
+
+def findings() -> list[Finding]:
+    """Every check, in the order in which a job would meet them."""
+    checks: list[Callable[[], list[Finding]]] = [_python, _accelerator, _decoders, _ray, _storage, _models]
+    return [finding for check in checks for finding in check()]
+
+
+def show(as_json: bool) -> ExitCode:
+    """Print the report; DONE when everything needed works, else FAILED."""
+    found = findings()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for finding in found:
+            mark = "ok " if finding.works else "NO " if finding.needed else "-- "
+            print(f"{mark} {finding.what:<12} {finding.told}")
+    return ExitCode.DONE if all(f.works or not f.needed for f in found) else ExitCode.FAILED
+
+
+def _python() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} CPUs"
+    free = shutil.disk_usage(os.environ.get("TMPDIR", "/tmp")).free >> 30
+    return [
+        Finding("python", sys.version_info >= (3, 11), told),
+        Finding("disk", free >= 2, f"{free} GiB free for temporary files (Ray spills there)"),
+    ]
+
+
+def _accelerator() -> list[Finding]:
+    try:
+        import torch
+        import torchvision
+
+        from segray.annotate.predictor import resolve_device, resolve_precision
+    except ImportError as error:
+        return [Finding("torch", False, f"{error}; pip install torch torchvision")]
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    device = resolve_device("auto")
+    name = torch.cuda.get_device_name() if device == "cuda" else "no GPU, the job runs on CPU"
+    told = f"{name}; precision auto = {resolve_precision('auto', device)}"
+    return [Finding("torch", True, versions), Finding("device", True, told)]
+
+
+def _decoders() -> list[Finding]:
+    from PIL import features
+
+    names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "libtiff": "TIFF", "jpg_2000": "JPEG 2000"}
+    names["avif"] = "AVIF"
+    have = [name for feature, name in names.items() if features.check(feature)]
+    missing = [name for name in names.values() if name not in have]
+    told = ", ".join([*have, "BMP", "GIF"])
+    if missing:
+        told += f"; missing {', '.join(missing)}: install Pillow's own wheel (pip install --force-reinstall pillow)"
+    return [Finding("decoders", not missing, told)]
+
+
+def _ray() -> list[Finding]:
+    try:
+        told = f"ray {version('ray')}"
+        importlib.import_module("ray.data")
+    except (PackageNotFoundError, ImportError) as error:
+        return [Finding("ray", False, f"{error}; pip install 'ray[data]'")]
+    address = os.environ.get("RAY_ADDRESS")
+    told += f"; RAY_ADDRESS={address}" if address else "; no cluster named, jobs start a Ray of their own"
+    if not os.environ.get("RAY_AUTH_MODE"):
+        told += "; for clusters that want a token set RAY_AUTH_MODE=token"
+    return [Finding("ray", True, told)]
+
+
+def _storage() -> list[Finding]:
+    libraries = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+    found = []
+    for protocol, library in libraries.items():
+        try:
+            told, works = f"{library} {version(library)}", True
+        except PackageNotFoundError:
+            told, works = f"pip install 'segray[{EXTRAS[protocol]}]'", False
+        found.append(Finding(f"{protocol}://", works, told, needed=False))
+    return found
+
+
+def _models() -> list[Finding]:
+    from segray.models.catalog import bundled
+
+    return [Finding("models", True, f"bundled, no download: {', '.join(bundled())}")]
