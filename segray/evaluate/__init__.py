@@ -1,0 +1,1 @@
+"""Scores: accumulators that add, so that shards can be merged."""

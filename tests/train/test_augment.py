@@ -1,0 +1,82 @@
+"""Augmentation moves pixels, masks and boxes together."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torchvision import tv_tensors
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+
+from segray.train.augment import AugmentSettings, augmented, pasted_boxes, target_of, training_transform
+from segray.train.dataset import InstanceImage, load_coco
+from tests.train.cells import write_cells
+
+SETTINGS = AugmentSettings(crop=128, resize_to=160, smallest_area=20)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[InstanceImage]:
+    return load_coco(write_cells(tmp_path_factory.mktemp("data") / "cells", images=3))[0]
+
+
+def test_targets_of_a_map_are_its_masks_and_their_boxes() -> None:
+    instances = torch.zeros(9, 12, dtype=torch.int32)
+    instances[2:5, 3:9], instances[8, 11], instances[0, :2] = 1, 3, 4
+    target = target_of(instances, torch.tensor([7, 7, 5, 7]), smallest_area=2)
+    assert target["labels"].tolist() == [7, 7]  # the second is absent, the third has one pixel
+    assert target["boxes"].tolist() == [[3, 2, 9, 5], [0, 0, 2, 1]]
+    assert target["masks"].sum((1, 2)).tolist() == [18, 2]
+    empty = target_of(torch.zeros(4, 4, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["masks"].shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_are_those_of_the_moved_masks(images: list[InstanceImage], seed: int) -> None:
+    """The oracle is pycocotools' `toBbox`; the boxes to learn lie half an original pixel inside."""
+    torch.manual_seed(seed)
+    for image in images:
+        pixels, target = augmented(image, training_transform(SETTINGS), SETTINGS)
+        assert pixels.shape == (3, 128, 128)
+        assert pixels.dtype == torch.float32
+        assert pixels.min() >= 0
+        assert pixels.max() <= 1
+        rles = coco_mask.encode(np.asfortranarray(target["masks"].permute(1, 2, 0).numpy()))
+        x, y, width, height = (torch.from_numpy(column) for column in coco_mask.toBbox(rles).T)
+        expected = torch.stack([x, y, x + width, y + height], dim=1).float()
+        inside = SETTINGS.resize_to / 96 / 2
+        assert torch.allclose(target["boxes"], expected + torch.tensor([1, 1, -1, -1]) * inside, atol=1e-4)
+        assert target["masks"].sum(0).max() <= 1
+        assert target["masks"].sum((1, 2)).min() >= SETTINGS.smallest_area
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pixels_and_masks_move_together(images: list[InstanceImage], seed: int) -> None:
+    """Cells drawn in their own number: after the same geometry the picture still shows the map."""
+    torch.manual_seed(seed)
+    numbers = images[0].instances
+    picture = (numbers > 0).to(torch.uint8).expand(3, -1, -1) * 255
+    geometry = training_transform(SETTINGS).transforms[:4]  # crop, two flips, quarter turn
+    moved, mask = tv_tensors.Image(picture), tv_tensors.Mask(numbers)
+    for step in geometry:
+        moved, mask = step(moved, mask)
+    agreement = ((moved[0] > 127) == (mask > 0)).float().mean()
+    assert agreement > 0.97  # the rest are edges, interpolated in the one and nearest in the other
+
+
+def test_half_a_pixel_inside_is_what_the_paste_wants(images: list[InstanceImage]) -> None:
+    """True masks and boxes through torchvision's paste: with the boxes to learn they come back closer."""
+    overlap = {}
+    for inside in (False, True):
+        found = []
+        for image in images:
+            target = target_of(image.instances, image.categories)
+            boxes = pasted_boxes(target["boxes"], pixel=1.0) if inside else target["boxes"]
+            doubled = target["masks"].repeat_interleave(2, 1).repeat_interleave(2, 2).float()
+            small = project_masks_on_boxes(doubled, boxes * 2, torch.arange(len(boxes)), 28)
+            pasted = paste_masks_in_image((small > 0.5).float()[:, None], boxes, image.instances.shape)
+            back, truth = pasted[:, 0] > 0.5, target["masks"].bool()
+            found.append((back & truth).sum((1, 2)) / (back | truth).sum((1, 2)))
+        overlap[inside] = torch.cat(found).mean().item()
+    assert overlap[True] > overlap[False] + 0.03
+    assert overlap[True] > 0.9
