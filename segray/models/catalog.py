@@ -1,0 +1,63 @@
+"""The plain table of models that have a name; what `segray models` prints. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """One name that `--weights` takes."""
+
+    name: str
+    task: Literal["instance", "semantic"]
+    arch: str
+    """The function of `torchvision.models.detection` that builds it, or our own architecture's name."""
+    parameters: int
+    """Trainable and frozen ones together."""
+    categories: int
+    """Classes without background."""
+    licence: str
+    """Of the weights."""
+    origin: str
+    """What the weights were trained on, and their published quality."""
+    bundled: bool
+    """Comes with segray; others are downloaded once, to torch's cache (TORCH_HOME)."""
+
+
+NAMED_MODELS = (
+    NamedModel(
+        name="coco-v2",
+        task="instance",
+        arch="maskrcnn_resnet50_fpn_v2",
+        parameters=46_359_409,
+        categories=80,
+        licence="BSD-3-Clause (torchvision); trained on COCO images of various licences",
+        origin="torchvision MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1: COCO train2017, mask AP 41.8",
+        bundled=False,
+    ),
+    NamedModel(
+        name="coco-v1",
+        task="instance",
+        arch="maskrcnn_resnet50_fpn",
+        parameters=44_401_393,
+        categories=80,
+        licence="BSD-3-Clause (torchvision); trained on COCO images of various licences",
+        origin="torchvision MaskRCNN_ResNet50_FPN_Weights.COCO_V1: COCO train2017, mask AP 34.6",
+        bundled=False,
+    ),
+    NamedModel(
+        name="nuclei-small",
+        task="instance",
+        arch="compact-maskrcnn",
+        parameters=0,
+        categories=1,
+        licence="Apache-2.0; trained on CC0 images",
+        origin="trained from scratch by segray on cell nuclei in microscopy images",
+        bundled=True,
+    ),
+)
+
+
+def named_model(name: str) -> NamedModel | None:
+    """The model of that name, or None."""
+    return next((model for model in NAMED_MODELS if model.name == name), None)

@@ -1,0 +1,85 @@
+"""`python:module:factory`: a model of the user's own, imported as Python imports for a script."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torchvision.models.detection import MaskRCNN
+
+from segray.errors import SettingsError
+from segray.models.torchvision_files import categories_of
+
+
+def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
+    """Import the module, call the factory without arguments: the fields of a `LoadedModel` besides its name.
+
+    folder: searched for the module after the working directory. The model may carry `categories` (dict of
+    id and name) and `digest` (str, when its tensors do not tell it from another). Raises SettingsError for
+    whatever fails on the way, with the module and the factory in it.
+    """
+    _, module_name, factory_name = spec.split(":")
+    module = _import(spec, module_name, folder)
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise SettingsError(f"weights {spec}: module {module_name} has no function {factory_name}")
+    try:
+        model = factory()
+    except Exception as error:
+        raise SettingsError(f"weights {spec}: {factory_name}() failed: {_in_words(error)}") from error
+    if not callable(model):
+        raise SettingsError(
+            f"weights {spec}: {factory_name}() returned a {type(model).__name__}, not a model"
+        )
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    categories = _categories(spec, model)
+    digest = _digest(module, factory_name, model)
+    return {
+        "module": model, "categories": categories, "category_ids": None, "digest": digest,
+        "licence": "", "origin": f"function {factory_name} of module {module_name}",
+    }  # fmt: skip
+
+
+def _import(spec: str, name: str, folder: str | None) -> ModuleType:
+    for path in (folder, str(Path.cwd())):  # the last one comes to stand first
+        if path is not None and path not in sys.path:
+            sys.path.insert(0, path)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise SettingsError(f"weights {spec}: cannot import module {name}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _categories(spec: str, model: Any) -> dict[int, str]:
+    given = getattr(model, "categories", None)
+    if given is None:
+        known = isinstance(model, MaskRCNN) and hasattr(model.roi_heads.box_predictor, "cls_score")
+        return categories_of(model) if known else {}
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"weights {spec}: categories must be a dict of id and name")
+    return {int(label): str(name) for label, name in given.items()}
+
+
+def _digest(module: ModuleType, factory_name: str, model: Any) -> str:
+    """Over the module's source, the factory, and the model's `digest`, or without one its tensors."""
+    digest = hashlib.sha256(factory_name.encode())
+    if module.__file__ is not None:
+        digest.update(Path(module.__file__).read_bytes())
+    if hasattr(model, "digest"):
+        digest.update(str(model.digest).encode())
+    elif isinstance(model, torch.nn.Module):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

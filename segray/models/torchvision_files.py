@@ -1,0 +1,137 @@
+"""State dicts of torchvision's Mask R-CNN: fetched, read without running code, put into the right network."""
+
+import io
+import pickle
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import (
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from segray.errors import SettingsError
+from segray.models.catalog import NAMED_MODELS
+
+PUBLISHED = {
+    "coco-v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+    "coco-v1": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+}
+COCO_LABELS = 91
+"""Outputs of a network for COCO: background and ids 1 to 90, ten of which have no category."""
+NETWORK_TIMEOUT_S = 10.0
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put the state dict
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+_CLASSES = "roi_heads.box_predictor.cls_score.weight"
+_MASKS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
+
+
+def fetch(name: str) -> Path:
+    """The file of the published weights `name`, from torch's cache (TORCH_HOME) or else downloaded into it.
+
+    Raises SettingsError where it cannot be fetched.
+    """
+    url: str = PUBLISHED[name].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)  # torch.hub would wait for ever
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError, EOFError) as error:
+        bundled = ", ".join(model.name for model in NAMED_MODELS if model.bundled)
+        raise SettingsError(
+            f"weights {name}: cannot be fetched from {url} ({error})",
+            f"use a bundled model ({bundled}), or put the file at {path}",
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    return path
+
+
+def read_checkpoint(name: str, data: bytes) -> dict[str, Any]:
+    """The dict inside a file of `torch.save`, on the CPU. Raises SettingsError for anything else."""
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SettingsError(
+            f"weights {name}: refused, it carries code or is no file of torch.save"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise SettingsError(f"weights {name}: damaged, or no file of torch.save") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"weights {name}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def is_model_file(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether it is a segray model file, of whatever version."""
+    return str(checkpoint.get("format")).startswith("segray-model/")
+
+
+def maskrcnn_from(name: str, checkpoint: Mapping[str, Any]) -> MaskRCNN:
+    """torchvision's Mask R-CNN with the weights of a checkpoint; `_v2` or not is seen from the keys.
+
+    Raises SettingsError where they belong to another network.
+    """
+    state = _state_dict(checkpoint)
+    if _CLASSES not in state or _MASKS not in state:
+        keys = ", ".join(list(state or checkpoint)[:3])
+        raise SettingsError(
+            f"weights {name}: no Mask R-CNN of torchvision's; its keys begin with {keys or 'none'}"
+        )
+    model = _network(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        arch = "maskrcnn_resnet50_fpn" + _version(state)
+        misfit = str(error).splitlines()[1].strip()[:200]  # the first of its list
+        raise SettingsError(f"weights {name}: do not fit torchvision's {arch}: {misfit}") from error
+    return model.eval()
+
+
+def categories_of(model: MaskRCNN) -> dict[int, str]:
+    """Names of the network's labels: COCO's where it has COCO's 91 outputs, else the numbers themselves."""
+    outputs: int = model.roi_heads.box_predictor.cls_score.out_features
+    names = PUBLISHED["coco-v2"].meta["categories"] if outputs == COCO_LABELS else map(str, range(outputs))
+    return {label: each for label, each in enumerate(names) if label > 0 and each != "N/A"}
+
+
+def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+    return {_bare(str(key)): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def _bare(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _version(state: Mapping[str, Tensor]) -> str:
+    return "" if "roi_heads.box_head.fc6.weight" in state else "_v2"
+
+
+def _network(state: Mapping[str, Tensor]) -> MaskRCNN:
+    classes = state[_CLASSES].shape[0]
+    if _version(state):
+        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes)
+    if any(key.endswith("num_batches_tracked") for key in state):
+        return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
+    model = MaskRCNN(backbone, num_classes=classes)
+    overwrite_eps(model, 0.0)  # as torchvision does for COCO's weights, which frozen statistics come from
+    return model
