@@ -77,7 +77,7 @@ def _decoders() -> list[Finding]:
     missing = [name for name in names.values() if name not in have]
     told = ", ".join([*have, "BMP", "GIF"])
     if missing:
-        told += f"; missing {', '.join(missing)}: install Pillow's own wheel (pip install --force-reinstall pillow)"
+        told += f"; missing {', '.join(missing)}: pip install --force-reinstall pillow"
     return [Finding("decoders", not missing, told)]
 
 

@@ -194,7 +194,7 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
     dotted = ".".join(names) or "settings"
     if problem["type"] == "extra_forbidden":
         return f"{dotted}: unknown setting{_did_you_mean(names[-1], _known(cls))}"
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" or (problem["type"] == "too_short" and not problem["input"]):
         return f"{dotted}: is required"
     given = problem.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""

@@ -198,7 +198,7 @@ def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
     return Retrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_attempt(storage.attempts),
-        wait=wait_exponential_jitter(initial=0.2, max=20, jitter=0.2),
+        wait=wait_exponential_jitter(multiplier=0.2, max=20, jitter=0.2),
         reraise=True,
     )(call)
 

@@ -1,0 +1,122 @@
+"""The listing against the ledger."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segray.annotate.lock import Lock
+from segray.annotate.plan import Plan
+from segray.annotate.sink import Sink
+from segray.annotate.store import Store
+from segray.errors import JobFailedError
+from segray.sources.item import Source, SourceKind
+from segray.storage import StorageSettings
+from tests.annotate.tables import answer, end, table
+
+
+def source(uri: str, version: str = "1", kind: SourceKind = "file") -> Source:
+    return Source(uri, uri, kind, version, 10)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path), StorageSettings())
+
+
+@pytest.fixture
+def plan() -> Iterator[Plan]:
+    with Plan() as plan:
+        yield plan
+
+
+def resume(plan: Plan, store: Store) -> Sink:
+    parts = store.recover()
+    for part in parts:
+        plan.add_ledger(store, part)
+    return Sink(store, plan, Lock(store), parts, every_s=0)
+
+
+def test_an_address_listed_twice_is_one_item(plan: Plan) -> None:
+    plan.add_sources([source("a"), source("b"), source("a")])
+    assert [file.uri for file in plan.todo_files()] == ["a", "b"]
+
+
+def test_what_is_committed_is_not_done_again(plan: Plan, store: Store) -> None:
+    store.commit(table(answer("a"), answer("b", error_type="corrupt")))
+    plan.add_sources([source("a"), source("b"), source("c")])
+    resume(plan, store)
+    assert [file.uri for file in plan.todo_files()] == ["c"]
+    plan.forget_rejected()
+    assert [file.uri for file in plan.todo_files()] == ["b", "c"]
+
+
+def test_a_changed_file_is_done_again_and_replaces_its_rows(plan: Plan, store: Store) -> None:
+    store.merge([store.commit(table(answer("a", instances=3), answer("b")))])
+    plan.add_sources([source("a", "2"), source("b")])
+    sink = resume(plan, store)
+    assert [file.uri for file in plan.todo_files()] == ["a"]
+    assert not plan.is_finished()
+    sink.add(table(answer("a", "2", instances=1)))
+    sink.finish()
+    with Plan() as again:
+        again.add_sources([source("a", "2"), source("b")])
+        resume(again, store)
+        assert again.counts()["items"] == 2
+        assert again.counts()["instances"] == 3
+        assert again.is_finished()
+
+
+def test_a_rejected_item_tried_again_leaves_one_row(plan: Plan, store: Store) -> None:
+    store.merge([store.commit(table(answer("a", error_type="storage"), answer("b")))])
+    plan.add_sources([source("a"), source("b")])
+    sink = resume(plan, store)
+    plan.forget_rejected()
+    sink.add(table(answer("a", instances=4)))
+    sink.finish()
+    with Plan() as again:
+        again.add_sources([source("a"), source("b")])
+        resume(again, store)
+        assert again.counts() | {"rejects_by_type": {}} == again.counts()
+        assert (again.counts()["items"], again.counts()["instances"]) == (2, 6)
+
+
+def test_vanished_items_stay_and_are_marked_until_they_come_back(plan: Plan, store: Store) -> None:
+    store.merge([store.commit(table(answer("a"), answer("b")))])
+    plan.add_sources([source("a")])
+    sink = resume(plan, store)
+    sink.finish()
+    assert (plan.counts()["items"], plan.counts()["vanished"]) == (2, 1)
+    with Plan() as again:
+        again.add_sources([source("a"), source("b")])
+        sink = resume(again, store)
+        assert again.counts()["vanished"] == 1
+        assert not again.is_finished()
+        sink.finish()
+        assert again.counts()["vanished"] == 0
+        assert again.is_finished()
+
+
+def test_an_archive_is_done_when_its_end_and_all_its_members_are_there(plan: Plan, store: Store) -> None:
+    members = [answer("t.tar", member=index) for index in (0, 1, 9, 17)]
+    store.commit(table(*members[:3]))
+    plan.add_sources([source("t.tar", kind="tar"), source("a")])
+    sink = resume(plan, store)
+    (archive,) = plan.todo_archives()
+    assert [index for index in range(30) if index in archive] == [0, 1, 9]
+    assert plan.known_total() is None
+    sink.add(table(end("t.tar", items=4, ignored=14)))
+    sink.commit()
+    assert len(list(plan.todo_archives())) == 1
+    assert plan.known_total() == 5
+    sink.add(table(members[3]))
+    sink.commit()
+    assert list(plan.todo_archives()) == []
+
+
+def test_a_lost_item_fails_the_job_by_name(plan: Plan, store: Store) -> None:
+    plan.add_sources([source("a"), source("b")])
+    sink = resume(plan, store)
+    sink.add(table(answer("a")))
+    with pytest.raises(JobFailedError, match="b: no answer"):
+        sink.finish()

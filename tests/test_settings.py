@@ -1,0 +1,95 @@
+"""Flags, environment, file, defaults; and everything that is wrong told at once."""
+
+from pathlib import Path
+
+import pytest
+
+from segray.errors import SettingsError
+from segray.settings import AnnotateSettings, load_settings, printable
+
+
+def load(*arguments: str) -> AnnotateSettings:
+    return load_settings(AnnotateSettings, arguments, "segray annotate")
+
+
+def problems(*arguments: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(*arguments)
+    return list(caught.value.lines)
+
+
+def test_flags_beat_environment_beats_file_beats_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "annotate.yaml"
+    file.write_text(
+        "sources: [from-file]\noutput: o\nscore-threshold: 0.1\nactors: 3\nmax_pixels: 7\n"
+        "storage: {s3: {key: file, region: there}}\n"
+    )
+    monkeypatch.setenv("SEGRAY_SCORE_THRESHOLD", "0.2")
+    monkeypatch.setenv("SEGRAY_ACTORS", "4")
+    monkeypatch.setenv("SEGRAY_STORAGE__S3__KEY", "environment")
+    settings = load("--config", str(file), "--score-threshold", "0.3", "--storage.timeout-s", "5")
+    assert settings.sources == ["from-file"]
+    assert (settings.score_threshold, settings.actors, settings.max_pixels) == (0.3, 4, 7)
+    assert settings.max_rejects == 0.0
+    assert (settings.storage.s3.key, settings.storage.s3.region) == ("environment", "there")
+    assert settings.storage.timeout_s == 5
+
+
+def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("output: o\n")
+    monkeypatch.setenv("SEGRAY_CONFIG", str(tmp_path / "a.yaml"))
+    assert load("x").output == "o"
+
+
+def test_sources_may_stand_anywhere() -> None:
+    settings = load("--output", "o", "a", "--retry-rejected", "b")
+    assert settings.sources == ["a", "b"]
+    assert settings.retry_rejected
+
+
+def test_every_problem_is_told_at_once_with_dotted_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.yaml").write_text("storage: {s3: {regoin: x}}\nwieghts: y\n")
+    monkeypatch.setenv("SEGRAY_ACTRS", "1")
+    told = problems("--config", f"{tmp_path}/a.yaml", "--batch-sise", "4", "--actors", "0", "--no-such")
+    text = "\n".join(told)
+    for expected in (
+        "--batch-sise: unknown flag; did you mean batch-size?",
+        "--no-such: unknown flag",
+        "SEGRAY_ACTRS: unknown setting in the environment; did you mean actors?",
+        "storage.s3.regoin: unknown setting; did you mean region?",
+        "wieghts: unknown setting; did you mean weights?",
+        "actors: Input should be greater than or equal to 1 (given: '0')",
+        "output: is required",
+        "sources: is required",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "cannot read"), ("a: [", "is not YAML"), ("- a", "must hold"), (b"\xff\xfe\x00", "is not YAML")],
+)
+def test_a_missing_or_broken_file_is_an_error(tmp_path: Path, content: str | bytes | None, told: str) -> None:
+    path = tmp_path / "a.yaml"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert any(line.startswith("config: ") and told in line for line in problems("x", "--config", str(path)))
+
+
+def test_what_is_printed_reads_back_and_keeps_secrets() -> None:
+    settings = load("a", "--output", "o", "--storage.s3.secret", "hush", "--actors", "2")
+    text = printable(settings)
+    assert "hush" not in text + repr(settings)
+    assert "actors: 2" in text
+
+
+def test_printed_settings_are_a_config_file(tmp_path: Path) -> None:
+    settings = load("a", "--output", "o", "--actors", "2", "--ray.object-store-mib", "256")
+    (tmp_path / "a.yaml").write_text(printable(settings))
+    assert load("--config", str(tmp_path / "a.yaml")) == settings.model_copy(
+        update={"config": tmp_path / "a.yaml"}
+    )
