@@ -54,10 +54,10 @@ def test_every_problem_is_told_at_once_with_dotted_names(
 ) -> None:
     (tmp_path / "a.yaml").write_text("storage: {s3: {regoin: x}}\nwieghts: y\n")
     monkeypatch.setenv("SEGRAY_ACTRS", "1")
-    told = problems("--config", f"{tmp_path}/a.yaml", "--batch-sise", "4", "--actors", "0", "--no-such")
+    told = problems("--config", f"{tmp_path}/a.yaml", "--batch-sise=4", "--actors", "0", "--no-such")
     text = "\n".join(told)
     for expected in (
-        "--batch-sise: unknown flag; did you mean batch-size?",
+        "--batch-sise=4: unknown flag; did you mean batch-size?",
         "--no-such: unknown flag",
         "SEGRAY_ACTRS: unknown setting in the environment; did you mean actors?",
         "storage.s3.regoin: unknown setting; did you mean region?",
