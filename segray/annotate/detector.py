@@ -1,0 +1,153 @@
+"""torchvision's Mask R-CNN, step by step, up to the masks inside their boxes.
+
+The same arithmetic as its own `forward`, without the step that grows every mask to the image. In low
+precision only the networks run in it: anchors, boxes, scores and NMS stay in float32.
+"""
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from segray.annotate.device import Precision, arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a model found in one image; n detections."""
+
+    boxes: NDArray[np.float32]
+    """(n, 4): x0, y0, x1, y1 in pixels of the image."""
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[Any]
+    """(n, m, m) float32 probabilities relative to the boxes, or (n, height, width) of the whole image."""
+    frame: Literal["roi", "image"]
+    """Which of the two."""
+
+
+def is_plain_maskrcnn(model: object) -> bool:
+    """Whether the steps below are what `model` itself does: a subclass may have changed them."""
+    return (
+        isinstance(model, MaskRCNN)
+        and type(model).forward is GeneralizedRCNN.forward
+        and type(model.transform) is GeneralizedRCNNTransform
+    )
+
+
+class MaskRCNNDetector:
+    """A MaskRCNN on its device, with the score threshold inside, so that nothing below it gets a mask.
+
+    That gives the detections that would be left above it afterwards: NMS is greedy from the highest score
+    down, and the limit of detections an image keeps the highest.
+    """
+
+    def __init__(
+        self, model: MaskRCNN, device: torch.device, precision: Precision, score_threshold: float
+    ) -> None:
+        self.device, self.precision = device, precision
+        self.model = copy.deepcopy(model).eval().to(device)
+        self.model.roi_heads.score_thresh = score_threshold
+        if precision != "fp32":
+            self.model.to(memory_format=torch.channels_last)
+            _keep_boxes_in_float32(self.model)
+
+    def batch_key(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image inside the network; only equal ones may share a batch."""
+        step = self.model.transform.size_divisible
+        rows, cols = self._resized(height, width)
+        return math.ceil(rows / step) * step, math.ceil(cols / step) * step
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Detections of each image (height, width, 3); the images have one `batch_key`."""
+        with arithmetic(self.device, self.precision):
+            batch = self._batch(images)
+            features = self.model.backbone(batch.tensors)
+            if isinstance(features, Tensor):
+                features = OrderedDict([("0", features)])
+            proposals, _ = self.model.rpn(batch, features)
+            found, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
+            for each, size, image in zip(found, batch.image_sizes, images, strict=True):
+                each["boxes"] = resize_boxes(each["boxes"], list(size), list(image.shape[:2]))
+            return _to_host(found)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
+        transform = self.model.transform
+        if transform.fixed_size is not None:
+            return transform.fixed_size[1], transform.fixed_size[0]
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+        return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+
+    def _batch(self, images: Sequence[NDArray[np.uint8]]) -> ImageList:
+        transform = self.model.transform
+        prepared = [self._prepared(image) for image in images]
+        padded = transform.batch_images(list(prepared), transform.size_divisible)
+        if self.precision != "fp32":
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        return ImageList(padded, [(each.shape[1], each.shape[2]) for each in prepared])
+
+    def _prepared(self, image: NDArray[np.uint8]) -> Tensor:
+        """Normalised and resized on the device: (3, height, width) float32."""
+        pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float().div_(255)
+        normal = self.model.transform.normalize(pixels)
+        size = self._resized(*image.shape[:2])
+        return interpolate(normal[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _keep_boxes_in_float32(model: MaskRCNN) -> None:
+    """Autocast leaves the heads' outputs, and the anchors made like the features, in low precision.
+
+    With its 8 bits bfloat16 puts an anchor near column 1000 four pixels off, and scores into steps of 0.004.
+    """
+    for head in (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor):
+        head.register_forward_hook(lambda _module, _inputs, output: _float32(output))
+    model.rpn.anchor_generator.register_forward_pre_hook(
+        lambda _module, inputs: (inputs[0], [_shape_only(each) for each in inputs[1]])
+    )
+
+
+def _float32(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_float32(each) for each in output)
+
+
+def _shape_only(feature: Tensor) -> Tensor:
+    """All that the anchor generator reads of a feature map, at no cost: shape and device, in float32."""
+    return torch.empty((), device=feature.device).expand(feature.shape)
+
+
+def _to_host(found: Sequence[dict[str, Tensor]]) -> list[Detections]:
+    """One transfer for the whole batch: box, score, label and mask of each detection in one row."""
+    rows = [
+        torch.cat(
+            [each["boxes"], each["scores"][:, None], each["labels"][:, None], each["masks"].flatten(1)], dim=1
+        )
+        for each in found
+    ]
+    table = torch.cat(rows).cpu().numpy()
+    side = found[0]["masks"].shape[-1]
+    parts = np.split(table, np.cumsum([len(each) for each in rows])[:-1])
+    return [
+        Detections(
+            boxes=part[:, :4],
+            scores=part[:, 4],
+            labels=part[:, 5].astype(np.int64),
+            masks=part[:, 6:].reshape(-1, side, side),
+            frame="roi",
+        )
+        for part in parts
+    ]

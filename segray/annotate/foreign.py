@@ -1,0 +1,102 @@
+"""A model of the user's own: any callable with the interface of torchvision's detectors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segray.annotate.detector import Detections
+from segray.annotate.device import arithmetic
+from segray.errors import JobFailedError
+
+MOST_PIXELS = 2**30
+"""A box coordinate beyond this is a mistake of the model."""
+
+
+class ForeignDetector:
+    """Calls the model with a list of (3, height, width) float32 images in 0..1 on the device.
+
+    It answers with a dict an image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
+    `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: so taken where
+    the size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
+    precision.
+    """
+
+    def __init__(self, model: Any, name: str, device: torch.device, score_threshold: float) -> None:
+        self.model = model.eval().to(device) if isinstance(model, torch.nn.Module) else model
+        self.name, self.device, self.score_threshold = name, device, score_threshold
+        self.frame: Literal["roi", "image"] | None = getattr(model, "mask_frame", None)
+        if self.frame not in (None, "roi", "image"):
+            raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not 'roi' or 'image'")
+
+    def batch_key(self, height: int, width: int) -> tuple[int, int]:
+        """Only images of one size share a batch."""
+        return height, width
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Detections above the threshold of each image (height, width, 3).
+
+        Raises JobFailedError where the model's answer is not what its interface promises.
+        """
+        with arithmetic(self.device, "fp32"):
+            answer = self.model([self._tensor(image) for image in images])
+        if not isinstance(answer, list | tuple) or len(answer) != len(images):
+            raise JobFailedError(f"{self.name}: answered {len(images)} images with {_kind(answer)}")
+        return [self._detections(each, image) for each, image in zip(answer, images, strict=True)]
+
+    def _tensor(self, image: NDArray[np.uint8]) -> Tensor:
+        return torch.tensor(image).to(self.device).permute(2, 0, 1).float().div_(255)
+
+    def _detections(self, answer: Any, image: NDArray[np.uint8]) -> Detections:
+        scores, labels, boxes, masks = (
+            self._array(answer, key) for key in ("scores", "labels", "boxes", "masks")
+        )
+        n, (height, width) = len(scores), image.shape[:2]
+        if n == 0:  # whatever else their shapes are
+            boxes, masks = np.zeros((0, 4)), np.zeros((0, 1, height, width), bool)
+        frame = self.frame or ("image" if masks.shape[2:] == (height, width) else "roi")
+        self._expect(scores.shape == (n,) and np.isfinite(scores).all(), "scores: (n,), finite", scores)
+        self._expect(labels.shape == (n,) and labels.dtype.kind in "iu", "labels: (n,), integers", labels)
+        self._expect(
+            boxes.shape == (n, 4) and _are_boxes(boxes), "boxes: (n, 4), finite x0 <= x1, y0 <= y1", boxes
+        )
+        if frame == "image":
+            self._expect(masks.shape == (n, 1, height, width), f"masks: (n, 1, {height}, {width})", masks)
+        else:
+            self._expect(masks.shape == (n, 1, *masks.shape[-1:] * 2), "masks: (n, 1, m, m)", masks)
+            masks = masks.astype(np.float32)
+        keep = scores > self.score_threshold
+        return Detections(
+            boxes=boxes[keep].astype(np.float32),
+            scores=scores[keep].astype(np.float32),
+            labels=labels[keep].astype(np.int64),
+            masks=masks[keep, 0],
+            frame=frame,
+        )
+
+    def _array(self, answer: Any, key: str) -> NDArray[Any]:
+        if not isinstance(answer, Mapping) or not isinstance(answer.get(key), Tensor):
+            raise JobFailedError(f"{self.name}: the model's answer has no tensor {key!r}: {_kind(answer)}")
+        tensor: Tensor = answer[key].detach()
+        array: NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+        return np.atleast_1d(array)
+
+    def _expect(self, fulfilled: Any, what: str, given: NDArray[Any]) -> None:
+        if not fulfilled:
+            raise JobFailedError(
+                f"{self.name}: the model must give {what}; it gave {given.dtype} {given.shape}"
+            )
+
+
+def _are_boxes(boxes: NDArray[Any]) -> bool:
+    ordered = (boxes[:, :2] <= boxes[:, 2:]).all()
+    return bool(ordered and (np.abs(boxes) < MOST_PIXELS).all())
+
+
+def _kind(answer: Any) -> str:
+    if isinstance(answer, Mapping):
+        return f"keys {', '.join(map(str, answer))}"
+    return f"{type(answer).__name__}" + (f" of {len(answer)}" if isinstance(answer, Sequence) else "")
