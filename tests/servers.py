@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,17 @@ class Server:
 
     protocol: str  # as it stands in a URL: s3, az, gs
     endpoint: str  # http://127.0.0.1:PORT
-    storage: StorageSettings  # reaches the server from this process
+    storage_at: Callable[[str], StorageSettings] = field(repr=False)  # settings for the server behind a URL
     env: dict[str, str]  # segray's own variables: reach it from a `segray` subprocess
     native_env: dict[str, str]  # the provider's own variables, which do the same
     put: Callable[[str, bytes], None] = field(repr=False)  # (name, bytes): through the provider's client
     get: Callable[[str], bytes] = field(repr=False)
     list_names: Callable[[str], list[str]] = field(repr=False)
+
+    @property
+    def storage(self) -> StorageSettings:
+        """Settings that reach the server from this process."""
+        return self.storage_at(self.endpoint)
 
     def url(self, name: str = "") -> str:
         """`s3://test-bucket/name`."""
@@ -86,8 +92,8 @@ def _s3(endpoint: str, client: Any) -> Server:
     return Server(
         protocol="s3",
         endpoint=endpoint,
-        storage=StorageSettings(
-            s3=S3Settings(endpoint_url=endpoint, key="tester", secret="secret", region="us-east-1")
+        storage_at=lambda at: StorageSettings(
+            s3=S3Settings(endpoint_url=at, key="tester", secret="secret", region="us-east-1")
         ),
         env={
             "SEGRAY_STORAGE__S3__ENDPOINT_URL": endpoint,
@@ -191,13 +197,42 @@ def _azure(endpoint: str, connection: str, container: Any) -> Server:
     return Server(
         protocol="az",
         endpoint=endpoint,
-        storage=StorageSettings(azure=AzureSettings(connection_string=connection)),
+        storage_at=lambda at: StorageSettings(azure=AzureSettings(connection_string=azurite_connection(at))),
         env={"SEGRAY_STORAGE__AZURE__CONNECTION_STRING": connection},
         native_env={"AZURE_STORAGE_CONNECTION_STRING": connection},
         put=lambda name, data: container.upload_blob(name, data, overwrite=True),
         get=lambda name: container.download_blob(name).readall(),
         list_names=lambda prefix: list(container.list_blob_names(name_starts_with=prefix)),
     )
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """An HTTP server on a free port of 127.0.0.1; a client that goes away early is no news."""
+
+    def __init__(self, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def endpoint(self) -> str:
+        """http://127.0.0.1:PORT."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback, as the base class does, of anything but a lost connection."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Answer requests in threads of this process until the block ends."""
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()
 
 
 @contextmanager
@@ -207,20 +242,13 @@ def gcs_server() -> Iterator[Server]:
     from google.cloud.storage import Client
 
     http = _gcs_http()
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        endpoint = f"http://127.0.0.1:{http.server_port}"
+    with http.serving():
         anonymous = AnonymousCredentials()  # type: ignore[no-untyped-call]
-        client = Client("test", credentials=anonymous, client_options={"api_endpoint": endpoint})
-        yield _gcs(endpoint, client.create_bucket(BUCKET))
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+        client = Client("test", credentials=anonymous, client_options={"api_endpoint": http.endpoint})
+        yield _gcs(http.endpoint, client.create_bucket(BUCKET))
 
 
-def _gcs_http() -> ThreadingHTTPServer:
+def _gcs_http() -> LoopbackServer:
     """The emulator's requests and store in a server with threads (its own takes one connection at a time).
 
     Added: an upload with ifGenerationMatch=0 answers 412 when the object exists, which the emulator ignores
@@ -235,15 +263,17 @@ def _gcs_http() -> ThreadingHTTPServer:
         rfile: Any
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.rfile = BytesIO(_with_crlf(body))
+            body = _with_crlf(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            self.rfile = BytesIO(body)
+            del self.headers["Content-Length"]
+            self.headers["Content-Length"] = str(len(body))
             with one_at_a_time:
                 if "ifGenerationMatch=0" in self.path and _exists(self.storage.objects, self.path, body):
                     self.send_error(412)
                 else:
                     super().do_POST()
 
-    return ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, Storage(use_memory_fs=True)))
+    return LoopbackServer(partial(Handler, Storage(use_memory_fs=True)))
 
 
 def _with_crlf(body: bytes) -> bytes:
@@ -269,7 +299,7 @@ def _gcs(endpoint: str, bucket: Any) -> Server:
     return Server(
         protocol="gs",
         endpoint=endpoint,
-        storage=StorageSettings(gcs=GcsSettings(endpoint_url=endpoint, token="anon")),
+        storage_at=lambda at: StorageSettings(gcs=GcsSettings(endpoint_url=at, token="anon")),
         env={"SEGRAY_STORAGE__GCS__ENDPOINT_URL": endpoint, "SEGRAY_STORAGE__GCS__TOKEN": "anon"},
         native_env={"STORAGE_EMULATOR_HOST": endpoint},
         put=lambda name, data: bucket.blob(name).upload_from_string(data),
