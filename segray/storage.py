@@ -1,8 +1,9 @@
 """One way to every storage: a URL becomes an fsspec filesystem and a path, with one set of settings.
 
 s3fs, gcsfs and adlfs bring the protocols (extras `s3`, `gcs`, `azure`); credentials come from the settings,
-else from where each provider's own tools look. Each library retries some errors; which ones differs, so
-`retrying` puts one rule on top: what may pass is tried again with exponential backoff, what cannot is not.
+else from where each provider's own tools look. Each library retries some errors, some for minutes; those
+retries are switched off, and `retrying` is the one rule: what may pass is tried again with exponential
+backoff, what cannot is not.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,9 +23,13 @@ from segray.errors import ErrorType, SettingsError
 
 T = TypeVar("T")
 
-EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "http": "s3", "https": "s3"}
+EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "http": "s3", "https": "s3"}
 """Protocol -> the extra that installs it (http needs aiohttp, which s3fs brings)."""
-_ALIASES = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+_AZURE_ACCOUNT = re.compile(r"^([a-z]+://[^/@]+)@([^/@.]+)\.(?:dfs|blob)\.core\.[^/]+")
+"""Azure's own form of address: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/path."""
+_CONNECT_S = 10.0
+"""Seconds to wait for a connection; a server that is there takes one in far less."""
 
 
 class _Part(BaseModel):
@@ -66,18 +72,22 @@ class StorageSettings(_Part):
     gcs: GcsSettings = GcsSettings()
     azure: AzureSettings = AzureSettings()
     attempts: int = Field(6, ge=1, description="tries of a request before its error counts")
-    timeout_s: float = Field(60.0, gt=0, description="seconds a request may take")
+    timeout_s: float = Field(60.0, gt=0, description="seconds a storage may stay silent")
 
 
 def split_protocol(url: str) -> tuple[str, str]:
-    """`s3a://b/k` -> ("s3", "s3://b/k"); a local path -> ("file", path). Aliases become one protocol."""
+    """`s3a://b/k` -> ("s3", "s3://b/k"); a local path -> ("file", path). Aliases become one protocol.
+
+    Azure's abfss://container@account.dfs.core.windows.net/path becomes az://container/path.
+    """
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", url)
     if match is None:
         return "file", url
     protocol = _ALIASES.get(match[1].lower(), match[1].lower())
-    return (
-        ("file", url[len(match[0]) :]) if protocol == "file" else (protocol, protocol + url[len(match[1]) :])
-    )
+    if protocol == "file":
+        return "file", url[len(match[0]) :]
+    rest = protocol + url[len(match[1]) :]
+    return protocol, _AZURE_ACCOUNT.sub(r"\1", rest) if protocol == "az" else rest
 
 
 def canonical_uri(url: str) -> str:
@@ -98,47 +108,126 @@ def canonical_uri(url: str) -> str:
 def open_filesystem(url: str, storage: StorageSettings) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem for `url` and the path inside it.
 
-    Raises SettingsError for an unknown protocol, or one whose library is not installed.
+    Raises SettingsError for an unknown protocol, one whose library is not installed, and settings with which
+    it cannot be opened.
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
         return fsspec.filesystem("file"), str(Path(rest).expanduser().absolute())
+    kind = _filesystem_class(protocol, canonical_uri(url))
     try:
-        filesystem = fsspec.filesystem(protocol, **_options(protocol, storage))
+        filesystem = kind(**_OPTIONS.get(protocol, _no_options)(storage))
+    except Exception as error:  # no request is made yet: what fails here are names, keys and files of keys
+        hint = "; set storage.azure.account_name or storage.azure.connection_string" * (protocol == "az")
+        raise SettingsError(f"{canonical_uri(url)}: {error}{hint}") from error
+    if protocol == "az":
+        _check_account(url, filesystem)
+    _leave_retries_to_us(protocol, filesystem)
+    return filesystem, rest if protocol in ("http", "https") else filesystem._strip_protocol(rest)
+
+
+def _filesystem_class(protocol: str, shown: str) -> Any:
+    try:
+        if protocol != "gs":
+            return fsspec.get_filesystem_class(protocol)
+        # The package's own default asks a gRPC service for the layout of each bucket, for the sake of zonal
+        # buckets; where only HTTP gets through (proxies, emulators) that is a silent minute a request.
+        from gcsfs.core import GCSFileSystem
     except (ImportError, ValueError) as error:
         extra = EXTRAS.get(protocol)
         if extra is None:
-            raise SettingsError(f"{canonical_uri(url)}: unknown protocol {protocol}://") from error
+            raise SettingsError(f"{shown}: unknown protocol {protocol}://") from error
         raise SettingsError(
-            f"{canonical_uri(url)}: {protocol}:// needs an extra: pip install 'segray[{extra}]' ({error})"
+            f"{shown}: {protocol}:// needs an extra: pip install 'segray[{extra}]' ({error})"
         ) from error
-    return filesystem, rest if protocol in ("http", "https") else filesystem._strip_protocol(rest)
+    return GCSFileSystem
+
+
+def _check_account(url: str, filesystem: Any) -> None:
+    """Raise SettingsError when the URL names another account than the settings: one run, one account."""
+    named = _AZURE_ACCOUNT.match(url)
+    if named and named[2] != filesystem.service_client.account_name:
+        raise SettingsError(
+            f"{canonical_uri(url)}: the URL is in the storage account {named[2]}, the settings are for "
+            f"{filesystem.service_client.account_name}; set storage.azure.account_name"
+        )
+
+
+def _leave_retries_to_us(protocol: str, filesystem: Any) -> None:
+    """Left on, they multiply with ours: a wrong endpoint took 5 s (S3), 34 s (Google), 86 s (Azure) a try.
+
+    gcsfs and adlfs have no setting for it.
+    """
+    if protocol == "s3":
+        filesystem.retries = 1
+    elif protocol == "gs":
+        filesystem._request = MethodType(type(filesystem)._request.__wrapped__, filesystem)
+    elif protocol == "az":
+        filesystem.service_client._config.retry_policy.total_retries = 0
 
 
 def _secret(value: SecretStr | None) -> str | None:
     return None if value is None else value.get_secret_value()
 
 
-def _options(protocol: str, storage: StorageSettings) -> dict[str, Any]:
-    """Arguments of the filesystem's constructor; listings are never cached, a run must see what is there."""
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol == "s3":
-        s3 = storage.s3
-        options |= {"endpoint_url": s3.endpoint_url, "key": s3.key, "anon": s3.anonymous}
-        options |= {"secret": _secret(s3.secret), "token": _secret(s3.token)}
-        options["client_kwargs"] = {"region_name": s3.region} if s3.region else {}
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": storage.timeout_s}
-    elif protocol == "gs":
-        gcs = storage.gcs
-        options |= {"endpoint_url": gcs.endpoint_url, "project": gcs.project, "token": _secret(gcs.token)}
-        options["timeout"] = storage.timeout_s
-    elif protocol in ("az", "abfs"):
-        azure = storage.azure
-        options |= {"account_name": azure.account_name, "account_key": _secret(azure.account_key)}
-        options |= {"connection_string": _secret(azure.connection_string)}
-        options |= {"sas_token": _secret(azure.sas_token)}
-        options["anon"] = True if azure.anonymous else None
-    return {name: value for name, value in options.items() if value is not None}
+def _given(**options: Any) -> dict[str, Any]:
+    """Constructor arguments that are set; listings are never cached, a run must see what is there."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return given | {"use_listings_cache": False}
+
+
+def _no_options(storage: StorageSettings) -> dict[str, Any]:
+    return _given()
+
+
+def _s3_options(storage: StorageSettings) -> dict[str, Any]:
+    s3 = storage.s3
+    return _given(
+        endpoint_url=s3.endpoint_url,
+        key=s3.key,
+        secret=_secret(s3.secret),
+        token=_secret(s3.token),
+        anon=s3.anonymous,
+        client_kwargs={"region_name": s3.region} if s3.region else {},
+        config_kwargs={
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": storage.timeout_s,
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": 100,  # as many as the other two libraries take; the default is 10
+        },
+    )
+
+
+def _gcs_options(storage: StorageSettings) -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    gcs = storage.gcs
+    return _given(
+        endpoint_url=gcs.endpoint_url,
+        project=gcs.project,
+        token=_secret(gcs.token),
+        requests_timeout=ClientTimeout(sock_connect=_CONNECT_S, sock_read=storage.timeout_s),
+    )
+
+
+def _azure_options(storage: StorageSettings) -> dict[str, Any]:
+    azure = storage.azure
+    return _given(
+        account_name=azure.account_name,
+        account_key=_secret(azure.account_key),
+        connection_string=_secret(azure.connection_string),
+        sas_token=_secret(azure.sas_token),
+        anon=True if azure.anonymous else None,
+        connection_timeout=_CONNECT_S,
+        read_timeout=storage.timeout_s,
+    )
+
+
+_OPTIONS: dict[str, Callable[[StorageSettings], dict[str, Any]]] = {
+    "s3": _s3_options,
+    "gs": _gcs_options,
+    "az": _azure_options,
+}
 
 
 def error_type(error: BaseException) -> ErrorType:
@@ -235,7 +324,7 @@ def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: by
         return
     try:
         filesystem.pipe_file(path, data, mode="create")
-    except Exception as error:  # noqa: BLE001 - each provider has its own exception for a failed condition
+    except Exception as error:  # each provider has its own exception for a failed condition
         if not is_passing(error) and filesystem.exists(path):
             raise FileExistsError(path) from error
         raise
