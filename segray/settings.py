@@ -102,7 +102,7 @@ class AnnotateSettings(JobSettings):
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
     batch_size: int | None = Field(
-        None, ge=1, description="images a model call ; default 8 on a GPU, 2 on CPU"
+        None, ge=1, description="images a model call ; default 8 on a GPU, 1 on CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -1,8 +1,10 @@
 """`segray annotate`, step by step: check, list, compare with the ledger, run, account."""
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,16 @@ from segray.annotate.identity import check_identity, identity_of
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
+from segray.annotate.quiet import noise_to
 from segray.annotate.report import dry_run_lines, run_record, summary_lines
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
-from segray.errors import ExitCode, NothingToDoError, SettingsError
+from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
 from segray.settings import AnnotateSettings
 from segray.sources.listing import Listing
 
 if TYPE_CHECKING:
+    from segray.annotate.device import Precision
     from segray.models.weights import LoadedModel
 
 PLAN, RUN = "_segray/plan.json", "run.json"
@@ -36,7 +40,7 @@ class Prepared:
     store: Store
     model: "LoadedModel"
     device: str
-    precision: str
+    precision: "Precision"
     identity: dict[str, Any]
     ignored: int
     """Names in the listing without an image suffix."""
@@ -48,7 +52,7 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
-    with Plan() as plan:
+    with Plan() as plan, noise_to(_log_file()):
         prepared = _prepare(settings, plan)
         if not plan.sources():
             raise NothingToDoError(
@@ -118,16 +122,18 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
     return load_weights(settings.weights, settings.storage)
 
 
-def _where(settings: AnnotateSettings) -> tuple[str, str]:
+def _where(settings: AnnotateSettings) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
+    from segray.annotate.device import resolve_device, resolve_precision
     from segray.annotate.pipeline import in_cluster, start_ray
-    from segray.annotate.predictor import resolve_device, resolve_precision
 
-    if in_cluster(settings.ray) and settings.device == "auto":
-        _, gpus = start_ray(settings.ray, _log_file(settings))
-        device = "cuda" if gpus else "cpu"
-    else:
+    if not in_cluster(settings.ray):
         device = resolve_device(settings.device)
+        return device, resolve_precision(settings.precision, device)
+    _, gpus = start_ray(settings.ray, _log_file())
+    device = ("cuda" if gpus else "cpu") if settings.device == "auto" else settings.device
+    if device == "cuda" and settings.precision == "auto":
+        return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
 
 
@@ -146,8 +152,8 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
     store.write_json(PLAN, prepared.identity)
     sink = Sink(store, plan, lock, parts, settings.commit_every_s)
     with Progress("annotate", plan.known_total(), plan.answered()) as progress:
-        if plan.has_work():
-            for table in _annotated(prepared, plan):
+        try:
+            for table in _annotated(prepared, plan) if plan.has_work() else ():
                 sink.add(table)
                 items = table.filter(pc.is_valid(table["image_id"]))
                 progress.add(
@@ -155,20 +161,30 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
                     pc.sum(items["instances"]).as_py() or 0,
                     pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0,
                 )
+        except (KeyboardInterrupt, JobFailedError):
+            sink.commit()  # what came back is not done again
+            raise
         sink.finish()
     if not plan.counts()["items"]:
         raise NothingToDoError(f"no image in {', '.join(settings.sources)}: the archives hold none")
     did = progress.items - progress.done_before
     record = run_record(settings, prepared.identity, plan, prepared.ignored, progress.seconds, did)
     store.write_json(RUN, record)
-    return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {progress.rate:,.2f} images/s"
+    rate = record["rates"]["images_per_s"]
+    return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {rate} images/s"
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
     from segray.annotate import pipeline
 
-    log = _log_file(prepared.settings)
+    log = _log_file()
     cpus, gpus = pipeline.start_ray(prepared.settings.ray, log)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, a preempted pod: stop as for Ctrl-C
     resources = pipeline.share_out(prepared.settings, prepared.device, cpus, gpus)
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
@@ -179,6 +195,6 @@ def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
     return pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources)
 
 
-def _log_file(settings: AnnotateSettings) -> Path:
+def _log_file() -> Path:
     """Where Ray's messages go: a file of this process in the temporary folder."""
     return Path(tempfile.gettempdir()) / f"segray-{os.getpid()}-ray.log"

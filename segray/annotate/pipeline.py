@@ -23,8 +23,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from segray.annotate.device import Precision, default_batch_size
 from segray.annotate.plan import Archive, Plan
 from segray.annotate.predictor import Predictor
+from segray.annotate.quiet import loggers_to
 from segray.annotate.stages import Annotate, Attempts, Decode
 from segray.errors import JobFailedError, SettingsError
 from segray.models.weights import LoadedModel
@@ -34,8 +36,9 @@ from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
 from segray.storage import StorageSettings
 
-READ_CPUS = 0.25
-"""Readers wait for the network most of the time."""
+READ_CPUS = 0.2
+"""Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
+and one big archive is decoded by the one worker that reads it."""
 
 FILES_A_TASK = 1024
 """Most files one read task fetches; fewer where that would leave CPUs without a task."""
@@ -92,7 +95,7 @@ def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float)
         threads=max(1, int(settings.cpus_per_actor or cpus / actors)),
         decoders=settings.decoders or max(1, min(int(cpus), int(room / decoder_cpus))),
         decoder_cpus=decoder_cpus,
-        batch_size=settings.batch_size or (8 if on_gpu else 2),
+        batch_size=settings.batch_size or (8 if on_gpu else default_batch_size(device)),
     )
 
 
@@ -118,21 +121,9 @@ def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SettingsError(f"ray.address: cannot use {address}: {str(error).splitlines()[0]}") from error
-    _quiet(log)
+    loggers_to(log)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-
-
-def _quiet(log: Path) -> None:
-    """Ray's and Ray Data's messages go to a file, none to the terminal."""
-    handler = logging.FileHandler(log, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    for name in ("ray", "ray.data"):
-        logger = logging.getLogger(name)
-        for old in logger.handlers:
-            if isinstance(old, logging.StreamHandler) and not isinstance(old, logging.FileHandler):
-                old.setLevel(logging.CRITICAL + 1)
-        logger.addHandler(handler)
 
 
 class _Work(Datasource):
@@ -199,7 +190,7 @@ class _RemoteAttempts:
 
 class _ModelActor(Annotate):
     def __init__(
-        self, model: Any, attempts: Any, resources: Resources, precision: str, threshold: float
+        self, model: Any, attempts: Any, resources: Resources, precision: Precision, threshold: float
     ) -> None:
         def make_predictor() -> Predictor:
             return Predictor(
@@ -215,7 +206,7 @@ class _ModelActor(Annotate):
 
 
 def annotated(
-    plan: Plan, model: LoadedModel, precision: str, settings: AnnotateSettings, resources: Resources
+    plan: Plan, model: LoadedModel, precision: Precision, settings: AnnotateSettings, resources: Resources
 ) -> Iterator[pa.Table]:
     """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
 
@@ -234,7 +225,6 @@ def annotated(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
         num_cpus=resources.decoder_cpus,
-        max_restarts=-1,
     )
     answers = decoded.map_batches(
         _ModelActor,
@@ -244,7 +234,6 @@ def annotated(
         compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),
         num_cpus=resources.actor_cpus,
         num_gpus=resources.actor_gpus or None,
-        max_restarts=-1,
     )
     try:
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)

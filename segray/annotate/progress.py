@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 LOG_EVERY_S = 10.0
+RATE_OVER_S = 60.0
 
 
 class Progress:
@@ -21,6 +23,7 @@ class Progress:
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
         self._started = self._logged = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque([(self._started, done)])
 
     def __enter__(self) -> "Progress":
         self._started = self._logged = time.monotonic()
@@ -51,14 +54,19 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Items a second of this run."""
-        return (self.items - self.done_before) / max(self.seconds, 1e-9)
+        """Items a second, over about the last minute."""
+        (start, before), (end, after) = self._recent[0], self._recent[-1]
+        return (after - before) / max(end - start, 1e-9)
 
     def add(self, items: int, instances: int = 0, rejected: int = 0) -> None:
         """So much more is done."""
         self.items += items
         self.instances += instances
         self.rejected += rejected
+        now = time.monotonic()
+        self._recent.append((now, self.items))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_OVER_S:
+            self._recent.popleft()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.items, rates=self._rates())
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
