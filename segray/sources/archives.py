@@ -38,8 +38,6 @@ def read_archive(
             raise ItemError(source.error_type, source.error or source.error_type)
         with open_source(source, storage) as stream:
             yield from reading.tables(stream)
-    except GeneratorExit:
-        raise
     except Exception as error:  # noqa: BLE001 - whatever an archive raises costs the rest of it, not the job
         reading.break_off(as_item_error(error, "the archive"))
     reading.rows.add_end(source, reading.items, reading.ignored)

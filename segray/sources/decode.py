@@ -7,6 +7,7 @@ integers have no agreed range and are `unsupported`.
 """
 
 import io
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _UPRIGHT = {
 }
 """EXIF orientation -> the transposition that undoes it (EXIF 2.32, tag 274; as in Pillow's ImageOps)."""
 _BITS_PER_SAMPLE = 258  # TIFF 6.0
+_BYTES = re.compile(r"\s*\(chunk b'.*'\)|b'[^']*'")
+"""How Python prints the bytes a message quotes."""
 _TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
 
 
@@ -103,7 +106,7 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
         return Image.fromarray((samples >> (bits - 8)).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
@@ -131,14 +134,18 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
     form, known = describe_signature(data)
     if not known:
         return ItemError("unsupported" if form else "corrupt", _not_ours(data, form))
-    early = ends_early(data, form)
     words = _words(error, refusals)
-    if "too large" in words.lower() and "text" in words.lower():
-        return ItemError("too_large", f"{form}: its text chunks inflate beyond Pillow's limit")
-    if early or "truncated" in words.lower():
-        return ItemError("truncated", f"{form}: the file ends early ({words})")
-    if "not supported" in words.lower() or "unknown pixel mode" in words.lower():
+    said = words.lower()
+    if "max_text" in said:
+        return ItemError("too_large", f"{form}: its text chunks inflate beyond the limit of the decoder")
+    if "not identified by this driver" in said:
+        return ItemError("corrupt", f"{form}: a picture without width or height")
+    if "not supported" in said or "unsupported" in said or "unknown pixel mode" in said:
         return ItemError("unsupported", f"{form}: {words}")
+    if "truncated" in said:
+        return ItemError("truncated", f"{form}: the file ends early")
+    if ends_early(data, form):
+        return ItemError("truncated", f"{form}: the file ends early ({words})")
     return ItemError("corrupt", f"{form}: {words}")
 
 
@@ -153,9 +160,11 @@ def _not_ours(data: bytes, form: str) -> str:
 
 def _words(error: Exception, refusals: list[str]) -> str:
     """What Pillow said, without the noise it puts around it."""
+    words = str(error)
     if isinstance(error, UnidentifiedImageError):
-        said = [
-            text.split("opening failed.", 1)[-1].strip() for text in refusals if "opening failed." in text
-        ]
-        return "; ".join(dict.fromkeys(said)) or "its header cannot be read"
-    return " ".join(str(error).split()) or type(error).__name__
+        said = [text.split("opening failed.", 1)[1] for text in refusals if "opening failed." in text]
+        words = "; ".join(dict.fromkeys(said)) or "its header cannot be read"
+    words = " ".join(_BYTES.sub("", words).split())
+    if words.startswith("decoder error"):  # a number of Pillow's own
+        return "the pixel data cannot be decoded"
+    return words or type(error).__name__

@@ -8,7 +8,7 @@ import pyarrow as pa
 from segray.errors import ItemError
 from segray.sources.item import Source
 from segray.sources.roundtrips import as_item_error, request_all
-from segray.sources.rows import FetchedRows
+from segray.sources.rows import FetchedRows, fits
 from segray.storage import StorageSettings, open_filesystem
 
 MAX_FILE_BYTES = 1 << 30
@@ -34,15 +34,14 @@ def fetch_files(
 
 def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]:
     """Neighbours that share a table by their listed sizes."""
-    rows, group = FetchedRows(), list[Source]()
+    group, held = list[Source](), 0
     for source in sources:
         size = _UNKNOWN_SIZE if source.size < 0 else source.size if source.size <= max_bytes else 0
-        if not rows.fits(size):
+        if not fits(len(group), held, size):
             yield group
-            rows, group = FetchedRows(), []
-        rows.rows.append(())
-        rows.size += size
+            group, held = [], 0
         group.append(source)
+        held += size
     if group:
         yield group
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
-from segray.errors import SettingsError
+from segray.errors import SegrayError, SettingsError
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
 from segray.sources.manifest import read_manifest
@@ -24,7 +24,7 @@ from segray.sources.remote import list_files, remote_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
 
-_FIRST_ATTEMPTS = 2
+_FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 
 
@@ -43,7 +43,9 @@ class Listing:
         for url in self._sources:
             try:
                 yield from self._expand(url)
-            except OSError as error:
+            except SegrayError:
+                raise
+            except Exception as error:  # each library has its own types
                 raise SettingsError(f"{canonical_uri(url)}: {describe(error)}") from error
 
     def _expand(self, url: str) -> Iterator[Source]:
@@ -86,8 +88,6 @@ class Listing:
             if has_magic(path) and not path.startswith(("http://", "https://")):
                 return None
             raise SettingsError(f"{canonical_uri(url)}: no such file, folder or bucket") from error
-        except Exception as error:  # each library has its own types; all mean that work cannot begin
-            raise SettingsError(f"{canonical_uri(url)}: {describe(error)}") from error
 
     def _matching_local(self, pattern: Pattern) -> Iterator[Source]:
         if not stat.S_ISDIR(_mode(pattern.root)):

@@ -108,7 +108,6 @@ _PAGERS: dict[str, Callable[[Any, str, str, str | None], Page]] = {
     "s3": _s3_page,
     "gs": _gcs_page,
     "az": _azure_page,
-    "abfs": _azure_page,
 }
 
 

@@ -5,6 +5,7 @@ The object stores' fsspec libraries are asynchronous: their requests share one e
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ T = TypeVar("T")
 CONCURRENCY = 64
 """Requests in flight: about what one worker needs to fill a fast network with 100 kB files."""
 _THREADS = 8
+_QUERY = re.compile(r"\?\S+")
+"""Query strings carry signatures."""
 
 
 def request_all(
@@ -85,6 +88,8 @@ def as_item_error(error: Exception, what: str = "the file") -> ItemError:
     """The rejection for a request that failed for good, in words without the library's own noise."""
     if isinstance(error, ItemError):
         return error
+    if isinstance(error, MemoryError):
+        return ItemError("memory", f"{what} does not fit into memory")
     if isinstance(error, IsADirectoryError):
         return ItemError("missing", f"{what} is a folder")
     if isinstance(error, FileNotFoundError):
@@ -98,5 +103,5 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return str(error.strerror)
-    words = " ".join(str(error).split())
-    return words.split("?", 1)[0][:300] or type(error).__name__
+    words = _QUERY.sub("", " ".join(str(error).split()))
+    return words[:300] or type(error).__name__

@@ -7,10 +7,16 @@ import pyarrow as pa
 from segray.errors import ItemError
 from segray.schema import FETCHED
 from segray.sources.item import Source, image_id
+from segray.sources.names import printable
 
 TABLE_BYTES = 16 << 20
 """A table of encoded files is cut before it would grow beyond this (Ray moves blocks of this size well)."""
 TABLE_ROWS = 64
+
+
+def fits(rows: int, held: int, size: int) -> bool:
+    """Whether `size` bytes more fit a table of `rows` rows and `held` bytes; an empty one takes any."""
+    return rows == 0 or (rows < TABLE_ROWS and held + size <= TABLE_BYTES)
 
 
 @dataclass
@@ -21,8 +27,8 @@ class FetchedRows:
     size: int = 0
 
     def fits(self, size: int) -> bool:
-        """Whether a row of `size` bytes still belongs into this table (an empty one takes any)."""
-        return not self.rows or (len(self.rows) < TABLE_ROWS and self.size + size <= TABLE_BYTES)
+        """Whether a row of `size` bytes still belongs into this table."""
+        return fits(len(self.rows), self.size, size)
 
     def add_file(self, source: Source, data: bytes | ItemError) -> None:
         """A source that is one item, or an archive's own rejection."""
@@ -50,7 +56,7 @@ class FetchedRows:
 
     def _add(self, identity: tuple[object, ...], data: bytes | ItemError) -> None:
         if isinstance(data, ItemError):
-            self.rows.append((*identity, None, data.error_type, data.reason, None))
+            self.rows.append((*identity, None, data.error_type, printable(data.reason), None))
             return
         self.rows.append((*identity, data, None, None, None))
         self.size += len(data)

@@ -23,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 import segray
-from segray.errors import ItemError
+from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
-from segray.sources.decoder_process import read_whole, write_whole
+from segray.sources.decoder_process import READY, read_whole, write_whole
 
 TABLE_BYTES = 32 << 20
+_START_S = 120.0
+"""Seconds for imports; a node that starts many workers at once is slow."""
 _KEPT_BYTES = 64 << 20
 """A shared file that a big picture made larger than this is given back to the system afterwards."""
 
@@ -107,10 +109,21 @@ class _Child:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # libtiff and libpng complain here
+                stderr=subprocess.PIPE,  # until it is ready
                 env=_environment(),
             )
         self._connection = Connection(ours.detach())
+        self._await_start()
+
+    def _await_start(self) -> None:
+        """A child that cannot even start is no item's fault."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            if self._connection.poll(_START_S) and self._connection.recv_bytes() == READY:
+                return
+        self._process.kill()
+        _, said = self._process.communicate()
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
     def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float) -> Decoded:
         write_whole(self._source, memoryview(data))
@@ -125,7 +138,7 @@ class _Child:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._connection.close()
         os.close(self._source)
         os.close(self._target)

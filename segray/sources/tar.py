@@ -5,6 +5,7 @@ breaks off is an error, and nothing is kept.
 """
 
 import gzip
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from segray.sources.member import Member, too_large
 
 _HEADER_BYTES = 1 << 20
 """The most one extended header (long name, PAX) may take; a hostile one claims gigabytes."""
-_PIECE_BYTES = 1 << 20
+_PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
+"""What Python's parser raises on hostile numbers besides its own errors."""
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[Member]:
@@ -31,9 +33,10 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
         raise ItemError("corrupt", f"the gzip stream is broken ({error})") from error
     except tarfile.HeaderError as error:
         raise _header_error(error) from error
-    except tarfile.TarError as error:
-        kind = "truncated" if "empty" in str(error) or "truncated" in str(error) else "corrupt"
-        raise ItemError("truncated" if kind == "truncated" else "corrupt", f"the tar {error}") from error
+    except (tarfile.TarError, *_PARSER_ERRORS) as error:
+        if "empty" in str(error) or "truncated" in str(error):
+            raise ItemError("truncated", "the tar is empty or ends inside its first header") from error
+        raise ItemError("corrupt", f"the tar has a broken header ({error})") from error
 
 
 def _unpacked(stream: IO[bytes]) -> IO[bytes]:
@@ -49,6 +52,8 @@ def _members(stream: IO[bytes]) -> Iterator[Member]:
     info, index = archive.firstmember, 0  # type: ignore[attr-defined]
     while info is not None:
         following = archive.offset
+        if following < info.offset_data:  # a negative size would lead us in a circle
+            raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
         if not info.isdir():
             yield _member(stream, info, index)
         archive.members.clear()  # type: ignore[attr-defined]

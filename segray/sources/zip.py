@@ -1,6 +1,8 @@
 """Zip archives by their central directory: only the ranges of wanted members are read."""
 
+import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from segray.errors import ItemError
 from segray.sources.member import Member, too_large
 
 _PIECE_BYTES = 1 << 20
+_PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
+"""What Python's parser raises on hostile numbers besides its own errors."""
 _ENCRYPTED = 0x1  # general purpose bit flag, APPNOTE 4.4.4
 
 
@@ -21,14 +25,14 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
     """
     try:
         archive = zipfile.ZipFile(stream)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, *_PARSER_ERRORS) as error:
         raise _directory_error(stream, error) from error
     for index, info in enumerate(archive.infolist()):
         if not info.is_dir():
             yield _member(archive, info, index)
 
 
-def _directory_error(stream: IO[bytes], error: zipfile.BadZipFile) -> ItemError:
+def _directory_error(stream: IO[bytes], error: Exception) -> ItemError:
     stream.seek(0)
     start = stream.read(4)
     if not start:
@@ -52,8 +56,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int) -> Memb
             return ItemError("unsupported", f"the member's compression is not known ({error})")
         except EOFError:
             return ItemError("truncated", "the compressed data of the member end early")
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, *_PARSER_ERRORS) as error:
             return ItemError("corrupt", f"the member is broken ({error})")
+        except OSError as error:
+            if error.errno is not None or type(error) is not OSError:
+                raise  # the storage's
+            return ItemError("corrupt", f"the member is broken ({error})")  # the bzip2 decoder's
 
     return Member(index, info.filename, info.file_size, read)
 
