@@ -125,16 +125,27 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
 def _where(settings: AnnotateSettings) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.annotate.device import resolve_device, resolve_precision
-    from segray.annotate.pipeline import in_cluster, start_ray
 
-    if not in_cluster(settings.ray):
+    if not _in_cluster(settings):
         device = resolve_device(settings.device)
         return device, resolve_precision(settings.precision, device)
+    from segray.annotate.pipeline import start_ray
+
     _, gpus = start_ray(settings.ray, _log_file())
     device = ("cuda" if gpus else "cpu") if settings.device == "auto" else settings.device
     if device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
+
+
+def _in_cluster(settings: AnnotateSettings) -> bool:
+    """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            return True
+    return bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], str]:

@@ -99,11 +99,6 @@ def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float)
     )
 
 
-def in_cluster(settings: RaySettings) -> bool:
-    """Whether the job uses a Ray that runs already (named, or the one whose job this is)."""
-    return ray.is_initialized() or bool(settings.address or os.environ.get("RAY_ADDRESS"))
-
-
 def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
     """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`. Returns (CPUs, GPUs)."""
     if not ray.is_initialized():
@@ -250,9 +245,7 @@ def _configure(settings: RaySettings) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost error in one line: Ray wraps it in its own and in a traceback."""
-    inner: BaseException = error
-    while isinstance(cause := getattr(inner, "cause", None) or inner.__cause__, BaseException):
-        inner = cause
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[-1].strip() if lines else ''}"
+    """What broke, in one line: Ray gives the last frames and the user's error at the end of a long text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if ": " in last else f"{type(error).__name__}: {last}"

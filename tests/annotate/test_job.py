@@ -1,0 +1,179 @@
+"""`segray annotate` on a real Ray: sources, resume, changed listings, rejects, exit codes."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.annotate.runs import MODELS, annotate, by_base_name, make_images, tables
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def make_kind(kind: str, folder: Path, target: Path) -> list[Path]:
+    """The images of `folder` as one kind of source."""
+    files = sorted(folder.iterdir())
+    target.mkdir()
+    if kind == "folder":
+        for number, file in enumerate(files):
+            place = target / f"deep/{number % 3}" / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        (target / "notes.txt").write_text("no image")
+        return [target]
+    if kind in ("tar", "tar.gz"):
+        mode = "w:gz" if kind == "tar.gz" else "w"
+        for shard in range(3):
+            with tarfile.open(target / f"{shard}.{kind}", mode) as archive:  # type: ignore[call-overload]
+                for file in files[shard::3]:
+                    add_bytes(archive, f"x/{file.name}", file.read_bytes())
+                    add_bytes(archive, f"x/{file.stem}.json", b"{}")
+        return [target]
+    if kind == "zip":
+        with zipfile.ZipFile(target / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, f"x/{file.name}")
+        return [target / "all.zip"]
+    if kind == "csv":
+        with (target / "list.csv").open("w", newline="") as sheet:
+            csv.writer(sheet).writerows([["uri", "note"], *[[str(file), "n"] for file in files]])
+        return [target / "list.csv"]
+    pq.write_table(pa.table({"uri": [file.as_uri() for file in files]}), target / "list.parquet")
+    return [target / "list.parquet", target / "list.parquet"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images") / "all", 100)
+
+
+@pytest.fixture(scope="module")
+def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The output of an undisturbed run over the plain folder."""
+    output = tmp_path_factory.mktemp("expected") / "out"
+    assert annotate(images, "--output", output, "--weights", MODELS + "seeded") == 0
+    return output
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip", "csv", "parquet"])
+def test_every_kind_of_source_gives_the_same_instances(
+    kind: str, images: Path, expected: Path, tmp_path: Path
+) -> None:
+    sources = make_kind(kind, images, tmp_path / "source")
+    assert annotate(*sources, "--output", tmp_path / "out", "--weights", MODELS + "seeded") == 0
+    assert by_base_name(tmp_path / "out") == by_base_name(expected)
+    counts = json.loads((tmp_path / "out/run.json").read_text())["counts"]
+    assert counts["ignored"] == {"folder": 1, "tar": 100, "tar.gz": 100}.get(kind, 0)
+
+
+def test_files_are_few_and_leave_nothing_staged(expected: Path) -> None:
+    assert len(list((expected / "instances").iterdir())) == 1
+    assert len(list((expected / "images").iterdir())) == 1
+    assert [path.name for path in (expected / "_segray").rglob("*") if path.is_file()] == ["plan.json"]
+    ledger, instances = tables(expected)
+    assert len(ledger) == 100
+    assert sum(row["instances"] for row in ledger) == len(instances) > 100
+
+
+def test_a_finished_run_does_nothing_again(expected: Path, images: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in expected.rglob("*.*") if path.is_file()}
+    assert annotate(images, "--output", expected, "--weights", MODELS + "slow") == 0
+    assert {path: path.stat().st_mtime_ns for path in expected.rglob("*.*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--weights", MODELS + "other_digest"], "weights: "),
+        (["--weights", MODELS + "seeded", "--score-threshold", "0.7"], "score_threshold: 0.5 there, 0.7 now"),
+        (["--weights", MODELS + "seeded", "--max-pixels", "99"], "max_pixels: 100000000 there, 99 now"),
+    ],
+)
+def test_another_identity_is_refused_with_the_difference(
+    arguments: list[str], told: str, expected: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert annotate(images, "--output", expected, *arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_changed_listing_adds_replaces_and_marks(images: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(images, folder, ignore=lambda _, names: names[10:])
+    names = sorted(path.name for path in folder.iterdir())
+    run = (folder, "--output", output, "--weights", MODELS + "seeded")
+    assert annotate(*run) == 0
+    before = by_base_name(output)
+    (folder / names[0]).unlink()
+    other = next(path for path in sorted(images.iterdir()) if path.name not in names)
+    shutil.copyfile(other, folder / names[1])
+    shutil.copyfile(other, folder / "new.png")
+    assert annotate(*run) == 0
+    after = by_base_name(output)
+    assert set(after) == {*names, "new.png"}
+    assert {name for name in names if after[name][0]["vanished"]} == {names[0]}
+    assert after[names[0]][1] == before[names[0]][1]
+    assert after[names[1]] == after["new.png"]
+    assert all(after[name] == before[name] for name in names[2:])
+
+
+def test_rejects_cost_themselves_only_and_can_be_tried_again(images: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(images, folder, ignore=lambda _, names: names[20:])
+    cut = sorted(folder.iterdir())[3]
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    stamp = cut.stat()
+    run = (folder, "--output", output, "--weights", MODELS + "seeded")
+    assert annotate(*run) == 3
+    row, instances = by_base_name(output)[cut.name]
+    assert (row["status"], row["error_type"], instances) == ("rejected", "truncated", [])
+    assert annotate(*run) == 3
+    assert annotate(*run, "--max-rejects", "1.0") == 0
+    assert annotate(*run, "--max-rejects", "0.049") == 3
+    assert annotate(*run, "--retry-rejected") == 3
+    assert len(tables(output)[0]) == 20
+    assert stamp == cut.stat()
+
+
+@pytest.mark.parametrize(("model", "reason"), [("deadly", "died 3 times"), ("failing", "is poisoned")])
+def test_an_item_that_breaks_the_model_is_rejected_and_its_neighbours_are_not(
+    model: str, reason: str, tmp_path: Path
+) -> None:
+    make_images(tmp_path / "in", 24, poisoned=(3, 17))
+    output = tmp_path / "out"
+    assert annotate(tmp_path / "in", "--output", output, "--weights", MODELS + model) == 3
+    rows = by_base_name(output)
+    assert len(rows) == 24
+    rejected = {name: row for name, (row, _) in rows.items() if row["status"] == "rejected"}
+    assert set(rejected) == {"0003.png", "0017.png"}
+    assert all(row["error_type"] == "crashed" and reason in row["error"] for row in rejected.values())
+
+
+def test_a_tar_that_breaks_off_keeps_what_was_read_and_says_so(images: Path, tmp_path: Path) -> None:
+    (shard, *_) = make_kind("tar", images, tmp_path / "in")[0].iterdir()
+    data = shard.read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
+    output = tmp_path / "out"
+    run = (tmp_path / "cut.tar", "--output", output, "--weights", MODELS + "seeded")
+    assert annotate(*run) == 3
+    ledger, _ = tables(output)
+    broken = [row for row in ledger if row["status"] == "rejected"]
+    assert len(ledger) > 10
+    assert [(row["member"], row["error_type"]) for row in broken if row["member"] is None] == [
+        (None, "truncated")
+    ]
+    assert annotate(*run) == 3
+    assert tables(output)[0] == ledger
