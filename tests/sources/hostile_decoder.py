@@ -1,0 +1,38 @@
+"""A decoder that does what its input says; the sandbox's tests run it in place of the real one."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.decoder_process import serve
+
+
+def obey(data: bytes, max_pixels: int) -> Decoded:
+    """`<order> <argument>` in `data`; anything else is decoded as usual."""
+    order, _, argument = data.partition(b" ")
+    if order == b"die":
+        os.kill(os.getpid(), int(argument))
+    if order == b"die-once" and not (mark := Path(argument.decode())).exists():
+        mark.touch()
+        os.abort()
+    if order == b"exit":
+        os._exit(int(argument))
+    if order == b"hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(3600)
+    if order == b"allocate":
+        np.empty(int(argument), np.uint8)  # address space is what is bounded
+    if order in (b"die-once", b"pid", b"allocate"):
+        return Decoded(np.full((1, 1, 3), os.getpid() % 251, np.uint8), os.getpid())
+    return decode_rgb(data, max_pixels)
+
+
+if __name__ == "__main__":
+    if "SEGRAY_TEST_BROKEN_START" in os.environ:
+        sys.exit("a library is missing")
+    serve(obey)

@@ -1,0 +1,150 @@
+"""Crashes, hangs and memory bombs in the decoder cost one item; pixels come through unchanged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from segray.errors import ItemError, JobFailedError
+from segray.schema import DECODED
+from segray.sources.item import Source
+from segray.sources.rows import FetchedRows
+from segray.sources.sandbox import DecodeSandbox, decode_table
+from tests.sources.pictures import jpeg, pillow_rgb
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "tests.sources.hostile_decoder"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[DecodeSandbox]:
+    """A sandbox that runs the hostile decoder, impatiently."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        with DecodeSandbox(timeout_s=2, program=HOSTILE) as sandbox:
+            yield sandbox
+
+
+def refusal(sandbox: DecodeSandbox, data: bytes, max_pixels: int = 1000) -> ItemError:
+    """The error that `data` ends with."""
+    with pytest.raises(ItemError) as caught:
+        sandbox.decode(data, max_pixels)
+    return caught.value
+
+
+def works(sandbox: DecodeSandbox) -> bool:
+    """Whether the next file decodes as if nothing had been."""
+    return np.array_equal(sandbox.decode(jpeg(), 1000).pixels, pillow_rgb(jpeg()))
+
+
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV"])
+def test_crash(sandbox: DecodeSandbox, name: str) -> None:
+    error = refusal(sandbox, b"die %d" % getattr(signal, name))
+    assert error.error_type == "crashed"
+    assert name in error.reason
+    assert works(sandbox)
+
+
+def test_crash_that_does_not_repeat(sandbox: DecodeSandbox, tmp_path: Path) -> None:
+    assert sandbox.decode(b"die-once " + str(tmp_path / "mark").encode(), 1000).pixels.shape == (1, 1, 3)
+
+
+def test_exit(sandbox: DecodeSandbox) -> None:
+    error = refusal(sandbox, b"exit 3")
+    assert error.error_type == "crashed"
+    assert "3" in error.reason
+
+
+def test_kill_by_the_system_is_memory(sandbox: DecodeSandbox) -> None:
+    assert refusal(sandbox, b"die %d" % signal.SIGKILL).error_type == "memory"
+
+
+def test_hang(sandbox: DecodeSandbox) -> None:
+    works(sandbox)  # not the start's time
+    start = time.monotonic()
+    error = refusal(sandbox, b"hang ")
+    assert error.error_type == "timeout"
+    assert "2 s" in error.reason
+    assert 2 <= time.monotonic() - start < 4
+    assert works(sandbox)
+
+
+def test_memory_grows_with_the_pixel_limit_only(sandbox: DecodeSandbox) -> None:
+    order = b"allocate %d" % (600 << 20)
+    assert refusal(sandbox, order).error_type == "memory"
+    assert works(sandbox)
+    assert sandbox.decode(order, 30_000_000).frames > 0
+
+
+def test_one_child_for_many_files(sandbox: DecodeSandbox) -> None:
+    first, second = (sandbox.decode(b"pid ", 1000).frames for _ in range(2))
+    assert first == second != os.getpid()
+    refusal(sandbox, b"not a picture")
+    assert sandbox.decode(b"pid ", 1000).frames == first
+
+
+def test_child_ends_with_its_parent() -> None:
+    """The parent is killed without a chance to tidy up."""
+    program = (
+        "from segray.sources.sandbox import DecodeSandbox\n"
+        "sandbox = DecodeSandbox(program='tests.sources.hostile_decoder')\n"
+        "print(sandbox.decode(b'pid ', 10).frames, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_decoder_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SEGRAY_TEST_BROKEN_START", "1")
+    sandbox = DecodeSandbox(program=HOSTILE)
+    with pytest.raises(JobFailedError, match="a library is missing"):
+        sandbox.decode(jpeg(), 1000)
+
+
+def fetched() -> pa.Table:
+    """Three pictures with a broken one, a missing one and a control row among them."""
+    rows = FetchedRows()
+    sources = [Source(f"file:///{n}.jpg", f"/{n}.jpg", "file", "1-1", 1) for n in range(5)]
+    for seed, source in enumerate(sources[:3]):
+        rows.add_file(source, jpeg(seed))
+    rows.add_file(sources[3], b"junk")
+    rows.add_file(sources[4], ItemError("missing", "the file is not there"))
+    rows.add_end(sources[0], 5, 7)
+    return rows.take()
+
+
+@pytest.mark.parametrize("target_bytes", [1, 2 * 40 * 24 * 3, 1 << 20])
+def test_decode_table(target_bytes: int) -> None:
+    with DecodeSandbox() as sandbox:
+        tables = list(decode_table(fetched(), sandbox, 1000, target_bytes))
+    assert [table.num_rows for table in tables] == {1: [1, 1, 4], 1 << 20: [6]}.get(target_bytes, [2, 4])
+    joined = pa.concat_tables(tables)
+    assert joined.schema == DECODED
+    assert joined["image_id"].to_pylist() == fetched()["image_id"].to_pylist()
+    for seed, pixels in enumerate(joined["pixels"].to_pylist()[:3]):
+        assert pixels == pillow_rgb(jpeg(seed)).tobytes()
+    assert joined["height"].to_pylist() == [24, 24, 24, None, None, None]
+    assert joined["error_type"].to_pylist() == [None, None, None, "corrupt", "missing", None]
+    assert joined["end"].to_pylist()[-1] == {"items": 5, "ignored": 7}
+
+
+def test_empty_table() -> None:
+    with DecodeSandbox() as sandbox:
+        assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []
