@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from pydantic import SecretStr
+
 from segray.storage import AzureSettings, GcsSettings, S3Settings, StorageSettings
 
 BUCKET = "test-bucket"
@@ -40,8 +42,7 @@ class Server:
     protocol: str  # as it stands in a URL: s3, az, gs
     endpoint: str  # http://127.0.0.1:PORT
     storage_at: Callable[[str], StorageSettings] = field(repr=False)  # settings for the server behind a URL
-    env: dict[str, str]  # segray's own variables: reach it from a `segray` subprocess
-    native_env: dict[str, str]  # the provider's own variables, which do the same
+    native_env: dict[str, str]  # the provider's own variables, with which a subprocess reaches it too
     put: Callable[[str, bytes], None] = field(repr=False)  # (name, bytes): through the provider's client
     get: Callable[[str], bytes] = field(repr=False)
     list_names: Callable[[str], list[str]] = field(repr=False)
@@ -51,6 +52,11 @@ class Server:
         """Settings that reach the server from this process."""
         return self.storage_at(self.endpoint)
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Variables with which a `segray` subprocess reaches the server."""
+        return env_of(self.storage)
+
     def url(self, name: str = "") -> str:
         """`s3://test-bucket/name`."""
         return f"{self.protocol}://{BUCKET}/{name}"
@@ -58,6 +64,16 @@ class Server:
     def names(self, prefix: str = "") -> list[str]:
         """Names in the bucket that begin with `prefix`, sorted."""
         return sorted(self.list_names(prefix))
+
+
+def env_of(storage: StorageSettings) -> dict[str, str]:
+    """The settings that are not the defaults as SEGRAY_STORAGE__… variables."""
+    found: dict[str, str] = {}
+    for part, values in storage.model_dump(exclude_defaults=True).items():
+        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            found["__".join(filter(None, ["SEGRAY_STORAGE", part, name])).upper()] = str(plain)
+    return found
 
 
 @contextmanager
@@ -95,12 +111,6 @@ def _s3(endpoint: str, client: Any) -> Server:
         storage_at=lambda at: StorageSettings(
             s3=S3Settings(endpoint_url=at, key="tester", secret="secret", region="us-east-1")
         ),
-        env={
-            "SEGRAY_STORAGE__S3__ENDPOINT_URL": endpoint,
-            "SEGRAY_STORAGE__S3__KEY": "tester",
-            "SEGRAY_STORAGE__S3__SECRET": "secret",
-            "SEGRAY_STORAGE__S3__REGION": "us-east-1",
-        },
         native_env={
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "tester",
@@ -198,7 +208,6 @@ def _azure(endpoint: str, connection: str, container: Any) -> Server:
         protocol="az",
         endpoint=endpoint,
         storage_at=lambda at: StorageSettings(azure=AzureSettings(connection_string=azurite_connection(at))),
-        env={"SEGRAY_STORAGE__AZURE__CONNECTION_STRING": connection},
         native_env={"AZURE_STORAGE_CONNECTION_STRING": connection},
         put=lambda name, data: container.upload_blob(name, data, overwrite=True),
         get=lambda name: container.download_blob(name).readall(),
@@ -300,8 +309,10 @@ def _gcs(endpoint: str, bucket: Any) -> Server:
         protocol="gs",
         endpoint=endpoint,
         storage_at=lambda at: StorageSettings(gcs=GcsSettings(endpoint_url=at, token="anon")),
-        env={"SEGRAY_STORAGE__GCS__ENDPOINT_URL": endpoint, "SEGRAY_STORAGE__GCS__TOKEN": "anon"},
-        native_env={"STORAGE_EMULATOR_HOST": endpoint},
+        native_env={
+            "STORAGE_EMULATOR_HOST": endpoint,
+            "NO_GCE_CHECK": "true",
+        },  # do not look for Google's VMs
         put=lambda name, data: bucket.blob(name).upload_from_string(data),
         get=lambda name: bucket.blob(name).download_as_bytes(),
         list_names=lambda prefix: [blob.name for blob in bucket.list_blobs(prefix=prefix)],

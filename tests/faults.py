@@ -1,0 +1,149 @@
+"""A proxy on loopback that fails on purpose, in the words of S3, Azure or Google, then lets requests pass."""
+
+import http.client
+import json
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from io import BytesIO
+from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from pydantic import SecretStr
+
+from segray.storage import AzureSettings, S3Settings, StorageSettings
+from tests.servers import LoopbackServer, Server, azurite_connection
+
+Fault = int | Literal["reset", "cut", "stall"]
+"""An HTTP status; no answer but a TCP reset; half of the true answer; two seconds of silence."""
+
+_NAMES = {  # status -> how the servers of S3, Azure and Google name it
+    401: ("InvalidAccessKeyId", "InvalidAuthenticationInfo", "Invalid Credentials"),
+    403: ("AccessDenied", "AuthorizationFailure", "tester does not have storage.objects.get access"),
+    408: ("RequestTimeout", "OperationTimedOut", "Request Timeout"),
+    429: ("TooManyRequests", "TooManyRequests", "The rate of requests is too high"),
+    500: ("InternalError", "InternalError", "Internal Error"),
+    502: ("BadGateway", "BadGateway", "Bad Gateway"),
+    503: ("SlowDown", "ServerBusy", "Backend Error"),
+}
+_Headers = list[tuple[str, str]]
+
+
+@dataclass
+class Proxy:
+    """Stands before a server; its first `left` requests fail."""
+
+    server: Server
+    fault: Fault
+    left: int
+    endpoint: str = ""  # http://127.0.0.1:PORT of the proxy
+    seen: list[str] = field(default_factory=list)  # METHOD path of every request
+
+
+@contextmanager
+def failing(server: Server, fault: Fault, times: int = 1_000_000) -> Iterator[Proxy]:
+    """A proxy before `server` whose first `times` requests fail with `fault`."""
+    proxy = Proxy(server, fault, times)
+
+    class Handler(_Handler):
+        plan = proxy
+
+    loopback = LoopbackServer(Handler)
+    proxy.endpoint = loopback.endpoint
+    with loopback.serving():
+        yield proxy
+
+
+class _Handler(BaseHTTPRequestHandler):
+    plan: Proxy
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: requests are in `Proxy.seen`."""
+
+    def _pass_on(self) -> None:
+        plan = self.plan
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        plan.seen.append(f"{self.command} {self.path}")
+        plan.left -= 1
+        fault = plan.fault if plan.left >= 0 else None
+        if fault == "reset":
+            self._reset()
+        elif isinstance(fault, int):
+            self._answer(fault, *refusal(plan.server.protocol, fault))
+        else:
+            time.sleep(2 if fault == "stall" else 0)
+            self._answer(*self._ask(body), cut=fault == "cut")
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+    def _ask(self, body: bytes) -> tuple[int, _Headers, bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.plan.server.endpoint).netloc, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        dropped = ("transfer-encoding", "connection", "keep-alive")
+        return answer.status, [pair for pair in answer.getheaders() if pair[0].lower() not in dropped], data
+
+    def _answer(self, status: int, headers: _Headers, data: bytes, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if "content-length" not in (name.lower() for name, _ in headers):
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection |= cut
+
+    def _reset(self) -> None:
+        """End the connection as a server does that dies: linger 0 makes close() send RST."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.wfile = BytesIO()
+        self.close_connection = True
+
+
+def refusal(protocol: str, status: int) -> tuple[_Headers, bytes]:
+    """Headers and body of an error as the provider sends it: XML (S3, Azure) or JSON (Google)."""
+    s3, azure, google = _NAMES[status]
+    if protocol == "gs":
+        error = {"code": status, "message": google, "errors": [{"message": google, "domain": "global"}]}
+        return [("Content-Type", "application/json")], json.dumps({"error": error}).encode()
+    name = s3 if protocol == "s3" else azure
+    xml = f'<?xml version="1.0"?><Error><Code>{name}</Code><Message>No, {name}.</Message></Error>'
+    return [("Content-Type", "application/xml"), ("x-ms-error-code", azure)], xml.encode()
+
+
+@contextmanager
+def wrong_key(server: Server) -> Iterator[StorageSettings]:
+    """Settings with a wrong key, for a server that looks at it while the block lasts.
+
+    Azurite always does, moto when told to; the Google emulator never does: a proxy says what Google says.
+    """
+    if server.protocol == "az":
+        connection = azurite_connection(server.endpoint, key="d3Jvbmc=")
+        yield StorageSettings(azure=AzureSettings(connection_string=SecretStr(connection)))
+    elif server.protocol == "gs":
+        with failing(server, 401) as proxy:
+            yield server.storage_at(proxy.endpoint)
+    else:
+        _check_s3_keys(server, after_requests="0")
+        try:
+            s3 = S3Settings(endpoint_url=server.endpoint, key="who", secret=SecretStr("wrong"))
+            yield StorageSettings(s3=s3)
+        finally:
+            _check_s3_keys(server, after_requests="inf")
+
+
+def _check_s3_keys(server: Server, after_requests: str) -> None:
+    """https://docs.getmoto.org/en/latest/docs/iam.html: moto looks at keys from the n-th request on."""
+    address = server.endpoint + "/moto-api/reset-auth"
+    switch = Request(address, after_requests.encode(), {"Content-Type": "text/plain"})
+    urlopen(switch, timeout=10).close()
