@@ -189,7 +189,7 @@ def decode_table(
     for row, (data, known) in enumerate(zip(table["data"], table["error_type"], strict=True)):
         picture = None if known.is_valid or not data.is_valid else _decoded(data, sandbox, max_pixels)
         grown = picture.pixels.nbytes if isinstance(picture, Decoded) else 0
-        if size and size + grown > target_bytes:
+        if size and grown and size + grown > target_bytes:
             yield _table(table.slice(start, row - start), pictures)
             start, pictures, size = row, [], 0
         pictures.append(picture)

@@ -131,9 +131,8 @@ def fetched() -> pa.Table:
 
 
 @pytest.mark.parametrize("target_bytes", [1, 2 * 40 * 24 * 3, 1 << 20])
-def test_decode_table(target_bytes: int) -> None:
-    with DecodeSandbox() as sandbox:
-        tables = list(decode_table(fetched(), sandbox, 1000, target_bytes))
+def test_decode_table(target_bytes: int, sandbox: DecodeSandbox) -> None:
+    tables = list(decode_table(fetched(), sandbox, 1000, target_bytes))
     assert [table.num_rows for table in tables] == {1: [1, 1, 4], 1 << 20: [6]}.get(target_bytes, [2, 4])
     joined = pa.concat_tables(tables)
     assert joined.schema == DECODED
@@ -145,6 +144,5 @@ def test_decode_table(target_bytes: int) -> None:
     assert joined["end"].to_pylist()[-1] == {"items": 5, "ignored": 7}
 
 
-def test_empty_table() -> None:
-    with DecodeSandbox() as sandbox:
-        assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []
+def test_empty_table(sandbox: DecodeSandbox) -> None:
+    assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []
