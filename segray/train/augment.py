@@ -22,7 +22,7 @@ class AugmentSettings:
     """Side of the square crop."""
     resize_to: int = 512
     """Shorter side of a whole image after the model's own resize: the scale that training is centred on."""
-    scale: tuple[float, float] = (0.6, 1.8)
+    scale: tuple[float, float] = (0.75, 1.5)
     """Smallest and largest factor on that scale, drawn evenly on a logarithmic axis."""
     stretch: float = 1.2
     """Largest ratio of the horizontal to the vertical factor, and of vertical to horizontal."""
@@ -91,7 +91,7 @@ def training_transform(settings: AugmentSettings) -> v2.Transform:
             v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.3)], p=0.5),
             v2.RandomApply([v2.ColorJitter(saturation=0.3, hue=0.05)], p=0.2),
             v2.RandomGrayscale(p=0.1),
-            v2.RandomInvert(p=0.1),
+            v2.RandomInvert(p=0.05),
             v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.2))], p=0.1),
         ]
     )

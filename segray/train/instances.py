@@ -1,4 +1,6 @@
-"""Train an instance model in one process: images in memory, augment, step, average, checkpoint, score.
+"""Train an instance model: images in memory, augment, step, average, checkpoint, score.
+
+One process is the rule; a launcher such as `torchrun` may start several, see `parallel`.
 
 Every draw of a step comes from a generator seeded by (seed, step) and every rate from the step alone, so the
 step number is the whole random state: a killed run that is started again ends with the same weights.
@@ -19,6 +21,7 @@ from torchvision.models.detection import MaskRCNN
 from segray.errors import SettingsError
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard, build_model, save_model_file
+from segray.train import parallel
 from segray.train.augment import AugmentSettings, augmented, training_transform
 from segray.train.checkpoint import load_checkpoint, save_checkpoint
 from segray.train.dataset import InstanceImage, load_coco, split_images
@@ -61,6 +64,7 @@ class InstanceTraining:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
+        self.rank, self.workers = parallel.start()
         settings.output.mkdir(parents=True, exist_ok=True)
         images, categories = load_coco(settings.data)
         self.splits = split_images(images, seed=settings.split_seed)
@@ -92,14 +96,14 @@ class InstanceTraining:
                 seconds = time.monotonic() - started
                 self.score((self.step - first) * self.settings.batch_size / seconds)
                 started, first = time.monotonic(), self.step
-            if self._due(self.settings.checkpoint_every):
+            if self.rank == 0 and self._due(self.settings.checkpoint_every):
                 self.save()
         return self.history
 
     def train_step(self) -> float:
         """One optimiser step; returns the sum of the losses. Raises ArithmeticError when it is not finite."""
         settings = self.settings
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)
+        torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1000 + self.rank)
         pixels, targets = self.batch()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
@@ -110,14 +114,16 @@ class InstanceTraining:
             raise ArithmeticError(f"the loss is {loss.item()} at step {self.step}: lower the learning rate")
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        shown = parallel.average(self.model, loss.item(), self.workers)
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_norm)
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        return loss.item()
+        return shown
 
     def batch(self) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Draw and augment the images of the present step."""
-        chosen = torch.multinomial(self.weights, self.settings.batch_size, replacement=True).tolist()
+        """Draw and augment this worker's images of the present step."""
+        count = self.settings.batch_size // self.workers
+        chosen = torch.multinomial(self.weights, count, replacement=True).tolist()
         train = self.splits["train"]
         samples = [augmented(train[index], self.transform, self.settings.augment) for index in chosen]
         labels = {category: label for label, category in enumerate(sorted(self.card.categories), start=1)}
@@ -128,20 +134,23 @@ class InstanceTraining:
     def score(self, images_per_second: float) -> None:
         """Score the averaged weights on the validation images; keep them as model.pt if they are the best."""
         model = self.averaged_model()
-        scores = score_model(model, self.card, self.splits["val"]).compute()
+        own = score_model(model, self.card, self.splits["val"][self.rank :: self.workers])
+        scores = parallel.gathered(own, self.workers).compute()
+        losses, self.losses = self.losses, []
+        if self.rank != 0:
+            return
         best = max((line.get("val_ap", -1.0) for line in self.history), default=-1.0)
         if not scores["ap"] < best:
             save_model_file(self.settings.output / "model.pt", self.card, model.state_dict())
         self.history.append(
             {
                 "step": self.step,
-                "train_loss": sum(self.losses) / max(1, len(self.losses)),
+                "train_loss": sum(losses) / max(1, len(losses)),
                 "lr": learning_rate(self.settings, self.step - 1),
                 "images_per_s": images_per_second,
                 **{f"val_{name}": value for name, value in scores.items() if not math.isnan(value)},
             }
         )
-        self.losses = []
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         temporary = self.settings.output / ".metrics.jsonl.partial"
         temporary.write_text(lines)

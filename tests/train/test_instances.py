@@ -24,12 +24,11 @@ TINY = CompactSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
-    folder = tmp_path_factory.mktemp("train")
+def tiny_settings(data: Path, output: Path) -> TrainSettings:
+    """Return a run of eight steps that takes a second or two."""
     return TrainSettings(
-        data=write_cells(folder / "cells", images=14),
-        output=folder / "whole",
+        data=data,
+        output=output,
         steps=8,
         batch_size=2,
         warmup_steps=2,
@@ -40,6 +39,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
         max_size=128,
         augment=AugmentSettings(crop=96, resize_to=128),
     )
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    folder = tmp_path_factory.mktemp("train")
+    return tiny_settings(write_cells(folder / "cells", images=14), folder / "whole")
 
 
 @pytest.fixture(scope="module")

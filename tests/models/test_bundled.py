@@ -1,0 +1,53 @@
+"""The model in the package: it loads, says what it is, and finds nuclei in images that it never saw."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from segray.models import bundled_models
+from segray.models.modelfile import LoadedModel, build_model, load_model_file
+from segray.train.dataset import InstanceImage, load_coco, split_of
+from segray.train.scoring import score_model
+
+NUCLEI = Path(__file__).parents[1] / "data" / "nuclei"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model_file(bundled_models()["nuclei-small"])
+
+
+@pytest.fixture(scope="module")
+def images() -> list[InstanceImage]:
+    return load_coco(NUCLEI)[0]
+
+
+def test_the_file_is_small_and_says_what_it_is(loaded: LoadedModel) -> None:
+    path = bundled_models()["nuclei-small"]
+    assert path.stat().st_size < 10e6
+    assert path.with_suffix(".md").exists()
+    assert loaded.categories == {1: "nucleus"}
+    assert loaded.card.licence == "CC0-1.0"
+    assert "BBBC038" in loaded.card.source
+    assert loaded.module.roi_heads.detections_per_img == 400
+
+
+def test_the_images_belong_to_the_test_split(images: list[InstanceImage]) -> None:
+    assert len(images) == 11
+    assert {split_of(image.digest, seed=0) for image in images} == {"test"}
+
+
+def test_it_finds_nuclei_in_images_it_never_saw(loaded: LoadedModel, images: list[InstanceImage]) -> None:
+    scores = score_model(loaded.module, loaded.card, images).compute()
+    assert scores["ap"] > 0.25
+    assert scores["ap50"] > 0.50
+
+
+def test_weights_that_are_broken_would_be_noticed(loaded: LoadedModel, images: list[InstanceImage]) -> None:
+    """The test above can fail: the same network with the backbone of another seed finds nothing."""
+    torch.manual_seed(1)
+    broken = build_model(loaded.card)
+    kept = {name: value for name, value in loaded.module.state_dict().items() if "backbone" not in name}
+    broken.load_state_dict(kept, strict=False)
+    assert score_model(broken.eval(), loaded.card, images[:4]).compute()["ap50"] < 0.2
