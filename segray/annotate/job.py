@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from segray.models.weights import LoadedModel
 
 PLAN, RUN = "_segray/plan.json", "run.json"
+
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no calls home
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would upload the folder and install it again
+    "RAY_raylet_start_wait_time_s": "120",  # 30 s are too short on a busy machine
+}
+"""Read by Ray when it is imported; what the user has set stays."""
+
 T = TypeVar("T")
 
 
@@ -52,6 +60,8 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with Plan() as plan, noise_to(_log_file()):
         prepared = _prepare(settings, plan)
         if not plan.sources():

@@ -6,7 +6,7 @@
 
 The rows come back to the caller, which is the only writer (see `store`). Ray re-runs what a lost worker or
 node had in hand; every stage gives the same tables for the same input, so a re-run changes nothing. Ray's
-own retries never end for an item that kills its worker: `stages.Attempts` ends them.
+own retries never end for an item that kills its worker: `attempts` ends them.
 """
 
 import logging
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -23,17 +23,15 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from segray.annotate.device import Precision, default_batch_size
+from segray.annotate.attempts import Attempts
 from segray.annotate.plan import Archive, Plan
-from segray.annotate.predictor import Predictor
 from segray.annotate.quiet import loggers_to
-from segray.annotate.stages import Annotate, Attempts, Decode
 from segray.errors import JobFailedError, SettingsError
-from segray.models.weights import LoadedModel
 from segray.settings import AnnotateSettings, RaySettings
 from segray.sources.archives import read_archive
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
+from segray.sources.sandbox import DecodeSandbox, decode_table
 from segray.storage import StorageSettings
 
 READ_CPUS = 0.2
@@ -44,6 +42,10 @@ FILES_A_TASK = 1024
 """Most files one read task fetches; fewer where that would leave CPUs without a task."""
 
 BLOCK_BYTES = 32 << 20
+
+if TYPE_CHECKING:  # workers that read or decode must not load torch
+    from segray.annotate.device import Precision
+    from segray.models.weights import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float)
     Raises SettingsError when a model actor, a decoder and a reader do not fit at the same time: Ray would
     wait for ever without a word.
     """
+    from segray.annotate.device import default_batch_size
+
     on_gpu = device == "cuda"
     most = int(gpus / settings.gpus_per_actor) if on_gpu else int(cpus) // 4
     actors = settings.actors or max(1, most)
@@ -95,7 +99,7 @@ def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float)
         threads=max(1, int(settings.cpus_per_actor or cpus / actors)),
         decoders=settings.decoders or max(1, min(int(cpus), int(room / decoder_cpus))),
         decoder_cpus=decoder_cpus,
-        batch_size=settings.batch_size or (8 if on_gpu else default_batch_size(device)),
+        batch_size=settings.batch_size or default_batch_size(device),
     )
 
 
@@ -105,7 +109,6 @@ def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
         address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
         own: dict[str, Any] = {}
         if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             own = {
                 "num_cpus": max(2, cores),
@@ -183,10 +186,28 @@ class _RemoteAttempts:
         self._actor.end.remote(names)
 
 
-class _ModelActor(Annotate):
+class _Decode:
+    """FETCHED -> DECODED, in a child process that a hostile file may kill."""
+
+    def __init__(self, max_pixels: int, timeout_s: float, most_rows: int) -> None:
+        self._sandbox = DecodeSandbox(timeout_s=timeout_s)
+        self._max_pixels, self._most_rows = max_pixels, most_rows
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One row an item, in order; several tables, so that no block is large."""
+        for start in range(0, table.num_rows, self._most_rows):
+            yield from decode_table(table.slice(start, self._most_rows), self._sandbox, self._max_pixels)
+
+
+class _Annotate:
+    """DECODED -> ANNOTATED; see `model_step`."""
+
     def __init__(
-        self, model: Any, attempts: Any, resources: Resources, precision: Precision, threshold: float
+        self, model: Any, attempts: Any, resources: Resources, precision: "Precision", threshold: float
     ) -> None:
+        from segray.annotate.model_step import Annotate
+        from segray.annotate.predictor import Predictor
+
         def make_predictor() -> Predictor:
             return Predictor(
                 ray.get(model),
@@ -197,11 +218,14 @@ class _ModelActor(Annotate):
                 threads=resources.threads,
             )
 
-        super().__init__(make_predictor, _RemoteAttempts(attempts), resources.actors)
+        self._step = Annotate(make_predictor, _RemoteAttempts(attempts), resources.actors)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._step(table)
 
 
 def annotated(
-    plan: Plan, model: LoadedModel, precision: Precision, settings: AnnotateSettings, resources: Resources
+    plan: Plan, model: "LoadedModel", precision: "Precision", settings: AnnotateSettings, resources: Resources
 ) -> Iterator[pa.Table]:
     """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
 
@@ -214,7 +238,7 @@ def annotated(
     decoded = ray.data.read_datasource(
         work, num_cpus=READ_CPUS, override_num_blocks=len(work.get_read_tasks())
     ).map_batches(
-        Decode,
+        _Decode,
         fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, rows_a_block),
         batch_size=None,
         batch_format="pyarrow",
@@ -222,7 +246,7 @@ def annotated(
         num_cpus=resources.decoder_cpus,
     )
     answers = decoded.map_batches(
-        _ModelActor,
+        _Annotate,
         fn_constructor_args=(ray.put(model), attempts, resources, precision, settings.score_threshold),
         batch_size=None,
         batch_format="pyarrow",

@@ -69,7 +69,7 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
 
 def dry_run_lines(settings: AnnotateSettings, plan: Plan, ignored: int, model: str, where: str) -> list[str]:
     """What a run would do."""
-    archives, files = plan.kinds()
+    files, archives = plan.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {ignored:,} names ignored",
         f"model: {model} on {where}, score threshold {settings.score_threshold:g}",

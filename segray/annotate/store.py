@@ -16,9 +16,11 @@ Numbers grow for the life of an output, so that of two rows of one item the one 
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -81,10 +83,13 @@ class Store:
         self._next_number = 1
 
     def check_reachable(self) -> None:
-        """Raise SettingsError within seconds when the output cannot be listed: no bucket, no rights."""
+        """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, no folder."""
         impatient = self.storage.model_copy(update={"attempts": 2})
         try:
-            retrying(lambda: self._find(""), impatient)
+            if "file" in self.filesystem.protocol:
+                _check_folder(Path(self.root))
+            elif not retrying(lambda: self._find(""), impatient):
+                retrying(lambda: self.filesystem.ls(self.root.split("/", 1)[0]), impatient)
         except Exception as error:
             raise SettingsError(f"output: cannot use {self.root}: {' '.join(str(error).split())}") from error
 
@@ -266,6 +271,15 @@ class Store:
     def _take_number(self) -> int:
         self._next_number += 1
         return self._next_number - 1
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise OSError when a folder is not there and cannot be made, or cannot be written into."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"no right to write into {there}")
 
 
 def flatten(nested: pa.Table) -> pa.Table:

@@ -9,9 +9,11 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that `segray annotate`, called in this process, finds running."""
+    from segray.annotate.job import RAY_ENVIRONMENT
+
+    os.environ.update(RAY_ENVIRONMENT)
     import ray
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
     yield
     ray.shutdown()

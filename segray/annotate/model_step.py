@@ -1,66 +1,19 @@
-"""The two stages between reading and the sink, as plain callables: decode, and the model step.
+"""DECODED -> ANNOTATED in a worker, and what happens when the model raises or dies. No Ray.
 
-A stage takes a table and returns tables of its own schema; it knows nothing of Ray. What fails costs one
-row. `Attempts` is how an item that kills the model's process is found: what was begun and never ended.
+An error or a death costs one row: after either, the items that were in hand are done one by one.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segray.annotate.attempts import MOST_ATTEMPTS, AttemptsLike
 from segray.annotate.instances import rejected_rows
 from segray.annotate.predictor import Predictor
-from segray.sources.sandbox import DecodeSandbox, decode_table
-
-MOST_ATTEMPTS = 3
-"""So often may an item kill its worker before it is rejected as `crashed`."""
 
 HOPELESS = 20
 """So many failures of the model without one success stop the job instead of rejecting everything."""
-
-
-class Attempts:
-    """Counts of items that were begun; ending one forgets it, so only items in flight are held."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-
-    def before(self, names: Sequence[str]) -> list[int]:
-        """How often each was begun and not ended."""
-        return [self._begun[name] for name in names]
-
-    def begin(self, names: Sequence[str]) -> None:
-        """Mark before the work."""
-        self._begun.update(names)
-
-    def end(self, names: Sequence[str]) -> None:
-        """Forget after the work."""
-        for name in names:
-            del self._begun[name]
-
-
-class Decode:
-    """FETCHED -> DECODED, in a child process that a hostile file may kill."""
-
-    def __init__(self, max_pixels: int, timeout_s: float, most_rows: int) -> None:
-        self.sandbox = DecodeSandbox(timeout_s=timeout_s)
-        self.max_pixels, self.most_rows = max_pixels, most_rows
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """One row an item, in order; several tables, so that no block is large."""
-        for start in range(0, table.num_rows, self.most_rows):
-            yield from decode_table(table.slice(start, self.most_rows), self.sandbox, self.max_pixels)
-
-
-class AttemptsLike(Protocol):
-    """`Attempts`, here or in another process."""
-
-    def before(self, names: Sequence[str]) -> list[int]: ...
-    def begin(self, names: Sequence[str]) -> None: ...
-    def end(self, names: Sequence[str]) -> None: ...
 
 
 class Annotate:
