@@ -114,7 +114,8 @@ def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[
     sizes = np.zeros(len(outcomes) + 1, np.int32)
     sizes[[index + 1 for index in rows]] = [len(each.counts) for each in found]
     offsets = pa.array(np.cumsum(sizes, dtype=np.int32))
-    instances = _instances(decoded.take(rows), found, categories)
+    pictures = decoded.select(["image_id", "height", "width"]).take(pa.array(rows, pa.int64()))
+    instances = _instances(pictures, found, categories)
     return pa.ListArray.from_arrays(offsets, instances, type=ANNOTATED.field("found").type)
 
 

@@ -67,8 +67,10 @@ class Predictor:
             if pixels.is_valid:
                 groups.setdefault(self.detector.batch_key(heights[row], widths[row]), []).append(row)
         for rows in groups.values():
-            size = self.batch_size
-            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+            while rows:
+                size = self.batch_size  # it may have become smaller
+                yield rows[:size]
+                rows = rows[size:]
 
     def _detect(self, images: Sequence[Image]) -> Sequence[Detections | ItemError]:
         """Out of memory halves the batch, for good; one image alone that does not fit is rejected."""

@@ -1,6 +1,7 @@
 """The plain table of models that have a name; what `segray models` prints. Imports nothing heavy."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 
@@ -49,13 +50,33 @@ NAMED_MODELS = (
         name="nuclei-small",
         task="instance",
         arch="compact-maskrcnn",
-        parameters=0,
+        parameters=4_157_339,
         categories=1,
         licence="Apache-2.0; trained on CC0 images",
         origin="trained from scratch by segray on cell nuclei in microscopy images",
         bundled=True,
     ),
 )
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with segray."""
+    return [model.name for model in NAMED_MODELS if model.bundled]
+
+
+def show(as_json: bool) -> int:
+    """Print the table for people or as JSON (a list of objects); the exit code, 0."""
+    if as_json:
+        print(json.dumps([asdict(model) for model in NAMED_MODELS], indent=2))
+        return 0
+    for model in NAMED_MODELS:
+        where = "bundled" if model.bundled else "downloaded once"
+        size = f"{model.parameters / 1e6:.1f} M parameters, {model.categories} categories"
+        print(f"{model.name:14}{model.task}, {model.arch}, {size}, {where}")
+        print(f"{'':14}{model.origin}")
+        print(f"{'':14}licence: {model.licence}")
+    print("also: the path or URL of a segray model file or of a state dict, and python:module:factory")
+    return 0
 
 
 def named_model(name: str) -> NamedModel | None:

@@ -72,13 +72,15 @@ def _categories(spec: str, model: Any) -> dict[int, str]:
 
 
 def _digest(module: ModuleType, factory_name: str, model: Any) -> str:
-    """Over the module's source, the factory, and the model's `digest`, or without one its tensors."""
-    digest = hashlib.sha256(factory_name.encode())
+    """Over the module's source and the model's own `digest`, or else the factory's name and the tensors."""
+    digest = hashlib.sha256()
     if module.__file__ is not None:
         digest.update(Path(module.__file__).read_bytes())
     if hasattr(model, "digest"):
         digest.update(str(model.digest).encode())
-    elif isinstance(model, torch.nn.Module):
+        return digest.hexdigest()
+    digest.update(factory_name.encode())
+    if isinstance(model, torch.nn.Module):
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

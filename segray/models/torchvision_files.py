@@ -20,7 +20,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.errors import SettingsError
-from segray.models.catalog import NAMED_MODELS
+from segray.models.catalog import bundled
 
 PUBLISHED = {
     "coco-v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
@@ -50,10 +50,9 @@ def fetch(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError, EOFError) as error:
-        bundled = ", ".join(model.name for model in NAMED_MODELS if model.bundled)
         raise SettingsError(
             f"weights {name}: cannot be fetched from {url} ({error})",
-            f"use a bundled model ({bundled}), or put the file at {path}",
+            f"use a bundled model ({', '.join(bundled())}), or put the file at {path}",
         ) from error
     finally:
         socket.setdefaulttimeout(patience)

@@ -137,7 +137,10 @@ def _from_bytes(
 
     checkpoint = read_checkpoint(name, data)
     if is_model_file(checkpoint):
-        return _from_model_file(name, kind, load_model_file(io.BytesIO(data)))
+        try:
+            return _from_model_file(name, kind, load_model_file(io.BytesIO(data)))
+        except SettingsError as error:
+            raise SettingsError(*(f"weights {name}: {line}" for line in error.lines)) from error
     module = maskrcnn_from(name, checkpoint)
     digest = hashlib.sha256(data).hexdigest()
     return LoadedModel(name, kind, module, categories_of(module), None, digest, licence, origin)
