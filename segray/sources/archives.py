@@ -65,12 +65,12 @@ class _Reading:
             name = printable(member.name)
             occurrence = self.seen[name]
             self.seen[name] += 1
-            self.items += 1
-            if member.index in self.done:
-                continue
-            if not self.rows.fits(member.size if member.size <= self.max_bytes else 0):
-                yield self.rows.take()
-            self.rows.add_member(self.source, name, occurrence, member.index, member.read(self.max_bytes))
+            if member.index not in self.done:
+                if not self.rows.fits(member.size if member.size <= self.max_bytes else 0):
+                    yield self.rows.take()
+                data = member.read(self.max_bytes)
+                self.rows.add_member(self.source, name, occurrence, member.index, data)
+            self.items += 1  # only now: a member that breaks the archive off is told of by the archive's row
 
     def break_off(self, error: ItemError) -> None:
         """The row for the archive itself."""

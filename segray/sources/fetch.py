@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from fsspec.spec import AbstractFileSystem
 
 from segray.errors import ItemError
 from segray.sources.item import Source
@@ -54,15 +55,44 @@ def _read(group: list[Source], storage: StorageSettings, max_bytes: int) -> list
             filesystem, path = open_filesystem(source.address, storage)
             by_storage.setdefault(id(filesystem), (filesystem, []))[1].append((place, path))
     for filesystem, places in by_storage.values():
-        # one byte more than allowed tells a file that is too large, also where no size was listed
-        ends = [
-            (path, None, None) if group[place].size >= 0 else (path, 0, max_bytes + 1)
-            for place, path in places
-        ]
-        answers = request_all(filesystem, "cat_file", ends, storage)
+        sizes = [group[place].size for place, _ in places]
+        answers = _contents(filesystem, [path for _, path in places], sizes, storage, max_bytes)
         for (place, _), answer in zip(places, answers, strict=True):
             results[place] = _checked(answer, max_bytes)
     return results
+
+
+def _contents(
+    filesystem: AbstractFileSystem,
+    paths: list[str],
+    sizes: list[int],
+    storage: StorageSettings,
+    max_bytes: int,
+) -> list[bytes | Exception]:
+    """Each file's content, at most one byte more than `max_bytes`, or its error.
+
+    Asked for as a range one byte longer than the listed size, because s3fs looks a file up before it reads it
+    without a range. A file that is not as long as listed is read again: it has changed, or the storage
+    unpacks what it stores.
+    """
+    ranges = [_range(path, max_bytes if size < 0 else size) for path, size in zip(paths, sizes, strict=True)]
+    answers = request_all(filesystem, "cat_file", ranges, storage)
+    again = [
+        place
+        for place, (answer, size) in enumerate(zip(answers, sizes, strict=True))
+        if size > 0 and not isinstance(answer, Exception) and len(answer) != size
+    ]
+    whole = [_range(paths[place], max_bytes) for place in again]
+    repeated = request_all(filesystem, "cat_file", whole, storage)
+    for place, answer in zip(again, repeated, strict=True):
+        answers[place] = answer
+    return answers
+
+
+def _range(path: str, size: int) -> dict[str, Any]:
+    if size == 0:  # an empty file has no range that a storage would give
+        return {"path": path}
+    return {"path": path, "start": 0, "end": size + 1}
 
 
 def _known_error(source: Source, max_bytes: int) -> ItemError | None:

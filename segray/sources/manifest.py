@@ -87,7 +87,7 @@ def _look_up(
             filesystem, path = open_filesystem(address, storage)
             remote.setdefault(id(filesystem), (filesystem, protocol, []))[2].append((row, path))
     for filesystem, protocol, places in remote.values():
-        infos = request_all(filesystem, "info", [(path,) for _, path in places], storage)
+        infos = request_all(filesystem, "info", [{"path": path} for _, path in places], storage)
         for (row, path), info in zip(places, infos, strict=True):
             found[row] = _remote(protocol, path, info)
     return [found[row] for row, _ in batch]

@@ -6,7 +6,7 @@ The object stores' fsspec libraries are asynchronous: their requests share one e
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,10 +28,10 @@ _QUERY = re.compile(r"\?\S+")
 def request_all(
     filesystem: AbstractFileSystem,
     name: str,
-    arguments: Sequence[tuple[Any, ...]],
+    arguments: Sequence[Mapping[str, Any]],
     storage: StorageSettings,
 ) -> list[Any | Exception]:
-    """`filesystem.<name>(*a)` for each a of `arguments`: its result, or the error that stayed."""
+    """`filesystem.<name>(**a)` for each a of `arguments`: its result, or the error that stayed."""
     results: list[Any] = [None] * len(arguments)
     pending = list(range(len(arguments)))
 
@@ -56,10 +56,10 @@ def _passes(answer: object) -> bool:
     return isinstance(answer, Exception) and is_passing(answer)
 
 
-def _once(filesystem: AbstractFileSystem, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+def _once(filesystem: AbstractFileSystem, name: str, arguments: list[Mapping[str, Any]]) -> list[Any]:
     if getattr(filesystem, "async_impl", False):
         call = getattr(filesystem, "_" + name)
-        return list(sync(filesystem.loop, _gather, [lambda a=a: call(*a) for a in arguments]))
+        return list(sync(filesystem.loop, _gather, [lambda a=a: call(**a) for a in arguments]))
     call = getattr(filesystem, name)
     if len(arguments) == 1:
         return [_caught(call, arguments[0])]
@@ -77,9 +77,9 @@ async def _gather(calls: list[Callable[[], Coroutine[Any, Any, T]]]) -> list[T |
     return await asyncio.gather(*(limited(call) for call in calls), return_exceptions=True)
 
 
-def _caught(call: Callable[..., T], arguments: tuple[Any, ...]) -> T | Exception:
+def _caught(call: Callable[..., T], arguments: Mapping[str, Any]) -> T | Exception:
     try:
-        return call(*arguments)
+        return call(**arguments)
     except Exception as error:  # noqa: BLE001 - each request's own error is its result
         return error
 

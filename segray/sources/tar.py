@@ -52,7 +52,7 @@ def _members(stream: IO[bytes]) -> Iterator[Member]:
     info, index = archive.firstmember, 0  # type: ignore[attr-defined]
     while info is not None:
         following = archive.offset
-        if following < info.offset_data:  # a negative size would lead us in a circle
+        if info.size < 0 or following < info.offset_data:  # would lead us in a circle
             raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
         if not info.isdir():
             yield _member(stream, info, index)

@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,9 +87,14 @@ def test_glob(tmp_path: Path, pattern: str, expected: list[str]) -> None:
 def test_glob_does_not_walk_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a/x/1.jpg", "b/x/2.jpg", "b/y/3.jpg")
     (tmp_path / "b/y").chmod(0)
-    seen = []
+    seen: list[str] = []
     real = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: seen.append(path) or real(path))
+
+    def scandir(path: str) -> Any:
+        seen.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
     assert names(listed(tmp_path / "*/x/*.jpg")[0], tmp_path) == ["a/x/1.jpg", "b/x/2.jpg"]
     assert f"{tmp_path}/b/y" not in seen
     (tmp_path / "b/y").chmod(0o700)
