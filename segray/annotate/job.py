@@ -102,7 +102,8 @@ def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
         raise SettingsError(*problems)
     device, precision = where
     identity = identity_of(settings, model, precision)
-    check_identity(store.read_json(PLAN), identity, settings.output)
+    if store.has_items():
+        check_identity(store.read_json(PLAN), identity, settings.output)
     return Prepared(settings, store, model, device, precision, identity, listing.ignored)
 
 

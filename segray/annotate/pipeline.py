@@ -117,8 +117,11 @@ def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
             }
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise SettingsError(f"ray.address: cannot use {address}: {str(error).splitlines()[0]}") from error
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if address == "local":
+                raise JobFailedError(f"Ray did not start here: {reason}; its messages: {log}") from error
+            raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
     loggers_to(log)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
@@ -232,7 +235,7 @@ def annotated(
     Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
     """
     _configure(settings.ray)
-    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    attempts: Any = ray.remote(num_cpus=0)(Attempts).remote()
     work = _Work(plan, settings, resources.cpus)
     rows_a_block = max(8, 4 * resources.batch_size)
     decoded = ray.data.read_datasource(
@@ -258,6 +261,8 @@ def annotated(
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     except (ray.exceptions.RayError, RuntimeError, OSError) as error:
         raise JobFailedError(f"the pipeline broke: {_cause(error)}") from error
+    finally:
+        ray.kill(attempts)
 
 
 def _configure(settings: RaySettings) -> None:

@@ -186,6 +186,10 @@ class Store:
         self._next_number = max((part.number for part in parts), default=0) + 1
         return kept
 
+    def has_items(self) -> bool:
+        """Whether any item was ever committed here."""
+        return bool(self._parts(IMAGES) or self._parts(STAGING))
+
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
         about = (self._parquet_file(part.name).schema_arrow.metadata or {}).get(_METADATA_KEY)
