@@ -1,10 +1,24 @@
-"""Fixtures for all tests: storage servers on loopback, started when the first test asks for one."""
+"""Fixtures for all tests: one Ray, and storage servers on loopback, started when a test asks for them."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests import servers
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray that `segray annotate`, called in this process, finds running."""
+    from segray.annotate.job import RAY_ENVIRONMENT
+
+    os.environ.update(RAY_ENVIRONMENT)
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
