@@ -52,8 +52,8 @@ NAMED_MODELS = (
         arch="compact-maskrcnn",
         parameters=4_157_339,
         categories=1,
-        licence="Apache-2.0; trained on CC0 images",
-        origin="trained from scratch by segray on cell nuclei in microscopy images",
+        licence="CC0-1.0",
+        origin="trained from scratch by segray on cell nuclei in microscope images (BBBC038, CC0)",
         bundled=True,
     ),
 )

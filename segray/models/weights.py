@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segray.errors import SettingsError
+from segray.models import bundled_models
 from segray.models.catalog import NAMED_MODELS, NamedModel, named_model
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from segray.models.modelfile import LoadedModel as ModelFile
 
 WeightsKind = Literal["torchvision", "bundled", "file", "python"]
-BUNDLED = Path(__file__).parent / "bundled"
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _load_again(spec: str, folder: str, digest: str) -> LoadedModel:
 
 
 def _bundled(named: NamedModel) -> LoadedModel:
-    path = BUNDLED / f"{named.name}.pt"
-    if not path.is_file():
+    path = bundled_models().get(named.name)
+    if path is None:
         raise SettingsError(f"weights {named.name}: not part of this installation")
     return _from_bytes(named.name, path.read_bytes(), kind="bundled")
 
