@@ -40,8 +40,10 @@ _UPRIGHT = {
 }
 """EXIF orientation -> the transposition that undoes it (EXIF 2.32, tag 274; as in Pillow's ImageOps)."""
 _BITS_PER_SAMPLE = 258  # TIFF 6.0
-_BYTES = re.compile(r"\s*\(chunk b'.*'\)|b'[^']*'")
+_NOISE = re.compile(r"\s*\(chunk b'.*'\)|\s*(in )?b'[^']*'")
 """How Python prints the bytes a message quotes."""
+_BARE = re.compile(r"\d*|.*(buffer of|index out of|not iterable|NoneType|argument|list index).*")
+"""What Python says of a field that is not there; of no use to a reader."""
 _TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
 
 
@@ -61,7 +63,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> Decoded:
     Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
     ends early), `corrupt`, `unsupported`, `memory`.
     """
-    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and an error instead of a warning
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses twice this wherever it makes room itself
     Image.WARN_POSSIBLE_FORMATS = True  # the only way to learn why a header was refused
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many workers share the machine
     with warnings.catch_warnings(record=True) as refusals:
@@ -93,7 +95,7 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ItemError("too_large", f"{width} x {height} pixels, the limit is {max_pixels:,} in all")
+        raise ItemError("too_large", f"{width} x {height} pixels, the limit is {max_pixels:,} pixels")
 
 
 def _bits(image: Image.Image) -> int:
@@ -136,6 +138,9 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
         return ItemError("unsupported" if form else "corrupt", _not_ours(data, form))
     words = _words(error, refusals)
     said = words.lower()
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        return ItemError("too_large", f"{form} of {pixels:,} pixels, more than the limit allows")
     if "max_text" in said:
         return ItemError("too_large", f"{form}: its text chunks inflate beyond the limit of the decoder")
     if "not identified by this driver" in said:
@@ -144,7 +149,7 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
         return ItemError("unsupported", f"{form}: {words}")
     if "truncated" in said:
         return ItemError("truncated", f"{form}: the file ends early")
-    if ends_early(data, form):
+    if "bad header checksum" not in said and ends_early(data, form):
         return ItemError("truncated", f"{form}: the file ends early ({words})")
     return ItemError("corrupt", f"{form}: {words}")
 
@@ -164,7 +169,7 @@ def _words(error: Exception, refusals: list[str]) -> str:
     if isinstance(error, UnidentifiedImageError):
         said = [text.split("opening failed.", 1)[1] for text in refusals if "opening failed." in text]
         words = "; ".join(dict.fromkeys(said)) or "its header cannot be read"
-    words = " ".join(_BYTES.sub("", words).split())
+    words = " ".join(_NOISE.sub("", words).split())
     if words.startswith("decoder error"):  # a number of Pillow's own
         return "the pixel data cannot be decoded"
-    return words or type(error).__name__
+    return "its structure is broken" if _BARE.fullmatch(words) else words

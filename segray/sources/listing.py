@@ -26,6 +26,7 @@ from segray.storage import StorageSettings, canonical_uri, open_filesystem, retr
 
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
+_NOTHING = "no such file, folder or bucket"
 
 
 class Listing:
@@ -45,6 +46,8 @@ class Listing:
                 yield from self._expand(url)
             except SegrayError:
                 raise
+            except FileNotFoundError as error:
+                raise SettingsError(f"{canonical_uri(url)}: {_NOTHING}") from error
             except Exception as error:  # each library has its own types
                 raise SettingsError(f"{canonical_uri(url)}: {describe(error)}") from error
 
@@ -53,7 +56,7 @@ class Listing:
         filesystem, path = open_filesystem(url, self._storage)
         if protocol == "file":
             return self._expand_local(path)
-        return self._expand_remote(filesystem, protocol, path, url)
+        return self._expand_remote(filesystem, protocol, path)
 
     def _expand_local(self, path: str) -> Iterator[Source]:
         if stat.S_ISDIR(_mode(path)):
@@ -63,12 +66,10 @@ class Listing:
             return self._named(local_source(path))
         if has_magic(path):
             return self._matching_local(Pattern(path))
-        raise SettingsError(f"{canonical_uri(path)}: no such file or folder")
+        raise FileNotFoundError(path)
 
-    def _expand_remote(
-        self, filesystem: AbstractFileSystem, protocol: str, path: str, url: str
-    ) -> Iterator[Source]:
-        info = self._first_contact(filesystem, path, url)
+    def _expand_remote(self, filesystem: AbstractFileSystem, protocol: str, path: str) -> Iterator[Source]:
+        info = self._first_contact(filesystem, path)
         if info is None:
             pattern = Pattern(path)
             files = list_files(filesystem, protocol, pattern.prefix, pattern.enters, self._storage)
@@ -79,15 +80,15 @@ class Listing:
             )
         return self._named(remote_source(protocol, path, info))
 
-    def _first_contact(self, filesystem: AbstractFileSystem, path: str, url: str) -> dict[str, Any] | None:
+    def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
         """What the storage says of the source; None where nothing has that name but it can be a pattern."""
         hasty = self._storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self._storage.attempts)})
         try:
             return dict(retrying(lambda: filesystem.info(path), hasty))
-        except FileNotFoundError as error:
+        except FileNotFoundError:
             if has_magic(path) and not path.startswith(("http://", "https://")):
                 return None
-            raise SettingsError(f"{canonical_uri(url)}: no such file, folder or bucket") from error
+            raise
 
     def _matching_local(self, pattern: Pattern) -> Iterator[Source]:
         if not stat.S_ISDIR(_mode(pattern.root)):

@@ -21,6 +21,7 @@ T = TypeVar("T")
 CONCURRENCY = 64
 """Requests in flight: about what one worker needs to fill a fast network with 100 kB files."""
 _THREADS = 8
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _QUERY = re.compile(r"\?\S+")
 """Query strings carry signatures."""
 
@@ -103,5 +104,8 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return str(error.strerror)
-    words = _QUERY.sub("", " ".join(str(error).split()))
+    words = _QUERY.sub("", " ".join(str(error).split())).partition(" RequestId:")[0]  # Azure's
+    words = _ERRNO.sub("", words)
+    if isinstance(error, PermissionError):
+        words = f"access denied ({words})" if words else "access denied"
     return words[:300] or type(error).__name__

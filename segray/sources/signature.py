@@ -86,7 +86,7 @@ def ends_early(data: bytes, form: str) -> bool:
     check = _ENDINGS.get(form)
     try:
         return check is not None and check(data)
-    except (struct.error, IndexError):  # a field that should be there lies behind the end
+    except (struct.error, IndexError, OverflowError):  # what should be there lies behind the end
         return True
 
 

@@ -11,6 +11,7 @@ from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.storage import S3Settings, StorageSettings
+from tests.faults import Fault, failing
 from tests.servers import Server
 
 STORAGE = StorageSettings()
@@ -190,6 +191,22 @@ def test_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_object_that_is_not_there(server: Server, path: str) -> None:
     with pytest.raises(SettingsError, match=f"^{server.protocol}://{path.rstrip('*')}"):
         listed(f"{server.protocol}://{path}", storage=server.storage)
+
+
+@pytest.mark.parametrize("fault", [503, "reset"])
+def test_faults_that_pass(server: Server, fault: Fault) -> None:
+    server.put("patient/a.jpg", b"a")
+    with failing(server, fault, times=2) as proxy:
+        found, _ = listed(server.url("patient"), storage=server.storage_at(proxy.endpoint))
+    assert names(found, server.url("patient/")) == ["a.jpg"]
+
+
+def test_access_denied(server: Server) -> None:
+    with failing(server, 403) as proxy, pytest.raises(SettingsError) as caught:
+        listed(server.url("x"), storage=server.storage_at(proxy.endpoint))
+    assert str(caught.value).startswith(server.url("x: "))
+    assert len(proxy.seen) <= 3
+    assert "RequestId" not in str(caught.value)
 
 
 def test_wrong_endpoint_is_told_in_seconds() -> None:
