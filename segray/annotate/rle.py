@@ -20,9 +20,7 @@ from segray.errors import ItemError
 
 THRESHOLD = 0.5
 MAX_PIXELS = 2**32 - 1  # pycocotools counts in unsigned 32-bit integers
-SMALL = (
-    128  # torch resizes to at most this many rows and columns together with a kernel that rounds otherwise
-)
+SMALL = 128  # up to so many rows and columns together torch resizes with a kernel that rounds otherwise
 _ROUNDING = np.float32(1e-6)  # above the error of a float32 sum of two products of numbers in 0..1
 
 Crop = NDArray[np.bool_]
@@ -53,10 +51,9 @@ def encode_roi_masks(
     """
     check_pixels(height, width)
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    expanded = (
-        expand_boxes(torch.from_numpy(boxes), padded.shape[2] / masks.shape[2]).to(torch.int64).tolist()
-    )
-    edges = [_box_edges(mask, box, height, width) for mask, box in zip(padded, expanded, strict=True)]
+    expanded = expand_boxes(torch.from_numpy(boxes), padded.shape[2] / masks.shape[2])
+    pixels = expanded.to(torch.int64).tolist()  # toward zero, as torchvision does
+    edges = [_box_edges(mask, box, height, width) for mask, box in zip(padded, pixels, strict=True)]
     return _encoded([_counts(each, height * width) for each in edges], height, width)
 
 
