@@ -250,6 +250,8 @@ def gcs_server() -> Iterator[Server]:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
 
+    for name in ("gcp_storage_emulator", "api.object"):  # else a line for each object that is not there
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     http = _gcs_http()
     with http.serving():
         anonymous = AnonymousCredentials()  # type: ignore[no-untyped-call]
