@@ -7,19 +7,21 @@ share: one copy on each side, nothing through a pipe.
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 import segray
@@ -33,6 +35,14 @@ _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
 _KEPT_BYTES = 64 << 20
 """A shared file that a big picture made larger than this is given back to the system afterwards."""
+
+
+Room = Callable[[int], npt.NDArray[np.uint8]]
+"""Size in bytes -> the flat array to put them in."""
+
+
+def _own_room(size: int) -> npt.NDArray[np.uint8]:
+    return np.empty(size, np.uint8)
 
 
 class DecodeSandbox:
@@ -57,23 +67,26 @@ class DecodeSandbox:
             self._child.kill()
             self._child = None
 
-    def decode(self, data: bytes | memoryview, max_pixels: int) -> Decoded:
-        """As `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second try)."""
+    def decode(self, data: bytes | memoryview, max_pixels: int, room: "Room | None" = None) -> Decoded:
+        """As `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second try).
+
+        The pixels lie in an array of their own, or in what `room(size in bytes)` returns.
+        """
         try:
-            return self._try(data, max_pixels)
+            return self._try(data, max_pixels, room or _own_room)
         except _ChildDiedError:
             self.close()
         try:
-            return self._try(data, max_pixels)
+            return self._try(data, max_pixels, room or _own_room)
         except _ChildDiedError as death:
             self.close()
             raise death.as_item_error() from None
 
-    def _try(self, data: bytes | memoryview, max_pixels: int) -> Decoded:
+    def _try(self, data: bytes | memoryview, max_pixels: int, room: "Room") -> Decoded:
         if self._child is None:
             self._child = _Child(self._program)
         try:
-            return self._child.decode(data, max_pixels, self.timeout_s)
+            return self._child.decode(data, max_pixels, self.timeout_s, room)
         except ItemError as error:
             if error.error_type in ("timeout", "memory"):
                 self.close()
@@ -125,16 +138,17 @@ class _Child:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
-    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float) -> Decoded:
+    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: "Room") -> Decoded:
         write_whole(self._source, memoryview(data))
         answer = self._ask({"size": len(data), "max_pixels": max_pixels, "timeout_s": timeout_s}, timeout_s)
         _shrink(self._source, len(data))
         if "error_type" in answer:
             raise ItemError(answer["error_type"], answer["reason"])
-        pixels = np.empty((answer["height"], answer["width"], 3), np.uint8)
-        read_whole(self._target, pixels.data.cast("B"))
+        shape = (answer["height"], answer["width"], 3)
+        pixels = room(math.prod(shape))
+        read_whole(self._target, pixels.data)
         _shrink(self._target, pixels.nbytes)
-        return Decoded(pixels, answer["frames"])
+        return Decoded(pixels.reshape(shape), answer["frames"])
 
     def kill(self) -> None:
         self._process.kill()
@@ -185,27 +199,55 @@ def decode_table(
     A table is cut before its pixels would exceed `target_bytes` (one picture may, alone): pictures have the
     same size in every run, so the cuts are the same too.
     """
-    start, pictures, size = 0, list[Decoded | ItemError | None](), 0
+    start, pictures = 0, list[Decoded | ItemError | None]()
+    held = room = _TableRoom(target_bytes)
     for row, (data, known) in enumerate(zip(table["data"], table["error_type"], strict=True)):
-        picture = None if known.is_valid or not data.is_valid else _decoded(data, sandbox, max_pixels)
-        grown = picture.pixels.nbytes if isinstance(picture, Decoded) else 0
-        if size and grown and size + grown > target_bytes:
-            yield _table(table.slice(start, row - start), pictures)
-            start, pictures, size = row, [], 0
+        picture: Decoded | ItemError | None = None
+        if data.is_valid and not known.is_valid:
+            picture, room = _decoded(data, sandbox, max_pixels, held)
+        if room is not held:
+            yield _table(table.slice(start, row - start), pictures, held)
+            start, pictures, held = row, [], room
         pictures.append(picture)
-        size += grown
     if pictures:
-        yield _table(table.slice(start), pictures)
+        yield _table(table.slice(start), pictures, held)
 
 
-def _decoded(data: Any, sandbox: DecodeSandbox, max_pixels: int) -> Decoded | ItemError:
+class _TableRoom:
+    """Pixels of one table, one picture behind the other, as they come: the only copy on this side."""
+
+    def __init__(self, target_bytes: int) -> None:
+        self.target_bytes = target_bytes
+        self.data = _own_room(0)
+        self.used = 0
+        self.next: _TableRoom | None = None
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Room for a picture: here, or in the next table's room when this one is full."""
+        if self.used and self.used + size > len(self.data):
+            self.next = _TableRoom(self.target_bytes)
+            return self.next.take(size)
+        if not self.used:
+            self.data = _own_room(
+                max(size, self.target_bytes)
+            )  # the system gives the pages as they are filled
+        piece = self.data[self.used : self.used + size]
+        self.used += size
+        return piece
+
+
+def _decoded(
+    data: Any, sandbox: DecodeSandbox, max_pixels: int, room: _TableRoom
+) -> tuple[Decoded | ItemError, _TableRoom]:
+    """The picture, or why there is none, and the room it went to."""
     try:
-        return sandbox.decode(memoryview(data.as_buffer()), max_pixels)
+        picture = sandbox.decode(memoryview(data.as_buffer()), max_pixels, room.take)
     except ItemError as error:
-        return error
+        return error, room
+    return picture, room.next or room
 
 
-def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None]) -> pa.Table:
+def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None], room: _TableRoom) -> pa.Table:
     """The rows of `fetched` with their pictures in place of the encoded bytes."""
     found = [picture if isinstance(picture, Decoded) else None for picture in pictures]
     errors = [picture if isinstance(picture, ItemError) else None for picture in pictures]
@@ -213,7 +255,7 @@ def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None]) -> pa.
     columns["height"] = [None if one is None else one.pixels.shape[0] for one in found]
     columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
     columns["frames"] = [None if one is None else one.frames for one in found]
-    columns["pixels"] = _pixel_column(found)
+    columns["pixels"] = _pixel_column(found, room)
     for name, attribute in (("error_type", "error_type"), ("error", "reason")):
         known = fetched[name].to_pylist()
         columns[name] = [
@@ -228,15 +270,10 @@ def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None]) -> pa.
     )
 
 
-def _pixel_column(found: list[Decoded | None]) -> pa.LargeBinaryArray:
-    """The pixels one behind the other, copied once."""
+def _pixel_column(found: list[Decoded | None], room: _TableRoom) -> pa.LargeBinaryArray:
+    """The room's pixels as a column, without a copy."""
     sizes = [0 if one is None else one.pixels.nbytes for one in found]
-    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-    data = np.empty(int(offsets[-1]), np.uint8)
-    for one, start, size in zip(found, offsets, sizes, strict=False):
-        if one is not None:
-            data[start : start + size] = one.pixels.reshape(-1)
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
     valid = pa.array([one is not None for one in found]).buffers()[1]
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(found), [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(room.data[: room.used])]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(found), buffers)
