@@ -64,9 +64,11 @@ def test_sizes_are_those_of_the_images(output: Path) -> None:
 
 
 def test_duckdb_and_geopandas_open_it(output: Path) -> None:
-    counted = duckdb.sql(
-        f"SELECT category, count(*) FROM '{output}/instances/*.parquet' GROUP BY 1"
-    ).fetchall()
+    counted = (
+        duckdb.connect()
+        .execute(f"SELECT category, count(*) FROM '{output}/instances/*.parquet' GROUP BY 1")
+        .fetchall()
+    )
     frame = geopandas.read_parquet(output / "instances")
     assert counted == [("nucleus", len(frame))]
     assert frame.crs == "OGC:CRS84"

@@ -44,7 +44,8 @@ class Lock:
             )
 
     def __enter__(self) -> "Lock":
-        if not self._create():
+        # a create whose answer was lost is sent again and then finds its own lease
+        if not self._create() and self._holder_id() != self.run_id:
             self.refuse_second_run()
             self.store.write_json(NAME, self._lease())
             if self._holder_id() != self.run_id:

@@ -90,6 +90,10 @@ class Store:
                 _check_folder(Path(self.root))
             elif not retrying(lambda: self._find(""), impatient):
                 retrying(lambda: self.filesystem.ls(self.root.split("/", 1)[0]), impatient)
+        except FileNotFoundError as error:
+            raise SettingsError(
+                f"output: there is no bucket or container {self.root.split('/', 1)[0]}; make it first"
+            ) from error
         except Exception as error:
             raise SettingsError(f"output: cannot use {self.root}: {' '.join(str(error).split())}") from error
 
