@@ -65,39 +65,38 @@ class Resources:
 
 
 def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float) -> Resources:
-    """Resources for a cluster of so many CPUs and GPUs.
+    """Resources for a cluster of so many CPUs and GPUs, so that all model actors, a decoder and a reader fit.
 
-    Raises SettingsError when a model actor, a decoder and a reader do not fit at the same time: Ray would
-    wait for ever without a word.
+    Raises SettingsError when the fewest model actors, one decoder and one reader do not fit at the same
+    time: Ray would wait for ever without a word.
     """
     from segray.annotate.device import default_batch_size
 
-    on_gpu = device == "cuda"
-    most = int(gpus / settings.gpus_per_actor) if on_gpu else int(cpus) // 4
-    actors = settings.actors or max(1, most)
-    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25
-    share = settings.cpus_per_actor or (min(1.0, cpus / 4) if on_gpu else max(cpus / 2 / actors, 0.25))
-    needed = share * settings.min_actors + decoder_cpus + READ_CPUS
-    if on_gpu and settings.gpus_per_actor * settings.min_actors > gpus:
+    on_gpu, fewest = device == "cuda", settings.min_actors
+    fit = int(gpus / settings.gpus_per_actor) if on_gpu else max(1, int(cpus) // 4)
+    if on_gpu and fit < fewest:
         raise SettingsError(
-            f"gpus_per_actor: {settings.min_actors} x {settings.gpus_per_actor:g} GPUs are asked for, "
-            f"the cluster has {gpus:g}"
+            f"min_actors: {fewest} x {settings.gpus_per_actor:g} GPUs are asked for, the cluster has {gpus:g}"
         )
-    if needed > cpus:
+    actors = max(fewest, min(settings.actors or fit, fit) if on_gpu else settings.actors or fit)
+    share = settings.cpus_per_actor or min(cpus / 2 / actors, 1.0 if on_gpu else cpus)
+    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25  # beside a model on the CPU, decoding is little
+    if share * fewest + decoder_cpus + READ_CPUS > cpus:
         raise SettingsError(
-            f"cpus_per_actor: the model actors, one decoder and one reader need {needed:g} CPUs, "
-            f"the cluster has {cpus:g}"
+            f"cpus_per_actor: {fewest} x {share:g} for the model, {decoder_cpus:g} for a decoder and "
+            f"{READ_CPUS:g} for a reader are more than the {cpus:g} CPUs there are"
         )
-    room = cpus - share * settings.min_actors - READ_CPUS
+    actors = max(fewest, min(actors, int((cpus - decoder_cpus - READ_CPUS) / share)))
+    room = cpus - share * actors - READ_CPUS
     return Resources(
         device=device,
         cpus=cpus,
-        actors=max(settings.min_actors, min(actors, max(1, int((cpus - decoder_cpus - READ_CPUS) / share)))),
-        min_actors=settings.min_actors,
+        actors=actors,
+        min_actors=fewest,
         actor_cpus=share,
         actor_gpus=settings.gpus_per_actor if on_gpu else 0.0,
         threads=max(1, int(settings.cpus_per_actor or cpus / actors)),
-        decoders=settings.decoders or max(1, min(int(cpus), int(room / decoder_cpus))),
+        decoders=max(1, min(settings.decoders or int(cpus), int(room / decoder_cpus))),
         decoder_cpus=decoder_cpus,
         batch_size=settings.batch_size or default_batch_size(device),
     )
