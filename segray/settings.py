@@ -95,7 +95,7 @@ class AnnotateSettings(JobSettings):
         "coco-v2",
         description="model: a name (see `segray models`), a path or URL, or python:module:factory",
     )
-    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances at or above this score")
+    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")

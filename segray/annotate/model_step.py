@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from segray.annotate.attempts import MOST_ATTEMPTS, AttemptsLike
 from segray.annotate.instances import rejected_rows
 from segray.annotate.predictor import Predictor
+from segray.errors import JobFailedError
 
 HOPELESS = 20
 """So many failures of the model without one success stop the job instead of rejecting everything."""
@@ -39,6 +40,8 @@ class Annotate:
         self.attempts.begin(ids)
         try:
             answer = self.predictor.annotate(table)
+        except JobFailedError:
+            raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
             _leave_if_device_is_lost(error)
             self.attempts.end(ids)
@@ -61,6 +64,8 @@ class Annotate:
         self.attempts.begin(ids)
         try:
             answer = self.predictor.annotate(row)
+        except JobFailedError:
+            raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - see above
             _leave_if_device_is_lost(error)
             self.attempts.end(ids)
