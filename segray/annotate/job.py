@@ -17,7 +17,7 @@ from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
 from segray.annotate.quiet import noise_to
-from segray.annotate.report import dry_run_lines, run_record, summary_lines
+from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
@@ -69,15 +69,11 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
                 f"no image in {', '.join(settings.sources)} ({prepared.ignored:,} other names ignored)"
             )
         if settings.dry_run:
-            print(
-                "\n".join(
-                    dry_run_lines(settings, plan, prepared.ignored, prepared.model.name, prepared.device)
-                )
-            )
+            say(dry_run_lines(settings, plan, prepared.ignored, prepared.model.name, prepared.device))
             return ExitCode.DONE
         with Lock(prepared.store) as lock:
             record, did = _run(prepared, plan, lock)
-        print("\n".join(summary_lines(settings, plan, record, did)))
+        say(summary_lines(settings, plan, record, did))
         counts = record["counts"]
         rejected_share = counts["rejected"] / max(counts["items"], 1)
         return ExitCode.REJECTED if rejected_share > settings.max_rejects else ExitCode.DONE

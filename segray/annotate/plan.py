@@ -19,14 +19,16 @@ import pyarrow.compute as pc
 from segray.annotate.store import Ends, Part, Store
 from segray.sources.item import Source
 
-LEDGER_COLUMNS = ["uri", "member_index", "version", "status", "error_type", "instances", "vanished"]
+LEDGER_COLUMNS = [
+    "uri", "member", "member_index", "version", "status", "error_type", "error", "instances", "vanished",
+]  # fmt: skip
 
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
                      error_type TEXT, error TEXT) WITHOUT ROWID;
-CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member_index INTEGER, version TEXT, status TEXT,
-                     error_type TEXT, instances INTEGER, vanished INTEGER, part INTEGER,
-                     done INTEGER) WITHOUT ROWID;
+CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
+                     status TEXT, error_type TEXT, error TEXT, instances INTEGER, vanished INTEGER,
+                     part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, done);
 CREATE TABLE stale (part INTEGER, image_id TEXT);
 CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, PRIMARY KEY (uri, version));
@@ -208,12 +210,14 @@ class Plan:
             "ignored_members": self._one("SELECT coalesce(sum(ignored), 0) FROM ended"),
         }
 
-    def rejected_examples(self, most: int = 3) -> list[tuple[str, str]]:
-        """(address, error type) of some rejected items."""
+    def rejected_examples(self, most: int = 3) -> list[str]:
+        """Some rejected items as `address member: reason`, one of each type first."""
         rows = self._db.execute(
-            "SELECT uri, error_type FROM ledger WHERE status = 'rejected' ORDER BY uri LIMIT ?", (most,)
+            "SELECT uri, member, error FROM ledger WHERE status = 'rejected'"
+            " GROUP BY error_type ORDER BY count(*) DESC LIMIT ?",
+            (most,),
         )
-        return [(uri, kind) for uri, kind in rows]
+        return [f"{uri} {member}: {error}" if member else f"{uri}: {error}" for uri, member, error in rows]
 
     # --- inside --------------------------------------------------------------------------------------
 
@@ -232,7 +236,7 @@ class Plan:
             "INSERT INTO stale SELECT part, image_id FROM ledger WHERE image_id = ?", ((i,) for i in ids)
         )
         self._many(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,1)",
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,1)",
             zip(ids, *columns, [part] * len(ids), strict=True),
         )
 

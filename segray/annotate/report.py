@@ -1,8 +1,12 @@
 """What is said at the end, and what run.json keeps."""
 
+import os
 import platform
+import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -56,8 +60,7 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
         )
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}")
-    for address, kind in plan.rejected_examples() if counts["rejected"] else []:
-        lines.append(f"    for example {address}: {kind}")
+    lines += [f"    for example {example}" for example in plan.rejected_examples()]
     duckdb = f"SELECT category, count(*), avg(score) FROM '{output}/instances/*.parquet' GROUP BY 1"
     return [
         *lines,
@@ -65,6 +68,14 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
         f'  duckdb -c "{duckdb}"',
         f"  python -c \"import pandas as pd; print(pd.read_parquet('{output}/instances'))\"",
     ]
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print; a reader that has gone away (`| head`) is no error and must not change the exit code."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
 
 
 def dry_run_lines(settings: AnnotateSettings, plan: Plan, ignored: int, model: str, where: str) -> list[str]:

@@ -177,3 +177,22 @@ def test_a_tar_that_breaks_off_keeps_what_was_read_and_says_so(images: Path, tmp
     ]
     assert annotate(*run) == 3
     assert tables(output)[0] == ledger
+
+
+def test_every_awkward_file_is_annotated_or_rejected_with_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, folder = tmp_path / "out", Path(__file__).parents[1] / "data/awkward"
+    files = {path.name for path in folder.iterdir()} - {"README.md", "MANIFEST.csv"}
+    run = (folder, "--output", output, "--weights", MODELS + "seeded")
+    assert annotate(*run) == 3
+    rows = by_base_name(output)
+    assert set(rows) == files
+    for name, (row, _) in rows.items():
+        assert (row["status"] == "rejected") == (row["error_type"] is not None) == (row["error"] is not None)
+        assert row["error"] is None or ("<" not in row["error"] and len(row["error"]) > 8), name
+    rejected = sum(row["status"] == "rejected" for row, _ in rows.values())
+    assert 5 < rejected < len(files) / 2
+    told = capsys.readouterr().out
+    assert f"{rejected} rejected" in told
+    assert annotate(*run, "--max-rejects", "1.0") == 0
