@@ -39,9 +39,10 @@ def test_the_images_belong_to_the_test_split(images: list[InstanceImage]) -> Non
 
 
 def test_it_finds_nuclei_in_images_it_never_saw(loaded: LoadedModel, images: list[InstanceImage]) -> None:
+    """The shipped file scored AP 0.423 and AP50 0.785 on these eleven; the bounds leave room for rounding."""
     scores = score_model(loaded.module, loaded.card, images).compute()
-    assert scores["ap"] > 0.25
-    assert scores["ap50"] > 0.50
+    assert scores["ap"] > 0.40
+    assert scores["ap50"] > 0.75
 
 
 def test_weights_that_are_broken_would_be_noticed(loaded: LoadedModel, images: list[InstanceImage]) -> None:
