@@ -26,9 +26,10 @@ _IDENTITY = [
 ]
 _ERROR = [pa.field("error_type", pa.string()), pa.field("error", pa.string())]
 
-ARCHIVE_END = pa.struct([("items", pa.int64()), ("ignored", pa.int64())])
+ARCHIVE_END = pa.struct([("items", pa.int64()), ("ignored", pa.int64()), ("broken", pa.bool_())])
 """Set on the one control row (null image_id) that follows an archive's last member: how many items it
-held (those skipped because they were done before included) and how many members were ignored."""
+held (those skipped because they were done before included), how many members were ignored, and whether it
+broke off: then one of its items is the rejected row of the archive itself, with a null `member_index`."""
 
 FETCHED = pa.schema([*_IDENTITY, pa.field("data", pa.large_binary()), *_ERROR, pa.field("end", ARCHIVE_END)])
 """Encoded files. `data` is null where `error_type` is set."""

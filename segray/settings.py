@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from segray.errors import SettingsError
-from segray.storage import StorageSettings
+from segray.storage import StorageSettings, shown
 
 ENV_PREFIX = "SEGRAY_"
 
@@ -101,9 +101,7 @@ class AnnotateSettings(JobSettings):
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
-    batch_size: int | None = Field(
-        None, ge=1, description="images a model call ; default 8 on a GPU, 1 on CPU"
-    )
+    batch_size: int | None = Field(None, ge=1, description="images a model call: 8 on a GPU, 1 on a CPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device is good at it"
@@ -113,7 +111,20 @@ class AnnotateSettings(JobSettings):
     gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
     cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")
     decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
-    commit_every_s: float = Field(10.0, ge=0, description="results are safe on disk after about so long")
+    commit_every_s: float = Field(10.0, ge=0, description="results that came back are made safe so often")
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def _share_or_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError("must be a share of one GPU, or a whole number")
+        return value
+
+    @model_validator(mode="after")
+    def _fewest_and_most(self) -> "AnnotateSettings":
+        if self.actors is not None and self.min_actors > self.actors:
+            raise ValueError(f"min_actors ({self.min_actors}) is above actors ({self.actors})")
+        return self
 
 
 S = TypeVar("S", bound=JobSettings)
@@ -184,8 +195,16 @@ def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def printable(settings: JobSettings) -> str:
-    """The settings in force as YAML that `--config` reads back; secrets are stars, unset values left out."""
+    """The settings in force as YAML that `--config` reads back; secrets are stars, unset values left out.
+
+    URLs come without credentials and query strings.
+    """
     plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
+    for name in ("output", "weights"):
+        if name in plain:
+            plain[name] = shown(plain[name])
+    if "sources" in plain:
+        plain["sources"] = [shown(source) for source in plain["sources"]]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
@@ -196,7 +215,7 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
         return f"{dotted}: unknown setting{_did_you_mean(names[-1], _known(cls))}"
     if problem["type"] == "missing" or (problem["type"] == "too_short" and not problem["input"]):
         return f"{dotted}: is required"
-    given = problem.get("input")
+    given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
     return f"{dotted}: {problem['msg']}{shown}"
 
@@ -227,7 +246,8 @@ def _only_names(unknown: Sequence[str]) -> list[str]:
 
 
 def _unknown_flag(cls: type[BaseModel], flag: str) -> str:
-    name = flag.lstrip("-").partition("=")[0]
+    flag = flag.partition("=")[0]  # the value may be a secret
+    name = flag.lstrip("-")
     hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
 

@@ -10,7 +10,9 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
@@ -40,7 +42,7 @@ class S3Settings(_Part):
     """Empty fields fall back to the AWS environment, profile and instance role."""
 
     endpoint_url: str | None = Field(None, description="server other than AWS (MinIO, Ceph, moto)")
-    key: str | None = Field(None, description="access key id")
+    key: SecretStr | None = Field(None, description="access key id")
     secret: SecretStr | None = Field(None, description="secret access key")
     token: SecretStr | None = Field(None, description="session token")
     region: str | None = Field(None, description="region name")
@@ -97,12 +99,22 @@ def canonical_uri(url: str) -> str:
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
-        return "file://" + str(Path(rest).expanduser().absolute())
+        return "file://" + _absolute(rest)
     if protocol not in ("http", "https"):  # object keys may hold ? and #
         scheme, _, path = rest.partition("://")
         return f"{scheme}://{path.rpartition('@')[2] if '@' in path.split('/', 1)[0] else path}"
     parts = urlsplit(rest)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _absolute(path: str) -> str:
+    """Without `~`, `.` and `..`; symbolic links stay."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps `..`
+
+
+def shown(url: str) -> str:
+    """A URL or path as the user gave it, without credentials and query string."""
+    return canonical_uri(url) if "://" in url else url
 
 
 def open_filesystem(url: str, storage: StorageSettings) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -113,7 +125,7 @@ def open_filesystem(url: str, storage: StorageSettings) -> tuple[fsspec.Abstract
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
-        return fsspec.filesystem("file"), str(Path(rest).expanduser().absolute())
+        return fsspec.filesystem("file"), _absolute(rest)
     kind = _filesystem_class(protocol, canonical_uri(url))
     try:
         filesystem = kind(**_OPTIONS.get(protocol, _no_options)(storage))
@@ -184,7 +196,7 @@ def _s3_options(storage: StorageSettings) -> dict[str, Any]:
     s3 = storage.s3
     return _given(
         endpoint_url=s3.endpoint_url,
-        key=s3.key,
+        key=_secret(s3.key),
         secret=_secret(s3.secret),
         token=_secret(s3.token),
         anon=s3.anonymous,
@@ -348,30 +360,33 @@ def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
     if "file" not in filesystem.protocol:
         filesystem.pipe_file(path, data)
         return
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(place)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _written_beside(Path(path), data) as temporary:
+        temporary.replace(path)
 
 
 def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write one object where none is. Raises FileExistsError where one is; of two callers one wins."""
     if "file" in filesystem.protocol:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("xb") as file:
-            file.write(data)
+        with _written_beside(Path(path), data) as temporary:
+            Path(path).hardlink_to(temporary)  # fails where there is one, and never shows half a file
         return
     try:
         filesystem.pipe_file(path, data, mode="create")
-    except Exception as error:  # each provider has its own exception for a failed condition
+    except Exception as error:
         if not is_passing(error) and filesystem.exists(path):
             raise FileExistsError(path) from error
         raise
+
+
+@contextmanager
+def _written_beside(place: Path, data: bytes) -> Iterator[Path]:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -33,7 +33,11 @@ def test_flags_beat_environment_beats_file_beats_default(
     assert settings.sources == ["from-file"]
     assert (settings.score_threshold, settings.actors, settings.max_pixels) == (0.3, 4, 7)
     assert settings.max_rejects == 0.0
-    assert (settings.storage.s3.key, settings.storage.s3.region) == ("environment", "there")
+    assert settings.storage.s3.key is not None
+    assert (settings.storage.s3.key.get_secret_value(), settings.storage.s3.region) == (
+        "environment",
+        "there",
+    )
     assert settings.storage.timeout_s == 5
 
 
@@ -57,7 +61,7 @@ def test_every_problem_is_told_at_once_with_dotted_names(
     told = problems("--config", f"{tmp_path}/a.yaml", "--batch-sise=4", "--actors", "0", "--no-such")
     text = "\n".join(told)
     for expected in (
-        "--batch-sise=4: unknown flag; did you mean batch-size?",
+        "--batch-sise: unknown flag; did you mean batch-size?",
         "--no-such: unknown flag",
         "SEGRAY_ACTRS: unknown setting in the environment; did you mean actors?",
         "storage.s3.regoin: unknown setting; did you mean region?",
@@ -93,3 +97,21 @@ def test_printed_settings_are_a_config_file(tmp_path: Path) -> None:
     assert load("--config", str(tmp_path / "a.yaml")) == settings.model_copy(
         update={"config": tmp_path / "a.yaml"}
     )
+
+
+def test_no_secret_is_told_whatever_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("storage: {s3: {secret: 123456789, region: [hush]}}\n")
+    told = problems("x", "--config", f"{tmp_path}/a.yaml", "--storage.s3.secret-key=hush", "--output", "o")
+    assert len(told) > 2
+    assert "123456789" not in "".join(told)
+    assert "hush" not in "".join(told)
+    settings = load("https://me:hush@host/a.csv?sig=hush", "--output", "s3://k:hush@bucket/o")
+    assert "hush" not in printable(settings)
+
+
+def test_actors_must_make_sense() -> None:
+    run = ("x", "--output", "o")
+    assert "settings: Value error, min_actors (4) is above actors (2)" in problems(
+        *run, "--actors", "2", "--min-actors", "4"
+    )
+    assert any(line.startswith("gpus_per_actor: ") for line in problems(*run, "--gpus-per-actor", "1.5"))

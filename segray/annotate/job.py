@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.annotate.identity import check_identity, identity_of
@@ -18,11 +19,13 @@ from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
 from segray.annotate.quiet import noise_to
 from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
+from segray.annotate.resources import share_out
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
-from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
+from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings
 from segray.sources.listing import Listing
+from segray.storage import shown
 
 if TYPE_CHECKING:
     from segray.annotate.device import Precision
@@ -65,22 +68,20 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
     with Plan() as plan, noise_to(_log_file()):
         prepared = _prepare(settings, plan)
         if not plan.sources():
-            raise NothingToDoError(
-                f"no image in {', '.join(settings.sources)} ({prepared.ignored:,} other names ignored)"
-            )
+            named = ", ".join(map(shown, settings.sources))
+            raise NothingToDoError(f"no image in {named} ({prepared.ignored:,} other names ignored)")
         if settings.dry_run:
             say(dry_run_lines(settings, plan, prepared.ignored, prepared.model.name, prepared.device))
             return ExitCode.DONE
         with Lock(prepared.store) as lock:
             record, did = _run(prepared, plan, lock)
         say(summary_lines(settings, plan, record, did))
-        counts = record["counts"]
-        rejected_share = counts["rejected"] / max(counts["items"], 1)
-        return ExitCode.REJECTED if rejected_share > settings.max_rejects else ExitCode.DONE
+        rejected_too_many = plan.rejected_share() > settings.max_rejects
+        return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
 
 def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
-    """Load the model, look at the output, list the sources; every problem is told at once."""
+    """Look at the output, load the model, touch every source: all problems at once; then list the sources."""
     problems: list[str] = []
 
     def attempt(step: Callable[[], T]) -> T | None:
@@ -90,17 +91,23 @@ def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
             problems.extend(error.lines)
             return None
 
-    listing = attempt(lambda: _list(settings, plan))
     store = attempt(lambda: _open_output(settings))
     model = attempt(lambda: _load(settings))
     where = attempt(lambda: _where(settings))
-    if problems or listing is None or store is None or model is None or where is None:
+    for source in settings.sources:
+        attempt(lambda source=source: next(iter(Listing([source], settings.storage)), None))  # type: ignore[misc]
+    if problems or store is None or model is None or where is None:
         raise SettingsError(*problems)
     device, precision = where
     identity = identity_of(settings, model, precision)
-    if store.has_items():
-        check_identity(store.read_json(PLAN), identity, settings.output)
+    _check_identity(store, identity, settings)
+    listing = _list(settings, plan)
     return Prepared(settings, store, model, device, precision, identity, listing.ignored)
+
+
+def _check_identity(store: Store, identity: dict[str, Any], settings: AnnotateSettings) -> None:
+    if store.has_items():
+        check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
 def _list(settings: AnnotateSettings, plan: Plan) -> Listing:
@@ -118,7 +125,7 @@ def _list(settings: AnnotateSettings, plan: Plan) -> Listing:
 
 def _open_output(settings: AnnotateSettings) -> Store:
     store = Store(settings.output, settings.storage)
-    store.check_reachable()
+    store.check_usable()
     Lock(store).refuse_second_run()
     return store
 
@@ -138,8 +145,8 @@ def _where(settings: AnnotateSettings) -> "tuple[str, Precision]":
         return device, resolve_precision(settings.precision, device)
     from segray.annotate.pipeline import start_ray
 
-    _, gpus = start_ray(settings.ray, _log_file())
-    device = ("cuda" if gpus else "cpu") if settings.device == "auto" else settings.device
+    cluster = start_ray(settings.ray, _log_file())
+    device = ("cuda" if cluster.gpus else "cpu") if settings.device == "auto" else settings.device
     if device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
@@ -158,6 +165,7 @@ def _in_cluster(settings: AnnotateSettings) -> bool:
 def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
     settings, store = prepared.settings, prepared.store
+    _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
     parts = store.recover()
     for part in parts:
         plan.add_ledger(store, part)
@@ -166,30 +174,33 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
     finished = store.read_json(RUN)
     if finished is not None and plan.is_finished():
         return finished, "nothing to do, finished before"
+    answers = _annotated(prepared, plan) if plan.has_work() else ()  # what cannot start changes nothing
     store.delete(RUN)
     store.write_json(PLAN, prepared.identity)
     sink = Sink(store, plan, lock, parts, settings.commit_every_s)
     with Progress("annotate", plan.known_total(), plan.answered()) as progress:
-        try:
-            for table in _annotated(prepared, plan) if plan.has_work() else ():
-                sink.add(table)
-                items = table.filter(pc.is_valid(table["image_id"]))
-                progress.add(
-                    items.num_rows,
-                    pc.sum(items["instances"]).as_py() or 0,
-                    pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0,
-                )
-        except (KeyboardInterrupt, JobFailedError):
-            sink.commit()  # what came back is not done again
-            raise
+        _take(answers, sink, progress)
         sink.finish()
     if not plan.counts()["items"]:
-        raise NothingToDoError(f"no image in {', '.join(settings.sources)}: the archives hold none")
+        named = ", ".join(map(shown, settings.sources))
+        raise NothingToDoError(f"no image in {named}: the archives hold none")
     did = progress.items - progress.done_before
     record = run_record(settings, prepared.identity, plan, prepared.ignored, progress.seconds, did)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {rate} images/s"
+
+
+def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
+    try:
+        for table in answers:
+            sink.add(table)
+            items = table.filter(pc.is_valid(table["image_id"]))
+            rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
+            progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
+    except (KeyboardInterrupt, SegrayError):
+        sink.commit()  # what came back is not done again
+        raise
 
 
 def _interrupt(*_: Any) -> None:
@@ -200,10 +211,10 @@ def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
     from segray.annotate import pipeline
 
     log = _log_file()
-    cpus, gpus = pipeline.start_ray(prepared.settings.ray, log)
+    cluster = pipeline.start_ray(prepared.settings.ray, log)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, a preempted pod: stop as for Ctrl-C
-    resources = pipeline.share_out(prepared.settings, prepared.device, cpus, gpus)
+    resources = share_out(prepared.settings, prepared.device, cluster)
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "

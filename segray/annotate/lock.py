@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from segray.errors import JobFailedError, SettingsError
 NAME = "_segray/lease.json"
 RENEW_S = 15.0
 EXPIRES_S = 90.0
+SETTLE_S = 2.0
 
 
 class Lock:
@@ -29,6 +31,7 @@ class Lock:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
+        self._renewed = time.monotonic()
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="segray-lease", daemon=True)
@@ -48,8 +51,10 @@ class Lock:
         if not self._create() and self._holder_id() != self.run_id:
             self.refuse_second_run()
             self.store.write_json(NAME, self._lease())
+            time.sleep(SETTLE_S)  # of two that take over at once, the last writer wins and the other sees it
             if self._holder_id() != self.run_id:
                 raise SettingsError(f"output: another run took {self.store.root} over at the same moment")
+        self._renewed = time.monotonic()
         self._renewer.start()
         return self
 
@@ -58,13 +63,14 @@ class Lock:
     ) -> None:
         self._stop.set()
         self._renewer.join()
-        if not self._lost.is_set():
-            self.store.delete(NAME)
+        with suppress(JobFailedError):  # it expires by itself; what was done stays done
+            if self._holder_id() == self.run_id:
+                self.store.delete(NAME)
 
     def check(self) -> None:
         """Raise JobFailedError when another run has taken the output over."""
-        if self._lost.is_set():
-            raise JobFailedError(f"another run took {self.store.root} over; this one stops")
+        if self._lost.is_set() or time.monotonic() - self._renewed > EXPIRES_S:
+            raise JobFailedError(f"another run took {self.store.root} over, or may have; this one stops")
 
     def _lease(self) -> dict[str, Any]:
         return {
@@ -96,18 +102,13 @@ class Lock:
         return None if holder is None else str(holder["run_id"])
 
     def _renew(self) -> None:
-        renewed = time.monotonic()
         while not self._stop.wait(RENEW_S):
-            try:
+            with suppress(OSError, JobFailedError):  # `check` notices when it goes on for too long
                 if self._holder_id() != self.run_id:
                     self._lost.set()
                     return
                 self.store.write_json(NAME, self._lease())
-                renewed = time.monotonic()
-            except (OSError, JobFailedError):
-                if time.monotonic() - renewed > EXPIRES_S:  # the storage is away: another may take over
-                    self._lost.set()
-                    return
+                self._renewed = time.monotonic()
 
 
 def _is_live(holder: dict[str, Any]) -> bool:

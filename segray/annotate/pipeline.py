@@ -12,7 +12,7 @@ own retries never end for an item that kills its worker: `attempts` ends them.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,21 +22,19 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.annotate.attempts import Attempts
 from segray.annotate.plan import Archive, Plan
 from segray.annotate.quiet import loggers_to
-from segray.errors import JobFailedError, SettingsError
+from segray.annotate.resources import READ_CPUS, Cluster, Resources
+from segray.errors import JobFailedError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings, RaySettings
 from segray.sources.archives import read_archive
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
 from segray.sources.sandbox import DecodeSandbox, decode_table
 from segray.storage import StorageSettings
-
-READ_CPUS = 0.2
-"""Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
-and one big archive is decoded by the one worker that reads it."""
 
 FILES_A_TASK = 1024
 """Most files one read task fetches; fewer where that would leave CPUs without a task."""
@@ -48,62 +46,8 @@ if TYPE_CHECKING:  # workers that read or decode must not load torch
     from segray.models.weights import LoadedModel
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """How the cluster's CPUs and GPUs are shared out; nothing here can wait for what does not exist."""
-
-    device: str
-    cpus: float
-    actors: int
-    min_actors: int
-    actor_cpus: float
-    actor_gpus: float
-    threads: int
-    decoders: int
-    decoder_cpus: float
-    batch_size: int
-
-
-def share_out(settings: AnnotateSettings, device: str, cpus: float, gpus: float) -> Resources:
-    """Resources for a cluster of so many CPUs and GPUs, so that all model actors, a decoder and a reader fit.
-
-    Raises SettingsError when the fewest model actors, one decoder and one reader do not fit at the same
-    time: Ray would wait for ever without a word.
-    """
-    from segray.annotate.device import default_batch_size
-
-    on_gpu, fewest = device == "cuda", settings.min_actors
-    fit = int(gpus / settings.gpus_per_actor) if on_gpu else max(1, int(cpus) // 4)
-    if on_gpu and fit < fewest:
-        raise SettingsError(
-            f"min_actors: {fewest} x {settings.gpus_per_actor:g} GPUs are asked for, the cluster has {gpus:g}"
-        )
-    actors = max(fewest, min(settings.actors or fit, fit) if on_gpu else settings.actors or fit)
-    share = settings.cpus_per_actor or min(cpus / 2 / actors, 1.0 if on_gpu else cpus)
-    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25  # beside a model on the CPU, decoding is little
-    if share * fewest + decoder_cpus + READ_CPUS > cpus:
-        raise SettingsError(
-            f"cpus_per_actor: {fewest} x {share:g} for the model, {decoder_cpus:g} for a decoder and "
-            f"{READ_CPUS:g} for a reader are more than the {cpus:g} CPUs there are"
-        )
-    actors = max(fewest, min(actors, int((cpus - decoder_cpus - READ_CPUS) / share)))
-    room = cpus - share * actors - READ_CPUS
-    return Resources(
-        device=device,
-        cpus=cpus,
-        actors=actors,
-        min_actors=fewest,
-        actor_cpus=share,
-        actor_gpus=settings.gpus_per_actor if on_gpu else 0.0,
-        threads=max(1, int(settings.cpus_per_actor or cpus / actors)),
-        decoders=max(1, min(settings.decoders or int(cpus), int(room / decoder_cpus))),
-        decoder_cpus=decoder_cpus,
-        batch_size=settings.batch_size or default_batch_size(device),
-    )
-
-
-def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
-    """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`. Returns (CPUs, GPUs)."""
+def start_ray(settings: RaySettings, log: Path) -> Cluster:
+    """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`."""
     if not ray.is_initialized():
         address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
         own: dict[str, Any] = {}
@@ -122,8 +66,9 @@ def start_ray(settings: RaySettings, log: Path) -> tuple[float, float]:
                 raise JobFailedError(f"Ray did not start here: {reason}; its messages: {log}") from error
             raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
     loggers_to(log)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
+    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus))
 
 
 class _Work(Datasource):
@@ -234,7 +179,9 @@ def annotated(
     Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
     """
     _configure(settings.ray)
-    attempts: Any = ray.remote(num_cpus=0)(Attempts).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(Attempts)
+    attempts = actor.options(scheduling_strategy=here).remote()
     work = _Work(plan, settings, resources.cpus)
     rows_a_block = max(8, 4 * resources.batch_size)
     decoded = ray.data.read_datasource(
@@ -258,10 +205,13 @@ def annotated(
     )
     try:
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+    except SegrayError:
+        raise
+    except Exception as error:
         raise JobFailedError(f"the pipeline broke: {_cause(error)}") from error
     finally:
-        ray.kill(attempts)
+        with suppress(ray.exceptions.RayError):
+            ray.kill(attempts)
 
 
 def _configure(settings: RaySettings) -> None:

@@ -6,35 +6,48 @@ scene's tiles will be rows of the same two tables.
 """
 
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.store import Ends, Part, Store
+from segray.annotate.store import End, Part, Store, ends_of
 from segray.sources.item import Source
 
 LEDGER_COLUMNS = [
-    "uri", "member", "member_index", "version", "status", "error_type", "error", "instances", "vanished",
+    "uri", "member", "member_index", "version", "status", "error_type", "error", "instances",
+    "empty_masks", "vanished",
 ]  # fmt: skip
 
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
                      error_type TEXT, error TEXT) WITHOUT ROWID;
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
-                     status TEXT, error_type TEXT, error TEXT, instances INTEGER, vanished INTEGER,
-                     part INTEGER, done INTEGER) WITHOUT ROWID;
+                     status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
+                     vanished INTEGER, part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, done);
 CREATE TABLE stale (part INTEGER, image_id TEXT);
-CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, PRIMARY KEY (uri, version));
+CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, broken INTEGER,
+                    PRIMARY KEY (uri, version));
 """
 _ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
 """How many items of a source's present version have an answer."""
+
+_OPEN_ARCHIVES = """
+    SELECT s.* FROM source s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
+    WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > (
+        SELECT count(l.member_index) + (e.broken AND count(*) > count(l.member_index)) FROM ledger l
+        WHERE l.uri = s.uri AND l.version = s.version AND l.done)) ORDER BY s.uri"""
+"""Archives whose end was not seen, or that have members (or, broken, the archive's own row) to answer."""
+
+
+_MARKS = """
+    FROM (SELECT l.*, s.uri IS NULL AS gone FROM ledger l LEFT JOIN source s USING (uri))
+    WHERE gone != vanished"""
+"""Ledger rows whose mark `vanished` is not what the listing says; `gone` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +69,7 @@ class Plan:
     """Context manager around the scratch database."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="segray-plan-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "plan.sqlite", isolation_level=None)
+        self._db = sqlite3.connect("", isolation_level=None)  # a file that is gone with the process
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
         )
@@ -69,7 +81,6 @@ class Plan:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._db.close()
-        self._folder.cleanup()
 
     # --- filling -------------------------------------------------------------------------------------
 
@@ -89,12 +100,20 @@ class Plan:
         rows = table.filter(pc.is_valid(table["image_id"])).select(["image_id", *LEDGER_COLUMNS])
         for batch in rows.to_batches():
             self._add_rows(batch, part.number)
-        self.add_ends(Ends.of(table))
+        self.add_ends(ends_of(table))
 
-    def add_ends(self, ends: Ends) -> None:
-        """Archives that were read to their end."""
-        rows = [(*key, *counts) for key, counts in ends.counts.items()]
-        self._many("INSERT OR REPLACE INTO ended VALUES (?,?,?,?)", rows)
+    def add_ends(self, ends: Sequence[End]) -> None:
+        """Archives that were read to their end; a whole reading beats a broken one, whichever came first."""
+        self._many(
+            "INSERT INTO ended VALUES (?,?,?,?,?) ON CONFLICT (uri, version) DO UPDATE SET"
+            " items = excluded.items, ignored = excluded.ignored, broken = excluded.broken"
+            " WHERE excluded.broken <= broken",
+            ends,
+        )
+        whole = [(end.uri, end.version) for end in ends if not end.broken]
+        rejected = "ledger WHERE uri = ? AND version = ? AND member_index IS NULL"
+        self._many(f"INSERT INTO stale SELECT part, image_id FROM {rejected}", whole)
+        self._many(f"DELETE FROM {rejected}", whole)  # said that the archive was broken
 
     def moved(self, parts: Iterable[Part], to: Part, vanished: Mapping[str, bool]) -> None:
         """The rows of merged parts are in another part now, without those that were stale."""
@@ -144,11 +163,10 @@ class Plan:
 
     def is_finished(self) -> bool:
         """Whether the ledger already says all there is to say about the listing."""
-        changed = self._one(
-            "SELECT count(*) FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version"
+        changed = "FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version"
+        return not self.has_work() and not any(
+            self._one(f"SELECT EXISTS (SELECT 1 {rows})") for rows in ("FROM stale", changed, _MARKS)
         )
-        stale = self._one("SELECT count(*) FROM stale")
-        return not (changed or stale or self.has_work() or self.vanished())
 
     def todo_files(self) -> Iterator[Source]:
         """Files without an answer for their present version, by address."""
@@ -159,9 +177,7 @@ class Plan:
 
     def todo_archives(self) -> Iterator[Archive]:
         """Archives of which not every member has an answer."""
-        rows = self._db.execute(f"""
-            SELECT s.* FROM source s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
-            WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > {_ANSWERS}) ORDER BY s.uri""")
+        rows = self._db.execute(_OPEN_ARCHIVES)
         for row in rows:
             source = Source(*row)
             yield Archive(source, self._done_bitmap(source))
@@ -174,14 +190,10 @@ class Plan:
             WHERE part = ?1 AND l.version != s.version"""
         return {part.number: [row[0] for row in self._db.execute(query, (part.number,))] for part in parts}
 
-    def vanished(self) -> dict[int, dict[str, bool]]:
-        """Rows whose mark must change, since their source is gone or back: part number -> id -> mark."""
-        marks: dict[int, dict[str, bool]] = {}
-        for part, image_id, gone in self._db.execute("""
-            SELECT part, image_id, s.uri IS NULL AS gone FROM ledger LEFT JOIN source s USING (uri)
-            WHERE gone != vanished"""):
-            marks.setdefault(part, {})[image_id] = bool(gone)
-        return marks
+    def vanished(self, part: Part) -> dict[str, bool]:
+        """Rows of a part whose mark must change, since their source is gone or back: image_id -> mark."""
+        rows = self._db.execute(f"SELECT image_id, gone {_MARKS} AND part = ?", (part.number,))
+        return {image_id: bool(gone) for image_id, gone in rows}
 
     def unanswered(self) -> list[str]:
         """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
@@ -191,8 +203,9 @@ class Plan:
 
     def counts(self) -> dict[str, Any]:
         """The account of the ledger: items, annotated, rejected, by type, instances, vanished, ignored."""
-        items, instances, vanished = self._db.execute(
-            "SELECT count(*), coalesce(sum(instances), 0), coalesce(sum(vanished), 0) FROM ledger"
+        items, instances, vanished, empty = self._db.execute(
+            "SELECT count(*), coalesce(sum(instances), 0), coalesce(sum(vanished), 0),"
+            " coalesce(sum(empty_masks), 0) FROM ledger"
         ).fetchone()
         by_type = dict(
             self._db.execute(
@@ -206,9 +219,17 @@ class Plan:
             "rejected": rejected,
             "rejects_by_type": by_type,
             "instances": instances,
+            "empty_masks": empty,
             "vanished": vanished,
-            "ignored_members": self._one("SELECT coalesce(sum(ignored), 0) FROM ended"),
+            "ignored_members": self._one(
+                "SELECT coalesce(sum(ignored), 0) FROM ended JOIN source USING (uri, version)"
+            ),
         }
+
+    def rejected_share(self) -> float:
+        """Rejected items over all items, of those that are still listed."""
+        query = "SELECT total(status = 'rejected') / max(count(*), 1) FROM ledger WHERE NOT vanished"
+        return float(self._db.execute(query).fetchone()[0])
 
     def rejected_examples(self, most: int = 3) -> list[str]:
         """Some rejected items as `address member: reason`, one of each type first."""
@@ -233,10 +254,11 @@ class Plan:
         ids = batch["image_id"].to_pylist()
         columns = [batch[name].to_pylist() for name in LEDGER_COLUMNS]
         self._many(
-            "INSERT INTO stale SELECT part, image_id FROM ledger WHERE image_id = ?", ((i,) for i in ids)
+            "INSERT INTO stale SELECT part, image_id FROM ledger WHERE image_id = ? AND part != ?",
+            ((i, part) for i in ids),
         )
         self._many(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,1)",
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,1)",
             zip(ids, *columns, [part] * len(ids), strict=True),
         )
 

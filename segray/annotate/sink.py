@@ -12,6 +12,9 @@ from segray.annotate.store import IMAGES, MERGE_BYTES, STAGING, Part, Store
 from segray.errors import JobFailedError
 
 BUFFER_BYTES = 64 << 20
+SMALL_BYTES, MOST_SMALL = 256 << 10, 8
+"""So many ledger parts below this size are merged at the end of a run."""
+
 SHARE_AT_RISK = 0.01
 """A kill costs at most about this share of the time so far, so that long runs make few commits."""
 
@@ -41,7 +44,7 @@ class Sink:
         self._committed = time.monotonic()
         if not self._buffer:
             return
-        rows = pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer])
+        rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
         part = self.store.commit(rows)
         self.plan.add_committed(rows, part)
         self._buffer = []
@@ -61,12 +64,15 @@ class Sink:
                 "the job lost items; run it again to do them",
             )
         self._merge_staged()
-        vanished = self.plan.vanished()
         for part in list(self._merged):
-            stale = self.plan.stale([part])
-            if stale[part.number] or part.number in vanished:
+            vanished = self.plan.vanished(part)
+            if vanished or self.plan.stale([part])[part.number]:
                 self._merged.remove(part)
-                self._merge([part], vanished.get(part.number, {}))
+                self._merge([part], vanished)
+        small = [part for part in self._merged if part.size < SMALL_BYTES]
+        if len(small) >= MOST_SMALL:  # what many short runs leave behind
+            self._merged = [part for part in self._merged if part.size >= SMALL_BYTES]
+            self._merge(small, {})
 
     def _merge_staged(self) -> None:
         group: list[Part] = []
@@ -84,3 +90,13 @@ class Sink:
         merged = self.store.merge(parts, self.plan.stale(parts), vanished)
         self.plan.moved(parts, merged, vanished)
         self._merged.append(merged)
+
+
+def _once_each(rows: pa.Table) -> pa.Table:
+    """Without rows of an item that is there already: Ray may deliver a block again after a worker died."""
+    seen: set[str] = set()
+    keep = []
+    for item in rows["image_id"].to_pylist():
+        keep.append(item is None or item not in seen)
+        seen.add(item)
+    return rows.filter(pa.array(keep, pa.bool_()))

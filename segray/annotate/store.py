@@ -18,11 +18,12 @@ Numbers grow for the life of an output, so that of two rows of one item the one 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,34 +31,34 @@ import pyarrow.parquet as pq
 
 from segray import schema
 from segray.errors import JobFailedError, SettingsError
+from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, create_atomically, open_filesystem, put_atomically, retrying
 
+T = TypeVar("T")
 MERGE_BYTES = 32 << 20
 """Staged bytes that are merged into one part; parts come out at about this size."""
 
 _METADATA_KEY = b"segray"
-_NAME = re.compile(r"(?:part-)?(\d{6,})\.parquet$")
 STAGING, IMAGES, INSTANCES = "_segray/staging", "images", "instances"
+_PART = re.compile(r"(?:_segray/staging/|(?:images|instances)/part-)(\d{6,})\.parquet")
+_HALF = re.compile(r"(?:_segray/staging/\.|(?:images|instances)/\.part-)\d{6,}\.parquet\.[0-9a-f]+\.tmp")
+"""Whole names of our own files, finished and half written; other people's files are left alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """How many items the archives held whose end has been seen: canonical URL and version -> counts."""
+class End(NamedTuple):
+    """An archive whose end has been seen (schema ARCHIVE_END)."""
 
-    counts: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    uri: str
+    version: str
+    items: int
+    ignored: int
+    broken: bool
 
-    def to_json(self) -> list[list[Any]]:
-        return [[uri, version, items, ignored] for (uri, version), (items, ignored) in self.counts.items()]
 
-    @staticmethod
-    def from_json(rows: Iterable[Sequence[Any]]) -> "Ends":
-        return Ends({(uri, version): (items, ignored) for uri, version, items, ignored in rows})
-
-    @staticmethod
-    def of(table: pa.Table) -> "Ends":
-        """The ends told by the control rows of a table (schema ANNOTATED)."""
-        rows = table.filter(pc.is_valid(table["end"])).select(["uri", "version", "end"]).to_pylist()
-        return Ends({(r["uri"], r["version"]): (r["end"]["items"], r["end"]["ignored"]) for r in rows})
+def ends_of(table: pa.Table) -> list[End]:
+    """The ends told by the control rows of a table (schema ANNOTATED)."""
+    rows = table.filter(pc.is_valid(table["end"])).select(["uri", "version", "end"]).to_pylist()
+    return [End(row["uri"], row["version"], **row["end"]) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,16 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Path inside the output."""
+        """Path inside the output; its existence is the commit."""
         return f"{self.folder}/{'part-' if self.folder == IMAGES else ''}{self.number:06d}.parquet"
+
+    @property
+    def names(self) -> list[str]:
+        """All files of the part: a merged one has its instances beside it."""
+        return [
+            self.name,
+            *([f"{INSTANCES}/part-{self.number:06d}.parquet"] if self.folder == IMAGES else []),
+        ]
 
 
 class Store:
@@ -81,52 +90,56 @@ class Store:
         self.filesystem, self.root = open_filesystem(url, storage)
         self.storage = storage
         self._next_number = 1
+        self._newest: tuple[str, bytes] = ("", b"")
 
-    def check_reachable(self) -> None:
-        """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, no folder."""
+    def check_usable(self) -> None:
+        """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, not ours."""
         impatient = self.storage.model_copy(update={"attempts": 2})
         try:
             if "file" in self.filesystem.protocol:
                 _check_folder(Path(self.root))
-            elif not retrying(lambda: self._find(""), impatient):
-                retrying(lambda: self.filesystem.ls(self.root.split("/", 1)[0]), impatient)
+            else:
+                retrying(self._check_bucket, impatient)
         except FileNotFoundError as error:
             raise SettingsError(
                 f"output: there is no bucket or container {self.root.split('/', 1)[0]}; make it first"
             ) from error
-        except Exception as error:
-            raise SettingsError(f"output: cannot use {self.root}: {' '.join(str(error).split())}") from error
+        except OSError as error:
+            raise SettingsError(f"output: cannot use {self.root}: {describe(error)}") from error
+        if self.read("_segray/plan.json") is None and (
+            self.files(IMAGES) or self.files(INSTANCES) or self.read("run.json") is not None
+        ):
+            raise SettingsError(
+                f"output: {self.root} holds {IMAGES}/, {INSTANCES}/ or run.json that no annotate run made; "
+                "choose a folder of its own"
+            )
+
+    def _check_bucket(self) -> None:
+        try:
+            self._find("")
+        except FileNotFoundError:
+            with suppress(PermissionError):  # rights may end at the prefix
+                self.filesystem.ls(self.root.split("/", 1)[0])
 
     # --- small files ---------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Put one object, whole or not at all. Raises JobFailedError naming it when the storage refuses."""
+        """Put one object, whole or not at all."""
         path = f"{self.root}/{name}"
-        try:
-            retrying(lambda: put_atomically(self.filesystem, path, data), self.storage)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise JobFailedError(
-                f"cannot write {path}: {reason}; what is committed is safe, run again to continue"
-            ) from error
+        self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
     def create(self, name: str, data: bytes) -> None:
         """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
         path = f"{self.root}/{name}"
-        try:
-            retrying(lambda: create_atomically(self.filesystem, path, data), self.storage)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise SettingsError(f"output: cannot write {path}: {error.strerror or error}") from error
+        self._request("write", path, lambda: create_atomically(self.filesystem, path, data))
 
     def read(self, name: str) -> bytes | None:
         """One object's bytes; None where there is none."""
+        path = f"{self.root}/{name}"
         try:
-            data: bytes = retrying(lambda: self.filesystem.cat_file(f"{self.root}/{name}"), self.storage)
+            return self._request("read", path, lambda: bytes(self.filesystem.cat_file(path)))
         except FileNotFoundError:
             return None
-        return data
 
     def read_json(self, name: str) -> Any:
         """One JSON object; None where there is none. Raises JobFailedError where it is damaged."""
@@ -142,25 +155,33 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove one object; it is no error if it is gone already."""
-
-        def remove() -> None:
-            try:
-                self.filesystem.rm_file(f"{self.root}/{name}")
-            except FileNotFoundError:
-                return
-
-        retrying(remove, self.storage)
+        path = f"{self.root}/{name}"
+        with suppress(FileNotFoundError):
+            self._request("delete", path, lambda: self.filesystem.rm_file(path))
 
     def files(self, folder: str) -> dict[str, int]:
         """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
-
-        return retrying(lambda: self._find(folder), self.storage)
-
-    def _find(self, folder: str) -> dict[str, int]:
         try:
-            rows = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=True)
+            return self._request("list", f"{self.root}/{folder}", lambda: self._find(folder))
         except FileNotFoundError:
             return {}
+
+    def _request(self, what: str, path: str, call: Callable[[], T]) -> T:
+        """`call` with retries. Raises JobFailedError naming the place when the storage refuses."""
+        try:
+            return retrying(call, self.storage)
+        except (FileNotFoundError, FileExistsError) as error:
+            if what == "write" and isinstance(error, FileNotFoundError):
+                raise JobFailedError(f"cannot write {path}: {describe(error)}") from error
+            raise
+        except OSError as error:
+            raise JobFailedError(
+                f"cannot {what} {path}: {describe(error)}; what is committed is safe, run again to continue"
+            ) from error
+
+    def _find(self, folder: str) -> dict[str, int]:
+        """Raises FileNotFoundError where there is no such folder."""
+        rows = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=True)
         return {
             f"{folder}/{row['name'].rsplit('/', 1)[-1]}": int(row["size"] or 0)
             for row in rows
@@ -175,18 +196,12 @@ class Store:
         absorbed = {
             name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]
         }
-        committed = {f"{part.number:06d}" for part in parts if part.folder == IMAGES} - {
-            match[1] for name in absorbed if name.startswith(IMAGES) and (match := _NAME.search(name))
-        }
-        for name in self.files(INSTANCES):
-            match = _NAME.search(name)
-            if match is None or match[1] not in committed:
-                self.delete(name)
-        for folder in (IMAGES, STAGING):
-            for name in self.files(folder):
-                if name in absorbed or _NAME.search(name) is None:
-                    self.delete(name)
         kept = sorted((part for part in parts if part.name not in absorbed), key=lambda part: part.number)
+        counting = {name for part in kept for name in part.names}
+        for folder in (INSTANCES, IMAGES, STAGING):  # instances first: without them, their part still says so
+            for name in self.files(folder):
+                if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
+                    self.delete(name)
         self._next_number = max((part.number for part in parts), default=0) + 1
         return kept
 
@@ -204,17 +219,21 @@ class Store:
         for batch in self._parquet_file(part.name).iter_batches(65_536, columns=["image_id", *columns]):
             yield batch.filter(pc.is_valid(batch["image_id"]))
 
-    def ends(self, part: Part) -> Ends:
+    def ends(self, part: Part) -> list[End]:
         """The archive ends that one part has seen."""
         if part.folder == IMAGES:
-            return Ends.from_json(self.metadata(part)["ends"])
-        return Ends.of(self._parquet_file(part.name).read(["uri", "version", "end"]))
+            return [End(*row) for row in self.metadata(part)["ends"]]
+        return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
     def commit(self, table: pa.Table) -> Part:
         """Make whole items safe: one atomic object. `table` has the schema ANNOTATED."""
         part = Part(STAGING, self._take_number(), 0)
         data = _parquet(table.cast(schema.ANNOTATED))
-        self.write(part.name, data)
+        try:
+            self.create(part.name, data)
+        except FileExistsError as error:
+            if self.read(part.name) != data:  # else the answer to our own request was lost
+                raise JobFailedError(f"{self.root}: another run writes here too; this one stops") from error
         return Part(part.folder, part.number, len(data))
 
     def merge(
@@ -228,9 +247,9 @@ class Store:
         `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
         that column of the ledger for the image_ids it names.
         """
-        images, instances, ends = [], [], Ends()
+        images, instances, ends = [], [], list[End]()
         for part in parts:
-            ends.counts.update(self.ends(part).counts)
+            ends += self.ends(part)
             dropped = pa.array(stale.get(part.number, ()), pa.string())
             part_images, part_instances = self._read_flat(part)
             images.append(part_images.filter(pc.invert(pc.is_in(part_images["image_id"], dropped))))
@@ -245,19 +264,25 @@ class Store:
             f"{INSTANCES}/part-{merged.number:06d}.parquet",
             _parquet(rows, {b"geo": schema.geoparquet_metadata()}),
         )
-        about = {"replaces": names, "ends": ends.to_json()}
-        self.write(merged.name, _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()}))
-        for part in parts:
-            self.delete(part.name)
-            if part.folder == IMAGES:
-                self.delete(f"{INSTANCES}/part-{part.number:06d}.parquet")
-        return merged
+        about = {"replaces": names, "ends": ends}
+        data = _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()})
+        self.write(merged.name, data)
+        for name in [name for part in parts for name in part.names[::-1]]:
+            self.delete(name)
+        return Part(IMAGES, merged.number, len(data))
 
     def _parquet_file(self, name: str) -> pq.ParquetFile:
-        data = self.read(name)
-        if data is None:
-            raise JobFailedError(f"{self.root}/{name} is gone; was it deleted while the job ran?")
-        return pq.ParquetFile(pa.BufferReader(data))
+        if self._newest[0] != name:  # a start asks the same part for its ledger, ends and metadata
+            data = self.read(name)
+            if data is None:
+                raise JobFailedError(f"{self.root}/{name} is gone; was it deleted while the job ran?")
+            self._newest = (name, data)
+        try:
+            return pq.ParquetFile(pa.BufferReader(self._newest[1]))
+        except pa.ArrowException as error:
+            raise JobFailedError(
+                f"{self.root}/{name} is damaged ({error}); delete it to do its items again"
+            ) from error
 
     def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table]:
         """(ledger rows, instance rows) of one part."""
@@ -273,7 +298,7 @@ class Store:
         return [
             Part(folder, int(match[1]), size)
             for name, size in self.files(folder).items()
-            if (match := _NAME.search(name))
+            if (match := _PART.fullmatch(name))
         ]
 
     def _take_number(self) -> int:

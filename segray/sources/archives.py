@@ -40,7 +40,7 @@ def read_archive(
             yield from reading.tables(stream)
     except Exception as error:  # noqa: BLE001 - whatever an archive raises costs the rest of it, not the job
         reading.break_off(as_item_error(error, "the archive"))
-    reading.rows.add_end(source, reading.items, reading.ignored)
+    reading.rows.add_end(source, reading.items, reading.ignored, reading.broken)
     yield reading.rows.take()
 
 
@@ -54,6 +54,7 @@ class _Reading:
     rows: FetchedRows = field(default_factory=FetchedRows)
     items: int = 0
     ignored: int = 0
+    broken: bool = False
     seen: Counter[str] = field(default_factory=Counter)
 
     def tables(self, stream: IO[bytes]) -> Iterator[pa.Table]:
@@ -77,3 +78,4 @@ class _Reading:
         where = f"after {self.items + self.ignored} members: " if self.items + self.ignored else ""
         self.rows.add_file(self.source, ItemError(error.error_type, where + error.reason))
         self.items += 1
+        self.broken = True

@@ -42,9 +42,9 @@ class FetchedRows:
         key = image_id(source.uri, name, occurrence, source.version)
         self._add((key, source.uri, name, index, source.version), data)
 
-    def add_end(self, source: Source, items: int, ignored: int) -> None:
+    def add_end(self, source: Source, items: int, ignored: int, broken: bool) -> None:
         """The control row behind the last member."""
-        end = {"items": items, "ignored": ignored}
+        end = {"items": items, "ignored": ignored, "broken": broken}
         self.rows.append((None, source.uri, None, None, source.version, None, None, None, end))
 
     def take(self) -> pa.Table:

@@ -50,9 +50,13 @@ def instance(item: str, rank: int) -> dict[str, Any]:
     }
 
 
-def end(uri: str, items: int, version: str = "1", ignored: int = 0) -> dict[str, Any]:
+def end(uri: str, items: int, version: str = "1", ignored: int = 0, broken: bool = False) -> dict[str, Any]:
     """The control row after an archive's last member."""
-    return {"uri": uri, "version": version, "end": {"items": items, "ignored": ignored}}
+    return {
+        "uri": uri,
+        "version": version,
+        "end": {"items": items, "ignored": ignored, "broken": broken},
+    }
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:

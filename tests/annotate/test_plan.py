@@ -120,3 +120,63 @@ def test_a_lost_item_fails_the_job_by_name(plan: Plan, store: Store) -> None:
     sink.add(table(answer("a")))
     with pytest.raises(JobFailedError, match="b: no answer"):
         sink.finish()
+
+
+def test_a_broken_archive_that_can_be_read_later_loses_its_own_row(plan: Plan, store: Store) -> None:
+    broken = answer("t.tar", error_type="storage")
+    first = store.commit(table(answer("t.tar", member=0), broken, end("t.tar", items=2, broken=True)))
+    store.merge([first])
+    plan.add_sources([source("t.tar", kind="tar")])
+    sink = resume(plan, store)
+    assert list(plan.todo_archives()) == []
+    plan.forget_rejected()
+    (archive,) = plan.todo_archives()
+    assert [index for index in range(9) if index in archive] == [0]
+    sink.add(table(answer("t.tar", member=5), end("t.tar", items=2)))
+    sink.finish()
+    with Plan() as again:
+        again.add_sources([source("t.tar", kind="tar")])
+        resume(again, store)
+        assert (again.counts()["items"], again.counts()["rejected"]) == (2, 0)
+        assert again.is_finished()
+
+
+def test_the_row_of_a_broken_archive_does_not_hide_a_member(plan: Plan, store: Store) -> None:
+    plan.add_sources([source("t.tar", kind="tar")])
+    sink = resume(plan, store)
+    sink.add(table(answer("t.tar", error_type="storage"), end("t.tar", items=2, broken=True)))
+    with pytest.raises(JobFailedError, match=r"t\.tar: no answer"):
+        sink.finish()
+
+
+def test_a_block_that_comes_twice_counts_once(plan: Plan, store: Store) -> None:
+    plan.add_sources([source("a"), source("b")])
+    sink = resume(plan, store)
+    sink.every_s = 1000
+    for rows in (table(answer("a"), answer("b")), table(answer("a"))):
+        sink.add(rows)
+    sink.commit()
+    sink.add(table(answer("b")))
+    sink.finish()
+    with Plan() as again:
+        again.add_sources([source("a"), source("b")])
+        resume(again, store)
+        assert (again.counts()["items"], again.counts()["instances"]) == (2, 4)
+
+
+def test_vanished_rejects_do_not_count_against_the_limit(plan: Plan, store: Store) -> None:
+    store.merge([store.commit(table(answer("a"), answer("bad", error_type="corrupt")))])
+    plan.add_sources([source("a")])
+    resume(plan, store).finish()
+    assert plan.counts()["rejected"] == 1
+    assert plan.rejected_share() == 0
+
+
+def test_many_short_runs_do_not_leave_many_files(store: Store) -> None:
+    for number in range(10):
+        with Plan() as plan:
+            plan.add_sources(source(f"f{index}") for index in range(number + 1))
+            sink = resume(plan, store)
+            sink.add(table(answer(f"f{number}")))
+            sink.finish()
+    assert len(store.recover()) < 5

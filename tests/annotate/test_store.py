@@ -12,7 +12,7 @@ from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
-from segray.errors import JobFailedError
+from segray.errors import JobFailedError, SettingsError
 from segray.sources.item import Source
 from segray.storage import StorageSettings
 from tests.annotate.tables import answer, end, table
@@ -37,6 +37,10 @@ class CutStore(Store):
     def write(self, name: str, data: bytes) -> None:
         self._step()
         super().write(name, data)
+
+    def create(self, name: str, data: bytes) -> None:
+        self._step()
+        super().create(name, data)
 
     def delete(self, name: str) -> None:
         self._step()
@@ -152,3 +156,46 @@ def test_a_full_or_forbidden_place_is_told_and_leaves_no_half_file(tmp_path: Pat
     with pytest.raises(JobFailedError, match=r"cannot write .*run again"):
         store.commit(table(answer("a")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    part = store.merge([store.commit(table(answer("a")))])
+    others = [
+        tmp_path / name
+        for name in ("images/photo.png", "images/2024000001.parquet", "instances/.DS_Store", "images/deep/x")
+    ]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("not ours")
+    orphan = tmp_path / f"instances/part-{part.number + 7:06d}.parquet"
+    half = tmp_path / "images/.part-000099.parquet.0123abcd.tmp"
+    orphan.write_text("written by a run that died before its ledger part")
+    half.write_text("half")
+    assert [found.name for found in open_store(tmp_path).recover()] == [part.name]
+    assert all(other.exists() for other in others)
+    assert not orphan.exists()
+    assert not half.exists()
+
+
+def test_a_folder_with_results_of_another_tool_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/photo.png").write_text("a photo")
+    with pytest.raises(SettingsError, match="no annotate run made"):
+        open_store(tmp_path).check_usable()
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    part = store.commit(table(answer("a")))
+    path = tmp_path / part.name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(JobFailedError, match=f"{part.name} is damaged"):
+        list(open_store(tmp_path).ledger(part, ["uri"]))
+
+
+def test_a_commit_never_overwrites_that_of_another_run(tmp_path: Path) -> None:
+    ours, theirs = open_store(tmp_path), open_store(tmp_path)
+    ours.commit(table(answer("a")))
+    with pytest.raises(JobFailedError, match="another run writes here"):
+        theirs.commit(table(answer("b")))

@@ -93,7 +93,7 @@ def test_members(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, packed(name, MEMBERS))
     *found, end = read(path)
     assert [(row["member_index"], row["member"], row["data"]) for row in found] == ITEMS
-    assert end["end"] == {"items": 6, "ignored": 2}
+    assert end["end"] == {"items": 6, "ignored": 2, "broken": False}
     assert end["image_id"] is None
     version = found[0]["version"]
     assert found[0]["image_id"] == image_id(f"file://{path}", "a/1.jpg", 0, version)
@@ -131,7 +131,7 @@ def test_folders_links_and_devices(tmp_path: Path) -> None:
     found = read(tmp_path / "x.tar")
     assert errors(found) == [(name, "unsupported") for name in ("l.jpg", "h.jpg", "p.jpg", "c.jpg")]
     assert [row["member_index"] for row in found[:-1]] == [1, 2, 3, 4]
-    assert found[-1]["end"] == {"items": 4, "ignored": 1}
+    assert found[-1]["end"] == {"items": 4, "ignored": 1, "broken": False}
 
 
 @pytest.mark.parametrize("size", [300, 1024, 2500, 4000, 5120])
@@ -164,7 +164,7 @@ def test_tar_with_a_broken_header(tmp_path: Path) -> None:
     assert [row["member"] for row in found] == ["0.jpg", "1.jpg"]
     assert (broken["member"], broken["error_type"]) == (None, "corrupt")
     assert "after 2 members" in broken["error"]
-    assert end["end"] == {"items": 3, "ignored": 0}
+    assert end["end"] == {"items": 3, "ignored": 0, "broken": True}
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
@@ -234,7 +234,7 @@ def test_zip_members_that_lie(tmp_path: Path, where: int, value: bytes, error_ty
     data = patched(zipped([("a.jpg", jpeg())]), where, value)
     found = read(written(tmp_path / "x.zip", data))
     assert errors(found) == [("a.jpg", error_type)]
-    assert found[-1]["end"] == {"items": 1, "ignored": 0}
+    assert found[-1]["end"] == {"items": 1, "ignored": 0, "broken": False}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -262,7 +262,7 @@ def test_no_archive_at_all(tmp_path: Path, name: str, data: bytes, error_type: s
     found = read(written(tmp_path / name, data))
     assert errors(found) == [(None, error_type)]
     assert found[0]["image_id"] is not None
-    assert found[-1]["end"] == {"items": 1, "ignored": 0}
+    assert found[-1]["end"] == {"items": 1, "ignored": 0, "broken": True}
 
 
 def test_archive_that_vanished(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_archive_that_vanished(tmp_path: Path) -> None:
     Path(source.address).unlink()
     rejected, end = pa.concat_tables(read_archive(source, (), STORAGE)).to_pylist()
     assert rejected["error_type"] == "missing"
-    assert end["end"] == {"items": 1, "ignored": 0}
+    assert end["end"] == {"items": 1, "ignored": 0, "broken": True}
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -281,7 +281,7 @@ def test_object_store(server: Server, name: str) -> None:
     assert [(row["member_index"], row["member"], row["data"]) for row in found] == [
         item for item in ITEMS if item[0] != 2
     ]
-    assert end["end"] == {"items": 6, "ignored": 2}
+    assert end["end"] == {"items": 6, "ignored": 2, "broken": False}
 
 
 @pytest.mark.parametrize("fault", [503, "reset", "cut"])

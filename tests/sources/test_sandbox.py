@@ -126,7 +126,7 @@ def fetched() -> pa.Table:
         rows.add_file(source, jpeg(seed))
     rows.add_file(sources[3], b"junk")
     rows.add_file(sources[4], ItemError("missing", "the file is not there"))
-    rows.add_end(sources[0], 5, 7)
+    rows.add_end(sources[0], 5, 7, broken=False)
     return rows.take()
 
 
@@ -141,7 +141,7 @@ def test_decode_table(target_bytes: int, sandbox: DecodeSandbox) -> None:
         assert pixels == pillow_rgb(jpeg(seed)).tobytes()
     assert joined["height"].to_pylist() == [24, 24, 24, None, None, None]
     assert joined["error_type"].to_pylist() == [None, None, None, "corrupt", "missing", None]
-    assert joined["end"].to_pylist()[-1] == {"items": 5, "ignored": 7}
+    assert joined["end"].to_pylist()[-1] == {"items": 5, "ignored": 7, "broken": False}
 
 
 def test_empty_table(sandbox: DecodeSandbox) -> None:
