@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +47,7 @@ def show(as_json: bool) -> ExitCode:
 def _python() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} CPUs"
-    free = shutil.disk_usage(os.environ.get("TMPDIR", "/tmp")).free >> 30
+    free = shutil.disk_usage(tempfile.gettempdir()).free >> 30
     return [
         Finding("python", sys.version_info >= (3, 11), told),
         Finding("disk", free >= 2, f"{free} GiB free for temporary files (Ray spills there)"),
@@ -89,7 +90,7 @@ def _ray() -> list[Finding]:
         return [Finding("ray", False, f"{error}; pip install 'ray[data]'")]
     address = os.environ.get("RAY_ADDRESS")
     told += f"; RAY_ADDRESS={address}" if address else "; no cluster named, jobs start a Ray of their own"
-    if not os.environ.get("RAY_AUTH_MODE"):
+    if address and not os.environ.get("RAY_AUTH_MODE"):
         told += "; for clusters that want a token set RAY_AUTH_MODE=token"
     return [Finding("ray", True, told)]
 
@@ -107,6 +108,13 @@ def _storage() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
+    from segray.errors import SettingsError
     from segray.models.catalog import bundled
+    from segray.models.weights import load_weights
+    from segray.storage import StorageSettings
 
-    return [Finding("models", True, f"bundled, no download: {', '.join(bundled())}")]
+    try:
+        names = [load_weights(name, StorageSettings()).name for name in bundled()]
+    except (SettingsError, ImportError) as error:
+        return [Finding("models", False, f"{error}; install segray again")]
+    return [Finding("models", True, f"bundled, loads without a download: {', '.join(names)}")]

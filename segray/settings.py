@@ -88,7 +88,7 @@ class AnnotateSettings(JobSettings):
         default=[],
         validate_default=True,
         min_length=1,
-        description="folders, files, globs, archives, manifests",
+        description="folders, files, globs, archives, manifests (also as `sources` in the YAML)",
     )
     output: str = Field(min_length=1, description="folder or bucket URL for the tables")
     weights: str = Field(
@@ -106,7 +106,7 @@ class AnnotateSettings(JobSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device is good at it"
     )
-    actors: int | None = Field(None, ge=1, description="most model actors at a time ; default all that fit")
+    actors: int | None = Field(None, ge=1, description="most model actors at a time; default all that fit")
     min_actors: int = Field(1, ge=1, description="fewest model actors; the pool moves between the two")
     gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
     cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.annotate.attempts import MOST_ATTEMPTS, AttemptsLike
+from segray.annotate.device import is_out_of_memory
 from segray.annotate.instances import rejected_rows
 from segray.annotate.predictor import Predictor
 from segray.errors import JobFailedError
@@ -78,7 +79,7 @@ class Annotate:
         self._failures += 1
         if self._failures >= HOPELESS and not self._successes:
             raise RuntimeError(f"the model failed on each of its first {HOPELESS} images: {error}") from error
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             return rejected_rows(row, "memory", f"the model ran out of memory: {_first_line(error)}")
         return rejected_rows(row, "crashed", f"the model failed: {_first_line(error)}")
 

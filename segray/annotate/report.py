@@ -13,7 +13,7 @@ import yaml
 
 from segray.annotate.plan import Plan
 from segray.settings import AnnotateSettings, printable
-from segray.storage import canonical_uri
+from segray.storage import canonical_uri, shown
 
 
 def run_record(
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any], did: str) -> list[str]:
     """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
     counts = record["counts"]
-    output = settings.output.rstrip("/")
+    output = shown(settings.output).rstrip("/")
     lines = [
         f"{did}",
         f"  {counts['items']:,} items: {counts['annotated']:,} annotated, {counts['rejected']:,} rejected; "
@@ -61,12 +61,13 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
-    duckdb = f"SELECT category, count(*), avg(score) FROM '{output}/instances/*.parquet' GROUP BY 1"
+    files = f"{output}/instances/*.parquet".replace("'", "''")
+    duckdb = f"SELECT category, count(*), avg(score) FROM '{files}' GROUP BY 1"
     return [
         *lines,
         f"output: {canonical_uri(output)}",
         f'  duckdb -c "{duckdb}"',
-        f"  python -c \"import pandas as pd; print(pd.read_parquet('{output}/instances'))\"",
+        f'  python -c "import pandas; print(pandas.read_parquet({output + "/instances"!r}))"',
     ]
 
 

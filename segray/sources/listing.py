@@ -65,7 +65,8 @@ class Listing:
         if os.path.lexists(path):
             return self._named(local_source(path))
         if has_magic(path):
-            return self._matching_local(Pattern(path))
+            there = next(str(folder) for folder in Path(path).parents if os.path.lexists(folder))
+            return self._matching_local(Pattern(path, there))
         raise FileNotFoundError(path)
 
     def _expand_remote(self, filesystem: AbstractFileSystem, protocol: str, path: str) -> Iterator[Source]:

@@ -1,5 +1,6 @@
 """Globs over any storage, matched against names while a listing streams by."""
 
+import glob
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,13 @@ class Pattern:
     """`*`, `?`, `[…]` within a name, `**` over any depth. A folder that matches is taken whole."""
 
     path: str
+    literal: str = ""
+    """The part of the path that exists as it stands; magic characters in it are none."""
 
     @property
     def prefix(self) -> str:
         """The literal text before the first magic character; object stores list by it."""
-        match = _MAGIC.search(self.path)
+        match = _MAGIC.search(self.path, len(self.literal))
         return self.path if match is None else self.path[: match.start()]
 
     @property
@@ -33,11 +36,12 @@ class Pattern:
 
     @cached_property
     def _whole(self) -> re.Pattern[str]:
-        return re.compile(glob_translate(self.path))
+        return re.compile(glob_translate(glob.escape(self.literal) + self.path[len(self.literal) :]))
 
     @cached_property
     def _names(self) -> list[str]:
-        return self.path.split("/")
+        escaped = [glob.escape(name) for name in self.literal.split("/")] if self.literal else []
+        return escaped + self.path.split("/")[len(escaped) :]
 
     def matches(self, path: str) -> bool:
         """Whether a file is meant: its own path matches, or a folder above it does."""

@@ -213,3 +213,16 @@ def test_wrong_endpoint_is_told_in_seconds() -> None:
     storage = StorageSettings(s3=S3Settings(endpoint_url="http://127.0.0.1:1", key="a", secret="b"))
     with pytest.raises(SettingsError, match=r"s3://bucket/x: .*127\.0\.0\.1"):
         listed("s3://bucket/x", storage=storage)
+
+
+def test_brackets_in_a_folder_that_exists_are_no_pattern(tmp_path: Path) -> None:
+    for name in ("photos [2020]/a.png", "photos [2020]/b.jpg", "photos 2/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def names(pattern: str) -> list[str]:
+        return sorted(Path(found.address).name for found in Listing([f"{tmp_path}/{pattern}"], STORAGE))
+
+    assert names("photos [2020]/*.png") == ["a.png"]
+    assert names("photos [2]/*") == ["c.png"]
+    assert names("photos*/*.png") == ["a.png", "c.png"]
