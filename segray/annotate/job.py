@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from segray.annotate.identity import check_identity, identity_of
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
-from segray.annotate.quiet import noise_to
+from segray.annotate.quiet import noise_to_file
 from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
 from segray.annotate.resources import share_out
 from segray.annotate.sink import Sink
@@ -55,6 +54,8 @@ class Prepared:
     identity: dict[str, Any]
     ignored: int
     """Names in the listing without an image suffix."""
+    log: Path
+    """Where Ray's messages go."""
 
 
 def annotate(settings: AnnotateSettings) -> ExitCode:
@@ -65,8 +66,8 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with Plan() as plan, noise_to(_log_file()):
-        prepared = _prepare(settings, plan)
+    with Plan() as plan, noise_to_file() as log:
+        prepared = _prepare(settings, plan, log)
         if not plan.sources():
             named = ", ".join(map(shown, settings.sources))
             raise NothingToDoError(f"no image in {named} ({prepared.ignored:,} other names ignored)")
@@ -80,7 +81,7 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
 
-def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
+def _prepare(settings: AnnotateSettings, plan: Plan, log: Path) -> Prepared:
     """Look at the output, load the model, touch every source: all problems at once; then list the sources."""
     problems: list[str] = []
 
@@ -93,7 +94,7 @@ def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
 
     store = attempt(lambda: _open_output(settings))
     model = attempt(lambda: _load(settings))
-    where = attempt(lambda: _where(settings))
+    where = attempt(lambda: _where(settings, log))
     for source in settings.sources:
         attempt(lambda source=source: next(iter(Listing([source], settings.storage)), None))  # type: ignore[misc]
     if problems or store is None or model is None or where is None:
@@ -102,7 +103,7 @@ def _prepare(settings: AnnotateSettings, plan: Plan) -> Prepared:
     identity = identity_of(settings, model, precision)
     _check_identity(store, identity, settings)
     listing = _list(settings, plan)
-    return Prepared(settings, store, model, device, precision, identity, listing.ignored)
+    return Prepared(settings, store, model, device, precision, identity, listing.ignored, log)
 
 
 def _check_identity(store: Store, identity: dict[str, Any], settings: AnnotateSettings) -> None:
@@ -136,7 +137,7 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
     return load_weights(settings.weights, settings.storage)
 
 
-def _where(settings: AnnotateSettings) -> "tuple[str, Precision]":
+def _where(settings: AnnotateSettings, log: Path) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.annotate.device import resolve_device, resolve_precision
 
@@ -145,7 +146,7 @@ def _where(settings: AnnotateSettings) -> "tuple[str, Precision]":
         return device, resolve_precision(settings.precision, device)
     from segray.annotate.pipeline import start_ray
 
-    cluster = start_ray(settings.ray, _log_file())
+    cluster = start_ray(settings.ray, log)
     device = ("cuda" if cluster.gpus else "cpu") if settings.device == "auto" else settings.device
     if device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
@@ -210,20 +211,14 @@ def _interrupt(*_: Any) -> None:
 def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
     from segray.annotate import pipeline
 
-    log = _log_file()
-    cluster = pipeline.start_ray(prepared.settings.ray, log)
+    cluster = pipeline.start_ray(prepared.settings.ray, prepared.log)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, a preempted pod: stop as for Ctrl-C
     resources = share_out(prepared.settings, prepared.device, cluster)
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "
-        f"Ray's messages: {log}",
+        f"Ray's messages: {prepared.log} (kept if the job fails)",
         file=sys.stderr,
     )
     return pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources)
-
-
-def _log_file() -> Path:
-    """Where Ray's messages go: a file of this process in the temporary folder."""
-    return Path(tempfile.gettempdir()) / f"segray-{os.getpid()}-ray.log"

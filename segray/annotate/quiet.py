@@ -3,30 +3,50 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from segray.errors import JobFailedError
 
 LOGGERS = ("ray", "ray.data", "py.warnings")
 
 
 @contextmanager
-def noise_to(log: Path) -> Iterator[None]:
-    """While it lasts, what C++ code and child processes write to stderr, and Python warnings, go to `log`.
+def noise_to_file() -> Iterator[Path]:
+    """What C++ code and child processes write to stderr, and Python warnings, go to the file that is given.
 
-    Our own `sys.stderr` still reaches the terminal, through a copy of the descriptor.
+    Our own `sys.stderr` still reaches the terminal, through a copy of the descriptor. The file is removed
+    at the end unless the job failed.
     """
+    descriptor, name = tempfile.mkstemp(prefix="segray-", suffix="-ray.log")
+    log, keep = Path(name), False
+    logging.captureWarnings(True)
+    try:
+        with _stderr_to(descriptor):
+            yield log
+    except (JobFailedError, KeyboardInterrupt):
+        keep = True
+        raise
+    finally:
+        logging.captureWarnings(False)
+        os.close(descriptor)
+        if not keep:
+            log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stderr_to(descriptor: int) -> Iterator[None]:
     try:
         on_terminal = sys.stderr.fileno() == 2
     except (OSError, ValueError):  # a test's or a notebook's stderr is no descriptor
         on_terminal = False
-    logging.captureWarnings(True)
     if not on_terminal:
         yield
         return
     terminal, ours = os.dup(2), sys.stderr
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
+    os.dup2(descriptor, 2)
     sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=ours.encoding, errors="replace")
     try:
         yield
