@@ -44,8 +44,12 @@ def test_boxes_are_those_of_the_moved_masks(images: list[InstanceImage], seed: i
         rles = coco_mask.encode(np.asfortranarray(target["masks"].permute(1, 2, 0).numpy()))
         x, y, width, height = (torch.from_numpy(column) for column in coco_mask.toBbox(rles).T)
         expected = torch.stack([x, y, x + width, y + height], dim=1).float()
-        inside = SETTINGS.resize_to / 96 / 2
-        assert torch.allclose(target["boxes"], expected + torch.tensor([1, 1, -1, -1]) * inside, atol=1e-4)
+        pixel = SETTINGS.resize_to / 96
+        wide = (width > 2 + pixel) & (height > 2 + pixel)  # thinner slivers at the border keep two pixels
+        moved = expected + torch.tensor([0.5, 0.5, -0.5, -0.5]) * pixel
+        assert wide.any()
+        assert torch.allclose(target["boxes"][wide], moved[wide], atol=1e-4)
+        assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).min() >= 1.99
         assert target["masks"].sum(0).max() <= 1
         assert target["masks"].sum((1, 2)).min() >= SETTINGS.smallest_area
 
