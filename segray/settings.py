@@ -9,10 +9,18 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -84,13 +92,13 @@ class AnnotateSettings(JobSettings):
     with the same command, does only what is missing.
     """
 
-    sources: CliPositionalArg[list[str]] = Field(
+    sources: CliPositionalArg[list[Annotated[str, Field(pattern=r"\S")]]] = Field(
         default=[],
         validate_default=True,
         min_length=1,
         description="folders, files, globs, archives, manifests (also as `sources` in the YAML)",
     )
-    output: str = Field(min_length=1, description="folder or bucket URL for the tables")
+    output: str = Field(pattern=r"\S", description="folder or bucket URL for the tables")
     weights: str = Field(
         "coco-v2",
         description="model: a name (see `segray models`), a path or URL, or python:module:factory",
@@ -195,17 +203,25 @@ def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def printable(settings: JobSettings) -> str:
-    """The settings in force as YAML that `--config` reads back; secrets are stars, unset values left out.
+    """The settings in force as YAML that `--config` reads back; secrets and unset values are left out.
 
     URLs come without credentials and query strings.
     """
     plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
+    plain = _without_secrets(plain)
     for name in ("output", "weights"):
         if name in plain:
             plain[name] = shown(plain[name])
     if "sources" in plain:
         plain["sources"] = [shown(source) for source in plain["sources"]]
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _without_secrets(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    stars = str(SecretStr("x"))
+    return {name: _without_secrets(value) for name, value in plain.items() if value != stars}
 
 
 def _line(cls: type[BaseSettings], problem: Any) -> str:
@@ -215,6 +231,9 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
         return f"{dotted}: unknown setting{_did_you_mean(names[-1], _known(cls))}"
     if problem["type"] == "missing" or (problem["type"] == "too_short" and not problem["input"]):
         return f"{dotted}: is required"
+    if problem["type"] == "string_pattern_mismatch":
+        wanted = "must be http(s)://host, without user and query" if "endpoint" in dotted else "is empty"
+        return f"{dotted}: {wanted}"
     given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
     return f"{dotted}: {problem['msg']}{shown}"

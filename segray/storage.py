@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
@@ -34,6 +34,10 @@ _CONNECT_S = 10.0
 """Seconds to wait for a connection; a server that is there takes one in far less."""
 
 
+Endpoint = Annotated[str, Field(pattern=r"^https?://[^@?]+$")]
+"""No user and password in it: it is shown and stored."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +45,7 @@ class _Part(BaseModel):
 class S3Settings(_Part):
     """Empty fields fall back to the AWS environment, profile and instance role."""
 
-    endpoint_url: str | None = Field(None, description="server other than AWS (MinIO, Ceph, moto)")
+    endpoint_url: Endpoint | None = Field(None, description="server other than AWS (MinIO, Ceph, moto)")
     key: SecretStr | None = Field(None, description="access key id")
     secret: SecretStr | None = Field(None, description="secret access key")
     token: SecretStr | None = Field(None, description="session token")
@@ -52,7 +56,7 @@ class S3Settings(_Part):
 class GcsSettings(_Part):
     """Empty fields fall back to Google's application default credentials."""
 
-    endpoint_url: str | None = Field(None, description="server other than Google's")
+    endpoint_url: Endpoint | None = Field(None, description="server other than Google's")
     project: str | None = Field(None, description="project that is billed")
     token: SecretStr | None = Field(None, description="path of a credentials JSON, or 'anon', 'cloud'")
 
@@ -100,7 +104,7 @@ def canonical_uri(url: str) -> str:
     protocol, rest = split_protocol(url)
     if protocol == "file":
         return "file://" + _absolute(rest)
-    if protocol not in ("http", "https"):  # object keys may hold ? and #
+    if protocol in ("s3", "gs", "az"):  # object keys may hold ? and #
         scheme, _, path = rest.partition("://")
         return f"{scheme}://{path.rpartition('@')[2] if '@' in path.split('/', 1)[0] else path}"
     parts = urlsplit(rest)

@@ -29,10 +29,10 @@ def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str
     }
 
 
-def check_identity(there: dict[str, Any] | None, here: dict[str, Any], output: str) -> None:
+def check_identity(there: Any, here: dict[str, Any], output: str) -> None:
     """Raise SettingsError naming every difference when the output was made with other settings."""
-    if there is None:
-        return
+    if not isinstance(there, dict):
+        raise SettingsError(f"output: {output} holds items, but its _segray/plan.json is gone or damaged")
     names = [name for name in here if name != "model" and there.get(name) != here[name]]
     if not names:
         return

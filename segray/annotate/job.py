@@ -21,7 +21,7 @@ from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
 from segray.annotate.resources import share_out
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
-from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
+from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
@@ -172,7 +172,7 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
         plan.add_ledger(store, part)
     if settings.retry_rejected:
         plan.forget_rejected()
-    finished = store.read_json(RUN)
+    finished = _finished(store)
     if finished is not None and plan.is_finished():
         return finished, "nothing to do, finished before"
     answers = _annotated(prepared, plan) if plan.has_work() else ()  # what cannot start changes nothing
@@ -192,6 +192,15 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
     return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {rate} images/s"
 
 
+def _finished(store: Store) -> dict[str, Any] | None:
+    """The record of a run that came to its end; a damaged one is written anew."""
+    try:
+        record = store.read_json(RUN)
+    except JobFailedError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("counts"), dict) else None
+
+
 def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
     try:
         for table in answers:
@@ -200,6 +209,9 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
             progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
     except (KeyboardInterrupt, SegrayError):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break what ends here
+                signal.signal(number, signal.SIG_IGN)
         sink.commit()  # what came back is not done again
         raise
 

@@ -95,7 +95,10 @@ class Lock:
             lease = self.store.read_json(NAME)
         except JobFailedError:
             return None  # half a lease: its writer died in the middle of the write
-        return lease if isinstance(lease, dict) and "run_id" in lease else None
+        wanted = {"run_id": str, "host": str, "pid": int, "renewed_at": float}
+        if not isinstance(lease, dict) or any(not isinstance(lease.get(n), k) for n, k in wanted.items()):
+            return None
+        return lease
 
     def _holder_id(self) -> str | None:
         holder = self._holder()
@@ -114,7 +117,7 @@ class Lock:
 def _is_live(holder: dict[str, Any]) -> bool:
     if holder.get("host") == socket.gethostname() and holder.get("boot") == _boot_id():
         started = _process_start(int(holder["pid"]))
-        return started != "" and started == str(holder["started"])
+        return started != "" and started == str(holder.get("started"))
     return time.time() - float(holder["renewed_at"]) < EXPIRES_S
 
 

@@ -22,6 +22,7 @@ class Progress:
         self.instances = self.rejected = 0
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
+        self._told = False
         self._started = self._logged = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._started, done)])
 
@@ -46,6 +47,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self._told:
+            self._tell()
 
     @property
     def seconds(self) -> float:
@@ -71,7 +74,11 @@ class Progress:
             self._bar.update(self._task, completed=self.items, rates=self._rates())
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
-            print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = True
+        print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> str:
         if self.what == "listing":

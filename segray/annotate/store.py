@@ -147,7 +147,7 @@ class Store:
         try:
             return None if data is None else json.loads(data)
         except ValueError as error:
-            raise JobFailedError(f"{self.root}/{name} is damaged: {error}") from error
+            raise JobFailedError(f"{self.root}/{name} is damaged: {error}; delete it") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Put one JSON object, readable."""
@@ -203,7 +203,19 @@ class Store:
                 if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
                     self.delete(name)
         self._next_number = max((part.number for part in parts), default=0) + 1
+        self._check_instances(kept)
         return kept
+
+    def _check_instances(self, parts: Sequence[Part]) -> None:
+        """Raise JobFailedError when a ledger part's instances are not what was written with it."""
+        sizes = self.files(INSTANCES)
+        for part in parts:
+            written = self.metadata(part).get("instances_bytes") if part.folder == IMAGES else None
+            if written is not None and sizes.get(part.names[-1]) != written:
+                raise JobFailedError(
+                    f"{self.root}/{part.names[-1]} is missing or not as it was written; put it back, "
+                    f"or delete {part.name} and run again to do its items again"
+                )
 
     def has_items(self) -> bool:
         """Whether any item was ever committed here."""
@@ -216,7 +228,10 @@ class Store:
 
     def ledger(self, part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The ledger rows of one part in batches; control rows are left out."""
-        for batch in self._parquet_file(part.name).iter_batches(65_536, columns=["image_id", *columns]):
+        file = self._parquet_file(part.name)
+        if not {"image_id", *columns} <= set(file.schema_arrow.names):
+            raise JobFailedError(f"{self.root}/{part.name} is no part of a ledger; take it away")
+        for batch in file.iter_batches(65_536, columns=["image_id", *columns]):
             yield batch.filter(pc.is_valid(batch["image_id"]))
 
     def ends(self, part: Part) -> list[End]:
@@ -260,11 +275,9 @@ class Store:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0)
         names = [part.name for part in parts]
-        self.write(
-            f"{INSTANCES}/part-{merged.number:06d}.parquet",
-            _parquet(rows, {b"geo": schema.geoparquet_metadata()}),
-        )
-        about = {"replaces": names, "ends": ends}
+        flat = _parquet(rows, {b"geo": schema.geoparquet_metadata()})
+        self.write(merged.names[-1], flat)
+        about = {"replaces": names, "ends": ends, "instances_bytes": len(flat)}
         data = _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()})
         self.write(merged.name, data)
         for name in [name for part in parts for name in part.names[::-1]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.catalog import NAMED_MODELS, NamedModel, named_model
+from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def _read(spec: str, storage: StorageSettings) -> bytes:
     except FileNotFoundError as error:
         raise SettingsError(f"weights {name}: no such file") from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise SettingsError(f"weights {name}: cannot be read: {reason}") from error
+        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
     return data
 
 

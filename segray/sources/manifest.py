@@ -77,7 +77,13 @@ def _look_up(
             found[row] = _without_uri(manifest, row)
             continue
         address = _absolute(uri, base)
-        protocol, _ = split_protocol(address)
+        try:
+            protocol, _ = split_protocol(address)
+            canonical_uri(address)
+        except ValueError as error:
+            where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address: {error}"
+            found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)
+            continue
         if protocol == "file":
             found[row] = local_source(open_filesystem(address, storage)[1])
         elif protocol not in EXTRAS:

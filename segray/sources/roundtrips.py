@@ -32,7 +32,7 @@ def request_all(
     arguments: Sequence[Mapping[str, Any]],
     storage: StorageSettings,
 ) -> list[Any | Exception]:
-    """`filesystem.<name>(**a)` for each a of `arguments`: its result, or the error that stayed."""
+    """`filesystem.<name>(path, …)` for each of `arguments`: its result, or the error that stayed."""
     results: list[Any] = [None] * len(arguments)
     pending = list(range(len(arguments)))
 
@@ -60,7 +60,7 @@ def _passes(answer: object) -> bool:
 def _once(filesystem: AbstractFileSystem, name: str, arguments: list[Mapping[str, Any]]) -> list[Any]:
     if getattr(filesystem, "async_impl", False):
         call = getattr(filesystem, "_" + name)
-        return list(sync(filesystem.loop, _gather, [lambda a=a: call(**a) for a in arguments]))
+        return list(sync(filesystem.loop, _gather, [lambda a=a: _call(call, a) for a in arguments]))
     call = getattr(filesystem, name)
     if len(arguments) == 1:
         return [_caught(call, arguments[0])]
@@ -78,9 +78,15 @@ async def _gather(calls: list[Callable[[], Coroutine[Any, Any, T]]]) -> list[T |
     return await asyncio.gather(*(limited(call) for call in calls), return_exceptions=True)
 
 
+def _call(call: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    """The path goes by position: fsspec's filesystems do not agree on its name."""
+    rest = dict(arguments)
+    return call(rest.pop("path"), **rest)
+
+
 def _caught(call: Callable[..., T], arguments: Mapping[str, Any]) -> T | Exception:
     try:
-        return call(**arguments)
+        return _call(call, arguments)
     except Exception as error:  # noqa: BLE001 - each request's own error is its result
         return error
 

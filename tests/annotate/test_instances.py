@@ -48,7 +48,7 @@ def test_columns_and_rows() -> None:
     table = decoded(
         picture_row(ID, np.zeros((12, 10, 3), np.uint8)),
         failed_row("b" * 32, "corrupt", "no picture"),
-        {"uri": "file:///a.tar", "end": {"items": 4, "ignored": 1}},
+        {"uri": "file:///a.tar", "end": {"items": 4, "ignored": 1, "broken": False}},
         picture_row("c" * 32, np.zeros((5, 6, 3), np.uint8)),
         picture_row("d" * 32, np.zeros((12, 10, 3), np.uint8)),
     )
@@ -74,7 +74,7 @@ def test_columns_and_rows() -> None:
     assert [row["error"] for row in rows] == [None, "no picture", None, "full", None]
     assert [row["empty_masks"] for row in rows] == [found.empty_masks, 0, None, 0, 0]
     assert [len(row["found"]) for row in rows] == [len(found.counts), 0, 0, 0, 0]
-    assert rows[2]["end"] == {"items": 4, "ignored": 1}
+    assert rows[2]["end"] == {"items": 4, "ignored": 1, "broken": False}
     assert [row["vanished"] for row in rows] == [False, False, None, False, False]
     check_instances(rows[0]["found"], found.category_id.tolist())
 
@@ -101,7 +101,7 @@ def test_rejected_rows_keep_what_is_no_picture() -> None:
     table = decoded(
         picture_row(ID, np.zeros((2, 2, 3), np.uint8)),
         failed_row("b" * 32, "missing", "gone"),
-        {"uri": "file:///a.tar", "end": {"items": 2, "ignored": 0}},
+        {"uri": "file:///a.tar", "end": {"items": 2, "ignored": 0, "broken": False}},
     )
     out = rejected_rows(table, "crashed", "died")
     assert out["error_type"].to_pylist() == ["crashed", "missing", None]

@@ -179,7 +179,7 @@ def test_batches_hold_one_shape_and_change_nothing(compact: MaskRCNN, pictures: 
     images = [*pictures, pictures[0][::-1].copy(), pictures[3][::-1].copy()]
     rows = table_of(images).to_pylist()
     rows.insert(1, failed_row("e" * 32, "corrupt", "bad"))
-    rows.insert(3, {"uri": "file:///a.tar", "end": {"items": 1, "ignored": 0}})
+    rows.insert(3, {"uri": "file:///a.tar", "end": {"items": 1, "ignored": 0, "broken": False}})
     many, single = predictor(compact, batch_size=4), predictor(compact)
     seen: list[int] = []
     network: Any = many.detector.model
