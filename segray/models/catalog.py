@@ -53,7 +53,7 @@ NAMED_MODELS = (
         parameters=4_157_339,
         categories=1,
         licence="CC0-1.0",
-        origin="trained from scratch by segray on cell nuclei in microscope images (BBBC038, CC0)",
+        origin="segray, from scratch on cell nuclei in microscope images (BBBC038, CC0): test mask AP 48.0",
         bundled=True,
     ),
 )

@@ -1,4 +1,12 @@
-"""Score a model on images with torchvision's own forward pass."""
+"""Score a model on images with torchvision's own forward pass.
+
+`python -m segray.train.scoring FOLDER [--weights FILE] [--split test]` prints the figures of a model card.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -7,9 +15,10 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from segray.evaluate.instance import InstanceScores, Rle
-from segray.models.modelfile import ModelCard
+from segray.models import bundled_models
+from segray.models.modelfile import ModelCard, load_model_file
 from segray.train.augment import target_of
-from segray.train.dataset import InstanceImage
+from segray.train.dataset import InstanceImage, load_coco, split_images
 
 
 @torch.inference_mode()
@@ -35,3 +44,23 @@ def encode(masks: Tensor) -> list[Rle]:
     columns = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))
     rles: list[Rle] = coco_mask.encode(columns)
     return rles
+
+
+def main() -> None:
+    """Mask AP of a model file on one split (seed 0) of a COCO folder, as JSON on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m segray.train.scoring", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="holds instances.json and images/")
+    parser.add_argument("--weights", type=Path, default=bundled_models()["nuclei-small"])
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    given = parser.parse_args()
+    model = load_model_file(given.weights)
+    images = split_images(load_coco(given.folder)[0], seed=0)[given.split]
+    scores = score_model(model.module, model.card, images)
+    for most in (500, 100):
+        found = scores.compute(detections_per_image=most)
+        figures = {name: None if math.isnan(value) else round(value, 4) for name, value in found.items()}
+        print(json.dumps({"split": given.split, "images": len(images), "detections": most, **figures}))
+
+
+if __name__ == "__main__":
+    main()
