@@ -55,19 +55,6 @@ def make_kind(kind: str, folder: Path, target: Path) -> list[Path]:
     return [target / "list.parquet", target / "list.parquet"]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "all", 100)
-
-
-@pytest.fixture(scope="module")
-def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """The output of an undisturbed run over the plain folder."""
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert annotate(images, "--output", output, "--weights", MODELS + "seeded") == 0
-    return output
-
-
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip", "csv", "parquet"])
 def test_every_kind_of_source_gives_the_same_instances(
     kind: str, images: Path, expected: Path, tmp_path: Path

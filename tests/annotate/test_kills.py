@@ -11,32 +11,17 @@ import pytest
 
 from tests.annotate.runs import (
     MODELS,
-    annotate,
     committed,
     descendants,
     kill_tree,
-    make_images,
     running,
     tables,
     wait_for,
 )
 
-NUMBER = 160
 QUICK = ("--commit-every-s", "0.2", "--ray.object-store-mib", "256")
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "all", NUMBER)
-
-
-@pytest.fixture(scope="module")
-def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert annotate(images, "--output", output, "--weights", MODELS + "seeded") == 0
-    return output
 
 
 def pids(driver: int, title: str) -> list[int]:
@@ -61,7 +46,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_no_trace(
         assert driver.wait(START_S) == 0, driver.stderr.read() if driver.stderr else ""
     assert tables(output) == tables(expected)
     rates = json.loads((output / "run.json").read_text())["rates"]
-    assert rates["items"] < NUMBER, "the second run did again what was committed"
+    assert rates["items"] < 100, "the second run did again what was committed"
 
 
 def test_killed_workers_are_replaced_and_their_items_done_once(

@@ -7,22 +7,10 @@ from pathlib import Path
 import pytest
 
 from segray.storage import open_filesystem
-from tests.annotate.runs import MODELS, annotate, by_base_name, make_images, tables
+from tests.annotate.runs import MODELS, annotate, by_base_name, tables
 from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "all", 100)
-
-
-@pytest.fixture(scope="module")
-def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert annotate(images, "--output", output, "--weights", MODELS + "seeded") == 0
-    return output
 
 
 def test_a_bucket_gives_what_a_folder_gives_and_takes_the_output(
