@@ -22,7 +22,7 @@ class Progress:
         self.instances = self.rejected = 0
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
-        self._told = False
+        self._told: int | None = None
         self._started = self._logged = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._started, done)])
 
@@ -47,7 +47,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._told:
+        elif self._told not in (None, self.items):
             self._tell()
 
     @property
@@ -77,7 +77,7 @@ class Progress:
             self._tell()
 
     def _tell(self) -> None:
-        self._told = True
+        self._told = self.items
         print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> str:
