@@ -16,7 +16,13 @@ def ray_session() -> Iterator[None]:
     os.environ.update(RAY_ENVIRONMENT)
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    ray.init(
+        address="local",  # whatever else runs on this machine
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=400 << 20,
+    )
     yield
     ray.shutdown()
 
