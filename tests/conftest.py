@@ -8,6 +8,17 @@ import pytest
 from tests import servers
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of what goes wrong is tried: small by default, large on request (README, `Measured`)."""
+    group = parser.getgroup("segray")
+    group.addoption("--kills", type=int, default=6, help="seeded kills of each kind's share of trials")
+    group.addoption("--node-losses", type=int, default=1, help="nodes lost in two- and three-node clusters")
+    group.addoption(
+        "--storage-runs", type=int, default=1, help="runs over a storage that fails one request in ten"
+    )
+    group.addoption("--fuzz-files", type=int, default=300, help="mutated files to read")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that `segray annotate`, called in this process, finds running."""
