@@ -16,7 +16,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--storage-runs", type=int, default=1, help="runs over a storage that fails one request in ten"
     )
-    group.addoption("--fuzz-files", type=int, default=300, help="mutated files to read")
+    group.addoption("--fuzz-files", type=int, default=300, help="mutated images; a fifth as many archives")
+    group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
+
+
+@pytest.fixture(scope="session")
+def fuzz_files(request: pytest.FixtureRequest) -> int:
+    """How many mutated images to read; other files in proportion."""
+    return int(request.config.getoption("--fuzz-files"))
+
+
+@pytest.fixture(scope="session")
+def fuzz_seed(request: pytest.FixtureRequest) -> int:
+    """What the mutations are drawn from."""
+    return int(request.config.getoption("--fuzz-seed"))
 
 
 @pytest.fixture(scope="session")
