@@ -165,5 +165,7 @@ def _crop_edges(crop: Crop, row_start: int, col_start: int, height: int) -> NDAr
 
 def _counts(edges: NDArray[np.int64], pixels: int) -> NDArray[np.int64]:
     """Uncompressed run lengths: empty and full in turn, beginning with empty, over all `pixels`."""
-    counts = np.diff(edges, prepend=0, append=pixels)
+    bounds = np.empty(len(edges) + 2, np.int64)  # np.diff's own prepend and append are slow
+    bounds[0], bounds[1:-1], bounds[-1] = 0, edges, pixels
+    counts = bounds[1:] - bounds[:-1]
     return counts if counts[-1] or not len(edges) else counts[:-1]
