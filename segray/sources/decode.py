@@ -27,6 +27,7 @@ from PIL import (  # the plugins by name, or Pillow imports all forty at the fir
 )
 
 from segray.errors import ItemError
+from segray.sources.names import printable
 from segray.sources.signature import FORMATS, describe_signature, ends_early, webp_canvas
 
 _UPRIGHT = {
@@ -40,10 +41,15 @@ _UPRIGHT = {
 }
 """EXIF orientation -> the transposition that undoes it (EXIF 2.32, tag 274; as in Pillow's ImageOps)."""
 _BITS_PER_SAMPLE = 258  # TIFF 6.0
-_NOISE = re.compile(r"\s*\(chunk b'.*'\)|\s*(in )?b'[^']*'")
+_NOISE = re.compile(r"""\s*\(chunk b(['"]).*\1\)|\s*(in )?b(['"]).*?\3""")
 """How Python prints the bytes a message quotes."""
-_BARE = re.compile(r"\d*|.*(buffer of|index out of|not iterable|NoneType|argument|list index).*")
-"""What Python says of a field that is not there; of no use to a reader."""
+_BARE = re.compile(
+    r"[\d.e+-]*|'.*'|.*(buffer of|index out of|not iterable|NoneType|argument|list index|instances of|operand"
+    r"|object (cannot|is not|has no)|values to unpack|decoder object).*"
+)
+"""What Python says of a field that is missing or of another type; of no use to a reader."""
+_FIELD_ERRORS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, struct.error)
+_UNSUPPORTED = ("not supported", "unsupported", "unknown pixel mode", "not implemented")
 _TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
 
 
@@ -145,7 +151,7 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
         return ItemError("too_large", f"{form}: its text chunks inflate beyond the limit of the decoder")
     if "not identified by this driver" in said:
         return ItemError("corrupt", f"{form}: a picture without width or height")
-    if "not supported" in said or "unsupported" in said or "unknown pixel mode" in said:
+    if any(known in said for known in _UNSUPPORTED):
         return ItemError("unsupported", f"{form}: {words}")
     if "truncated" in said:
         return ItemError("truncated", f"{form}: the file ends early")
@@ -165,11 +171,15 @@ def _not_ours(data: bytes, form: str) -> str:
 
 def _words(error: Exception, refusals: list[str]) -> str:
     """What Pillow said, without the noise it puts around it."""
-    words = str(error)
+    words = "" if isinstance(error, _FIELD_ERRORS) else str(error)
     if isinstance(error, UnidentifiedImageError):
         said = [text.split("opening failed.", 1)[1] for text in refusals if "opening failed." in text]
-        words = "; ".join(dict.fromkeys(said)) or "its header cannot be read"
-    words = " ".join(_NOISE.sub("", words).split())
+        words = "; ".join(dict.fromkeys(map(_plain, said))) or "its header cannot be read"
+    return _plain(words)
+
+
+def _plain(words: str) -> str:
+    words = printable(" ".join(_NOISE.sub("", words).split()))[:300]
     if words.startswith("decoder error"):  # a number of Pillow's own
         return "the pixel data cannot be decoded"
-    return "its structure is broken" if _BARE.fullmatch(words) else words
+    return "its structure is broken" if _BARE.fullmatch(words) or not words.isprintable() else words
