@@ -45,7 +45,7 @@ _NOISE = re.compile(r"""\s*\(chunk b(['"]).*\1\)|\s*(in )?b(['"]).*?\3""")
 """How Python prints the bytes a message quotes."""
 _BARE = re.compile(
     r"[\d.e+-]*|'.*'|.*(buffer of|index out of|not iterable|NoneType|argument|list index|instances of|operand"
-    r"|object (cannot|is not|has no)|values to unpack|decoder object).*"
+    r"|object (cannot|is not|has no)|values to unpack|indices must|decoder object).*"
 )
 """What Python says of a field that is missing or of another type; of no use to a reader."""
 _FIELD_ERRORS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, struct.error)

@@ -164,14 +164,11 @@ def test_what_is_no_picture_of_ours(data: bytes, error_type: str, words: str) ->
 @pytest.mark.parametrize("kind", [2, 7, 10, 11, 12])
 def test_fields_of_another_type_are_told_in_words(kind: int) -> None:
     data = grey_tiff(np.zeros((4, 4), np.uint16), 16)
-    for entry in range(10, 10 + 12 * 10, 12):
-        broken = data[: entry + 2] + struct.pack("<H", kind) + data[entry + 4 :]
-        try:
-            decode_rgb(broken, PLENTY)
-        except ItemError as error:
-            said = error.reason.removeprefix("TIFF: ")
-            assert not re.search(r"^[\d.e'-]+$|instances of|indices|object", said), said
-            assert (error.error_type == "unsupported") == ("unknown pixel mode" in said)
+    for tag in (0, 1, 2, 3, 5, 7):  # width, height, bits, compression, strip offsets, samples
+        entry = 10 + 12 * tag
+        error = refused(data[: entry + 2] + struct.pack("<H", kind) + data[entry + 4 :])
+        assert not re.search(r": [\d.e'-]+$|instances of|indices|object", error.reason), error.reason
+        assert (error.error_type == "unsupported") == ("unknown pixel mode" in error.reason)
 
 
 def test_text_bomb_in_png() -> None:
