@@ -1,0 +1,108 @@
+"""How fast, how lean, how restartable: each figure is a ratio of two arms in one run on this machine.
+
+    python jobs/benchmark.py                     all parts
+    python jobs/benchmark.py rle annotate        some; --list names them
+    python jobs/benchmark.py --quick             small sizes: does it run, are the outputs equal?
+
+Method. Before anything is timed, both arms do the same work and their outputs are compared; if they differ
+the figure is withheld and the exit code is 1. Then the arms take turns; a figure is the median of the pairs,
+with the lowest and the highest. Goals are printed beside and missing one is no error: absolute times, and
+on a busy machine the ratios too, move with what else runs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a package, wherever this starts
+
+from jobs.benchmarks import rle
+from jobs.benchmarks.measure import Figure, Options, UnequalError
+
+PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
+    "rle": rle.figures,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the arms' outputs were equal wherever they were compared, else 1."""
+    given = _parser().parse_args(arguments)
+    if given.list:
+        for name, part in PARTS.items():
+            print(f"{name:10}{(sys.modules[part.__module__].__doc__ or '').splitlines()[0]}")
+        return 0
+    about = machine()
+    print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as scratch:
+        options = Options(
+            Path(scratch), given.quick, given.images, given.pairs, given.photos, given.price_per_hour
+        )
+        figures, unequal = _measure(given.parts or list(PARTS), options)
+    if given.json:
+        record = {**about, "figures": [each.record() for each in figures], "unequal": unequal}
+        given.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 1 if unequal else 0
+
+
+def _measure(parts: Sequence[str], options: Options) -> tuple[list[Figure], list[str]]:
+    """The figures, and what was unequal; printed as they come."""
+    figures: list[Figure] = []
+    unequal: list[str] = []
+    for part in parts:
+        print(f"\n{part:62}{'goal':>9}{'median':>9}  (pairs from to)", flush=True)
+        try:
+            for figure in PARTS[part](options):
+                figures.append(figure)
+                print("\n".join(figure.lines()), flush=True)
+        except UnequalError as error:
+            unequal.append(str(error))
+            print(f"UNEQUAL, nothing measured: {error}", flush=True)
+    return figures, unequal
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and with."""
+    import torch
+
+    from segray.annotate.report import versions
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "cpu": f"{_cpu()}, {cores} cores, torch on {torch.get_num_threads()} threads",
+        "gpu": gpu,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n", 1)[0], epilog="parts: " + ", ".join(PARTS)
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="default: all")
+    parser.add_argument("--list", action="store_true", help="name the parts")
+    parser.add_argument("--quick", action="store_true", help="small sizes and one pair: a check, no figures")
+    parser.add_argument("--images", type=int, help="pictures of the larger job in each comparison")
+    parser.add_argument("--pairs", type=int, help="how often the arms take turns")
+    parser.add_argument("--photos", type=Path, help="folder of pictures to use instead of the bundled ones")
+    parser.add_argument("--price-per-hour", type=float, default=0.1, help="of this machine, in dollars")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
