@@ -4,6 +4,7 @@ A tar is read forwards, a zip by its central directory; both skip the bytes of m
 the format allows. Nothing is ever written to disk, so a member's name is only a name.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from segray.sources.rows import FetchedRows
 from segray.sources.tar import tar_members
 from segray.sources.zip import zip_members
 from segray.storage import StorageSettings
+
+_NAME_LETTERS = 4096
+"""A longer name is no path of any system (Linux PATH_MAX); tar allows any length."""
 
 
 def read_archive(
@@ -55,7 +59,8 @@ class _Reading:
     items: int = 0
     ignored: int = 0
     broken: bool = False
-    seen: Counter[str] = field(default_factory=Counter)
+    seen: Counter[bytes] = field(default_factory=Counter)
+    """How often a name occurred, by its digest: a hostile archive has millions of long ones."""
 
     def tables(self, stream: IO[bytes]) -> Iterator[pa.Table]:
         members = tar_members(stream) if self.source.kind == "tar" else zip_members(stream)
@@ -63,9 +68,10 @@ class _Reading:
             if not is_image_name(member.name):
                 self.ignored += 1
                 continue
-            name = printable(member.name)
-            occurrence = self.seen[name]
-            self.seen[name] += 1
+            name = _shown(member.name)
+            digest = hashlib.sha256(name.encode()).digest()[:16]
+            occurrence = self.seen[digest]
+            self.seen[digest] += 1
             if member.index not in self.done:
                 if not self.rows.fits(member.size if member.size <= self.max_bytes else 0):
                     yield self.rows.take()
@@ -75,7 +81,14 @@ class _Reading:
 
     def break_off(self, error: ItemError) -> None:
         """The row for the archive itself."""
-        where = f"after {self.items + self.ignored} members: " if self.items + self.ignored else ""
+        before = self.items + self.ignored
+        where = f"after {before} member{'s' * (before > 1)}: " if before else ""
         self.rows.add_file(self.source, ItemError(error.error_type, where + error.reason))
         self.items += 1
         self.broken = True
+
+
+def _shown(name: str) -> str:
+    """The name as the ledger keeps it; names that are cut alike are told apart by their occurrence."""
+    name = printable(name)
+    return name if len(name) <= _NAME_LETTERS else name[:_NAME_LETTERS] + "…"

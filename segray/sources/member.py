@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from segray.errors import ItemError
+from segray.sources.signature import describe_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,12 @@ class Member:
 def too_large(size: int, max_bytes: int) -> ItemError:
     """The rejection of a member that claims, or grows to, more than `max_bytes`."""
     return ItemError("too_large", f"the member has {size:,} bytes or more, the limit is {max_bytes:,}")
+
+
+def check_start(kind: str, start: bytes) -> None:
+    """Raises ItemError where the first bytes of an unreadable archive tell what is wrong with it."""
+    if not start:
+        raise ItemError("truncated", f"the {kind} is empty")
+    form, _ = describe_signature(start)
+    if form:
+        raise ItemError("corrupt", f"no {kind}; by its first bytes: {form}")

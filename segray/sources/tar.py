@@ -1,7 +1,8 @@
 """Tar archives, plain or gzipped, read forwards once with Python's own header parser.
 
 `tarfile` stops quietly at a header it cannot read and keeps every member in memory; here a header that
-breaks off is an error, and nothing is kept.
+breaks off is an error, and nothing is kept. Archives joined one behind the other are read as one; anything
+else behind the end mark is an error too, because a damaged stretch of zeros looks like an end.
 """
 
 import gzip
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 from segray.errors import ItemError
-from segray.sources.member import Member, too_large
+from segray.sources.member import Member, check_start, too_large
 
 _HEADER_BYTES = 1 << 20
-"""The most one extended header (long name, PAX) may take; a hostile one claims gigabytes."""
-_PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
-"""What Python's parser raises on hostile numbers besides its own errors."""
+"""The most that the headers of one member may take (long names, PAX, maps of sparse files), and all global
+ones together; hostile ones claim gigabytes, or come by the thousand."""
+_PARSER_ERRORS = (ValueError, LookupError, OverflowError, RecursionError, struct.error)
+"""What Python's parser raises on hostile numbers besides its own errors; it reads headers recursively."""
+_PIECE_BYTES = 64 << 10
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[Member]:
@@ -31,12 +34,8 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
         raise ItemError("truncated", "the gzip stream ends early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ItemError("corrupt", f"the gzip stream is broken ({error})") from error
-    except tarfile.HeaderError as error:
+    except (tarfile.HeaderError, *_PARSER_ERRORS) as error:
         raise _header_error(error) from error
-    except (tarfile.TarError, *_PARSER_ERRORS) as error:
-        if "empty" in str(error) or "truncated" in str(error):
-            raise ItemError("truncated", "the tar is empty or ends inside its first header") from error
-        raise ItemError("corrupt", f"the tar has a broken header ({error})") from error
 
 
 def _unpacked(stream: IO[bytes]) -> IO[bytes]:
@@ -47,26 +46,73 @@ def _unpacked(stream: IO[bytes]) -> IO[bytes]:
     return stream
 
 
+class _Archive(tarfile.TarFile):
+    """What `TarInfo.fromtarfile` reads from; looks for no member of its own accord."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        return None
+
+
 def _members(stream: IO[bytes]) -> Iterator[Member]:
-    archive = tarfile.TarFile(fileobj=cast(IO[bytes], _HeaderReader(stream)), errorlevel=2)
-    info, index = archive.firstmember, 0  # type: ignore[attr-defined]
+    headers = _HeaderReader(stream)
+    archive = _Archive(fileobj=cast(IO[bytes], headers))
+    index, info = 0, _first_header(archive, headers)
     while info is not None:
         following = archive.offset
         if info.size < 0 or following < info.offset_data:  # would lead us in a circle
-            raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
+            raise _invalid("negative size")
         if not info.isdir():
             yield _member(stream, info, index)
-        archive.members.clear()  # type: ignore[attr-defined]
         stream.seek(following)
-        index += 1
-        info = _next_header(archive)
+        index, info = index + 1, _next_header(archive, headers)
 
 
-def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+def _first_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.TarInfo | None:
+    """Another kind of file is told by name, but only now: a member's name may begin like any of them."""
+    start = headers.stream.read(tarfile.BLOCKSIZE)
+    headers.seek(0)
+    try:
+        return _next_header(archive, headers)
+    except tarfile.HeaderError:
+        check_start("tar", start)
+        raise
+
+
+def _next_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.TarInfo | None:
+    """The next member, also one of an archive that was joined to the first; None at the end of the file."""
+    headers.left = _HEADER_BYTES
+    if sum(len(name) + len(value) for name, value in archive.pax_headers.items()) > _HEADER_BYTES:
+        raise _invalid("the global headers claim too much")
     try:
         return tarfile.TarInfo.fromtarfile(archive)
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-        return None
+        if not _skip_zeros(headers):
+            return None
+    try:
+        return tarfile.TarInfo.fromtarfile(archive)
+    except tarfile.HeaderError as error:
+        raise _invalid(f"no header follows the end mark: {error}") from error
+
+
+def _skip_zeros(headers: "_HeaderReader") -> bool:
+    """Go from the first block of an end mark to the first block that is not zeros; False where none is.
+
+    An end mark has two blocks (POSIX ustar): one alone was a header.
+    """
+    first = headers.tell()
+    while piece := headers.stream.read(_PIECE_BYTES):
+        if content := piece.lstrip(b"\0"):
+            start = (headers.tell() - len(content)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            if start == first:
+                raise _invalid("a block of zeros")
+            headers.seek(start)
+            return True
+    return False
+
+
+def _invalid(words: str) -> tarfile.HeaderError:
+    error: tarfile.HeaderError = tarfile.InvalidHeaderError(words)  # type: ignore[attr-defined]
+    return error
 
 
 def _member(stream: IO[bytes], info: tarfile.TarInfo, index: int) -> Member:
@@ -93,22 +139,25 @@ def _kind(info: tarfile.TarInfo) -> str:
     return "a sparse file" if info.issparse() else "a device or pipe"
 
 
-def _header_error(error: tarfile.HeaderError) -> ItemError:
+def _header_error(error: Exception) -> ItemError:
     if isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
         return ItemError("truncated", "the tar ends without its end mark")
     if isinstance(error, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
         return ItemError("truncated", "the tar ends inside a header")
-    return ItemError("corrupt", f"the tar has a broken header ({error})")
+    words = "too many for one member" if isinstance(error, RecursionError) else error
+    return ItemError("corrupt", f"the tar has a broken header ({words})")
 
 
 class _HeaderReader:
-    """What `tarfile` reads headers through: refuses those that claim more than `_HEADER_BYTES`."""
+    """What `tarfile` reads headers through: refuses more than `left` bytes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+        self.stream = stream
+        self.left = _HEADER_BYTES
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _HEADER_BYTES:
-            raise tarfile.InvalidHeaderError(f"it claims {size:,} bytes")  # type: ignore[attr-defined]
-        return self._stream.read(size)
+        if not 0 <= size <= self.left:
+            raise _invalid(f"it claims more than {_HEADER_BYTES:,} bytes")
+        self.left -= size
+        return self.stream.read(size)

@@ -6,15 +6,20 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from io import BytesIO
-from typing import IO
+from io import SEEK_END, BytesIO
+from typing import IO, cast
 
 from segray.errors import ItemError
-from segray.sources.member import Member, too_large
+from segray.sources.member import Member, check_start, too_large
 
 _PIECE_BYTES = 1 << 20
 _PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
 """What Python's parser raises on hostile numbers besides its own errors."""
+_MOST_READS = 2
+"""How often over all bytes of a zip may be read; members that do not overlap need less than once."""
+_MOST_RATIO = 1100
+"""Deflate reaches 1,032; bzip2 and LZMA make gigabytes of a few bytes."""
+_ANY_RATIO_BYTES = 16 << 20
 _ENCRYPTED = 0x1  # general purpose bit flag, APPNOTE 4.4.4
 
 
@@ -23,33 +28,54 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
 
     Raises ItemError `truncated` or `corrupt` where the directory cannot be read, and the storage's errors.
     """
+    counted = _CountingReader(stream)
     try:
-        archive = zipfile.ZipFile(stream)
+        archive = zipfile.ZipFile(cast(IO[bytes], counted))
     except (zipfile.BadZipFile, NotImplementedError, *_PARSER_ERRORS) as error:
         raise _directory_error(stream, error) from error
+    counted.left = _MOST_READS * stream.seek(0, SEEK_END)
     for index, info in enumerate(archive.infolist()):
         if not info.is_dir():
-            yield _member(archive, info, index)
+            yield _member(archive, info, index, counted)
+
+
+class _CountingReader:
+    """The file with a budget: members that share their bytes get more out of a zip than went in."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.left = 0
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.left -= len(data)
+        return data
 
 
 def _directory_error(stream: IO[bytes], error: Exception) -> ItemError:
     stream.seek(0)
-    start = stream.read(4)
-    if not start:
-        return ItemError("truncated", "the zip is empty")
-    if start == b"PK\3\4" and "not a zip file" in str(error):
-        return ItemError("truncated", "the zip ends without its directory")
+    start = stream.read(64)
+    if start.startswith(b"PK\3\4"):
+        if "not a zip file" in str(error):
+            return ItemError("truncated", "the zip ends without its directory")
+    else:
+        check_start("zip", start)
     return ItemError("corrupt", f"no zip directory can be read ({error})")
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int) -> Member:
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted: _CountingReader) -> Member:
     def read(max_bytes: int) -> bytes | ItemError:
+        if counted.left < 0:
+            return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             return ItemError("unsupported", "the member is a link or a device, not a plain file")
         if info.flag_bits & _ENCRYPTED:
             return ItemError("unsupported", "the member is encrypted")
         if info.file_size > max_bytes:
             return too_large(info.file_size, max_bytes)
+        if info.file_size > max(_ANY_RATIO_BYTES, _MOST_RATIO * info.compress_size):
+            return ItemError("too_large", f"the member claims to inflate more than {_MOST_RATIO:,} times")
         try:
             return _inflate(archive, info, max_bytes)
         except NotImplementedError as error:

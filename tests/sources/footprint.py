@@ -1,0 +1,28 @@
+"""What this process holds, to be compared before and after something hostile (Linux)."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from tests.annotate.runs import descendants
+
+
+class Footprint:
+    """Taken before: `peak` is the most that was resident since. Taken before and after: the rest."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.resident = _status("VmRSS")
+        self.descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        self.children = len(descendants(os.getpid()))
+        self.scratch = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
