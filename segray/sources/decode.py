@@ -27,7 +27,7 @@ from PIL import (  # the plugins by name, or Pillow imports all forty at the fir
 )
 
 from segray.errors import ItemError
-from segray.sources.names import printable
+from segray.sources.names import one_line
 from segray.sources.signature import FORMATS, describe_signature, ends_early, webp_canvas
 
 _UPRIGHT = {
@@ -179,7 +179,7 @@ def _words(error: Exception, refusals: list[str]) -> str:
 
 
 def _plain(words: str) -> str:
-    words = printable(" ".join(_NOISE.sub("", words).split()))[:300]
+    words = one_line(_NOISE.sub("", words))[:300]
     if words.startswith("decoder error"):  # a number of Pillow's own
         return "the pixel data cannot be decoded"
-    return "its structure is broken" if _BARE.fullmatch(words) or not words.isprintable() else words
+    return "its structure is broken" if _BARE.fullmatch(words) else words

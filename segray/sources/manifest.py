@@ -16,9 +16,14 @@ from segray.sources.local import local_source
 from segray.sources.names import manifest_kind
 from segray.sources.reader import open_source
 from segray.sources.remote import remote_source, remote_uri
-from segray.sources.roundtrips import as_item_error, request_all
+from segray.sources.roundtrips import as_item_error, describe, request_all
 from segray.storage import EXTRAS, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
+_TEXT = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+    pa.types.is_large_binary, pa.types.is_dictionary, pa.types.is_null,
+)  # fmt: skip
+"""Arrow types of a column `uri`; some writers do not say that their bytes are UTF-8."""
 _BATCH = 512
 """Rows looked up at a time."""
 
@@ -35,8 +40,12 @@ def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source
             rows = enumerate(_uris(stream, manifest), start=1)
             while batch := list(islice(rows, _BATCH)):
                 yield from _look_up(batch, manifest, base, storage)
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
+        ) from error
+    except (pa.ArrowException, csv.Error, OSError) as error:
+        raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
 
 
 def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
@@ -54,15 +63,17 @@ def _csv_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
 
 def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
     file = pq.ParquetFile(stream)
-    _column(file.schema_arrow.names, manifest)
+    kind = file.schema_arrow.field(_column(file.schema_arrow.names, manifest)).type
+    if not any(is_text(kind) for is_text in _TEXT):
+        raise SettingsError(f"{manifest.uri}: column uri must be text, it is {kind}")
     for batch in file.iter_batches(columns=["uri"], batch_size=8192):
         yield from batch.column(0).cast(pa.string()).to_pylist()
 
 
 def _column(names: list[str], manifest: Source) -> int:
     if "uri" not in names:
-        has = ", ".join(names[:20]) or "none"
-        raise SettingsError(f"{manifest.uri}: a manifest needs a column uri; it has: {has}")
+        has = ", ".join(name if name.isprintable() else repr(name) for name in names[:20])[:300]
+        raise SettingsError(f"{manifest.uri}: a manifest needs a column uri; it has: {has or 'none'}")
     return names.index("uri")
 
 
@@ -80,6 +91,8 @@ def _look_up(
         try:
             protocol, _ = split_protocol(address)
             canonical_uri(address)
+            if "\0" in address:
+                raise ValueError("it holds a NUL")
         except ValueError as error:
             where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address: {error}"
             found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)

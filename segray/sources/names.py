@@ -47,3 +47,8 @@ def printable(name: str) -> str:
 def is_utf8(name: str) -> bool:
     """False for a local file name with bytes that are not UTF-8 (Python keeps them as lone surrogates)."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def one_line(words: str) -> str:
+    """What a library said, on one line, without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words.split()))

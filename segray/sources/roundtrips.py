@@ -14,6 +14,7 @@ from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
 
 from segray.errors import ItemError, SegrayError
+from segray.sources.names import one_line
 from segray.storage import StorageSettings, error_type, is_passing, retrying
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return str(error.strerror)
-    words = _QUERY.sub("", " ".join(str(error).split())).partition(" RequestId:")[0]  # Azure's
+    words = _QUERY.sub("", one_line(str(error))).partition(" RequestId:")[0]  # Azure's
     words = _ERRNO.sub("", words)
     if isinstance(error, PermissionError):
         words = f"access denied ({words})" if words else "access denied"

@@ -33,7 +33,8 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
     except EOFError as error:
         raise ItemError("truncated", "the gzip stream ends early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise ItemError("corrupt", f"the gzip stream is broken ({error})") from error
+        words = str(error).partition(" (b'")[0]  # the bytes it met
+        raise ItemError("corrupt", f"the gzip stream is broken ({words})") from error
     except (tarfile.HeaderError, *_PARSER_ERRORS) as error:
         raise _header_error(error) from error
 

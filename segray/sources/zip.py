@@ -33,7 +33,8 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
         archive = zipfile.ZipFile(cast(IO[bytes], counted))
     except (zipfile.BadZipFile, NotImplementedError, *_PARSER_ERRORS) as error:
         raise _directory_error(stream, error) from error
-    counted.left = _MOST_READS * stream.seek(0, SEEK_END)
+    counted.size = stream.seek(0, SEEK_END)
+    counted.left = _MOST_READS * counted.size
     for index, info in enumerate(archive.infolist()):
         if not info.is_dir():
             yield _member(archive, info, index, counted)
@@ -44,7 +45,7 @@ class _CountingReader:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self.left = 0
+        self.size = self.left = 0
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
@@ -66,16 +67,9 @@ def _directory_error(stream: IO[bytes], error: Exception) -> ItemError:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted: _CountingReader) -> Member:
     def read(max_bytes: int) -> bytes | ItemError:
-        if counted.left < 0:
-            return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            return ItemError("unsupported", "the member is a link or a device, not a plain file")
-        if info.flag_bits & _ENCRYPTED:
-            return ItemError("unsupported", "the member is encrypted")
-        if info.file_size > max_bytes:
-            return too_large(info.file_size, max_bytes)
-        if info.file_size > max(_ANY_RATIO_BYTES, _MOST_RATIO * info.compress_size):
-            return ItemError("too_large", f"the member claims to inflate more than {_MOST_RATIO:,} times")
+        refusal = _refusal(info, counted, max_bytes)
+        if refusal is not None:
+            return refusal
         try:
             return _inflate(archive, info, max_bytes)
         except NotImplementedError as error:
@@ -83,13 +77,31 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted
         except EOFError:
             return ItemError("truncated", "the compressed data of the member end early")
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, *_PARSER_ERRORS) as error:
-            return ItemError("corrupt", f"the member is broken ({error})")
+            words = "its header has another name" if "header b'" in str(error) else error
+            return ItemError("corrupt", f"the member is broken ({words})")
         except OSError as error:
             if error.errno is not None or type(error) is not OSError:
                 raise  # the storage's
             return ItemError("corrupt", f"the member is broken ({error})")  # the bzip2 decoder's
 
     return Member(index, info.filename, info.file_size, read)
+
+
+def _refusal(info: zipfile.ZipInfo, counted: _CountingReader, max_bytes: int) -> ItemError | None:
+    """What the directory alone tells against a member."""
+    if counted.left < 0:
+        return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        return ItemError("unsupported", "the member is a link or a device, not a plain file")
+    if info.flag_bits & _ENCRYPTED:
+        return ItemError("unsupported", "the member is encrypted")
+    if not 0 <= info.header_offset < counted.size:
+        return ItemError("corrupt", "the member lies outside the file")
+    if info.file_size > max_bytes:
+        return too_large(info.file_size, max_bytes)
+    if info.file_size > max(_ANY_RATIO_BYTES, _MOST_RATIO * info.compress_size):
+        return ItemError("too_large", f"the member claims to inflate more than {_MOST_RATIO:,} times")
+    return None
 
 
 def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes | ItemError:
