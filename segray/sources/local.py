@@ -1,5 +1,6 @@
 """Files on local disk: one `scandir` a folder, sorted by name, nothing opened."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -55,10 +56,11 @@ def local_source(path: str) -> Source:
         what = "a symbolic link to nothing" if Path(path).is_symlink() else "the file is not there"
         return _rejected(path, "missing", what)
     except OSError as error:
-        return _rejected(path, "storage", f"the file cannot be looked up: {describe(error)}")
-    kind = stat.S_IFMT(status.st_mode)
-    if kind != stat.S_IFREG:
-        return _rejected(path, "unsupported", f"{_SPECIAL.get(kind, 'something else')}, not a file")
+        kind: ErrorType = "missing" if error.errno == errno.ENAMETOOLONG else "storage"
+        return _rejected(path, kind, f"the file cannot be looked up: {describe(error)}")
+    mode = stat.S_IFMT(status.st_mode)
+    if mode != stat.S_IFREG:
+        return _rejected(path, "unsupported", f"{_SPECIAL.get(mode, 'something else')}, not a file")
     version = f"{status.st_size}-{status.st_mtime_ns}"
     return Source(f"file://{path}", path, "file", version, status.st_size)
 

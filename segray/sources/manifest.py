@@ -55,10 +55,10 @@ def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
 
 def _csv_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
     rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-    column = _column(next(rows, []), manifest)
-    for row in rows:
-        if row:  # an empty line is no row
-            yield (row[column] or None) if column < len(row) else None
+    filled = filter(None, rows)  # an empty line is no row
+    column = _column(next(filled, []), manifest)
+    for row in filled:
+        yield (row[column] or None) if column < len(row) else None
 
 
 def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
@@ -93,7 +93,7 @@ def _look_up(
             canonical_uri(address)
             if "\0" in address:
                 raise ValueError("it holds a NUL")
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
             where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address: {error}"
             found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)
             continue

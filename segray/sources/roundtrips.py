@@ -41,7 +41,7 @@ def request_all(
         nonlocal pending
         answers = _once(filesystem, name, [arguments[index] for index in pending])
         for index, answer in zip(pending, answers, strict=True):
-            results[index] = answer
+            results[index] = _what_happened(answer)
         pending = [index for index in pending if _passes(results[index])]
         if pending:
             raise results[pending[0]]
@@ -52,6 +52,13 @@ def request_all(
         if not pending:  # not an answer but a fault of ours
             raise
     return results
+
+
+def _what_happened(answer: object) -> object:
+    """fsspec says FileNotFoundError of an http file, whatever went wrong; the cause tells."""
+    cause = answer.__cause__ if isinstance(answer, FileNotFoundError) else None
+    is_http = type(cause).__module__.startswith("aiohttp")
+    return cause if is_http and getattr(cause, "status", None) not in (404, 410) else answer
 
 
 def _passes(answer: object) -> bool:
