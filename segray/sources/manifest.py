@@ -90,7 +90,7 @@ def _look_up(
         address = _absolute(uri, base)
         try:
             protocol, _ = split_protocol(address)
-            canonical_uri(address)
+            canonical = canonical_uri(address)
             if "\0" in address:
                 raise ValueError("it holds a NUL")
         except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
@@ -98,10 +98,10 @@ def _look_up(
             found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)
             continue
         if protocol == "file":
-            found[row] = local_source(open_filesystem(address, storage)[1])
+            found[row] = local_source(canonical.removeprefix("file://"))
         elif protocol not in EXTRAS:
             reason = f"unknown protocol {protocol}://"
-            found[row] = Source(canonical_uri(address), address, "file", "", -1, "unsupported", reason)
+            found[row] = Source(canonical, address, "file", "", -1, "unsupported", reason)
         else:
             filesystem, path = open_filesystem(address, storage)
             remote.setdefault(id(filesystem), (filesystem, protocol, []))[2].append((row, path))
