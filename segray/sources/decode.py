@@ -147,6 +147,8 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
     if isinstance(error, Image.DecompressionBombError):
         pixels = int(re.findall(r"\d+", str(error))[0])
         return ItemError("too_large", f"{form} of {pixels:,} pixels, more than the limit allows")
+    if "out of memory" in said:
+        return ItemError("memory", f"{form}: decoding it needs more memory than a decoder may have")
     if "max_text" in said:
         return ItemError("too_large", f"{form}: its text chunks inflate beyond the limit of the decoder")
     if "not identified by this driver" in said:

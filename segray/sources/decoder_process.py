@@ -50,6 +50,9 @@ def serve(decode: Decoder) -> None:
     connection, source, target = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _volunteer_for_oom_killer()
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )  # no core files
     own_bytes = _address_space()
     connection.send_bytes(READY)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libpng complain there; ends the parent's pipe

@@ -33,6 +33,8 @@ from segray.sources.decoder_process import READY, read_whole, write_whole
 TABLE_BYTES = 32 << 20
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
+_END_S = 10.0
+"""Seconds for a process to end that has closed its connection."""
 _KEPT_BYTES = 64 << 20
 """A shared file that a big picture made larger than this is given back to the system afterwards."""
 
@@ -72,10 +74,14 @@ class DecodeSandbox:
 
         The pixels lie in an array of their own, or in what `room(size in bytes)` returns.
         """
+        fresh = self._child is None
         try:
             return self._try(data, max_pixels, room or _own_room)
         except _ChildDiedError:
             self.close()
+        except ItemError as error:
+            if error.error_type != "memory" or fresh:
+                raise  # else what earlier files left behind in the child may have filled it
         try:
             return self._try(data, max_pixels, room or _own_room)
         except _ChildDiedError as death:
@@ -164,8 +170,17 @@ class _Child:
                 raise ItemError("timeout", f"decoding it took longer than {timeout_s:g} s")
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError):
-            raise _ChildDiedError(self._process.wait()) from None
+            raise _ChildDiedError(self._status()) from None
         return answer
+
+    def _status(self) -> int:
+        """How the child ended; one that only stopped talking is ended here."""
+        try:
+            return self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return 0
 
 
 def _shared_file() -> int:

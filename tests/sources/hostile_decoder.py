@@ -11,6 +11,8 @@ import numpy as np
 from segray.sources.decode import Decoded, decode_rgb
 from segray.sources.decoder_process import serve
 
+_HOARD: list[bytearray] = []
+
 
 def obey(data: bytes, max_pixels: int) -> Decoded:
     """`<order> <argument>` in `data`; anything else is decoded as usual."""
@@ -27,7 +29,12 @@ def obey(data: bytes, max_pixels: int) -> Decoded:
         time.sleep(3600)
     if order == b"allocate":
         np.empty(int(argument), np.uint8)  # address space is what is bounded
-    if order in (b"die-once", b"pid", b"allocate"):
+    if order == b"hoard":
+        _HOARD.append(bytearray(int(argument)))
+    if order == b"mute":
+        os.closerange(3, 256)
+        time.sleep(3600)
+    if order in (b"hoard", b"die-once", b"pid", b"allocate"):
         return Decoded(np.full((1, 1, 3), os.getpid() % 251, np.uint8), os.getpid())
     return decode_rgb(data, max_pixels)
 

@@ -1,6 +1,7 @@
 """Crashes, hangs and memory bombs in the decoder cost one item; pixels come through unchanged."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -83,11 +84,37 @@ def test_memory_grows_with_the_pixel_limit_only(sandbox: DecodeSandbox) -> None:
     assert sandbox.decode(order, 30_000_000).frames > 0
 
 
+def test_what_one_file_left_in_memory_is_not_held_against_the_next(sandbox: DecodeSandbox) -> None:
+    works(sandbox)
+    first = sandbox.decode(b"hoard %d" % (180 << 20), 1000).frames
+    assert sandbox.decode(b"allocate %d" % (180 << 20), 1000).frames not in (0, first)
+    assert works(sandbox)
+
+
+def test_child_that_stops_talking_is_ended(sandbox: DecodeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segray.sources.sandbox._END_S", 0.2)
+    start = time.monotonic()
+    assert refusal(sandbox, b"mute ").error_type == "crashed"
+    assert time.monotonic() - start < 10
+    assert works(sandbox)
+
+
 def test_one_child_for_many_files(sandbox: DecodeSandbox) -> None:
     first, second = (sandbox.decode(b"pid ", 1000).frames for _ in range(2))
     assert first == second != os.getpid()
     refusal(sandbox, b"not a picture")
     assert sandbox.decode(b"pid ", 1000).frames == first
+
+
+def test_a_crash_leaves_no_core_file(sandbox: DecodeSandbox) -> None:
+    sandbox.close()
+    ours = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (ours[1], ours[1]))
+    try:
+        child = sandbox.decode(b"pid ", 1000).frames
+        assert resource.prlimit(child, resource.RLIMIT_CORE)[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, ours)
 
 
 def test_child_ends_with_its_parent() -> None:
