@@ -178,23 +178,10 @@ def annotated(
 
     Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
     """
-    _configure(settings.ray)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
-    work = _Work(plan, settings, resources.cpus)
-    rows_a_block = max(8, 4 * resources.batch_size)
-    decoded = ray.data.read_datasource(
-        work, num_cpus=READ_CPUS, override_num_blocks=len(work.get_read_tasks())
-    ).map_batches(
-        _Decode,
-        fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, rows_a_block),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
-        num_cpus=resources.decoder_cpus,
-    )
-    answers = decoded.map_batches(
+    answers = decoded(plan, settings, resources).map_batches(
         _Annotate,
         fn_constructor_args=(ray.put(model), attempts, resources, precision, settings.score_threshold),
         batch_size=None,
@@ -212,6 +199,23 @@ def annotated(
     finally:
         with suppress(ray.exceptions.RayError):
             ray.kill(attempts)
+
+
+def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray.data.Dataset:
+    """The first two stages, read and decode: tables of schema DECODED."""
+    _configure(settings.ray)
+    work = _Work(plan, settings, resources.cpus)
+    rows_a_block = max(8, 4 * resources.batch_size)
+    return ray.data.read_datasource(
+        work, num_cpus=READ_CPUS, override_num_blocks=len(work.get_read_tasks())
+    ).map_batches(
+        _Decode,
+        fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, rows_a_block),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
+        num_cpus=resources.decoder_cpus,
+    )
 
 
 def _configure(settings: RaySettings) -> None:
