@@ -2,11 +2,13 @@
 
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TextIO
 
 from segray.errors import JobFailedError
 
@@ -15,16 +17,16 @@ LOGGERS = ("ray", "ray.data", "py.warnings")
 
 @contextmanager
 def noise_to_file() -> Iterator[Path]:
-    """What C++ code and child processes write to stderr, and Python warnings, go to the file that is given.
+    """What C++ code and child processes say, and Python warnings, go to the file that is given.
 
-    Our own `sys.stderr` still reaches the terminal, through a copy of the descriptor. The file is removed
-    at the end unless the job failed.
+    Our own `sys.stdout` and `sys.stderr` still reach the terminal, through copies of the descriptors. The
+    file is removed at the end unless the job failed.
     """
     descriptor, name = tempfile.mkstemp(prefix="segray-", suffix="-ray.log")
     log, keep = Path(name), False
     logging.captureWarnings(True)
     try:
-        with _stderr_to(descriptor):
+        with _last_word(log), _noise_to(descriptor, "stdout"), _noise_to(descriptor, "stderr"):
             yield log
     except (JobFailedError, KeyboardInterrupt):
         keep = True
@@ -36,24 +38,60 @@ def noise_to_file() -> Iterator[Path]:
             log.unlink(missing_ok=True)
 
 
-@contextmanager
-def _stderr_to(descriptor: int) -> Iterator[None]:
+def _is_own(stream: TextIO, name: str) -> bool:
+    """Whether it is the process' own: a test's or a notebook's has no descriptor or another one."""
     try:
-        on_terminal = sys.stderr.fileno() == 2
-    except (OSError, ValueError):  # a test's or a notebook's stderr is no descriptor
-        on_terminal = False
-    if not on_terminal:
+        return stream.fileno() == {"stdout": 1, "stderr": 2}[name]
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _last_word(log: Path) -> Iterator[None]:
+    """Tells the user what to do when this process ends without a word of its own.
+
+    Ray's C++ code ends it so when Ray's own processes die (at once for the raylet, after a minute for the
+    gcs_server); so do the system short of memory and `kill -9`. A shell waits for a line through a pipe
+    and speaks when the pipe ends without one.
+    """
+    if not _is_own(sys.stderr, "stderr"):
         yield
         return
-    terminal, ours = os.dup(2), sys.stderr
-    os.dup2(descriptor, 2)
-    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=ours.encoding, errors="replace")
+    line = (
+        "segray: the job ended without a word: it was killed, memory ran out, or Ray's own processes died "
+        f"({log} may say); what is committed is safe, run the same command again to continue"
+    )
+    waiting = subprocess.Popen(
+        ["/bin/sh", "-c", 'read word || printf "%s\n" "$0" >&2', line],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
     try:
         yield
     finally:
-        sys.stderr.close()
-        sys.stderr = ours
-        os.dup2(terminal, 2)
+        waiting.communicate(b"ended in words\n")
+
+
+@contextmanager
+def _noise_to(descriptor: int, name: Literal["stdout", "stderr"]) -> Iterator[None]:
+    """What others write to the stream goes to `descriptor`; what we write, where it went before."""
+    ours: TextIO = getattr(sys, name)
+    if not _is_own(ours, name):
+        yield
+        return
+    number = ours.fileno()
+    ours.flush()
+    terminal = os.dup(number)
+    os.dup2(descriptor, number)
+    stream = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=ours.encoding, errors="replace")
+    setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        stream.close()
+        setattr(sys, name, ours)
+        os.dup2(terminal, number)
         os.close(terminal)
 
 

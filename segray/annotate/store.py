@@ -15,6 +15,7 @@ by the next start. Memory: one merge holds about `MERGE_BYTES` of commits.
 Numbers grow for the life of an output, so that of two rows of one item the one in the higher file is newer.
 """
 
+import errno
 import json
 import os
 import re
@@ -175,9 +176,9 @@ class Store:
                 raise JobFailedError(f"cannot write {path}: {describe(error)}") from error
             raise
         except OSError as error:
-            raise JobFailedError(
-                f"cannot {what} {path}: {describe(error)}; what is committed is safe, run again to continue"
-            ) from error
+            room = "make room, then " * (error.errno in (errno.ENOSPC, errno.EDQUOT))
+            advice = f"what is committed is safe, {room}run again to continue"
+            raise JobFailedError(f"cannot {what} {path}: {describe(error)}; {advice}") from error
 
     def _find(self, folder: str) -> dict[str, int]:
         """Raises FileNotFoundError where there is no such folder."""
