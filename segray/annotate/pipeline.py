@@ -179,7 +179,7 @@ def annotated(
     Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0)(Attempts)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
     answers = decoded(plan, settings, resources).map_batches(
         _Annotate,
