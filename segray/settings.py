@@ -110,6 +110,9 @@ class AnnotateSettings(JobSettings):
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
     batch_size: int | None = Field(None, ge=1, description="images a model call: 8 on a GPU, 1 on a CPU")
+    proposals: int | None = Field(
+        None, ge=1, description="most regions an image that a Mask R-CNN looks at; default the model's own"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device is good at it"

@@ -20,8 +20,12 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import _setup_scales
 
-from segray.annotate.device import Precision, arithmetic
+from segray.annotate.device import DTYPES, Precision, arithmetic
+from segray.annotate.folding import cast_weights, fold_batch_norms
+from segray.annotate.roialign import BagRoIAlign
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +59,27 @@ class MaskRCNNDetector:
     """
 
     def __init__(
-        self, model: MaskRCNN, device: torch.device, precision: Precision, score_threshold: float
+        self,
+        model: MaskRCNN,
+        device: torch.device,
+        precision: Precision,
+        score_threshold: float,
+        proposals: int | None = None,
     ) -> None:
+        """proposals: most regions of an image that the second stage looks at; None: as the model has it."""
         self.device, self.precision = device, precision
         self.model = copy.deepcopy(model).eval().to(device)
         self.model.roi_heads.score_thresh = score_threshold
-        if precision != "fp32":
+        if proposals is not None:
+            self.model.rpn._post_nms_top_n["testing"] = proposals
+        fold_batch_norms(self.model)
+        self.channels_last = device.type == "cpu" or precision != "fp32"  # fp32 on a GPU: not measured
+        if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            _align_by_bags(self.model)
+        if precision != "fp32":
+            cast_weights(self.model, DTYPES[precision])
             _keep_boxes_in_float32(self.model)
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
@@ -77,6 +95,7 @@ class MaskRCNNDetector:
             features = self.model.backbone(batch.tensors)
             if isinstance(features, Tensor):
                 features = OrderedDict([("0", features)])
+            self._set_scales(features, batch.tensors)
             proposals, _ = self.model.rpn(batch, features)
             found, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
             for each, size, image in zip(found, batch.image_sizes, images, strict=True):
@@ -91,11 +110,23 @@ class MaskRCNNDetector:
         scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
         return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
+    def _set_scales(self, features: dict[str, Tensor], padded: Tensor) -> None:
+        """What torchvision infers from the first image, unpadded, for all that come after it.
+
+        Where that one is very narrow, its padding makes the scales wrong.
+        """
+        for pool in _pools(self.model):
+            maps = [each for name, each in features.items() if name in pool.featmap_names]
+            size = (padded.shape[2], padded.shape[3])
+            pool.scales, pool.map_levels = _setup_scales(
+                maps, [size], pool.canonical_scale, pool.canonical_level
+            )
+
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> ImageList:
         transform = self.model.transform
         prepared = [self._prepared(image) for image in images]
         padded = transform.batch_images(list(prepared), transform.size_divisible)
-        if self.precision != "fp32":
+        if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
         return ImageList(padded, [(each.shape[1], each.shape[2]) for each in prepared])
 
@@ -105,6 +136,20 @@ class MaskRCNNDetector:
         normal = self.model.transform.normalize(pixels)
         size = self._resized(*image.shape[:2])
         return interpolate(normal[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _pools(model: MaskRCNN) -> list[MultiScaleRoIAlign]:
+    heads = model.roi_heads
+    return [
+        pool for pool in (heads.box_roi_pool, heads.mask_roi_pool) if isinstance(pool, MultiScaleRoIAlign)
+    ]
+
+
+def _align_by_bags(model: MaskRCNN) -> None:
+    for name in ("box_roi_pool", "mask_roi_pool"):
+        pool = getattr(model.roi_heads, name)
+        if type(pool) is MultiScaleRoIAlign and pool.sampling_ratio > 0:
+            setattr(model.roi_heads, name, BagRoIAlign(pool))
 
 
 def _keep_boxes_in_float32(model: MaskRCNN) -> None:

@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str) -> dict[str, Any]:
     """What results depend on; never workers, batch size or reject limit.
 
-    Scenes will fill the fields that are null now, so that outputs made today stay comparable.
+    Scenes will fill the fields that are null now, so that outputs made today stay comparable. Raises
+    SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
     """
+    if settings.proposals is not None:
+        from segray.annotate.detector import is_plain_maskrcnn
+
+        if not is_plain_maskrcnn(model.module):
+            raise SettingsError(f"proposals: {model.name} is no Mask R-CNN of torchvision's: leave it out")
     return {
         "format": 1,
         "model": model.name,
         "model_digest": model.digest,
         "score_threshold": settings.score_threshold,
         "precision": precision,
+        "proposals": settings.proposals,
         "max_pixels": settings.max_pixels,
         "tile": None,
         "overlap": None,

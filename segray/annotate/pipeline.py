@@ -150,7 +150,13 @@ class _Annotate:
     """DECODED -> ANNOTATED; see `model_step`."""
 
     def __init__(
-        self, model: Any, attempts: Any, resources: Resources, precision: "Precision", threshold: float
+        self,
+        model: Any,
+        attempts: Any,
+        resources: Resources,
+        precision: "Precision",
+        score_threshold: float,
+        proposals: int | None,
     ) -> None:
         from segray.annotate.model_step import Annotate
         from segray.annotate.predictor import Predictor
@@ -160,9 +166,10 @@ class _Annotate:
                 ray.get(model),
                 device=resources.device,
                 precision=precision,
-                score_threshold=threshold,
+                score_threshold=score_threshold,
                 batch_size=resources.batch_size,
                 threads=resources.threads,
+                proposals=proposals,
             )
 
         self._step = Annotate(make_predictor, _RemoteAttempts(attempts), resources.actors)
@@ -183,7 +190,10 @@ def annotated(
     attempts = actor.options(scheduling_strategy=here).remote()
     answers = decoded(plan, settings, resources).map_batches(
         _Annotate,
-        fn_constructor_args=(ray.put(model), attempts, resources, precision, settings.score_threshold),
+        fn_constructor_args=(
+            *(ray.put(model), attempts, resources, precision),
+            *(settings.score_threshold, settings.proposals),
+        ),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),

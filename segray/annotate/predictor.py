@@ -29,9 +29,11 @@ class Predictor:
         score_threshold: float,
         batch_size: int,
         threads: int | None = None,
+        proposals: int | None = None,
     ) -> None:
         """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are.
 
+        proposals: see MaskRCNNDetector; a model of the user's own has none.
         Raises JobFailedError for a model of the user's own that asks for what is not known here.
         """
         if threads is not None:
@@ -40,7 +42,7 @@ class Predictor:
         self.batch_size = min(batch_size, getattr(model.module, "batch_size", batch_size))
         self.detector: MaskRCNNDetector | ForeignDetector
         if is_plain_maskrcnn(model.module):
-            self.detector = MaskRCNNDetector(model.module, where, precision, score_threshold)
+            self.detector = MaskRCNNDetector(model.module, where, precision, score_threshold, proposals)
         else:
             self.detector = ForeignDetector(model.module, model.name, where, score_threshold)
 

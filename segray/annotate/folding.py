@@ -1,0 +1,67 @@
+"""A network's weights made ready for inference: batch norms folded into convolutions, numbers cast once.
+
+In inference a batch norm is y = (x - mean) * gain / sqrt(variance + eps) + bias, an affine map of each
+channel, as the convolution before it is: the two are one convolution with other weights (Jacob et al.,
+https://arxiv.org/abs/1712.05877, section 3.2). The same up to rounding, with one pass over memory less.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold, in place, each batch norm that is known to follow a convolution and nothing else.
+
+    network: in evaluation mode. Known: neighbours in a `Sequential` and the blocks of torchvision's ResNet.
+    Others stay as they are, as do modules that are used in two places.
+    """
+    uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
+    for owner in list(network.modules()):
+        for conv_name, norm_name in _followers(owner):
+            conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
+            if type(conv) is nn.Conv2d and _is_affine(norm) and uses[id(conv)] == uses[id(norm)] == 1:
+                _fold(conv, norm)
+                setattr(owner, norm_name, nn.Identity())
+
+
+def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast, in place, what autocast would cast in each call: weights of convolutions and linear maps."""
+    for module in network.modules():
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear):
+            module.to(dtype)
+
+
+def _followers(owner: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of children of which the second is given what the first one answers, and nobody else is."""
+    names = [name for name, _ in owner.named_children()]
+    if isinstance(owner, IntermediateLayerGetter):  # runs its children in order, and gives some away
+        yield from (pair for pair in pairwise(names) if pair[0] not in owner.return_layers)
+    elif type(owner).forward is nn.Sequential.forward:
+        yield from pairwise(names)
+    elif type(owner) in (BasicBlock, Bottleneck):
+        yield from ((name, name.replace("conv", "bn")) for name in names if name.startswith("conv"))
+
+
+def _is_affine(norm: nn.Module) -> bool:
+    """Whether it is the affine map above: a batch norm that looks at its batch is not."""
+    return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None)
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    """In float64, rounded once."""
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
+    weight, bias, mean, variance = (None if each is None else each.double() for each in tensors)
+    gain, shift = (None if each is None else each.double() for each in (norm.weight, norm.bias))
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, shift)
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
