@@ -11,12 +11,15 @@ from tests import servers
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of what goes wrong is tried: small by default, large on request (README, `Measured`)."""
     group = parser.getgroup("segray")
-    group.addoption("--kills", type=int, default=6, help="seeded kills of each kind's share of trials")
+    group.addoption("--kills", type=int, default=9, help="seeded kills, of nine kinds in turn")
     group.addoption("--node-losses", type=int, default=1, help="nodes lost in two- and three-node clusters")
     group.addoption(
         "--storage-runs", type=int, default=1, help="runs over a storage that fails one request in ten"
     )
+    group.addoption("--fault-seed", type=int, default=1, help="the first trial's seed; the others count on")
     group.addoption("--fuzz-files", type=int, default=300, help="mutated images; a fifth as many archives")
+    group.addoption("--keys", type=int, default=30_000, help="names in the bucket that is listed")
+    group.addoption("--ledger-rows", type=int, default=20_000, help="items of the output that is resumed")
     group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.annotate.identity import check_identity, identity_of
+from segray.annotate.inventory import Inventory
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
 from segray.annotate.quiet import noise_to_file
 from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
-from segray.annotate.resources import share_out
+from segray.annotate.resources import Cluster, Resources, share_out
 from segray.annotate.sink import Sink
 from segray.annotate.store import Store
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
@@ -52,8 +54,7 @@ class Prepared:
     device: str
     precision: "Precision"
     identity: dict[str, Any]
-    ignored: int
-    """Names in the listing without an image suffix."""
+    ray: "_StartingRay"
     log: Path
     """Where Ray's messages go."""
 
@@ -66,23 +67,27 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with Plan() as plan, noise_to_file() as log:
-        prepared = _prepare(settings, plan, log)
-        if not plan.sources():
-            named = ", ".join(map(shown, settings.sources))
-            raise NothingToDoError(f"no image in {named} ({prepared.ignored:,} other names ignored)")
-        if settings.dry_run:
-            say(dry_run_lines(settings, plan, prepared.ignored, prepared.model.name, prepared.device))
-            return ExitCode.DONE
-        with Lock(prepared.store) as lock:
-            record, did = _run(prepared, plan, lock)
+    with noise_to_file() as log, Plan() as plan:
+        prepared = _prepare(settings, log)
+        with Inventory(settings.sources, settings.storage, plan) as inventory:
+            if settings.dry_run:
+                with Progress("listing") as progress:
+                    inventory.complete(progress)
+                say(
+                    dry_run_lines(
+                        settings, plan, inventory.listing.ignored, prepared.model.name, prepared.device
+                    )
+                )
+                return ExitCode.DONE
+            with Lock(prepared.store) as lock:
+                record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(settings, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
 
-def _prepare(settings: AnnotateSettings, plan: Plan, log: Path) -> Prepared:
-    """Look at the output, load the model, touch every source: all problems at once; then list the sources."""
+def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
+    """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
     problems: list[str] = []
 
     def attempt(step: Callable[[], T]) -> T | None:
@@ -93,35 +98,70 @@ def _prepare(settings: AnnotateSettings, plan: Plan, log: Path) -> Prepared:
             return None
 
     store = attempt(lambda: _open_output(settings))
-    model = attempt(lambda: _load(settings))
-    where = attempt(lambda: _where(settings, log))
-    for source in settings.sources:
-        attempt(lambda source=source: next(iter(Listing([source], settings.storage)), None))  # type: ignore[misc]
-    if problems or store is None or model is None or where is None:
-        raise SettingsError(*problems)
-    device, precision = where
-    identity = identity_of(settings, model, precision)
-    _check_identity(store, identity, settings)
-    listing = _list(settings, plan)
-    return Prepared(settings, store, model, device, precision, identity, listing.ignored, log)
+    found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
+    if not problems and not any(touched and touched[0] for touched in found):
+        ignored = sum(touched[1] for touched in found if touched)
+        named = ", ".join(map(shown, settings.sources))
+        raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
+    starting = _StartingRay(settings, log)
+    if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
+        starting.begin()
+    try:
+        model = attempt(lambda: _load(settings))
+        where = attempt(lambda: _where(settings, starting))
+        if problems or store is None or model is None or where is None:
+            raise SettingsError(*problems)
+        device, precision = where
+        identity = identity_of(settings, model, precision)
+        _check_identity(store, identity, settings)
+    except SegrayError:
+        starting.undo()
+        raise
+    return Prepared(settings, store, model, device, precision, identity, starting, log)
+
+
+class _StartingRay:
+    """Ray takes seconds to start, most of them waiting: the model is loaded meanwhile."""
+
+    def __init__(self, settings: AnnotateSettings, log: Path) -> None:
+        self.in_cluster = _in_cluster(settings)
+        self._settings, self._log = settings, log
+        self._pool = ThreadPoolExecutor(1, "segray-start-ray")
+        self._begun: Future[Cluster] | None = None
+
+    def begin(self) -> None:
+        """Start it in a thread, or connect to it."""
+        self._begun = self._begun or self._pool.submit(self._start)
+
+    def cluster(self) -> Cluster:
+        """What there is, once it runs."""
+        self.begin()
+        assert self._begun is not None
+        return self._begun.result()
+
+    def undo(self) -> None:
+        """Stop a Ray of our own that was started for nothing."""
+        if self._begun is not None and not self.in_cluster:
+            self._begun.exception()
+            import ray
+
+            ray.shutdown()
+
+    def _start(self) -> Cluster:
+        from segray.annotate import pipeline
+
+        return pipeline.start_ray(self._settings.ray, self._log)
+
+
+def _touch(source: str, settings: AnnotateSettings) -> tuple[bool, int]:
+    """(Whether there is anything to do in a source, ignored names before it)."""
+    listing = Listing([source], settings.storage)
+    return next(iter(listing), None) is not None, listing.ignored
 
 
 def _check_identity(store: Store, identity: dict[str, Any], settings: AnnotateSettings) -> None:
     if store.has_items():
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
-
-
-def _list(settings: AnnotateSettings, plan: Plan) -> Listing:
-    listing = Listing(settings.sources, settings.storage)
-    with Progress("listing") as progress:
-
-        def counted() -> Iterator[Any]:
-            for source in listing:
-                progress.add(1)
-                yield source
-
-        plan.add_sources(counted())
-    return listing
 
 
 def _open_output(settings: AnnotateSettings) -> Store:
@@ -137,16 +177,14 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
     return load_weights(settings.weights, settings.storage)
 
 
-def _where(settings: AnnotateSettings, log: Path) -> "tuple[str, Precision]":
+def _where(settings: AnnotateSettings, ray: "_StartingRay") -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.annotate.device import resolve_device, resolve_precision
 
-    if not _in_cluster(settings):
+    if not ray.in_cluster:
         device = resolve_device(settings.device)
         return device, resolve_precision(settings.precision, device)
-    from segray.annotate.pipeline import start_ray
-
-    cluster = start_ray(settings.ray, log)
+    cluster = ray.cluster()
     device = ("cuda" if cluster.gpus else "cpu") if settings.device == "auto" else settings.device
     if device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
@@ -163,7 +201,7 @@ def _in_cluster(settings: AnnotateSettings) -> bool:
     return bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
 
 
-def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], str]:
+def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
     settings, store = prepared.settings, prepared.store
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
@@ -172,21 +210,26 @@ def _run(prepared: Prepared, plan: Plan, lock: Lock) -> tuple[dict[str, Any], st
         plan.add_ledger(store, part)
     if settings.retry_rejected:
         plan.forget_rejected()
+    with Progress("listing") as listing:
+        work = inventory.next_round(listing)
     finished = _finished(store)
-    if finished is not None and plan.is_finished():
+    if not work and finished is not None and plan.is_finished():
         return finished, "nothing to do, finished before"
-    answers = _annotated(prepared, plan) if plan.has_work() else ()  # what cannot start changes nothing
+    resources = _ready(prepared) if work else None  # what cannot start changes nothing
     store.delete(RUN)
     store.write_json(PLAN, prepared.identity)
     sink = Sink(store, plan, lock, parts, settings.commit_every_s)
-    with Progress("annotate", plan.known_total(), plan.answered()) as progress:
-        _take(answers, sink, progress)
+    with Progress("annotate", done=plan.answered()) as progress:
+        while resources is not None and work:
+            _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
+            work = inventory.next_round()
         sink.finish()
     if not plan.counts()["items"]:
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named}: the archives hold none")
     did = progress.items - progress.done_before
-    record = run_record(settings, prepared.identity, plan, prepared.ignored, progress.seconds, did)
+    ignored = inventory.listing.ignored
+    record = run_record(settings, prepared.identity, plan, ignored, progress.seconds, did)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {rate} images/s"
@@ -208,6 +251,7 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             items = table.filter(pc.is_valid(table["image_id"]))
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
             progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
+        sink.commit()
     except (KeyboardInterrupt, SegrayError):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break what ends here
@@ -220,17 +264,28 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _annotated(prepared: Prepared, plan: Plan) -> Iterable[Any]:
-    from segray.annotate import pipeline
-
-    cluster = pipeline.start_ray(prepared.settings.ray, prepared.log)
+def _ready(prepared: Prepared) -> Resources:
+    """Ray runs and what is asked for fits into it."""
+    resources = share_out(prepared.settings, prepared.device, prepared.ray.cluster())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, a preempted pod: stop as for Ctrl-C
-    resources = share_out(prepared.settings, prepared.device, cluster)
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "
         f"Ray's messages: {prepared.log} (kept if the job fails)",
         file=sys.stderr,
     )
-    return pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources)
+    return resources
+
+
+def _answers(
+    prepared: Prepared, plan: Plan, inventory: Inventory, resources: Resources, progress: Progress
+) -> Iterator[pa.Table]:
+    """One round of work; tells `progress` the total as soon as it is known."""
+    from segray.annotate import pipeline
+
+    total_told = False
+    for table in pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources):
+        if inventory.ended and not total_told:
+            progress.total, total_told = plan.known_total(), True
+        yield table

@@ -6,8 +6,10 @@ scene's tiles will be rows of the same two tables.
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +24,7 @@ LEDGER_COLUMNS = [
     "empty_masks", "vanished",
 ]  # fmt: skip
 
+_ROWS = 1000
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
                      error_type TEXT, error TEXT) WITHOUT ROWID;
@@ -69,7 +72,9 @@ class Plan:
     """Context manager around the scratch database."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)  # a file that is gone with the process
+        self._filling = threading.Lock()
+        # a file that is gone with the process; SQLite itself lets one thread in at a time
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
         )
@@ -85,9 +90,10 @@ class Plan:
     # --- filling -------------------------------------------------------------------------------------
 
     def add_sources(self, sources: Iterable[Source]) -> None:
-        """The listing; an address that comes twice is one source."""
+        """The listing, or more of it; an address that comes twice is one source. Any thread may call it."""
         rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error) for s in sources)
-        self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", rows)
+        while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
+            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", some)
 
     def add_ledger(self, store: Store, part: Part) -> None:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
@@ -115,16 +121,15 @@ class Plan:
         self._many(f"INSERT INTO stale SELECT part, image_id FROM {rejected}", whole)
         self._many(f"DELETE FROM {rejected}", whole)  # said that the archive was broken
 
-    def moved(self, parts: Iterable[Part], to: Part, vanished: Mapping[str, bool]) -> None:
-        """The rows of merged parts are in another part now, without those that were stale."""
-        for part in parts:
-            self._db.execute(
-                "DELETE FROM ledger WHERE part = ?1 AND image_id IN (SELECT image_id FROM ledger l"
-                " JOIN source s USING (uri) WHERE part = ?1 AND l.version != s.version)",
-                (part.number,),
+    def moved(self, stale: Mapping[int, Sequence[str]], to: Part, vanished: Mapping[str, bool]) -> None:
+        """The rows of merged parts are in another part now, without those that were `stale` then."""
+        for part, dropped in stale.items():
+            self._many(
+                "DELETE FROM ledger WHERE part = ? AND image_id = ?",
+                ((part, image_id) for image_id in dropped),
             )
-            self._db.execute("DELETE FROM stale WHERE part = ?", (part.number,))
-            self._db.execute("UPDATE ledger SET part = ? WHERE part = ?", (to.number, part.number))
+            self._db.execute("DELETE FROM stale WHERE part = ?", (part,))
+            self._db.execute("UPDATE ledger SET part = ? WHERE part = ?", (to.number, part))
         marks = [(int(gone), image_id) for image_id, gone in vanished.items()]
         self._many("UPDATE ledger SET vanished = ? WHERE image_id = ?", marks)
 
@@ -246,9 +251,10 @@ class Plan:
         return int(self._db.execute(query).fetchone()[0])
 
     def _many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        self._db.execute("BEGIN")
-        self._db.executemany(statement, rows)
-        self._db.execute("COMMIT")
+        with self._filling:
+            self._db.execute("BEGIN")
+            self._db.executemany(statement, rows)
+            self._db.execute("COMMIT")
 
     def _add_rows(self, batch: pa.RecordBatch, part: int) -> None:
         ids = batch["image_id"].to_pylist()

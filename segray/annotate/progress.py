@@ -71,7 +71,7 @@ class Progress:
         while len(self._recent) > 2 and now - self._recent[0][0] > RATE_OVER_S:
             self._recent.popleft()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.items, rates=self._rates())
+            self._bar.update(self._task, total=self.total, completed=self.items, rates=self._rates())
         elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._tell()

@@ -1,5 +1,6 @@
 """Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -15,8 +16,9 @@ BUFFER_BYTES = 64 << 20
 SMALL_BYTES, MOST_SMALL = 256 << 10, 8
 """So many ledger parts below this size are merged at the end of a run."""
 
-SHARE_AT_RISK = 0.01
-"""A kill costs at most about this share of the time so far, so that long runs make few commits."""
+SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
+"""A kill costs at most about these shares of the time so far: young runs commit more often than the settings
+ask, because each start costs seconds besides; old ones less often, so that they make few commits."""
 
 
 class Sink:
@@ -28,13 +30,14 @@ class Sink:
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
         self._buffer: list[pa.Table] = []
-        self._started = self._committed = time.monotonic()
+        self._started, self._committed = time.monotonic(), -math.inf  # the first answers are safe at once
 
     def add(self, table: pa.Table) -> None:
         """Keep rows; commit when the last commit is old enough or much is in memory."""
         self._buffer.append(table)
         now = time.monotonic()
-        wait = max(self.every_s, SHARE_AT_RISK * (now - self._started))
+        age = now - self._started
+        wait = max(min(self.every_s, max(EARLIEST_S, EARLY_SHARE * age)), SHARE_AT_RISK * age)
         if now - self._committed >= wait or sum(rows.nbytes for rows in self._buffer) >= BUFFER_BYTES:
             self.commit()
 
@@ -87,8 +90,9 @@ class Sink:
 
     def _merge(self, parts: Sequence[Part], vanished: dict[str, bool]) -> None:
         self.lock.check()
-        merged = self.store.merge(parts, self.plan.stale(parts), vanished)
-        self.plan.moved(parts, merged, vanished)
+        stale = self.plan.stale(parts)  # asked once: the listing may go on meanwhile
+        merged = self.store.merge(parts, stale, vanished)
+        self.plan.moved(stale, merged, vanished)
         self._merged.append(merged)
 
 

@@ -1,0 +1,187 @@
+"""What does not grow with the number of items: memory, files, the wait before work begins."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from segray import schema
+from segray.annotate import inventory as inventory_module
+from segray.annotate.inventory import Inventory
+from segray.annotate.lock import Lock
+from segray.annotate.plan import Plan
+from segray.annotate.sink import Sink
+from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, Store
+from segray.errors import JobFailedError
+from segray.sources.item import Source, image_id
+from segray.storage import StorageSettings
+from tests.annotate.runs import REAL, wait_for
+from tests.annotate.tables import answer, table
+from tests.many_keys import BUCKET, many_keys
+
+BYTES_AT_MOST = 224 << 20
+"""SQLite's cache of 64 MiB, one ledger part, one page of the listing, and Arrow's and malloc's slack."""
+A_PIECE = 5_000
+
+
+def memory_bytes() -> int:
+    """What this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.fixture
+def plan() -> Iterator[Plan]:
+    with Plan() as plan:
+        yield plan
+
+
+def test_a_large_bucket_is_listed_in_flat_memory(plan: Plan, request: pytest.FixtureRequest) -> None:
+    keys = request.config.getoption("--keys")
+    with many_keys(keys, REAL[0]) as storage:
+        plan.add_sources([])
+        before = memory_bytes()
+        with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
+            assert inventory.next_round()
+            wait_for(lambda: inventory.ended, 600, "the listing")
+        assert plan.sources() == keys
+        assert memory_bytes() - before < BYTES_AT_MOST
+
+
+def test_work_begins_before_the_listing_ends_and_nothing_is_done_twice(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory_module, "FIRST_ROUND_S", 0.5)
+    done: list[int] = []
+    with many_keys(6_000, REAL[0], seconds=0.5) as storage:
+        sink = Sink(Store(str(tmp_path), storage), plan, Lock(Store(str(tmp_path), storage)), [], every_s=0)
+        with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
+            began_early = False
+            while inventory.next_round():
+                began_early = began_early or not inventory.ended
+                files = list(plan.todo_files())
+                done.append(len(files))
+                sink.add(table(*(answer(file.uri, file.version, instances=1) for file in files)))
+                sink.commit()
+    assert began_early
+    assert len(done) >= 2
+    assert sum(done) == plan.answered() == 6_000
+    sink.finish()
+
+
+def test_an_item_without_an_answer_does_not_keep_the_rounds_going(plan: Plan, images: Path) -> None:
+    with Inventory([str(images)], StorageSettings(), plan) as inventory:
+        assert inventory.next_round()
+        assert plan.has_work()
+        assert not inventory.next_round()
+
+
+def test_a_listing_that_breaks_off_after_work_began_fails_the_job(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory_module, "FIRST_ROUND_S", 0.1)
+    with many_keys(3_000, REAL[0], seconds=1.0) as storage:
+        impatient = storage.model_copy(update={"attempts": 1, "timeout_s": 0.3})
+        with Inventory([f"s3://{BUCKET}/photos"], impatient, plan) as inventory:
+            plan.add_sources([Source("a", "a", "file", "1", 1)])
+            assert inventory.next_round()
+            wait_for(lambda: inventory.ended, 60, "the listing to break off")
+            with pytest.raises(JobFailedError, match="run again to continue"):
+                inventory.next_round()
+
+
+def test_a_source_that_is_listed_while_its_old_row_is_merged_leaves_one_row(
+    plan: Plan, tmp_path: Path
+) -> None:
+    class Overtaken(Store):
+        def merge(self, *arguments: object) -> object:  # type: ignore[override]
+            merged = super().merge(*arguments)  # type: ignore[arg-type]
+            plan.add_sources([Source("a", "a", "file", "2", 1)])
+            return merged
+
+    store = Overtaken(str(tmp_path), StorageSettings())
+    parts = [store.commit(table(answer("a"), answer("b")))]
+    plan.add_ledger(store, parts[0])
+    plan.add_sources([Source("b", "b", "file", "1", 1)])
+    sink = Sink(store, plan, Lock(store), parts, every_s=0)
+    sink._merge_staged()
+    assert [file.version for file in plan.todo_files()] == ["2"]
+    sink.add(table(answer("a", "2")))
+    sink.finish()
+    rows = [
+        row
+        for part in store.recover()
+        for batch in store.ledger(part, ["version"])
+        for row in batch["version"]
+    ]
+    assert sorted(map(str, rows)) == ["1", "2"]
+
+
+def many_answers(first: int, number: int) -> pa.Table:
+    """Files with three instances each, schema ANNOTATED."""
+    uris = [f"s3://{BUCKET}/photos/{index:09d}.png" for index in range(first, first + number)]
+    ids = [image_id(uri, None, 0, "1") for uri in uris]
+    draw = np.random.default_rng(first)
+    instances = 3 * number
+    of_instances = {
+        "instance_id": pa.array([f"{each}-{rank:07d}" for each in ids for rank in range(3)]),
+        "category": pa.array(["nucleus"] * instances),
+        "score": pa.array(draw.random(instances, dtype=np.float32)),
+        "bbox": _fixed(draw.random(4 * instances, dtype=np.float32), schema.BOX),
+        "box": _fixed(draw.random(4 * instances, dtype=np.float32), schema.BOX),
+        "segmentation": pa.StructArray.from_arrays(
+            [
+                _fixed(np.full(2 * instances, 512, np.int32), schema.RLE.field("size").type),
+                pa.array([str(value) for value in draw.integers(0, 1 << 62, instances)]),
+            ],
+            fields=list(schema.RLE),
+        ),
+    }
+    nested = pa.StructArray.from_arrays(
+        [of_instances.get(each.name, pa.nulls(instances, each.type)) for each in schema.NESTED_INSTANCE],
+        fields=list(schema.NESTED_INSTANCE),
+    )
+    offsets = pa.array(np.arange(0, instances + 1, 3, dtype=np.int32))
+    columns = {
+        "image_id": pa.array(ids),
+        "uri": pa.array(uris),
+        "version": pa.array(["1"] * number),
+        "status": pa.array(["annotated"] * number),
+        "instances": pa.array(np.full(number, 3, np.int32)),
+        "vanished": pa.array(np.zeros(number, bool)),
+        "found": pa.ListArray.from_arrays(offsets, nested, type=schema.ANNOTATED.field("found").type),
+    }
+    arrays = [columns.get(each.name, pa.nulls(number, each.type)) for each in schema.ANNOTATED]
+    return pa.table(arrays, schema=schema.ANNOTATED)
+
+
+def _fixed(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
+
+
+def test_a_large_output_has_few_files_and_is_resumed_in_flat_memory(
+    plan: Plan, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rows = request.config.getoption("--ledger-rows")
+    store = Store(str(tmp_path), StorageSettings())
+    with Plan() as first, Lock(store) as lock:
+        sink = Sink(store, first, lock, [], every_s=0)
+        for start in range(0, rows, A_PIECE):
+            piece = many_answers(start, min(A_PIECE, rows - start))
+            first.add_sources(_source(uri) for uri in piece["uri"].to_pylist())
+            sink.add(piece)
+        sink.finish()
+    sizes = list(store.files(INSTANCES).values())
+    assert len(sizes) == len(store.files(IMAGES)) <= 1 + sum(sizes) // (MERGE_BYTES // 2)
+    before = memory_bytes()
+    for part in store.recover():
+        plan.add_ledger(store, part)
+    plan.add_sources(_source(f"s3://{BUCKET}/photos/{index:09d}.png") for index in range(rows + 10))
+    assert [file.uri[-13:-4] for file in plan.todo_files()] == [f"{rows + index:09d}" for index in range(10)]
+    assert plan.answered() == rows
+    assert memory_bytes() - before < BYTES_AT_MOST
+
+
+def _source(uri: str) -> Source:
+    return Source(uri, uri, "file", "1", 1)
