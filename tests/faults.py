@@ -2,9 +2,12 @@
 
 import http.client
 import json
+import random
 import socket
 import struct
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +22,10 @@ from pydantic import SecretStr
 from segray.storage import AzureSettings, S3Settings, StorageSettings
 from tests.servers import LoopbackServer, Server, azurite_connection
 
-Fault = int | Literal["reset", "cut", "stall"]
-"""An HTTP status; no answer but a TCP reset; half of the true answer; two seconds of silence."""
+Fault = int | Literal["reset", "lost", "cut", "stall"]
+"""An HTTP status; no answer but a TCP reset, before or (`lost`) after the server did what was asked; half of
+the true answer; two seconds of silence."""
+IN_TURN: tuple[Fault, ...] = (500, 503, 429, "reset", "lost", "cut", "stall")
 
 _NAMES = {  # status -> how the servers of S3, Azure and Google name it
     401: ("InvalidAccessKeyId", "InvalidAuthenticationInfo", "Invalid Credentials"),
@@ -36,20 +41,47 @@ _Headers = list[tuple[str, str]]
 
 @dataclass
 class Proxy:
-    """Stands before a server; its first `left` requests fail."""
+    """Stands before a server; its first `left` requests fail with `fault`, of the rest a seeded `share`."""
 
     server: Server
-    fault: Fault
-    left: int
+    fault: Fault = 500
+    left: int = 0
+    share: float = 0.0
+    seed: int = 0
     endpoint: str = ""  # http://127.0.0.1:PORT of the proxy
     seen: list[str] = field(default_factory=list)  # METHOD path of every request
+    failed: Counter[Fault] = field(default_factory=Counter)  # how often in which way
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next_fault(self, request: str) -> Fault | None:
+        """How this request fails, if it does."""
+        with self.lock:
+            self.left -= 1
+            self.seen.append(request)
+            draw = random.Random(f"{self.seed} {len(self.seen)}")
+            if self.left < 0 and draw.random() >= self.share:
+                return None
+            fault = self.fault if self.left >= 0 else draw.choice(IN_TURN)
+            self.failed[fault] += 1
+            return fault
 
 
 @contextmanager
 def failing(server: Server, fault: Fault, times: int = 1_000_000) -> Iterator[Proxy]:
     """A proxy before `server` whose first `times` requests fail with `fault`."""
-    proxy = Proxy(server, fault, times)
+    with _serving(Proxy(server, fault, times)) as proxy:
+        yield proxy
 
+
+@contextmanager
+def flaky(server: Server, share: float, seed: int) -> Iterator[Proxy]:
+    """A proxy before `server` that fails a seeded `share` of all requests, in every way."""
+    with _serving(Proxy(server, share=share, seed=seed)) as proxy:
+        yield proxy
+
+
+@contextmanager
+def _serving(proxy: Proxy) -> Iterator[Proxy]:
     class Handler(_Handler):
         plan = proxy
 
@@ -69,10 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         plan = self.plan
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        plan.seen.append(f"{self.command} {self.path}")
-        plan.left -= 1
-        fault = plan.fault if plan.left >= 0 else None
-        if fault == "reset":
+        fault = plan.next_fault(f"{self.command} {self.path}")
+        if fault in ("reset", "lost"):
+            if fault == "lost":
+                self._ask(body)
             self._reset()
         elif isinstance(fault, int):
             self._answer(fault, *refusal(plan.server.protocol, fault))

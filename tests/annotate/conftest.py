@@ -1,10 +1,21 @@
 """The hundred images that several tests annotate, and what an undisturbed run makes of them."""
 
+import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.annotate.harness import TALLY
 from tests.annotate.runs import MODELS, annotate, make_images
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried against `annotate`, in one line."""
+    if TALLY:
+        done = ", ".join(f"{count} {what}" for what, count in sorted(TALLY.items()))
+        terminalreporter.write_line(f"fault trials: {done}; {TALLY['failed trials']} failed trials")
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +29,29 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session
     """The output of an undisturbed run over the folder; not to be changed."""
     output = tmp_path_factory.mktemp("expected") / "out"
     assert annotate(images, "--output", output, "--weights", MODELS + "seeded") == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as 40 files, a tar and a zip; not to be changed."""
+    folder = tmp_path_factory.mktemp("mixed") / "all"
+    folder.mkdir()
+    files = sorted(images.iterdir())
+    for file in files[:40]:
+        shutil.copyfile(file, folder / file.name)
+    with tarfile.open(folder / "some.tar", "w") as tar:
+        for file in files[40:70]:
+            tar.add(file, file.name)
+    with zipfile.ZipFile(folder / "rest.zip", "w") as rest:
+        for file in files[70:]:
+            rest.write(file, file.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected_mixed(mixed: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The output of an undisturbed run over the mixed sources; not to be changed."""
+    output = tmp_path_factory.mktemp("expected-mixed") / "out"
+    assert annotate(mixed, "--output", output, "--weights", MODELS + "seeded") == 0
     return output

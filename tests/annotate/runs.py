@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,17 @@ def by_base_name(output: object, filesystem: AbstractFileSystem | None = None) -
 
 
 @contextmanager
-def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def running(
+    *arguments: object, program: str = "segray.cli", env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
     """The command as a process group of its own; all of it is killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "segray.cli", "annotate", *map(str, arguments)],
+        [sys.executable, "-m", program, "annotate", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env),
     )
     try:
         yield process

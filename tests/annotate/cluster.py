@@ -1,0 +1,74 @@
+"""A Ray cluster of several nodes on this machine, in a process of its own.
+
+Apart from the tests' own Ray, whose globals `ray.cluster_utils.Cluster` would overwrite. The process prints
+the cluster's address; a number on its standard input kills the worker node of that number with all that runs
+on it, and starts another in its place. It ends with its standard input.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.annotate.runs import kill_tree
+
+AUTH = {"RAY_AUTH_MODE": "disabled"}
+"""Everything is on loopback; the driver must be told the same."""
+_ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], None]]]:
+    """(address, function that loses a worker node and adds a new one) of a cluster of `nodes`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.annotate.cluster", str(nodes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=_ROOT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | AUTH,
+    )
+    assert process.stdin is not None
+
+    def said(word: str) -> str:
+        for line in process.stdout or ():
+            if line.startswith(word):
+                return line.split()[1]
+        raise AssertionError(f"the cluster ended with {process.wait()} before it said {word}")
+
+    def lose(number: int) -> None:
+        assert process.stdin is not None
+        print(number, file=process.stdin, flush=True)
+        said("lost")
+
+    try:
+        yield said("address"), lose
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            process.wait()
+
+
+def main() -> None:
+    from ray.cluster_utils import Cluster
+
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    workers = [running.add_node(num_cpus=1) for _ in range(int(sys.argv[1]) - 1)]
+    print("address", running.address, flush=True)
+    for line in sys.stdin:
+        lost = workers.pop(int(line) % len(workers))
+        kill_tree(lost.all_processes["raylet"][0].process.pid)
+        running.remove_node(lost, allow_graceful=False)
+        print("lost", lost.unique_id, flush=True)
+        workers.append(running.add_node(num_cpus=1))
+    running.shutdown()
+
+
+if __name__ == "__main__":
+    main()
