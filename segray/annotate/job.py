@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,8 +19,9 @@ from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
 from segray.annotate.quiet import noise_to_file
 from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
-from segray.annotate.resources import Cluster, Resources, share_out
+from segray.annotate.resources import Resources, share_out
 from segray.annotate.sink import Sink
+from segray.annotate.starting import StartingRay
 from segray.annotate.store import Store
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings
@@ -54,7 +54,7 @@ class Prepared:
     device: str
     precision: "Precision"
     identity: dict[str, Any]
-    ray: "_StartingRay"
+    ray: StartingRay
     log: Path
     """Where Ray's messages go."""
 
@@ -103,7 +103,7 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
         ignored = sum(touched[1] for touched in found if touched)
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
-    starting = _StartingRay(settings, log)
+    starting = StartingRay(settings, log)
     if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
         starting.begin()
     try:
@@ -118,39 +118,6 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
         starting.undo()
         raise
     return Prepared(settings, store, model, device, precision, identity, starting, log)
-
-
-class _StartingRay:
-    """Ray takes seconds to start, most of them waiting: the model is loaded meanwhile."""
-
-    def __init__(self, settings: AnnotateSettings, log: Path) -> None:
-        self.in_cluster = _in_cluster(settings)
-        self._settings, self._log = settings, log
-        self._pool = ThreadPoolExecutor(1, "segray-start-ray")
-        self._begun: Future[Cluster] | None = None
-
-    def begin(self) -> None:
-        """Start it in a thread, or connect to it."""
-        self._begun = self._begun or self._pool.submit(self._start)
-
-    def cluster(self) -> Cluster:
-        """What there is, once it runs."""
-        self.begin()
-        assert self._begun is not None
-        return self._begun.result()
-
-    def undo(self) -> None:
-        """Stop a Ray of our own that was started for nothing."""
-        if self._begun is not None and not self.in_cluster:
-            self._begun.exception()
-            import ray
-
-            ray.shutdown()
-
-    def _start(self) -> Cluster:
-        from segray.annotate import pipeline
-
-        return pipeline.start_ray(self._settings.ray, self._log)
 
 
 def _touch(source: str, settings: AnnotateSettings) -> tuple[bool, int]:
@@ -177,7 +144,7 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
     return load_weights(settings.weights, settings.storage)
 
 
-def _where(settings: AnnotateSettings, ray: "_StartingRay") -> "tuple[str, Precision]":
+def _where(settings: AnnotateSettings, ray: StartingRay) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.annotate.device import resolve_device, resolve_precision
 
@@ -189,16 +156,6 @@ def _where(settings: AnnotateSettings, ray: "_StartingRay") -> "tuple[str, Preci
     if device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
-
-
-def _in_cluster(settings: AnnotateSettings) -> bool:
-    """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
-    if "ray" in sys.modules:
-        import ray
-
-        if ray.is_initialized():
-            return True
-    return bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
@@ -223,6 +180,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         while resources is not None and work:
             _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
             work = inventory.next_round()
+            progress.recount(plan.answered())
         sink.finish()
     if not plan.counts()["items"]:
         named = ", ".join(map(shown, settings.sources))

@@ -76,6 +76,12 @@ class Progress:
             self._logged = time.monotonic()
             self._tell()
 
+    def recount(self, items: int) -> None:
+        """So many are done: items of earlier runs count when they have been listed, and not into the rate."""
+        new = items - self.items
+        self.items, self.done_before = items, self.done_before + new
+        self._recent = deque((when, count + new) for when, count in self._recent)
+
     def _tell(self) -> None:
         self._told = self.items
         print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)

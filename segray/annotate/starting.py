@@ -1,0 +1,52 @@
+"""Ray starts in a thread, while the model is loaded: both take seconds, and Ray's are mostly waiting."""
+
+import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from segray.annotate.resources import Cluster
+from segray.settings import AnnotateSettings
+
+
+class StartingRay:
+    """A Ray of our own, or the connection to a cluster; nothing happens before `begin` or `cluster`."""
+
+    def __init__(self, settings: AnnotateSettings, log: Path) -> None:
+        self.in_cluster = _in_cluster(settings)
+        self._settings, self._log = settings, log
+        self._pool = ThreadPoolExecutor(1, "segray-start-ray")
+        self._begun: Future[Cluster] | None = None
+
+    def begin(self) -> None:
+        """Start it in a thread, or connect to it."""
+        self._begun = self._begun or self._pool.submit(self._start)
+
+    def cluster(self) -> Cluster:
+        """What there is, once it runs."""
+        self.begin()
+        assert self._begun is not None
+        return self._begun.result()
+
+    def undo(self) -> None:
+        """Stop a Ray of our own that was started for nothing."""
+        if self._begun is not None and not self.in_cluster:
+            self._begun.exception()
+            import ray
+
+            ray.shutdown()
+
+    def _start(self) -> Cluster:
+        from segray.annotate import pipeline
+
+        return pipeline.start_ray(self._settings.ray, self._log)
+
+
+def _in_cluster(settings: AnnotateSettings) -> bool:
+    """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            return True
+    return bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
