@@ -22,11 +22,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a package, wherever this starts
 
-from jobs.benchmarks import rle
+from jobs.benchmarks import annotate, memory, overhead, reading, restart, rle, start
 from jobs.benchmarks.measure import Figure, Options, UnequalError
 
 PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "rle": rle.figures,
+    "annotate": annotate.figures,
+    "overhead": overhead.figures,
+    "reading": reading.figures,
+    "memory": memory.figures,
+    "restart": restart.figures,
+    "start": start.figures,
 }
 
 

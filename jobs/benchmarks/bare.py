@@ -1,0 +1,64 @@
+"""The bare model step: segray's Predictor over uint8 pictures that lie in memory. No Ray, no decoding.
+
+    python -m jobs.benchmarks.bare FOLDER WEIGHTS PRECISION DEVICE COUNT
+
+Prints one JSON object: seconds_an_image, and what it found in the first COUNT pictures.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from segray.annotate.device import resolve_precision
+from segray.annotate.predictor import Predictor
+from segray.annotate.resources import Cluster, share_out
+from segray.models.weights import load_weights
+from segray.settings import AnnotateSettings
+from segray.sources.fetch import fetch_files
+from segray.sources.listing import Listing
+from segray.sources.sandbox import DecodeSandbox, decode_table
+
+
+def tables(folder: str, rows: int) -> Iterator[pa.Table]:
+    """Decoded pictures, in tables of so many rows as the job makes."""
+    settings = AnnotateSettings(sources=[folder], output="-")
+    with DecodeSandbox() as sandbox:
+        for fetched in fetch_files(list(Listing([folder], settings.storage)), settings.storage):
+            for start in range(0, fetched.num_rows, rows):
+                yield from decode_table(fetched.slice(start, rows), sandbox, settings.max_pixels)
+
+
+def main(folder: str, weights: str, precision: str, device: str, count: int) -> dict[str, Any]:
+    """As the job's model actor would do it, with the same threads and batches."""
+    settings = AnnotateSettings(sources=[folder], output="-", weights=weights)
+    cores = len(os.sched_getaffinity(0))
+    gpus = float(device == "cuda")
+    resources = share_out(settings, device, Cluster(max(2, cores), gpus, max(2, cores), gpus))
+    predictor = Predictor(
+        load_weights(weights, settings.storage),
+        device=device,
+        precision=resolve_precision(precision, device),
+        score_threshold=settings.score_threshold,
+        batch_size=resources.batch_size,
+        threads=resources.threads,
+    )
+    pictures = list(tables(folder, max(8, 4 * resources.batch_size)))
+    predictor.annotate(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
+    started = time.perf_counter()
+    found = [predictor.annotate(table) for table in pictures]
+    seconds = time.perf_counter() - started
+    rows = pa.concat_tables(found).slice(0, count).to_pylist()
+    strings = {
+        Path(row["uri"]).name: [each["segmentation"]["counts"] for each in row["found"]] for row in rows
+    }
+    return {"seconds_an_image": seconds / sum(table.num_rows for table in pictures), "counts": strings}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:5], int(sys.argv[5]))))

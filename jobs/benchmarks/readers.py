@@ -1,0 +1,104 @@
+"""Four ways to get pixels out of a folder, each a program of its own.
+
+    python -m jobs.benchmarks.readers segray|torch|ray|pool FOLDER PROCESSES
+
+segray: the stages of `annotate` that read and decode; torch: a DataLoader with the same decoder; ray:
+`ray.data.read_images`; pool: decoding alone, nothing is brought anywhere. Prints one JSON object: `pictures`,
+name -> what the stub model would say of its pixels, `seconds`, of the loop over the pictures, start included.
+"""
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jobs.benchmarks.pictures import score_of
+
+Picture = tuple[str, float]
+"""Its name, and `score_of` its pixels."""
+MAX_PIXELS = 100_000_000
+BATCH = 8
+
+
+def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
+    """The job's own plan and stages; only the model is missing."""
+    from segray.annotate.pipeline import decoded, start_ray
+    from segray.annotate.plan import Plan
+    from segray.annotate.resources import share_out
+    from segray.settings import AnnotateSettings
+    from segray.sources.listing import Listing
+
+    settings = AnnotateSettings(sources=[str(folder)], output="-", decoders=processes, device="cpu")
+    cluster = start_ray(settings.ray, Path(tempfile.mkdtemp()) / "log")
+    with Plan() as plan:
+        plan.add_sources(Listing(settings.sources, settings.storage))
+        tables = decoded(plan, settings, share_out(settings, "cpu", cluster))
+        for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
+            for uri, height, width, pixels in zip(*columns, table["pixels"], strict=True):
+                flat = np.frombuffer(pixels.as_buffer(), np.uint8)
+                yield Path(uri).name, score_of(flat.reshape(height, width, 3))
+
+
+def by_torch(folder: Path, processes: int) -> Iterator[Picture]:
+    """As PyTorch's documentation teaches it."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    def decode(path: Path) -> tuple[str, torch.Tensor]:
+        from segray.sources.decode import decode_rgb
+
+        pixels = decode_rgb(path.read_bytes(), MAX_PIXELS).pixels
+        return path.name, torch.from_numpy(pixels.copy())
+
+    class Pictures(torch.utils.data.Dataset[tuple[str, torch.Tensor]]):
+        def __init__(self) -> None:
+            self.paths = sorted(folder.iterdir())
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
+            return decode(self.paths[index])
+
+    for batch in DataLoader(Pictures(), batch_size=BATCH, num_workers=processes, collate_fn=list):
+        yield from ((name, score_of(pixels.numpy())) for name, pixels in batch)
+
+
+def by_ray(folder: Path, processes: int) -> Iterator[Picture]:
+    """As Ray's documentation teaches it, on as many CPUs."""
+    import ray
+    from ray.data import DataContext
+
+    ray.init(address="local", num_cpus=processes, include_dashboard=False, log_to_driver=False)
+    DataContext.get_current().enable_progress_bars = False
+    pictures = ray.data.read_images(str(folder), mode="RGB", include_paths=True)
+    for batch in pictures.iter_batches(batch_size=None, batch_format="numpy"):
+        for path, image in zip(batch["path"], batch["image"], strict=True):
+            yield Path(path).name, score_of(image)
+
+
+def by_pool(folder: Path, processes: int) -> Iterator[Picture]:
+    """Files are read and decoded, and the pixels are dropped where they are."""
+    with multiprocessing.get_context("forkserver").Pool(processes) as pool:
+        yield from pool.imap_unordered(_decode_and_drop, sorted(folder.iterdir()), BATCH)
+
+
+def _decode_and_drop(path: Path) -> Picture:
+    from segray.sources.decode import decode_rgb
+
+    return path.name, score_of(decode_rgb(path.read_bytes(), MAX_PIXELS).pixels)
+
+
+READERS = {"segray": by_segray, "torch": by_torch, "ray": by_ray, "pool": by_pool}
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    reader = READERS[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    found = {name: round(score, 6) for name, score in reader}
+    print(json.dumps({"pictures": found, "seconds": time.perf_counter() - started}))
