@@ -20,6 +20,7 @@ _HEADER_BYTES = 1 << 20
 ones together; hostile ones claim gigabytes, or come by the thousand."""
 _PARSER_ERRORS = (ValueError, LookupError, OverflowError, RecursionError, struct.error)
 """What Python's parser raises on hostile numbers besides its own errors; it reads headers recursively."""
+_GZIP_ERRORS = (gzip.BadGzipFile, zlib.error)
 _PIECE_BYTES = 64 << 10
 
 
@@ -32,9 +33,8 @@ def tar_members(stream: IO[bytes]) -> Iterator[Member]:
         yield from _members(_unpacked(stream))
     except EOFError as error:
         raise ItemError("truncated", "the gzip stream ends early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        words = str(error).partition(" (b'")[0]  # the bytes it met
-        raise ItemError("corrupt", f"the gzip stream is broken ({words})") from error
+    except _GZIP_ERRORS as error:
+        raise _gzip_error(error) from error
     except (tarfile.HeaderError, *_PARSER_ERRORS) as error:
         raise _header_error(error) from error
 
@@ -127,6 +127,8 @@ def _member(stream: IO[bytes], info: tarfile.TarInfo, index: int) -> Member:
             data = stream.read(info.size)
         except EOFError:
             data = b""
+        except _GZIP_ERRORS as error:
+            raise _gzip_error(error) from error
         if len(data) < info.size:
             return ItemError("truncated", "the archive ends inside this member")
         return data
@@ -138,6 +140,11 @@ def _kind(info: tarfile.TarInfo) -> str:
     if info.issym() or info.islnk():
         return f"a link to {info.linkname!r}"
     return "a sparse file" if info.issparse() else "a device or pipe"
+
+
+def _gzip_error(error: Exception) -> ItemError:
+    words = str(error).partition(" (b'")[0]  # the bytes it met
+    return ItemError("corrupt", f"the gzip stream is broken ({words})")
 
 
 def _header_error(error: Exception) -> ItemError:

@@ -77,7 +77,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted
         except EOFError:
             return ItemError("truncated", "the compressed data of the member end early")
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, *_PARSER_ERRORS) as error:
-            words = "its header has another name" if "header b'" in str(error) else error
+            words = "its header has another name" if "and header b" in str(error) else error
             return ItemError("corrupt", f"the member is broken ({words})")
         except OSError as error:
             if error.errno is not None or type(error) is not OSError:

@@ -265,3 +265,13 @@ def test_very_many_tiny_members(tmp_path: Path, fuzz_files: int) -> None:
         before = Footprint()
         assert sum(table.num_rows for table in read_archive(source, (), STORAGE)) == number + 1
         assert before.peak < before.resident + (30 << 20) + number * (1500 if name == "x.zip" else 300)
+
+
+def test_gzip_that_breaks_inside_a_member(tmp_path: Path) -> None:
+    data = tar([("a.jpg", b"1"), ("b.jpg", jpeg(1, 100, 100))])
+    parts = [bytearray(gzip.compress(data[:3000])), gzip.compress(data[3000:])]
+    parts[0][-8] ^= 1  # the checksum of what was packed first
+    found = read(written(tmp_path / "x.tar.gz", b"".join(parts)))
+    assert found[0]["data"] == b"1"
+    assert errors(found) == [(None, "corrupt")]
+    assert "gzip" in found[1]["error"]
