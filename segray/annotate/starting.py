@@ -2,7 +2,8 @@
 
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 from segray.annotate.resources import Cluster
@@ -15,12 +16,13 @@ class StartingRay:
     def __init__(self, settings: AnnotateSettings, log: Path) -> None:
         self.in_cluster = _in_cluster(settings)
         self._settings, self._log = settings, log
-        self._pool = ThreadPoolExecutor(1, "segray-start-ray")
         self._begun: Future[Cluster] | None = None
 
     def begin(self) -> None:
         """Start it in a thread, or connect to it."""
-        self._begun = self._begun or self._pool.submit(self._start)
+        if self._begun is None:
+            self._begun = Future()
+            threading.Thread(target=self._start, name="segray-start-ray", daemon=True).start()
 
     def cluster(self) -> Cluster:
         """What there is, once it runs."""
@@ -36,10 +38,15 @@ class StartingRay:
 
             ray.shutdown()
 
-    def _start(self) -> Cluster:
-        from segray.annotate import pipeline
+    def _start(self) -> None:
+        assert self._begun is not None
+        try:
+            from segray.annotate import pipeline
 
-        return pipeline.start_ray(self._settings.ray, self._log)
+            self._begun.set_result(pipeline.start_ray(self._settings.ray, self._log))
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self._begun.set_exception(error)
+        threading.Event().wait()  # Linux kills the processes of Ray with the thread that started them
 
 
 def _in_cluster(settings: AnnotateSettings) -> bool:

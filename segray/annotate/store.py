@@ -95,7 +95,7 @@ class Store:
 
     def check_usable(self) -> None:
         """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, not ours."""
-        impatient = self.storage.model_copy(update={"attempts": 2})
+        impatient = self.storage.model_copy(update={"attempts": 4})
         try:
             if "file" in self.filesystem.protocol:
                 _check_folder(Path(self.root))
