@@ -16,11 +16,13 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.device import Precision, default_batch_size, resolve_device, resolve_precision
+from segray.annotate.identity import check_identity, identity_of
 from segray.annotate.predictor import Predictor
 from segray.errors import JobFailedError, SettingsError
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
 from segray.models.weights import LoadedModel, load_weights
 from segray.schema import ANNOTATED
+from segray.settings import AnnotateSettings
 from segray.storage import StorageSettings
 from tests.annotate.pictures import Image, decoded, failed_row, picture_row, smooth
 
@@ -230,6 +232,17 @@ def test_fewer_proposals(compact: MaskRCNN, pictures: list[Image]) -> None:
     step = Predictor(loaded(compact), "cpu", "fp32", 0.05, 1, threads=1, proposals=20)
     assert step.annotate(table_of(pictures[:2])).equals(expected)
     assert not predictor(compact, 0.05).annotate(table_of(pictures[:2])).equals(expected)
+
+
+def test_proposals_belong_to_the_identity(compact: MaskRCNN) -> None:
+    settings = AnnotateSettings.model_validate({"sources": ["x"], "output": "o", "proposals": 50})
+    fewer = identity_of(settings, loaded(compact), "fp32")
+    plain = identity_of(settings.model_copy(update={"proposals": None}), loaded(compact), "fp32")
+    check_identity({key: value for key, value in plain.items() if key != "proposals"}, plain, "o")
+    with pytest.raises(SettingsError, match="proposals: None there, 50 now"):
+        check_identity(plain, fewer, "o")
+    with pytest.raises(SettingsError, match="proposals: test is no Mask R-CNN"):
+        identity_of(settings, loaded(OneSquare()), "fp32")
 
 
 def test_a_narrow_image_before_changes_nothing(compact: MaskRCNN, pictures: list[Image]) -> None:
