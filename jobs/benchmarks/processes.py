@@ -1,8 +1,4 @@
-"""A program watched from outside: started with all its processes, its memory, a kill of the whole tree.
-
-Memory is the sum over the driver and everything below it of PSS (private pages, and of shared ones each
-process' part, so that Ray's object store and the decoders' shared files count once), from smaps_rollup.
-"""
+"""A command and everything it starts: watched while it runs, or killed."""
 
 import os
 import signal
@@ -10,29 +6,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jobs.benchmarks.commands import ENVIRONMENT, ROOT
+from jobs.benchmarks.commands import ENVIRONMENT
+from jobs.benchmarks.pictures import ROOT
 
-SAMPLE_S = 0.2
-LIMIT_S = 3600.0
+SAMPLE_S = 0.3
+LIMIT_S = 1800.0
 
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python program in the background; what is left of it is killed at the end.
+    """A Python program in a session of its own; nothing of it is left at the end of the block.
 
-    Raises RuntimeError with its last words when it ended by itself with anything but 0 (interrupts: 130).
+    Raises RuntimeError with its last words when it ended by itself with anything but 0 or 130.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=words,
             start_new_session=True,
         )
         try:
@@ -40,18 +37,16 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             kill(process)
         if process.returncode not in (0, 130, -signal.SIGKILL):
-            said.seek(0)
-            words = said.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{' '.join(map(str, arguments))}: exit {process.returncode}\n{words}")
+            words.seek(0)
+            said = words.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(map(str, arguments))}: exit {process.returncode}\n{said}")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of a program and of everything below it; no error where it has ended."""
-    for pid in tree(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """kill -9 of a program and everything it started; no error where it has ended."""
+    for victim in tree(process.pid) if process.poll() is None else ():
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
     process.wait()
 
 
@@ -60,38 +55,55 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     deadline = time.monotonic() + LIMIT_S
     while not condition():
         if (process.poll() is not None and not condition()) or time.monotonic() > deadline:
-            raise RuntimeError("the program ended, or took too long, before what was waited for")
-        time.sleep(0.02)
+            raise RuntimeError(f"ended with {process.returncode}, or took too long, before what was awaited")
+        time.sleep(0.01)
+
+
+def tree(pid: int) -> set[int]:
+    """`pid` and all processes that it started, directly or not."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = new = {pid}
+    while new:
+        new = {child for parent in new for child in children.get(parent, [])} - found
+        found = found | new
+    return found
 
 
 def peak_bytes(process: subprocess.Popen[bytes]) -> int:
-    """Waits for the program's end; the most memory that it and everything below it held at a time."""
+    """The most memory that a program and all it started hold at a time, until it ends."""
     most = 0
     while process.poll() is None:
-        most = max(most, sum(map(pss, tree(process.pid))))
+        most = max(most, held_bytes(tree(process.pid)))
         time.sleep(SAMPLE_S)
     return most
 
 
-def tree(pid: int) -> set[int]:
-    """`pid` and every process below it."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    below, last = {pid}, set[int]()
-    while below != last:
-        last = set(below)
-        below |= {child for child, parent in parents.items() if parent in below}
-    return below
+def held_bytes(pids: Iterable[int]) -> int:
+    """Own pages, shares of files, and shared memory, each once.
+
+    Of proportional set sizes the part that is shared memory is left out, because it misses what no process
+    has mapped (a decoder's pixels) and depends on who else has; instead the files in memory that the
+    processes have open are counted by what they occupy.
+    """
+    total, shared = 0, dict[tuple[int, int], int]()
+    for pid in pids:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:]}
+            total += sizes["Pss"] - sizes.get("Pss_Shmem", 0)
+        for descriptor in _descriptors(pid):
+            with suppress(OSError):
+                if str(descriptor.readlink()).startswith(("/memfd:", "/dev/shm/")):
+                    status = descriptor.stat()
+                    shared[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return total + sum(shared.values())
 
 
-def pss(pid: int) -> int:
-    """Bytes of one process; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+def _descriptors(pid: int) -> list[Path]:
+    with suppress(OSError):
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    return []
