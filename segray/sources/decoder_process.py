@@ -1,8 +1,8 @@
 """The child of `DecodeSandbox`: decodes one file after another and may die doing so.
 
-Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT` (three inherited descriptors).
-A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in OUTPUT, both files in
-memory that the parent shares. The end of the connection ends the process.
+Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT...` (inherited descriptors).
+A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in the OUTPUT it names: files
+in memory that the parent maps too. The end of the connection ends the process.
 """
 
 import contextlib
@@ -15,8 +15,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 from segray.errors import ItemError
 from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.shared import SharedFile
 
 Decoder = Callable[[bytes, int], Decoded]
 
@@ -28,27 +31,12 @@ BYTES_PER_PIXEL = 32
 for the hungriest, lossless JPEG 2000 with alpha."""
 
 
-def read_whole(descriptor: int, buffer: memoryview) -> None:
-    """Fill `buffer` from the start of the file; one system call moves at most 2 GiB."""
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], done)
-        if count == 0:
-            raise EOFError("the shared file is shorter than announced")
-        done += count
-
-
-def write_whole(descriptor: int, buffer: memoryview) -> None:
-    """Put `buffer` at the start of the file, which grows as needed."""
-    done = 0
-    while done < len(buffer):
-        done += os.pwrite(descriptor, buffer[done:], done)
-
-
 def serve(decode: Decoder) -> None:
     """Answer requests with `decode` until the parent is gone."""
-    connection, source, target = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    connection, source = Connection(int(sys.argv[1])), SharedFile(int(sys.argv[2]))
+    targets = [SharedFile(int(descriptor)) for descriptor in sys.argv[3:]]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.nice(4)  # the model comes first: where one of its threads waits for a core, all of them wait
     _volunteer_for_oom_killer()
     resource.setrlimit(
         resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
@@ -63,18 +51,21 @@ def serve(decode: Decoder) -> None:
             return
         # should the parent be killed while a file hangs us, the alarm's default action ends this process
         signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + 5)
-        _limit_memory(own_bytes + BASE_BYTES + 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"])
-        answer = _answer(decode, request, source, target)
+        shared = sum(file.mapped for file in (source, *targets))
+        growing = 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"]
+        _limit_memory(own_bytes + BASE_BYTES + shared + growing)
+        answer = _answer(decode, request, source, targets[request["target"]])
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answer).encode())
 
 
-def _answer(decode: Decoder, request: dict[str, int], source: int, target: int) -> dict[str, int | str]:
+def _answer(
+    decode: Decoder, request: dict[str, int], source: SharedFile, target: SharedFile
+) -> dict[str, int | str]:
     try:
-        data = bytearray(request["size"])
-        read_whole(source, memoryview(data))
-        decoded = decode(bytes(data), request["max_pixels"])
-        write_whole(target, decoded.pixels.data.cast("B"))
+        decoded = decode(source.place(0, request["size"]).tobytes(), request["max_pixels"])
+        place = target.place(request["offset"], decoded.pixels.nbytes)
+        np.copyto(place, decoded.pixels.reshape(-1))
     except ItemError as error:
         return {"error_type": error.error_type, "reason": error.reason}
     except MemoryError:

@@ -2,7 +2,8 @@
 
 One child decodes file after file. It is killed when a file takes too long, its memory is bounded, and when
 it dies a fresh one takes its place. Bytes go over and pixels come back through files in memory that both
-share: one copy on each side, nothing through a pipe.
+map. The child puts the pixels of a table one behind the other into one such file, and the table's column is
+that memory: no copy on this side. A file is used again when its table is gone.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -25,26 +26,54 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import segray
+from segray.columns import byte_views
 from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
-from segray.sources.decoder_process import READY, read_whole, write_whole
+from segray.sources.decoder_process import READY
+from segray.sources.shared import SharedFile, shared_file
 
 TABLE_BYTES = 32 << 20
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
+_TABLES = 3
+"""Tables that are made without a copy at a time: one is filled, Ray holds on to two."""
 _END_S = 10.0
 """Seconds for a process to end that has closed its connection."""
 _KEPT_BYTES = 64 << 20
 """A shared file that a big picture made larger than this is given back to the system afterwards."""
 
 
-Room = Callable[[int], npt.NDArray[np.uint8]]
-"""Size in bytes -> the flat array to put them in."""
+class Room:
+    """Where the pixels of one table lie, one picture behind the other."""
 
+    def __init__(self, file: SharedFile, number: int) -> None:
+        self.file, self.number = file, number
+        self.used = 0
+        self._borrowed: weakref.ref[npt.NDArray[np.uint8]] | None = None
 
-def _own_room(size: int) -> npt.NDArray[np.uint8]:
-    return np.empty(size, np.uint8)
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody reads what was last put there."""
+        return self._borrowed is None or self._borrowed() is None
+
+    def begin(self) -> "Room":
+        """Forget what was put there."""
+        if self.file.mapped > _KEPT_BYTES:
+            self.file.empty()
+        self.used, self._borrowed = 0, None
+        return self
+
+    def put(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Add a picture that lies elsewhere."""
+        np.copyto(self.file.place(self.used, pixels.nbytes), pixels.reshape(-1))
+        self.used += pixels.nbytes
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """All pictures; while the array lives, the room is not free."""
+        pixels = self.file.place(0, self.used)
+        self._borrowed = weakref.ref(pixels)
+        return pixels
 
 
 class DecodeSandbox:
@@ -54,6 +83,10 @@ class DecodeSandbox:
         self.timeout_s = timeout_s
         self._program = program
         self._child: _Child | None = None
+        self._source = SharedFile(shared_file())
+        self._scratch, *self._rooms = (
+            Room(SharedFile(shared_file()), number) for number in range(_TABLES + 1)
+        )
 
     def __enter__(self) -> "DecodeSandbox":
         return self
@@ -69,28 +102,44 @@ class DecodeSandbox:
             self._child.kill()
             self._child = None
 
+    def room(self) -> "Room":
+        """A room for a new table. If tables hold them all, there will be one more, and a new child."""
+        for room in self._rooms:
+            if room.is_free:
+                return room.begin()
+        self.close()
+        self._rooms.append(Room(SharedFile(shared_file()), len(self._rooms) + 1))
+        return self._rooms[-1]
+
     def decode(self, data: bytes | memoryview, max_pixels: int, room: "Room | None" = None) -> Decoded:
         """As `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second try).
 
-        The pixels lie in an array of their own, or in what `room(size in bytes)` returns.
+        The pixels lie in an array of their own, or in `room`, behind its `used` bytes.
         """
+        if room is not None:
+            return self._decode(data, max_pixels, room)
+        decoded = self._decode(data, max_pixels, self._scratch.begin())
+        return Decoded(decoded.pixels.copy(), decoded.frames)
+
+    def _decode(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
         fresh = self._child is None
         try:
-            return self._try(data, max_pixels, room or _own_room)
+            return self._try(data, max_pixels, room)
         except _ChildDiedError:
             self.close()
         except ItemError as error:
             if error.error_type != "memory" or fresh:
                 raise  # else what earlier files left behind in the child may have filled it
         try:
-            return self._try(data, max_pixels, room or _own_room)
+            return self._try(data, max_pixels, room)
         except _ChildDiedError as death:
             self.close()
             raise death.as_item_error() from None
 
-    def _try(self, data: bytes | memoryview, max_pixels: int, room: "Room") -> Decoded:
+    def _try(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
         if self._child is None:
-            self._child = _Child(self._program)
+            targets = [each.file for each in (self._scratch, *self._rooms)]
+            self._child = _Child(self._program, self._source, targets)
         try:
             return self._child.decode(data, max_pixels, self.timeout_s, room)
         except ItemError as error:
@@ -116,13 +165,13 @@ class _ChildDiedError(Exception):
 
 
 class _Child:
-    """The process, the connection to it and the two shared files."""
+    """The process and the connection to it."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, source: SharedFile, targets: list[SharedFile]) -> None:
+        self._source = source
         ours, theirs = socket.socketpair()
-        self._source, self._target = _shared_file(), _shared_file()
         with theirs:
-            descriptors = (theirs.fileno(), self._source, self._target)
+            descriptors = (theirs.fileno(), source.descriptor, *(file.descriptor for file in targets))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", program, *map(str, descriptors)],
                 pass_fds=descriptors,
@@ -144,24 +193,23 @@ class _Child:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
-    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: "Room") -> Decoded:
-        write_whole(self._source, memoryview(data))
-        answer = self._ask({"size": len(data), "max_pixels": max_pixels, "timeout_s": timeout_s}, timeout_s)
-        _shrink(self._source, len(data))
+    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: Room) -> Decoded:
+        """The pixels lie in `room` behind its `used` bytes."""
+        np.copyto(self._source.place(0, len(data)), np.frombuffer(data, np.uint8))
+        request = {"size": len(data), "max_pixels": max_pixels, "timeout_s": timeout_s}
+        answer = self._ask({**request, "target": room.number, "offset": room.used}, timeout_s)
+        if len(data) > _KEPT_BYTES:
+            self._source.empty()
         if "error_type" in answer:
             raise ItemError(answer["error_type"], answer["reason"])
         shape = (answer["height"], answer["width"], 3)
-        pixels = room(math.prod(shape))
-        read_whole(self._target, pixels.data)
-        _shrink(self._target, pixels.nbytes)
+        pixels = room.file.place(room.used, math.prod(shape))
         return Decoded(pixels.reshape(shape), answer["frames"])
 
     def kill(self) -> None:
         self._process.kill()
         self._process.communicate()
         self._connection.close()
-        os.close(self._source)
-        os.close(self._target)
 
     def _ask(self, request: dict[str, float], timeout_s: float) -> dict[str, Any]:
         try:
@@ -183,20 +231,6 @@ class _Child:
             return 0
 
 
-def _shared_file() -> int:
-    """Descriptor of a file in memory without a name; where the system has none, of a deleted one on disk."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("segray", os.MFD_CLOEXEC)
-    descriptor, path = tempfile.mkstemp(prefix="segray")
-    Path(path).unlink()
-    return descriptor
-
-
-def _shrink(descriptor: int, size: int) -> None:
-    if size > _KEPT_BYTES:
-        os.ftruncate(descriptor, 0)
-
-
 def _environment() -> dict[str, str]:
     """Ours, plus where this package lies, minus threads: many decoders share the machine."""
     home = str(Path(segray.__file__).parents[1])
@@ -214,55 +248,36 @@ def decode_table(
     A table is cut before its pixels would exceed `target_bytes` (one picture may, alone): pictures have the
     same size in every run, so the cuts are the same too.
     """
-    start, pictures = 0, list[Decoded | ItemError | None]()
-    held = room = _TableRoom(target_bytes)
-    for row, (data, known) in enumerate(zip(table["data"], table["error_type"], strict=True)):
+    start, pictures, room = 0, list[Decoded | ItemError | None](), sandbox.room()
+    for row, data in enumerate(byte_views(table["data"])):
         picture: Decoded | ItemError | None = None
-        if data.is_valid and not known.is_valid:
-            picture, room = _decoded(data, sandbox, max_pixels, held)
-        if room is not held:
-            yield _table(table.slice(start, row - start), pictures, held)
-            start, pictures, held = row, [], room
+        if data is not None:
+            picture = _decoded(data, sandbox, max_pixels, room)
+        if isinstance(picture, Decoded):
+            if room.used and room.used + picture.pixels.nbytes > target_bytes:
+                full = _table(table.slice(start, row - start), pictures, room)
+                start, pictures, room = row, [], sandbox.room()
+                room.put(picture.pixels)
+                yield full
+                del full  # its room is wanted
+            else:
+                room.used += picture.pixels.nbytes
         pictures.append(picture)
     if pictures:
-        yield _table(table.slice(start), pictures, held)
-
-
-class _TableRoom:
-    """Pixels of one table, one picture behind the other, as they come: the only copy on this side."""
-
-    def __init__(self, target_bytes: int) -> None:
-        self.target_bytes = target_bytes
-        self.data = _own_room(0)
-        self.used = 0
-        self.next: _TableRoom | None = None
-
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """Room for a picture: here, or in the next table's room when this one is full."""
-        if self.used and self.used + size > len(self.data):
-            self.next = _TableRoom(self.target_bytes)
-            return self.next.take(size)
-        if not self.used:
-            self.data = _own_room(
-                max(size, self.target_bytes)
-            )  # the system gives the pages as they are filled
-        piece = self.data[self.used : self.used + size]
-        self.used += size
-        return piece
+        yield _table(table.slice(start), pictures, room)
 
 
 def _decoded(
-    data: Any, sandbox: DecodeSandbox, max_pixels: int, room: _TableRoom
-) -> tuple[Decoded | ItemError, _TableRoom]:
-    """The picture, or why there is none, and the room it went to."""
+    data: npt.NDArray[np.uint8], sandbox: DecodeSandbox, max_pixels: int, room: Room
+) -> Decoded | ItemError:
+    """The picture, behind the others in `room`, or why there is none."""
     try:
-        picture = sandbox.decode(memoryview(data.as_buffer()), max_pixels, room.take)
+        return sandbox.decode(data.data, max_pixels, room)
     except ItemError as error:
-        return error, room
-    return picture, room.next or room
+        return error
 
 
-def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None], room: _TableRoom) -> pa.Table:
+def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None], room: Room) -> pa.Table:
     """The rows of `fetched` with their pictures in place of the encoded bytes."""
     found = [picture if isinstance(picture, Decoded) else None for picture in pictures]
     errors = [picture if isinstance(picture, ItemError) else None for picture in pictures]
@@ -285,10 +300,10 @@ def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None], room: 
     )
 
 
-def _pixel_column(found: list[Decoded | None], room: _TableRoom) -> pa.LargeBinaryArray:
+def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:
     """The room's pixels as a column, without a copy."""
     sizes = [0 if one is None else one.pixels.nbytes for one in found]
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     valid = pa.array([one is not None for one in found]).buffers()[1]
-    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(room.data[: room.used])]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(room.pixels())]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(found), buffers)

@@ -171,5 +171,29 @@ def test_decode_table(target_bytes: int, sandbox: DecodeSandbox) -> None:
     assert joined["end"].to_pylist()[-1] == {"items": 5, "ignored": 7, "broken": False}
 
 
+def pictures(number: int) -> pa.Table:
+    rows = FetchedRows()
+    for seed in range(number):
+        rows.add_file(Source(f"file:///{seed}.jpg", f"/{seed}.jpg", "file", "1-1", 1), jpeg(seed))
+    return rows.take()
+
+
+def test_tables_that_are_kept_stay_as_they_were(sandbox: DecodeSandbox) -> None:
+    tables = list(decode_table(pictures(6), sandbox, 1000, target_bytes=1))
+    list(decode_table(pictures(2), sandbox, 1000))
+    for seed, table in enumerate(tables):
+        assert table["pixels"].to_pylist() == [pillow_rgb(jpeg(seed)).tobytes()]
+
+
+def test_memory_of_tables_that_are_gone_is_used_again(sandbox: DecodeSandbox) -> None:
+    works(sandbox)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    child = sandbox.decode(b"pid ", 1000).frames
+    for table in decode_table(pictures(12), sandbox, 1000, target_bytes=1):
+        assert table.num_rows == 1
+    assert sandbox.decode(b"pid ", 1000).frames == child
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
 def test_empty_table(sandbox: DecodeSandbox) -> None:
     assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []

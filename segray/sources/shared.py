@@ -1,0 +1,51 @@
+"""Files in memory that a process and its child map: what one puts there, the other has without a copy."""
+
+import mmap
+import os
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def shared_file() -> int:
+    """Descriptor of a file in memory without a name; where the system has none, of a deleted one on disk."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("segray", os.MFD_CLOEXEC)
+    descriptor, path = tempfile.mkstemp(prefix="segray")
+    Path(path).unlink()
+    return descriptor
+
+
+class SharedFile:
+    """One such file in one of the processes; it grows to the furthest place that either asked for.
+
+    Its descriptor is closed with it; what was mapped stays.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of this process's address space that it takes."""
+        return len(self._bytes)
+
+    def place(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        """(size,) bytes from `offset` on, to read or write; valid until the file is emptied."""
+        held = os.fstat(self.descriptor).st_size
+        if held < offset + size:
+            held = offset + size
+            os.ftruncate(self.descriptor, held)
+        if held != len(self._bytes):
+            self._bytes = np.frombuffer(mmap.mmap(self.descriptor, held), np.uint8)
+        return self._bytes[offset : offset + size]
+
+    def empty(self) -> None:
+        """Give the memory back to the system."""
+        self._bytes = np.empty(0, np.uint8)
+        os.ftruncate(self.descriptor, 0)
