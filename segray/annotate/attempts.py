@@ -14,8 +14,7 @@ MOST_ATTEMPTS = 3
 class AttemptsLike(Protocol):
     """`Attempts`, here or in another process."""
 
-    def before(self, names: Sequence[str]) -> list[int]: ...
-    def begin(self, names: Sequence[str]) -> None: ...
+    def begin(self, names: Sequence[str], most: int) -> bool: ...
     def end(self, names: Sequence[str]) -> None: ...
 
 
@@ -25,13 +24,12 @@ class Attempts:
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
 
-    def before(self, names: Sequence[str]) -> list[int]:
-        """How often each was begun and not ended."""
-        return [self._begun[name] for name in names]
-
-    def begin(self, names: Sequence[str]) -> None:
-        """Mark before the work."""
+    def begin(self, names: Sequence[str], most: int) -> bool:
+        """Mark before the work; False, and no mark, where one was begun `most` times and not ended."""
+        if any(self._begun[name] >= most for name in names):
+            return False
         self._begun.update(names)
+        return True
 
     def end(self, names: Sequence[str]) -> None:
         """Forget after the work."""

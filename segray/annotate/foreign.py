@@ -1,5 +1,6 @@
 """A model of the user's own: any callable with the interface of torchvision's detectors."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ class ForeignDetector:
     It answers with a dict an image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
     `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: so taken where
     the size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
-    precision.
+    precision. One whose attribute `image_dtype` is torch.uint8 gets the pixels as they are, 0..255.
     """
 
     def __init__(self, model: Any, name: str, device: torch.device, score_threshold: float) -> None:
         self.model = model.eval().to(device) if isinstance(model, torch.nn.Module) else model
         self.name, self.device, self.score_threshold = name, device, score_threshold
+        self.takes_bytes = getattr(model, "image_dtype", torch.float32) == torch.uint8
         self.frame: Literal["roi", "image"] | None = getattr(model, "mask_frame", None)
         if self.frame not in (None, "roi", "image"):
             raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not 'roi' or 'image'")
@@ -48,7 +50,12 @@ class ForeignDetector:
         return [self._detections(each, image) for each, image in zip(answer, images, strict=True)]
 
     def _tensor(self, image: NDArray[np.uint8]) -> Tensor:
-        return torch.tensor(image).to(self.device).permute(2, 0, 1).float().div_(255)
+        if self.takes_bytes:
+            return torch.tensor(image).to(self.device).permute(2, 0, 1)
+        with warnings.catch_warnings():  # of read-only memory: the next line copies it
+            warnings.simplefilter("ignore")
+            pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)
+        return pixels.float().div_(255)
 
     def _detections(self, answer: Any, image: NDArray[np.uint8]) -> Detections:
         scores, labels, boxes, masks = (

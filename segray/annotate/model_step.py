@@ -26,19 +26,17 @@ class Annotate:
     ) -> None:
         """`workers`: how many may start at once; each may die `MOST_ATTEMPTS` times before one succeeds."""
         self.attempts = attempts
-        if attempts.before(["model"])[0] >= MOST_ATTEMPTS * workers:
+        if not attempts.begin(["model"], MOST_ATTEMPTS * workers):
             raise RuntimeError(f"the model killed its process {MOST_ATTEMPTS} times while it was loaded")
-        attempts.begin(["model"])
         self.predictor = make_predictor()
         attempts.end(["model"])
         self._successes = self._failures = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row out for each row in, in order."""
-        ids = table.filter(pc.is_valid(table["pixels"]))["image_id"].to_pylist()
-        if any(self.attempts.before(ids)):
+        ids = table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist()
+        if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
-        self.attempts.begin(ids)
         try:
             answer = self.predictor.annotate(table)
         except JobFailedError:
@@ -59,10 +57,9 @@ class Annotate:
         if not row["pixels"][0].is_valid:
             return self.predictor.annotate(row)
         ids = row["image_id"].to_pylist()
-        if self.attempts.before(ids)[0] >= MOST_ATTEMPTS:
+        if not self.attempts.begin(ids, MOST_ATTEMPTS):
             self.attempts.end(ids)
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
-        self.attempts.begin(ids)
         try:
             answer = self.predictor.annotate(row)
         except JobFailedError:

@@ -1,6 +1,6 @@
 """The model step: DECODED -> ANNOTATED, one row out for each row in. No Ray; a worker holds one Predictor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from segray.annotate.device import Precision, is_out_of_memory
 from segray.annotate.foreign import ForeignDetector
 from segray.annotate.instances import Found, Outcome, annotated_table, found_instances
 from segray.annotate.rle import encode_image_masks, encode_roi_masks
+from segray.columns import byte_views
 from segray.errors import ItemError
 from segray.models.weights import LoadedModel
 
@@ -55,19 +56,18 @@ class Predictor:
         interface, and whatever such a model raises.
         """
         outcomes: list[Outcome] = [None] * table.num_rows
-        for rows in self._batches(table):
-            images = [_image(table, row) for row in rows]
+        pictures = _pictures(table)
+        for rows in self._batches(pictures):
+            images = [pictures[row] for row in rows]
             for row, image, detections in zip(rows, images, self._detect(images), strict=True):
                 outcomes[row] = self._outcome(detections, image.shape[0], image.shape[1])
         return annotated_table(table, outcomes, self.model.categories)
 
-    def _batches(self, table: pa.Table) -> Iterator[list[int]]:
+    def _batches(self, pictures: Mapping[int, Image]) -> Iterator[list[int]]:
         """Row numbers of the pictures, in batches of one shape."""
         groups: dict[tuple[int, int], list[int]] = {}
-        heights, widths = table["height"].to_pylist(), table["width"].to_pylist()
-        for row, pixels in enumerate(table["pixels"]):
-            if pixels.is_valid:
-                groups.setdefault(self.detector.batch_key(heights[row], widths[row]), []).append(row)
+        for row, picture in pictures.items():
+            groups.setdefault(self.detector.batch_key(*picture.shape[:2]), []).append(row)
         for rows in groups.values():
             while rows:
                 size = self.batch_size  # it may have become smaller
@@ -110,7 +110,11 @@ class Predictor:
         return np.array(self.model.category_ids, np.int32)[labels - 1]
 
 
-def _image(table: pa.Table, row: int) -> Image:
-    """(height, width, 3) uint8, a view into the table."""
-    height, width = table["height"][row].as_py(), table["width"][row].as_py()
-    return np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(height, width, 3)
+def _pictures(table: pa.Table) -> dict[int, Image]:
+    """(height, width, 3) uint8 by row number, views into the table; rows without a picture are left out."""
+    columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()
+    return {
+        row: pixels.reshape(height, width, 3)
+        for row, (pixels, height, width) in enumerate(zip(*columns, strict=True))
+        if pixels is not None
+    }
