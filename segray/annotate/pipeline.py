@@ -108,7 +108,7 @@ def _get(work: Any) -> Any:
 
 def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
     """Runs of files: short at first, so that work starts at once and small jobs spread, then long."""
-    size, stretch, made = 16, [], 0
+    size, stretch, made = 4, [], 0
     for file in files:
         stretch.append(file)
         if len(stretch) == size:
@@ -166,6 +166,10 @@ class _Annotate:
         score_threshold: float,
         proposals: int | None,
     ) -> None:
+        # By default a thread that waits for another one keeps its core busy, which the other one needs where
+        # decoders share the cores: 20 small convolutions beside two busy processes took 430 ms of CPU, not
+        # 20. Read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from segray.annotate.model_step import Annotate
         from segray.annotate.predictor import Predictor
 
@@ -209,7 +213,8 @@ def annotated(
         num_gpus=resources.actor_gpus or None,
     )
     try:
-        yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        # a prefetched block is one that waits for the next before it can be made safe
+        yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except SegrayError:
         raise
     except Exception as error:
