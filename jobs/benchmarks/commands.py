@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks.pictures import ROOT
 
+_DROPPED = ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")  # the second makes each process compile all it imports
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    **{name: value for name, value in os.environ.items() if name not in _DROPPED},
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
 }
 Instances = dict[str, list[dict[str, Any]]]
