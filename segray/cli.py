@@ -17,6 +17,8 @@ exit codes:
   0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
   130 interrupted, run again to continue"""
 
+AGAIN = "run the same command again to continue"
+
 USAGE = """usage: segray VERB ...
 
 Image archives into segmentation labels, on one machine or a Ray cluster.
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegrayError as error:
         for line in error.lines:
             print(f"segray: {line}", file=sys.stderr)
+        if error.exit_code == ExitCode.FAILED and "again" not in str(error):
+            print(f"segray: what is committed is safe; {AGAIN}", file=sys.stderr)
         return error.exit_code
     except sqlite3.OperationalError as error:  # the scratch database of a long listing
         print(
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ExitCode.FAILED
     except KeyboardInterrupt:
-        print("segray: interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"segray: interrupted; {AGAIN}", file=sys.stderr)
         return ExitCode.INTERRUPTED
 
 
