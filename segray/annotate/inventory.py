@@ -18,7 +18,7 @@ from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings
 
-FIRST_ROUND_S = 10.0
+FIRST_ROUND_S = 3.0
 """Seconds of listing before the first round; listings that take less are done in one."""
 _LONGER = 4
 _STOP_S = 5.0
