@@ -17,20 +17,22 @@ MATCH = 0.5
 """Least IoU of two masks that are one object, in two precisions."""
 
 
-def check_same(ours: Instances, theirs: Instances, threshold: float, what: str) -> None:
-    """In one precision: the same instances. Only scores within SCORES of the threshold may lack a partner."""
+def check_same(
+    ours: Instances, theirs: Instances, threshold: float, what: str, scores: float = SCORES
+) -> None:
+    """In one precision: the same instances. Only those within `scores` of the threshold may be alone."""
     check(ours.keys() == theirs.keys(), f"{what}: other pictures")
     for name in ours:
         first, second = ours[name], theirs[name]
         overlap = _overlaps(first, second)
         for rows, best in ((first, overlap.max(1, initial=0)), (second, overlap.max(0, initial=0))):
-            sure = [row["score"] > threshold + SCORES for row in rows]
+            sure = [row["score"] > threshold + scores for row in rows]
             alone = int((best[sure] < MASKS).sum())
             check(not alone, f"{what}: {alone} of {len(rows)} instances of {name} have no partner")
         for one, other in zip(*np.nonzero(overlap >= MASKS), strict=True):
             a, b = first[one], second[other]
             close = np.abs(np.subtract(a["box"], b["box"])).max() < BOXES
-            check(abs(a["score"] - b["score"]) < SCORES and close, f"{what}: other score or box in {name}")
+            check(abs(a["score"] - b["score"]) < scores and close, f"{what}: other score or box in {name}")
 
 
 def check_alike(ours: Instances, theirs: Instances, least: float, what: str) -> float:
@@ -45,6 +47,12 @@ def check_alike(ours: Instances, theirs: Instances, least: float, what: str) -> 
     share = partners / max(total, 1)
     check(share >= least, f"{what}: only {share:.0%} of the instances have a partner")
     return share
+
+
+def check_as_many(ours: Instances, theirs: Instances, what: str) -> None:
+    """In two precisions, where random weights leave nothing else to compare: half to twice as many."""
+    first, second = (sum(map(len, found.values())) for found in (ours, theirs))
+    check(first <= 2 * second and second <= 2 * first, f"{what}: {first} instances against {second}")
 
 
 def _overlaps(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jobs.benchmarks import commands
-from jobs.benchmarks.agreement import check_alike, check_same
+from jobs.benchmarks.agreement import SCORES, check_alike, check_as_many, check_same
 from jobs.benchmarks.commands import Instances
 from jobs.benchmarks.flops import flops_an_image, peak_flops
 from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
@@ -34,8 +34,9 @@ class Case:
     weights: str
     many: int
     """Pictures of the larger job."""
-    alike: float
-    """Least share of instances that have a partner in the other precision; random weights scatter more."""
+    trained: bool
+    """Random weights make much of a rounding: in fp32 scores differ a little more, and in bf16 they find
+    other things altogether (torchvision's own autocast does: a tenth of its instances had a partner)."""
     device: str = "cpu"
 
 
@@ -43,13 +44,13 @@ def figures(options: Options) -> Iterator[Figure]:
     """COCO's architecture and the bundled model on the CPU; the first on a GPU, where there is one."""
     weights = options.scratch / "resnet50.pth"
     write_random_resnet50(weights, sorted(folder_of(options, FEW).iterdir()))
-    resnet = Case("R50-FPN", str(weights), FEW + 12, 0.5)
+    resnet = Case("R50-FPN", str(weights), FEW + 12, trained=False)
     yield from _on_cpu(resnet, options)
-    yield from _on_cpu(Case("nuclei-small", "nuclei-small", FEW + 32, 0.9), options)
+    yield from _on_cpu(Case("nuclei-small", "nuclei-small", FEW + 32, trained=True), options)
     if not torch.cuda.is_available():
         yield Figure("annotate / plain script, on a GPU", ">= 10", [])
         return
-    arms, times, facts = _measured(Case("R50-FPN", str(weights), FEW + 1000, 0.5, "cuda"), options)
+    arms, times, facts = _measured(Case("R50-FPN", str(weights), FEW + 1000, False, "cuda"), options)
     against = ratios(times["plain fp32"], times["segray bf16"])
     yield Figure(f"annotate bf16 / plain script, {arms.case.name}, on a GPU", ">= 10", against, facts)
 
@@ -119,8 +120,10 @@ class Arms:
             self.run("plain", self.few, precision)
             found[f"plain {precision}"] = commands.plain_instances(self.output("plain"), self.few)
         truth = found["plain fp32"]
-        check_same(found["segray fp32"], truth, THRESHOLD, f"{what}, fp32")
-        share = check_alike(found["segray bf16"], truth, self.case.alike, f"{what}, bf16")
+        scores = SCORES if self.case.trained else 10 * SCORES
+        check_same(found["segray fp32"], truth, THRESHOLD, f"{what}, fp32", scores)
+        check_as_many(found["segray bf16"], truth, f"{what}, bf16")
+        share = check_alike(found["segray bf16"], truth, 0.9 if self.case.trained else 0.0, f"{what}, bf16")
         autocast = check_alike(found["plain bf16"], truth, 0.0, what)
         return [
             _about(truth),
