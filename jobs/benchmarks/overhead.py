@@ -10,14 +10,14 @@ from jobs.benchmarks.pictures import folder_of
 from jobs.benchmarks.reading import cores, read, seconds_a_picture
 from jobs.benchmarks.stub import INSTANCES
 
-FEW = 96
+FEW, MANY = 300, 2300
 STUB = "python:jobs.benchmarks.stub:quick"
 
 
 def figures(options: Options) -> Iterator[Figure]:
     """Steady state: a larger job less a smaller one, over the difference of their pictures."""
-    many = options.images or (2 * FEW if options.quick else FEW + 1000)
-    few, folder = folder_of(options, FEW), folder_of(options, max(many, FEW + 1))
+    number, many = (32, 64) if options.quick else (FEW, max(options.images or MANY, FEW + 1))
+    few, folder = folder_of(options, number), folder_of(options, many)
     output = options.scratch / "overhead"
     job(few, output)
     check_instances(output, few)

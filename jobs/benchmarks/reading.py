@@ -9,13 +9,13 @@ from jobs.benchmarks.commands import answered
 from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
 from jobs.benchmarks.pictures import folder_of
 
-FEW = 96
+FEW, MANY = 300, 2300
 
 
 def figures(options: Options) -> Iterator[Figure]:
     """Steady state: a larger job less a smaller one, over the difference of their pictures."""
-    many = options.images or (2 * FEW if options.quick else FEW + 800)
-    few, folder = folder_of(options, FEW), folder_of(options, max(many, FEW + 1))
+    number, many = (32, 64) if options.quick else (FEW, max(options.images or MANY, FEW + 1))
+    few, folder = folder_of(options, number), folder_of(options, many)
     pictures = {name: read(name, few)["pictures"] for name in ("torch", "ray", "segray")}
     for name in ("torch", "ray"):
         check(pictures["segray"] == pictures[name], f"reading: segray and {name} saw other pixels")

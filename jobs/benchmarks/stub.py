@@ -21,6 +21,7 @@ class Stub:
     categories = {1: "thing"}  # noqa: RUF012 - the interface of a model of one's own
     digest = "stub-1"
     mask_frame = "roi"
+    image_dtype = torch.uint8  # no floats of pixels that nobody multiplies
 
     def __init__(self, wait_s: float = 0.0) -> None:
         self.wait_s = wait_s
@@ -33,7 +34,7 @@ class Stub:
     def _answer(self, image: torch.Tensor) -> dict[str, Any]:
         size = torch.tensor([image.shape[2], image.shape[1]])
         start = torch.linspace(0.1, 0.6, INSTANCES)[:, None] * size
-        score = 0.501 + 0.498 * image[:, ::STEP, ::STEP].double().mean()
+        score = 0.501 + 0.498 * image[:, ::STEP, ::STEP].double().mean() / 255
         return {
             "boxes": torch.cat([start, start + 0.15 * size], 1),
             "labels": torch.ones(INSTANCES, dtype=torch.int64),
