@@ -101,7 +101,7 @@ def _measure(parts: Sequence[str], options: Options) -> tuple[list[Figure], list
             for figure in PARTS[part](options):
                 figures.append(figure)
                 print("\n".join(figure.lines()), flush=True)
-        except UnequalError as error:
+        except (UnequalError, RuntimeError) as error:  # RuntimeError: an arm failed
             unequal.append(str(error))
             print(f"UNEQUAL, nothing measured: {error}", flush=True)
     return figures, unequal
