@@ -1,11 +1,15 @@
 """Fixtures for all tests: one Ray, and storage servers on loopback, started when a test asks for them."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests import servers
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each process of Ray compiles all that it imports
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

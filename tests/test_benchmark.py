@@ -87,9 +87,14 @@ def test_figures() -> None:
     assert not Figure("", "<= 1.9", [1, 3, 2]).met
     assert Figure("", ">= 10", []).met is None
     assert "not measured" in Figure("on a GPU", ">= 10", []).lines()[0]
-    calls: list[str] = []
-    values = take_turns([lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 2.0], 3)
-    assert calls == list("abbaab")
+    calls: list[float] = []
+
+    def arm(number: float) -> float:
+        calls.append(number)
+        return number
+
+    values = take_turns([partial(arm, 1.0), partial(arm, 2.0)], 3)
+    assert calls == [1, 2, 2, 1, 1, 2]
     assert values == [[1.0] * 3, [2.0] * 3]
 
 
@@ -116,8 +121,8 @@ else:
 @pytest.fixture
 def parent_and_child() -> Iterator[list[int]]:
     """They share 48 MiB of their own and 48 MiB in a file in memory that neither has mapped."""
-    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HOLD], text=True, **pipe) as process:
+    command, pipe = [sys.executable, "-c", HOLD], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         yield [process.pid, int(process.stdout.readline())]
         process.communicate("\n")

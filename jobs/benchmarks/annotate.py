@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class Arms:
             folder, self.output(who), *common, "--precision", precision, "--device", self.case.device
         )
 
-    def bare(self, folder: Path, precision: str, count: int) -> dict[str, object]:
+    def bare(self, folder: Path, precision: str, count: int) -> dict[str, Any]:
         """The model step alone; what it found in the first `count` pictures."""
         return commands.answered("bare", folder, self.case.weights, precision, self.case.device, count)
 

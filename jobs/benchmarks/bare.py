@@ -34,7 +34,7 @@ def tables(folder: str, rows: int) -> Iterator[pa.Table]:
                 yield from decode_table(fetched.slice(start, rows), sandbox, settings.max_pixels)
 
 
-def main(folder: str, weights: str, precision: str, device: str, count: int) -> dict[str, Any]:
+def main(folder: str, weights: str, precision: str, device: str, count: str) -> dict[str, Any]:
     """As the job's model actor would do it, with the same threads and batches."""
     settings = AnnotateSettings(sources=[folder], output="-", weights=weights)
     cores = len(os.sched_getaffinity(0))
@@ -53,7 +53,7 @@ def main(folder: str, weights: str, precision: str, device: str, count: int) -> 
     started = time.perf_counter()
     found = [predictor.annotate(table) for table in pictures]
     seconds = time.perf_counter() - started
-    rows = pa.concat_tables(found).slice(0, count).to_pylist()
+    rows = pa.concat_tables(found).slice(0, int(count)).to_pylist()
     strings = {
         Path(row["uri"]).name: [each["segmentation"]["counts"] for each in row["found"]] for row in rows
     }
@@ -61,4 +61,4 @@ def main(folder: str, weights: str, precision: str, device: str, count: int) -> 
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:5], int(sys.argv[5]))))
+    print(json.dumps(main(*sys.argv[1:])))

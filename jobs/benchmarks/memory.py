@@ -1,6 +1,7 @@
 """Peak memory of a job and all its processes: ten times the items, and sixteen times the pixels."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
@@ -15,9 +16,7 @@ def figures(options: Options) -> Iterator[Figure]:
     base, tenfold = folder_of(options, once), folder_of(options, 10 * once)
     large = folder_of(options, 4 if options.quick else 60, SIXTEEN)
     output = options.scratch / "memory"
-    peaks = take_turns(
-        [lambda each=each: peak(each, output) for each in (base, tenfold, large)], options.rounds(1)
-    )  # type: ignore[misc]
+    peaks = take_turns([partial(peak, each, output) for each in (base, tenfold, large)], options.rounds(1))
     words = ", ".join(f"{each[0] / 2**20:,.0f} MiB" for each in peaks)
     sizes = f"{MEGAPIXEL[1]} x {MEGAPIXEL[0]}", f"{SIXTEEN[1]} x {SIXTEEN[0]}"
     facts = [f"{once} and {10 * once} pictures of {sizes[0]}, {count(large)} of {sizes[1]}: {words}"]

@@ -68,7 +68,7 @@ def tiled(real: list[Pixels], size: tuple[int, int], seed: int) -> Pixels:
     for top, left in itertools.product(range(0, height, side), range(0, width, side)):
         image = real[rng.integers(len(real))]
         row, col = rng.integers(image.shape[0] - side + 1), rng.integers(image.shape[1] - side + 1)
-        piece = np.rot90(image[row : row + side, col : col + side], rng.integers(4))
+        piece = np.rot90(image[row : row + side, col : col + side], int(rng.integers(4)))
         rows, cols = min(side, height - top), min(side, width - left)
         canvas[top : top + rows, left : left + cols] = piece[:rows, :cols]
     return canvas

@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 
 from jobs.benchmarks.pictures import score_of
+from segray.columns import byte_views
 
 Picture = tuple[str, float]
 """Its name, and `score_of` its pixels."""
@@ -38,11 +39,11 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     with Plan() as plan:
         plan.add_sources(Listing(settings.sources, settings.storage))
         tables = decoded(plan, settings, share_out(settings, "cpu", cluster))
+        table: pa.Table
         for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
-            for uri, height, width, pixels in zip(*columns, table["pixels"], strict=True):
-                flat = np.frombuffer(pixels.as_buffer(), np.uint8)
-                yield Path(uri).name, score_of(flat.reshape(height, width, 3))
+            for uri, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):
+                yield Path(uri).name, score_of(pixels.reshape(height, width, 3))
 
 
 def by_torch(folder: Path, processes: int) -> Iterator[Picture]:

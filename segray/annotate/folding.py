@@ -8,6 +8,7 @@ https://arxiv.org/abs/1712.05877, section 3.2). The same up to rounding, with on
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,11 +57,12 @@ def _is_affine(norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+def _fold(conv: nn.Conv2d, norm: Any) -> None:
     """In float64, rounded once."""
-    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
-    weight, bias, mean, variance = (None if each is None else each.double() for each in tensors)
-    gain, shift = (None if each is None else each.double() for each in (norm.weight, norm.bias))
+    weight, mean, variance = conv.weight.double(), norm.running_mean.double(), norm.running_var.double()
+    bias, gain, shift = (
+        None if each is None else each.double() for each in (conv.bias, norm.weight, norm.bias)
+    )
     weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, shift)
     dtype = conv.weight.dtype
     conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)

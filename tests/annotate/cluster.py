@@ -67,7 +67,7 @@ def main() -> None:
         running.remove_node(lost, allow_graceful=False)
         print("lost", lost.unique_id, flush=True)
         workers.append(running.add_node(num_cpus=1))
-    running.shutdown()
+    running.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

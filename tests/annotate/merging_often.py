@@ -3,7 +3,7 @@
 from segray.annotate import sink
 from segray.cli import main
 
-sink.MERGE_BYTES = 16 << 10
+sink.MERGE_BYTES = 16 << 10  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     raise SystemExit(main())

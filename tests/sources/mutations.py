@@ -117,9 +117,9 @@ def _jpeg_segment(data: bytearray, draw: random.Random) -> None:
 
 def _tiff_tag(data: bytearray, draw: random.Random) -> None:
     """Id, type, count or value of an entry of a TIFF directory; also of the EXIF block of another format."""
-    start = max(0, data.find(b"Exif\0\0") + 6) if data[:2] not in (b"II", b"MM") else 0
+    start = max(0, data.find(b"Exif\0\0") + 6) if bytes(data[:2]) not in (b"II", b"MM") else 0
     order = "<" if data[start : start + 2] == b"II" else ">"
-    big = data[start + 2 : start + 4] in (b"+\0", b"\0+")
+    big = bytes(data[start + 2 : start + 4]) in (b"+\0", b"\0+")
     try:
         (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, start + (8 if big else 4))
         (count,) = struct.unpack_from(order + "H", data, start + first)

@@ -269,7 +269,7 @@ def test_very_many_tiny_members(tmp_path: Path, fuzz_files: int) -> None:
 
 def test_gzip_that_breaks_inside_a_member(tmp_path: Path) -> None:
     data = tar([("a.jpg", b"1"), ("b.jpg", jpeg(1, 100, 100))])
-    parts = [bytearray(gzip.compress(data[:3000])), gzip.compress(data[3000:])]
+    parts = [bytearray(gzip.compress(each)) for each in (data[:3000], data[3000:])]
     parts[0][-8] ^= 1  # the checksum of what was packed first
     found = read(written(tmp_path / "x.tar.gz", b"".join(parts)))
     assert found[0]["data"] == b"1"
