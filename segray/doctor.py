@@ -7,9 +7,10 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
 
 from segray.errors import ExitCode
 from segray.storage import EXTRAS
@@ -28,7 +29,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every check, in the order in which a job would meet them."""
-    checks: list[Callable[[], list[Finding]]] = [_python, _accelerator, _decoders, _ray, _storage, _models]
+    checks = [_python, _bytecode, _accelerator, _decoders, _ray, _storage, _models]
     return [finding for check in checks for finding in check()]
 
 
@@ -52,6 +53,19 @@ def _python() -> list[Finding]:
         Finding("python", sys.version_info >= (3, 11), told),
         Finding("disk", free >= 2, f"{free} GiB free for temporary files (Ray spills there)"),
     ]
+
+
+def _bytecode() -> list[Finding]:
+    """Ray starts a Python for each worker; without compiled files each one compiles all that it imports."""
+    found = find_spec("ray")
+    if found is None or found.origin is None:
+        return []  # told below
+    compiled = Path(cache_from_source(found.origin)).exists()
+    if compiled or not sys.dont_write_bytecode:
+        return [Finding("bytecode", True, "compiled" if compiled else "will be compiled at first use", False)]
+    told = "PYTHONDONTWRITEBYTECODE is set and ray is not compiled, so each worker is slow to start"
+    cure = "unset it, or `uv pip install --compile-bytecode`"
+    return [Finding("bytecode", False, f"{told}; {cure}", needed=False)]
 
 
 def _accelerator() -> list[Finding]:
