@@ -43,6 +43,9 @@ RAY_ENVIRONMENT = {
 
 T = TypeVar("T")
 
+_INTERRUPTED = threading.Event()
+"""Set by Ctrl-C and SIGTERM once work has begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -209,6 +212,8 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             items = table.filter(pc.is_valid(table["image_id"]))
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
             progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
+            if _INTERRUPTED.is_set():
+                raise KeyboardInterrupt
         sink.commit()
     except (KeyboardInterrupt, SegrayError):
         if threading.current_thread() is threading.main_thread():
@@ -219,14 +224,17 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
 
 
 def _interrupt(*_: Any) -> None:
+    _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
     raise KeyboardInterrupt
 
 
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
     resources = share_out(prepared.settings, prepared.device, prepared.ray.cluster())
+    _INTERRUPTED.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop`, a preempted pod: stop as for Ctrl-C
+        for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop`, a preempted pod: stop as for Ctrl-C
+            signal.signal(number, _interrupt)
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "

@@ -34,6 +34,7 @@ from segray.sources.decoder_process import READY
 from segray.sources.shared import SharedFile, shared_file
 
 TABLE_BYTES = 32 << 20
+_STARTS = 3
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
 _TABLES = 3
@@ -138,8 +139,7 @@ class DecodeSandbox:
 
     def _try(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
         if self._child is None:
-            targets = [each.file for each in (self._scratch, *self._rooms)]
-            self._child = _Child(self._program, self._source, targets)
+            self._child = self._new_child()
         try:
             return self._child.decode(data, max_pixels, self.timeout_s, room)
         except ItemError as error:
@@ -147,12 +147,23 @@ class DecodeSandbox:
                 self.close()
             raise
 
+    def _new_child(self) -> "_Child":
+        """One that the system killed while it started gets a second and a third try."""
+        targets = [each.file for each in (self._scratch, *self._rooms)]
+        for _ in range(_STARTS - 1):
+            with contextlib.suppress(_ChildDiedError):
+                return _Child(self._program, self._source, targets)
+        try:
+            return _Child(self._program, self._source, targets)
+        except _ChildDiedError as death:
+            raise JobFailedError(f"the decoder process is killed while it starts: {death}") from None
+
 
 class _ChildDiedError(Exception):
     """The child ended without an answer."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(status)
+        super().__init__(f"status {status}")
         self.status = status
 
     def as_item_error(self) -> ItemError:
@@ -184,13 +195,19 @@ class _Child:
         self._await_start()
 
     def _await_start(self) -> None:
-        """A child that cannot even start is no item's fault."""
+        """A child that cannot even start is no item's fault. Raises _ChildDiedError if it was killed."""
         with contextlib.suppress(EOFError, ConnectionError):
             if self._connection.poll(_START_S) and self._connection.recv_bytes() == READY:
                 return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)  # its end may be seen before its status
+        ended = self._process.poll()
         self._process.kill()
         _, said = self._process.communicate()
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        if ended is not None and ended < 0:
+            self._connection.close()
+            raise _ChildDiedError(ended)
         raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
     def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: Room) -> Decoded:

@@ -29,6 +29,8 @@ TITLES = {  # kind -> part of the command line of its processes
     "model actor": "MapBatches(_Annotate)",
     "attempts actor": "ray::Attempts",
 }
+EARLY = ("reader", "decode actor", "decoder")
+"""Their work is done soon: they are killed as soon as they are seen, first of all."""
 ENDS_RUN = ("everything", "driver", "raylet", "gcs_server")
 KINDS = ("everything", "driver", *TITLES)
 """`everything`: the driver with all its processes. `driver`: alone, the others must notice."""
@@ -94,9 +96,9 @@ class Trial:
         self.chance = random.Random(self.seed)
 
     def kill(self, kinds: Sequence[str]) -> None:
-        """All of `kinds`, in a seeded order (readers first: they are done soon), and checks at every end."""
+        """All of `kinds`, in a seeded order (`EARLY` first), and checks at every end."""
         left = self.chance.sample(kinds, len(kinds))
-        left.sort(key=lambda kind: kind != "reader")
+        left.sort(key=lambda kind: EARLY.index(kind) if kind in EARLY else len(EARLY))
         for number in range(1, len(kinds) + 4):
             output = f"{self.outputs}/{number}"
             while self._ends_early(output, left):
@@ -138,7 +140,7 @@ class Trial:
         """pid -> command line of the driver and all below it, at the moment; empty when it came too late."""
         places = ["commit", "merge", "work"] if kind in ENDS_RUN else ["work"]
         place = self.chance.choice([*places, *(["start"] if kind in ENDS_RUN and started else [])])
-        place = "title" if kind == "reader" else place
+        place = "title" if kind in EARLY else place
         below = descendants(driver.pid)  # looking for them takes longer than a commit
         if place == "start":
             self._sleep(driver, (started or 0.0) + self.chance.uniform(0, 8) - time.monotonic())

@@ -14,7 +14,8 @@ class Footprint:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         self.resident = _status("VmRSS")
         self.descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        self.children = len(descendants(os.getpid()))
+        commands = descendants(os.getpid()).values()
+        self.children = sum("decoder_process" in command for command in commands)
         self.scratch = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
 
     @property

@@ -42,4 +42,8 @@ def obey(data: bytes, max_pixels: int) -> Decoded:
 if __name__ == "__main__":
     if "SEGRAY_TEST_BROKEN_START" in os.environ:
         sys.exit("a library is missing")
+    killed = Path(os.environ.get("SEGRAY_TEST_KILLED_STARTS", os.devnull))  # a dot for each start
+    if killed.is_file() and len(killed.read_text()) < int(os.environ["SEGRAY_TEST_KILLS"]):
+        killed.write_text(killed.read_text() + ".")
+        os.kill(os.getpid(), signal.SIGKILL)
     serve(obey)

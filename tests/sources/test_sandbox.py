@@ -197,3 +197,19 @@ def test_memory_of_tables_that_are_gone_is_used_again(sandbox: DecodeSandbox) ->
 
 def test_empty_table(sandbox: DecodeSandbox) -> None:
     assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []
+
+
+@pytest.mark.parametrize("kills", [2, 3])
+def test_a_child_that_is_killed_while_it_starts(
+    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "starts").touch()
+    monkeypatch.setenv("SEGRAY_TEST_KILLED_STARTS", str(tmp_path / "starts"))
+    monkeypatch.setenv("SEGRAY_TEST_KILLS", str(kills))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with DecodeSandbox(timeout_s=2, program=HOSTILE) as sandbox:
+        if kills == 2:
+            assert works(sandbox)
+        else:
+            with pytest.raises(JobFailedError, match="killed while it starts"):
+                works(sandbox)
