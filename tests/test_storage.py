@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from segray.atomic import create_atomically, put_atomically
 from segray.errors import SettingsError
+from segray.retries import error_type, is_passing, retrying
 from segray.settings import AnnotateSettings
 from segray.sources.remote import list_files
 from segray.storage import (
@@ -20,12 +22,7 @@ from segray.storage import (
     GcsSettings,
     StorageSettings,
     canonical_uri,
-    create_atomically,
-    error_type,
-    is_passing,
     open_filesystem,
-    put_atomically,
-    retrying,
     split_protocol,
 )
 from tests import servers

@@ -31,9 +31,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray import schema
+from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.retries import retrying
 from segray.sources.roundtrips import describe
-from segray.storage import StorageSettings, create_atomically, open_filesystem, put_atomically, retrying
+from segray.storage import StorageSettings, open_filesystem
 
 T = TypeVar("T")
 MERGE_BYTES = 32 << 20

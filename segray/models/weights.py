@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.catalog import NAMED_MODELS, NamedModel, named_model
+from segray.retries import retrying
 from segray.sources.roundtrips import describe
-from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
+from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 if TYPE_CHECKING:
     from segray.models.modelfile import LoadedModel as ModelFile

@@ -15,6 +15,7 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from segray.errors import SegrayError, SettingsError
+from segray.retries import retrying
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
 from segray.sources.manifest import read_manifest
@@ -22,7 +23,7 @@ from segray.sources.names import archive_kind, is_image_name, manifest_kind
 from segray.sources.pattern import Pattern, has_magic
 from segray.sources.remote import list_files, remote_source
 from segray.sources.roundtrips import describe
-from segray.storage import StorageSettings, canonical_uri, open_filesystem, retrying, split_protocol
+from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""

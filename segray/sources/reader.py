@@ -9,8 +9,9 @@ from typing import IO, cast
 
 from fsspec.spec import AbstractFileSystem
 
+from segray.retries import retrying
 from segray.sources.item import Source
-from segray.storage import StorageSettings, open_filesystem, retrying
+from segray.storage import StorageSettings, open_filesystem
 
 FIRST_BYTES = 256 << 10
 """The range fetched after a jump; it doubles while reading goes on in order."""

@@ -10,8 +10,9 @@ from typing import Any
 from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
 
+from segray.retries import retrying
 from segray.sources.item import Source
-from segray.storage import StorageSettings, canonical_uri, retrying
+from segray.storage import StorageSettings, canonical_uri
 
 _PAGE = 1000
 Page = tuple[list[tuple[str, dict[str, Any]]], str | None]

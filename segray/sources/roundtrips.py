@@ -14,8 +14,9 @@ from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
 
 from segray.errors import ItemError, SegrayError
+from segray.retries import error_type, is_passing, retrying
 from segray.sources.names import one_line
-from segray.storage import StorageSettings, error_type, is_passing, retrying
+from segray.storage import StorageSettings
 
 T = TypeVar("T")
 
