@@ -1,10 +1,8 @@
 """`segray VERB …`: parse, call, exit code. Heavy libraries are imported by the verb that needs them."""
 
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from tempfile import gettempdir
 
 from segray.errors import ExitCode, SegrayError
 
@@ -91,13 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.exit_code == ExitCode.FAILED and "again" not in str(error):
             print(f"segray: what is committed is safe; {AGAIN}", file=sys.stderr)
         return error.exit_code
-    except sqlite3.OperationalError as error:  # the scratch database of a long listing
-        print(
-            f"segray: {error}: the folder for temporary files ({gettempdir()}); make room there or set "
-            "TMPDIR, then run again to continue",
-            file=sys.stderr,
-        )
-        return ExitCode.FAILED
     except KeyboardInterrupt:
         print(f"segray: interrupted; {AGAIN}", file=sys.stderr)
         return ExitCode.INTERRUPTED

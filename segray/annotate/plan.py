@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from tempfile import gettempdir
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.annotate.store import End, Part, Store, ends_of
+from segray.errors import JobFailedError
 from segray.sources.item import Source
 
 LEDGER_COLUMNS = [
@@ -69,7 +71,7 @@ class Archive:
 
 
 class Plan:
-    """Context manager around the scratch database."""
+    """Context manager around the scratch database; one that is full ends as JobFailedError."""
 
     def __init__(self) -> None:
         self._filling = threading.Lock()
@@ -86,6 +88,11 @@ class Plan:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            where = f"the folder for temporary files, {gettempdir()}"
+            raise JobFailedError(
+                f"{error}: {where}; make room there or set TMPDIR, then run again"
+            ) from error
 
     # --- filling -------------------------------------------------------------------------------------
 

@@ -89,6 +89,8 @@ class Trial:
     """(output, folder) -> something that changes when a file there does."""
     lose_node: Callable[[int], None] | None = None
     chance: random.Random = field(init=False)
+    remains: dict[int, str] = field(default_factory=dict)
+    """pid -> command line of what ran when a run was killed; the next one starts beside it."""
     safe: int = 0
     """Items that were committed when the run was last started that did the rest."""
 
@@ -105,6 +107,7 @@ class Trial:
                 pass
             self.check(output)
             if not left:
+                wait_for(lambda: not _alive(self.remains), 120, f"the end of {_alive(self.remains)}")
                 return
         raise AssertionError(f"the runs were over before they could be killed: {left}")
 
@@ -188,7 +191,7 @@ class Trial:
                 continue
 
     def _check_end(self, driver: subprocess.Popen[str], kind: str, running: Mapping[int, str]) -> None:
-        """The exit code, the last line, and that nothing is left behind that runs."""
+        """The exit code and the last line; that nothing is left behind that runs is checked at the end."""
         _, told = driver.communicate(timeout=START_S)
         if kind in ("everything", "driver"):
             assert driver.returncode == -signal.SIGKILL
@@ -198,7 +201,7 @@ class Trial:
         if kind != "everything" and driver.returncode and spoken_for:  # else it was still importing
             assert AGAIN in told, f"no last word: {told}"
             assert "Traceback" not in told, told
-        wait_for(lambda: not _alive(running), 120, f"the end of {[*_alive(running).values()]}")
+        self.remains.update(running)
 
 
 def _alive(running: Mapping[int, str]) -> dict[int, str]:
