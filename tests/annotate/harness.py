@@ -40,8 +40,8 @@ TALLY: Counter[str] = Counter()
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
 QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256")
-PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-"""So long, not a minute, Ray waits for a gcs_server that died."""
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10", "RAY_raylet_start_wait_time_s": "40"}
+"""Seconds that Ray waits for a gcs_server that died (60 by default) and, starting, for a raylet that did."""
 AGAIN = "again to continue"
 
 
