@@ -121,6 +121,9 @@ class AnnotateSettings(JobSettings):
     min_actors: int = Field(1, ge=1, description="fewest model actors; the pool moves between the two")
     gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
     cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")
+    readers: int | None = Field(
+        None, ge=1, description="most archives or runs of files read at a time; default by CPUs"
+    )
     decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
     commit_every_s: float = Field(10.0, ge=0, description="results that came back are made safe so often")
 

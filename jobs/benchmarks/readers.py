@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
 from jobs.benchmarks.pictures import score_of
 from segray.columns import byte_views
 
@@ -28,7 +26,7 @@ BATCH = 8
 
 def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     """The job's own plan and stages; only the model is missing."""
-    from segray.annotate.pipeline import decoded, start_ray
+    from segray.annotate.pipeline import decoded, start_ray, tables_of
     from segray.annotate.plan import Plan
     from segray.annotate.resources import share_out
     from segray.settings import AnnotateSettings
@@ -38,9 +36,8 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     cluster = start_ray(settings.ray, Path(tempfile.mkdtemp()) / "log")
     with Plan() as plan:
         plan.add_sources(Listing(settings.sources, settings.storage))
-        tables = decoded(plan, settings, share_out(settings, "cpu", cluster))
-        table: pa.Table
-        for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        pictures = decoded(plan, settings, share_out(settings, "cpu", cluster))
+        for table in tables_of(pictures, prefetch=1):
             columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
             for uri, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):
                 yield Path(uri).name, score_of(pixels.reshape(height, width, 3))

@@ -23,13 +23,15 @@ class ForeignDetector:
     It answers with a dict an image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
     `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: so taken where
     the size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
-    precision. One whose attribute `image_dtype` is torch.uint8 gets the pixels as they are, 0..255.
+    precision. One whose attribute `image_dtype` is torch.uint8 gets the pixels as they are, 0..255, in memory
+    that is used again for the next call.
     """
 
     def __init__(self, model: Any, name: str, device: torch.device, score_threshold: float) -> None:
         self.model = model.eval().to(device) if isinstance(model, torch.nn.Module) else model
         self.name, self.device, self.score_threshold = name, device, score_threshold
         self.takes_bytes = getattr(model, "image_dtype", torch.float32) == torch.uint8
+        self._rooms: list[Tensor] = []
         self.frame: Literal["roi", "image"] | None = getattr(model, "mask_frame", None)
         if self.frame not in (None, "roi", "image"):
             raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not 'roi' or 'image'")
@@ -44,18 +46,27 @@ class ForeignDetector:
         Raises JobFailedError where the model's answer is not what its interface promises.
         """
         with arithmetic(self.device, "fp32"):
-            answer = self.model([self._tensor(image) for image in images])
+            answer = self.model([self._tensor(place, image) for place, image in enumerate(images)])
         if not isinstance(answer, list | tuple) or len(answer) != len(images):
             raise JobFailedError(f"{self.name}: answered {len(images)} images with {_kind(answer)}")
         return [self._detections(each, image) for each, image in zip(answer, images, strict=True)]
 
-    def _tensor(self, image: NDArray[np.uint8]) -> Tensor:
-        if self.takes_bytes:
-            return torch.tensor(image).to(self.device).permute(2, 0, 1)
-        with warnings.catch_warnings():  # of read-only memory: the next line copies it
+    def _tensor(self, place: int, image: NDArray[np.uint8]) -> Tensor:
+        """`place`: of the image in its batch."""
+        with warnings.catch_warnings():  # of read-only memory: it is copied below, a model may write
             warnings.simplefilter("ignore")
-            pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)
-        return pixels.float().div_(255)
+            pixels = torch.from_numpy(image)
+        if not self.takes_bytes:
+            return pixels.to(self.device).permute(2, 0, 1).float().div_(255)
+        return self._room(place, image.size).view(image.shape).copy_(pixels).permute(2, 0, 1)
+
+    def _room(self, place: int, size: int) -> Tensor:
+        """Fresh memory for each image would cost more in page faults than the copy."""
+        if place == len(self._rooms):
+            self._rooms.append(torch.empty(0, dtype=torch.uint8, device=self.device))
+        if self._rooms[place].numel() < size:
+            self._rooms[place] = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._rooms[place][:size]
 
     def _detections(self, answer: Any, image: NDArray[np.uint8]) -> Detections:
         scores, labels, boxes, masks = (

@@ -38,6 +38,8 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no calls home
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would upload the folder and install it again
     "RAY_raylet_start_wait_time_s": "120",  # 30 s are too short on a busy machine
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, each read would import Python anew
+    "RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION": "0.7",  # of 0.5, encoded files left too little for pixels
 }
 """Read by Ray when it is imported; what the user has set stays."""
 
@@ -102,10 +104,16 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
 
     store = attempt(lambda: _open_output(settings))
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
-    if not problems and not any(touched and touched[0] for touched in found):
-        ignored = sum(touched[1] for touched in found if touched)
-        named = ", ".join(map(shown, settings.sources))
-        raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
+    empty = {
+        shown(source): touched[1]
+        for source, touched in zip(settings.sources, found, strict=True)
+        if touched and not touched[0]
+    }
+    if not problems and len(empty) == len(found):
+        ignored = sum(empty.values())
+        raise NothingToDoError(f"no image in {', '.join(empty)} ({ignored:,} other names ignored)")
+    for source, ignored in empty.items():
+        print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
     starting = StartingRay(settings, log)
     if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
         starting.begin()

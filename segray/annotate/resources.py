@@ -31,9 +31,15 @@ class Resources:
     actor_cpus: float
     actor_gpus: float
     threads: int
+    readers: int
     decoders: int
     decoder_cpus: float
     batch_size: int
+
+    @property
+    def table_rows(self) -> int:
+        """Most pictures that the model answers together: few, since a kill costs what is not answered."""
+        return max(16, 8 * self.batch_size)
 
 
 def share_out(settings: AnnotateSettings, device: str, cluster: Cluster) -> Resources:
@@ -69,6 +75,7 @@ def share_out(settings: AnnotateSettings, device: str, cluster: Cluster) -> Reso
         actor_cpus=share,
         actor_gpus=settings.gpus_per_actor if on_gpu else 0.0,
         threads=max(1, int(settings.cpus_per_actor or min(cpus / actors, cluster.node_cpus))),
+        readers=settings.readers or max(1, int(cpus) // 2),
         decoders=max(1, min(settings.decoders or int(cpus), int(room / decoder_cpus))),
         decoder_cpus=decoder_cpus,
         batch_size=settings.batch_size or default_batch_size(device),

@@ -31,9 +31,10 @@ from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
 from segray.sources.decoder_process import READY
+from segray.sources.rows import TABLE_ROWS
 from segray.sources.shared import SharedFile, shared_file
 
-TABLE_BYTES = 32 << 20
+TABLE_BYTES = 48 << 20
 _STARTS = 3
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
@@ -258,15 +259,22 @@ def _environment() -> dict[str, str]:
 
 
 def decode_table(
-    table: pa.Table, sandbox: DecodeSandbox, max_pixels: int, target_bytes: int = TABLE_BYTES
+    table: pa.Table,
+    sandbox: DecodeSandbox,
+    max_pixels: int,
+    target_bytes: int = TABLE_BYTES,
+    most_rows: int = TABLE_ROWS,
 ) -> Iterator[pa.Table]:
     """FETCHED -> tables of DECODED, a row for each row and in order; error and control rows pass through.
 
-    A table is cut before its pixels would exceed `target_bytes` (one picture may, alone): pictures have the
-    same size in every run, so the cuts are the same too.
+    A table is cut at `most_rows`, and before its pixels would exceed `target_bytes` (one picture may, alone):
+    pictures have the same size in every run, so the cuts are the same too.
     """
     start, pictures, room = 0, list[Decoded | ItemError | None](), sandbox.room()
     for row, data in enumerate(byte_views(table["data"])):
+        if len(pictures) == most_rows:
+            yield _table(table.slice(start, most_rows), pictures, room)
+            start, pictures, room = row, [], sandbox.room()
         picture: Decoded | ItemError | None = None
         if data is not None:
             picture = _decoded(data, sandbox, max_pixels, room)

@@ -32,3 +32,20 @@ def test_pixels_are_floats_or_bytes(takes_bytes: bool) -> None:
         wanted = wanted.float() / 255
     assert model.images[0].dtype == wanted.dtype
     assert torch.equal(model.images[0], wanted)
+    with torch.inference_mode():
+        model.images[0].zero_()
+    assert picture.any()  # the model may write, what it was made of stays
+
+
+def test_bytes_of_a_batch_lie_apart_and_follow_each_image() -> None:
+    model = Keeper()
+    model.image_dtype = torch.uint8  # type: ignore[attr-defined]
+    detector = ForeignDetector(model, "keeper", torch.device("cpu"), 0.5)
+    draw = np.random.default_rng(0)
+    for sides in ([(5, 7), (2, 3)], [(1, 2), (9, 9), (4, 4)], [(3, 3)]):
+        pictures = [draw.integers(0, 256, (*side, 3), np.uint8) for side in sides]
+        detector.detect(pictures)
+        assert all(
+            np.array_equal(image.permute(1, 2, 0).numpy(), picture)
+            for image, picture in zip(model.images, pictures, strict=True)
+        )
