@@ -57,8 +57,7 @@ class Annotate:
         if not row["pixels"][0].is_valid:
             return self.predictor.annotate(row)
         ids = row["image_id"].to_pylist()
-        if not self.attempts.begin(ids, MOST_ATTEMPTS):
-            self.attempts.end(ids)
+        if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
             answer = self.predictor.annotate(row)

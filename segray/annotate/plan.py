@@ -34,7 +34,9 @@ CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_in
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, done);
+CREATE INDEX ledger_part ON ledger (part);
 CREATE TABLE stale (part INTEGER, image_id TEXT);
+CREATE INDEX stale_part ON stale (part);
 CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, broken INTEGER,
                     PRIMARY KEY (uri, version));
 """
@@ -75,6 +77,8 @@ class Plan:
 
     def __init__(self) -> None:
         self._filling = threading.Lock()
+        self.query_twins = 0
+        """Addresses that differ from another's in the query string alone, which is no part of an id."""
         # a file that is gone with the process; SQLite itself lets one thread in at a time
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(
@@ -101,6 +105,10 @@ class Plan:
         rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error) for s in sources)
         while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
             self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", some)
+            for uri, address, *_ in some:
+                if "?" in address and "?" not in uri:
+                    other = "SELECT count(*) FROM source WHERE uri = ? AND address != ?"
+                    self.query_twins += int(self._db.execute(other, (uri, address)).fetchone()[0])
 
     def add_ledger(self, store: Store, part: Part) -> None:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
@@ -260,8 +268,10 @@ class Plan:
     def _many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         with self._filling:
             self._db.execute("BEGIN")
-            self._db.executemany(statement, rows)
-            self._db.execute("COMMIT")
+            try:
+                self._db.executemany(statement, rows)
+            finally:  # an interrupt, too; what it cut off is told again
+                self._db.execute("COMMIT")
 
     def _add_rows(self, batch: pa.RecordBatch, part: int) -> None:
         ids = batch["image_id"].to_pylist()

@@ -58,6 +58,7 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
         lines.append(
             f"  {counts['vanished']:,} items are no longer in the sources; kept and marked `vanished`"
         )
+    lines += _twins(plan)
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
@@ -69,6 +70,11 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
         f'  duckdb -c "{duckdb}"',
         f'  python -c "import pandas; print(pandas.read_parquet({output + "/instances"!r}))"',
     ]
+
+
+def _twins(plan: Plan) -> list[str]:
+    told = "addresses differ from another in their query string alone: one item each with that one"
+    return [f"  {plan.query_twins:,} {told}"] if plan.query_twins else []
 
 
 def say(lines: Sequence[str]) -> None:
@@ -84,6 +90,7 @@ def dry_run_lines(settings: AnnotateSettings, plan: Plan, ignored: int, model: s
     files, archives = plan.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {ignored:,} names ignored",
+        *_twins(plan),
         f"model: {model} on {where}, score threshold {settings.score_threshold:g}",
         f"output: {canonical_uri(settings.output)}",
         "dry run: nothing was written",

@@ -9,12 +9,12 @@ import pyarrow as pa
 from segray import schema
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
-from segray.annotate.store import IMAGES, MERGE_BYTES, STAGING, Part, Store
+from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, Part, Store
 from segray.errors import JobFailedError
 
 BUFFER_BYTES = 64 << 20
-SMALL_BYTES, MOST_SMALL = 256 << 10, 8
-"""So many ledger parts below this size are merged at the end of a run."""
+SMALL_BYTES, MOST_SMALL = 1 << 20, 8
+"""So many parts below this size, instances included, are merged at the end of a run."""
 
 SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
 """A kill costs at most about these shares of the time so far: young runs commit more often than the settings
@@ -72,9 +72,10 @@ class Sink:
             if vanished or self.plan.stale([part])[part.number]:
                 self._merged.remove(part)
                 self._merge([part], vanished)
-        small = [part for part in self._merged if part.size < SMALL_BYTES]
+        instances = self.store.files(INSTANCES)
+        small = [part for part in self._merged if part.size + instances[part.names[-1]] < SMALL_BYTES]
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
-            self._merged = [part for part in self._merged if part.size >= SMALL_BYTES]
+            self._merged = [part for part in self._merged if part not in small]
             self._merge(small, {})
 
     def _merge_staged(self) -> None:

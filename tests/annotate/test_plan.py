@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from segray.annotate import sink as sink_module
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.sink import Sink
@@ -40,6 +41,24 @@ def resume(plan: Plan, store: Store) -> Sink:
 def test_an_address_listed_twice_is_one_item(plan: Plan) -> None:
     plan.add_sources([source("a"), source("b"), source("a")])
     assert [file.uri for file in plan.todo_files()] == ["a", "b"]
+
+
+def test_addresses_that_differ_in_their_query_string_are_counted(plan: Plan) -> None:
+    twins = [Source("http://h/a", f"http://h/a?id={number}", "file", "1", 1) for number in (1, 2, 3)]
+    plan.add_sources([*twins, twins[0], source("s3://b/what?")])
+    assert plan.sources() == 2
+    assert plan.query_twins == 2
+
+
+def test_an_interrupt_in_the_middle_of_a_commit_leaves_the_plan_usable(plan: Plan) -> None:
+    def interrupted() -> Iterator[Source]:
+        yield source("a")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan._many("INSERT INTO source (uri) VALUES (?)", ((each.uri,) for each in interrupted()))
+    plan.add_sources([source("b")])
+    assert plan.sources() == 2
 
 
 def test_what_is_committed_is_not_done_again(plan: Plan, store: Store) -> None:
@@ -180,3 +199,17 @@ def test_many_short_runs_do_not_leave_many_files(store: Store) -> None:
             sink.add(table(answer(f"f{number}")))
             sink.finish()
     assert len(store.recover()) < 5
+
+
+def test_parts_that_are_small_in_the_ledger_alone_are_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture with hundreds of instances has one row in the ledger: to merge all parts would need them all
+    in memory."""
+    for number in range(10):
+        part = store.merge([store.commit(table(answer(f"f{number}", instances=400)))])
+    monkeypatch.setattr(sink_module, "SMALL_BYTES", part.size + 1000)
+    with Plan() as plan:
+        plan.add_sources(source(f"f{number}") for number in range(10))
+        resume(plan, store).finish()
+    assert len(store.recover()) == 10
