@@ -103,7 +103,11 @@ def _look_up(
             reason = f"unknown protocol {protocol}://"
             found[row] = Source(canonical, address, "file", "", -1, "unsupported", reason)
         else:
-            filesystem, path = open_filesystem(address, storage)
+            try:
+                filesystem, path = open_filesystem(address, storage)
+            except SettingsError as error:
+                found[row] = Source(canonical, address, "file", "", -1, "unsupported", str(error))
+                continue
             remote.setdefault(id(filesystem), (filesystem, protocol, []))[2].append((row, path))
     for filesystem, protocol, places in remote.values():
         infos = request_all(filesystem, "info", [{"path": path} for _, path in places], storage)

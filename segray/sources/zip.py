@@ -16,7 +16,9 @@ _PIECE_BYTES = 1 << 20
 _PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
 """What Python's parser raises on hostile numbers besides its own errors."""
 _MOST_READS = 2
-"""How often over all bytes of a zip may be read; members that do not overlap need less than once."""
+"""How often over all bytes of a zip its members may claim; those that do not overlap claim them once. By
+claims, not by reads, so that a resumed reading refuses the same members. Their headers may lie, too: reads
+end at twice this."""
 _MOST_RATIO = 1100
 """Deflate reaches 1,032; bzip2 and LZMA make gigabytes of a few bytes."""
 _ANY_RATIO_BYTES = 16 << 20
@@ -34,10 +36,12 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
     except (zipfile.BadZipFile, NotImplementedError, *_PARSER_ERRORS) as error:
         raise _directory_error(stream, error) from error
     counted.size = stream.seek(0, SEEK_END)
-    counted.left = _MOST_READS * counted.size
+    counted.left = 2 * _MOST_READS * counted.size
+    claimed = 0
     for index, info in enumerate(archive.infolist()):
         if not info.is_dir():
-            yield _member(archive, info, index, counted)
+            claimed += info.compress_size
+            yield _member(archive, info, index, counted, claimed > _MOST_READS * counted.size)
 
 
 class _CountingReader:
@@ -65,9 +69,11 @@ def _directory_error(stream: IO[bytes], error: Exception) -> ItemError:
     return ItemError("corrupt", f"no zip directory can be read ({error})")
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted: _CountingReader) -> Member:
+def _member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted: _CountingReader, overlaps: bool
+) -> Member:
     def read(max_bytes: int) -> bytes | ItemError:
-        refusal = _refusal(info, counted, max_bytes)
+        refusal = _refusal(info, counted, overlaps, max_bytes)
         if refusal is not None:
             return refusal
         try:
@@ -87,9 +93,11 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted
     return Member(index, info.filename, info.file_size, read)
 
 
-def _refusal(info: zipfile.ZipInfo, counted: _CountingReader, max_bytes: int) -> ItemError | None:
+def _refusal(
+    info: zipfile.ZipInfo, counted: _CountingReader, overlaps: bool, max_bytes: int
+) -> ItemError | None:
     """What the directory alone tells against a member."""
-    if counted.left < 0:
+    if overlaps or counted.left < 0:
         return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         return ItemError("unsupported", "the member is a link or a device, not a plain file")

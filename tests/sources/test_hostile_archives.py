@@ -195,6 +195,10 @@ def test_zip_members_that_share_their_bytes(tmp_path: Path) -> None:
     assert {kind for _, kind in errors(found)} == {"too_large"}
     assert 1 <= 2000 - len(errors(found)) <= 4
     assert "share their bytes" in found[-2]["error"]
+    first, *_ = found
+    assert first["error_type"] is None
+    resumed = read(tmp_path / "x.zip", done={first["member_index"]})
+    assert errors(resumed) == errors(found)
 
 
 def test_nested_archives_are_counted_not_opened(tmp_path: Path) -> None:

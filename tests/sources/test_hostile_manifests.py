@@ -23,6 +23,7 @@ STRANGE = {
     "memory://x": "unsupported",
     "zip://a::s3://b": "unsupported",
     "http://[::1": "unsupported",
+    "az://container/x.jpg": "unsupported",  # no account is given
     "a\0b.jpg": "unsupported",
     "~nobody-of-that-name/x.jpg": "unsupported",
     "file://": "unsupported",
