@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, in a process of its own.
 
 Apart from the tests' own Ray, whose globals `ray.cluster_utils.Cluster` would overwrite. The process prints
-the cluster's address; a number on its standard input kills the worker node of that number with all that runs
-on it, and starts another in its place. It ends with its standard input.
+the cluster's address; a number on its standard input kills one of the worker nodes that hold a part of the
+job, with all that runs on it, and starts another in its place. It ends with its standard input.
 """
 
 import os
@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.annotate.runs import kill_tree
+from tests.annotate.runs import descendants, kill_tree
 
 AUTH = {"RAY_AUTH_MODE": "disabled"}
 """Everything is on loopback; the driver must be told the same."""
@@ -20,8 +21,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], None]]]:
-    """(address, function that loses a worker node and adds a new one) of a cluster of `nodes`."""
+def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], bool]]]:
+    """(address, function that loses a worker node and adds a new one) of a cluster of `nodes`.
+
+    The function is given which of those that work for the job; False where none did, and none was lost.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.annotate.cluster", str(nodes)],
         stdin=subprocess.PIPE,
@@ -39,10 +43,10 @@ def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], None]]]:
                 return line.split()[1]
         raise AssertionError(f"the cluster ended with {process.wait()} before it said {word}")
 
-    def lose(number: int) -> None:
+    def lose(number: int) -> bool:
         assert process.stdin is not None
         print(number, file=process.stdin, flush=True)
-        said("lost")
+        return said("lost") != "nothing"
 
     try:
         yield said("address"), lose
@@ -55,6 +59,15 @@ def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], None]]]:
             process.wait()
 
 
+def raylet_of(node: Any) -> int:
+    """Process number of the node's raylet: all that runs on the node runs below it."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _works(raylet: int) -> bool:
+    return any("MapBatches" in command or "ray::Read" in command for command in descendants(raylet).values())
+
+
 def main() -> None:
     from ray.cluster_utils import Cluster
 
@@ -62,8 +75,13 @@ def main() -> None:
     workers = [running.add_node(num_cpus=1) for _ in range(int(sys.argv[1]) - 1)]
     print("address", running.address, flush=True)
     for line in sys.stdin:
-        lost = workers.pop(int(line) % len(workers))
-        kill_tree(lost.all_processes["raylet"][0].process.pid)
+        busy = [node for node in workers if _works(raylet_of(node))]
+        if not busy:
+            print("lost nothing", flush=True)
+            continue
+        lost = busy[int(line) % len(busy)]
+        workers.remove(lost)
+        kill_tree(raylet_of(lost))
         running.remove_node(lost, allow_graceful=False)
         print("lost", lost.unique_id, flush=True)
         workers.append(running.add_node(num_cpus=1))

@@ -31,9 +31,10 @@ TITLES = {  # kind -> part of the command line of its processes
 }
 EARLY = ("reader", "decode actor", "decoder")
 """Their work is done soon: they are killed as soon as they are seen, first of all."""
-ENDS_RUN = ("everything", "driver", "raylet", "gcs_server")
-KINDS = ("everything", "driver", *TITLES)
-"""`everything`: the driver with all its processes. `driver`: alone, the others must notice."""
+ENDS_RUN = ("everything", "driver", "interrupt", "raylet", "gcs_server")
+KINDS = ("everything", "driver", "interrupt", *TITLES)
+"""`everything`: the driver with all its processes. `driver`: alone, the others must notice. `interrupt`: a
+SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it."""
 
 TALLY: Counter[str] = Counter()
 """What was done in this session, for the line at its end."""
@@ -87,7 +88,8 @@ class Trial:
     env: Mapping[str, str] = field(default_factory=dict)
     look: Callable[[str, str], object] = files_in
     """(output, folder) -> something that changes when a file there does."""
-    lose_node: Callable[[int], None] | None = None
+    lose_node: Callable[[int], bool] | None = None
+    """(which) -> whether a node was lost: only one that works for the job is."""
     chance: random.Random = field(init=False)
     remains: dict[int, str] = field(default_factory=dict)
     """pid -> command line of what ran when a run was killed; the next one starts beside it."""
@@ -126,10 +128,11 @@ class Trial:
                 victims = self._at_some_moment(driver, output, kind, started if fresh else None)
                 if not victims:
                     break
+                fresh = False
+                if not self._strike(kind, victims):
+                    continue
                 left.pop(0)
                 TALLY[f"kill of {kind}"] += 1
-                self._strike(kind, victims)
-                fresh = False
                 if kind in ENDS_RUN:
                     self._check_end(driver, kind, victims)
                     return True
@@ -142,7 +145,8 @@ class Trial:
     ) -> dict[int, str]:
         """pid -> command line of the driver and all below it, at the moment; empty when it came too late."""
         places = ["commit", "merge", "work"] if kind in ENDS_RUN else ["work"]
-        place = self.chance.choice([*places, *(["start"] if kind in ENDS_RUN and started else [])])
+        early = kind in ENDS_RUN and kind != "interrupt" and started
+        place = self.chance.choice([*places, *(["start"] if early else [])])
         place = "title" if kind in EARLY else place
         below = descendants(driver.pid)  # looking for them takes longer than a commit
         if place == "start":
@@ -172,29 +176,32 @@ class Trial:
                 return
 
     def _victims(self, kind: str, below: Mapping[int, str]) -> list[int]:
-        if kind in ("everything", "driver", "node"):
+        if kind in ("everything", "driver", "interrupt", "node"):
             return [0]
         return [pid for pid, command in below.items() if TITLES[kind] in command]
 
-    def _strike(self, kind: str, running: Mapping[int, str]) -> None:
-        """`running`: the driver first, then what it started."""
+    def _strike(self, kind: str, running: Mapping[int, str]) -> bool:
+        """`running`: the driver first, then what it started. Whether there was something to strike."""
         if kind == "node":
             assert self.lose_node is not None
-            self.lose_node(self.chance.randrange(100))
-            return
+            return self.lose_node(self.chance.randrange(100))
         pids = list(running)
-        found = {"everything": pids, "driver": pids[:1]}.get(kind)
+        found = {"everything": pids, "driver": pids[:1], "interrupt": pids[:1]}.get(kind)
+        by = self.chance.choice((signal.SIGTERM, signal.SIGINT)) if kind == "interrupt" else signal.SIGKILL
         for pid in found or [self.chance.choice(self._victims(kind, running))]:
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, by)
             except ProcessLookupError:
                 continue
+        return True
 
     def _check_end(self, driver: subprocess.Popen[str], kind: str, running: Mapping[int, str]) -> None:
         """The exit code and the last line; that nothing is left behind that runs is checked at the end."""
         _, told = driver.communicate(timeout=START_S)
         if kind in ("everything", "driver"):
             assert driver.returncode == -signal.SIGKILL
+        elif kind == "interrupt":  # a run that writes its last word already finishes it
+            assert driver.returncode in (0, 130), f"exit {driver.returncode}: {told}"
         else:  # a run that had all its answers needs Ray no more
             assert driver.returncode in (0, 1), f"exit {driver.returncode}: {told}"
         spoken_for = any("ended without a word" in command for command in running.values())
