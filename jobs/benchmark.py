@@ -35,12 +35,23 @@ Together 1.5 (R50 v2 fp32), 1.3 (v2 bf16), 2.0 (v1 bf16), 1.3 (nuclei-small, bot
   left    NNPACK's Winograd: 3.0 on the finest map, 0.5 on small ones, 16 times the error, private function
   left    linear as 1x1 convolution 0.43; oneDNN's fused relu 1.04 to 1.27, private function
   left    malloc that keeps its memory: as good as huge pages, but gives nothing back
+  left    one NMS for a whole batch: torchvision tells images apart by shifting their boxes, which rounds
+          later images more: what is found would depend on the neighbours. On a CPU a batch is one image
 Around it, CPU time of a 1 MP picture (decoding alone 3.8 ms):
   kept    pixels from the decoder's process straight into the table: 1.71 -> 0.45 ms
   kept    views instead of Arrow scalars, columns filtered instead of tables: 3.9 -> 2.8 ms
   kept    threads that wait asleep (OMP_WAIT_POLICY=PASSIVE): uint8 -> float beside two busy ones 13 -> 1.3
+  kept    bytes for a model of one's own in memory that is used again: 0.7 -> 0.25 ms
   left    a fresh shared file for each table: 3.8 ms of page faults, 0.28 when it is used again
   left    reads striped over threads instead of one a file: no difference
+Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub model 95 before; 330, 215 now):
+  kept    it looks for blocks every 0.05 s instead of 0.1, when decoders had filled the two blocks that it
+          lets them be ahead: 160 -> 360 (0.02 s takes more of the driver's CPU than it gives)
+  kept    one reader for two cores: eight were started, at 1.3 s of imports each, and again after idle seconds
+  kept    a table is one row to Ray: blocks as the stages cut them, 16 MB of files instead of 24 to 33
+  kept    two decoders at least (Ray shrank the pool to one while it held back for memory): 145 -> 168
+  kept    70 % of the object store for Ray Data instead of 50, tables of 48 MiB instead of 32: 168 -> 195
+  left    an object store of 2 or 3 GiB instead of 1: as fast as those 70 %
 Run lengths: np.diff with `prepend` cost more than the rest of the step.
 """
 
@@ -57,7 +68,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a package, wherever this starts
 
-from jobs.benchmarks import annotate, memory, overhead, reading, restart, rle, start
+from jobs.benchmarks import accuracy, annotate, memory, overhead, plain, reading, restart, rle, start
 from jobs.benchmarks.measure import Figure, Options, UnequalError
 
 PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
@@ -68,6 +79,8 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "memory": memory.figures,
     "restart": restart.figures,
     "start": start.figures,
+    "accuracy": accuracy.figures,
+    "plain": plain.figures,
 }
 
 
@@ -82,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as scratch:
         options = Options(
-            Path(scratch), given.quick, given.images, given.pairs, given.photos, given.price_per_hour
+            Path(scratch),
+            given.quick,
+            given.images,
+            given.pairs,
+            given.photos,
+            given.price_per_hour,
+            given.labelled,
         )
         figures, unequal = _measure(given.parts or list(PARTS), options)
     if given.json:
@@ -141,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, help="how often the arms take turns")
     parser.add_argument("--photos", type=Path, help="folder of pictures to use instead of the bundled ones")
     parser.add_argument("--price-per-hour", type=float, default=0.1, help="of this machine, in dollars")
+    parser.add_argument("--labelled", type=Path, help="labelled nuclei images, for `accuracy`")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     return parser
 

@@ -66,6 +66,11 @@ def seconds_an_image(run: Callable[[Path], float], few: Path, many: Path) -> flo
     return max(run(many) - run(few), 1e-9) / (sizes[1] - sizes[0])
 
 
+def plain_seconds_an_image(few: Path, many: Path, output: Path, *options: object) -> float:
+    """What one more image costs the plain script."""
+    return seconds_an_image(lambda folder: plain(folder, output, *options), few, many)
+
+
 def segray_instances(output: Path) -> Instances:
     """By name of the picture; pictures without instances are there, too."""
     images = pq.read_table(output / "images").to_pylist()

@@ -31,6 +31,8 @@ class Options:
     pairs: int | None = None
     photos: Path | None = None
     price_per_hour: float = 0.1
+    labelled: Path | None = None
+    """A folder of images with COCO labels that the bundled model was tested on."""
 
     def rounds(self, usual: int) -> int:
         """How often the arms take turns."""

@@ -12,11 +12,11 @@ from jobs.benchmarks.processes import peak_bytes, started
 
 def figures(options: Options) -> Iterator[Figure]:
     """A stub model: a real one would hide what the pipeline holds."""
-    once = (options.images or (100 if options.quick else 2000)) // 10
+    once = (options.images or (100 if options.quick else 5000)) // 10
     base, tenfold = folder_of(options, once), folder_of(options, 10 * once)
     large = folder_of(options, 4 if options.quick else 60, SIXTEEN)
     output = options.scratch / "memory"
-    peaks = take_turns([partial(peak, each, output) for each in (base, tenfold, large)], options.rounds(1))
+    peaks = take_turns([partial(peak, each, output) for each in (base, tenfold, large)], options.rounds(2))
     words = ", ".join(f"{each[0] / 2**20:,.0f} MiB" for each in peaks)
     sizes = f"{MEGAPIXEL[1]} x {MEGAPIXEL[0]}", f"{SIXTEEN[1]} x {SIXTEEN[0]}"
     facts = [f"{once} and {10 * once} pictures of {sizes[0]}, {count(large)} of {sizes[1]}: {words}"]

@@ -10,7 +10,7 @@ from jobs.benchmarks.pictures import folder_of
 from jobs.benchmarks.reading import cores, read, seconds_a_picture
 from jobs.benchmarks.stub import INSTANCES
 
-FEW, MANY = 300, 2300
+FEW, MANY = 1000, 5000
 STUB = "python:jobs.benchmarks.stub:quick"
 
 

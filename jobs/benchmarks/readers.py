@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def by_torch(folder: Path, processes: int) -> Iterator[Picture]:
         from segray.sources.decode import decode_rgb
 
         pixels = decode_rgb(path.read_bytes(), MAX_PIXELS).pixels
-        return path.name, torch.from_numpy(pixels.copy())
+        with warnings.catch_warnings():  # of read-only memory; nobody writes, and a copy would cost
+            warnings.simplefilter("ignore")
+            return path.name, torch.from_numpy(pixels)
 
     class Pictures(torch.utils.data.Dataset[tuple[str, torch.Tensor]]):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ from jobs.benchmarks.commands import answered
 from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
 from jobs.benchmarks.pictures import folder_of
 
-FEW, MANY = 300, 2300
+FEW, MANY = 1000, 4000
 
 
 def figures(options: Options) -> Iterator[Figure]:

@@ -1,6 +1,11 @@
-"""A job that is killed when half is done, and again at half of the rest, against one that is left alone."""
+"""A job that is killed when half is done, and again at half of the rest, against one that is left alone.
 
+The kills come at a drawn moment after that, since commits come a few seconds apart.
+"""
+
+import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,8 @@ from jobs.benchmarks.pictures import folder_of
 from jobs.benchmarks.processes import kill, started, wait_for
 
 STUB = "python:jobs.benchmarks.stub:slow"
+LATER_S = 8.0
+"""Most seconds between the commit that makes a half and the kill."""
 
 
 def figures(options: Options) -> Iterator[Figure]:
@@ -28,13 +35,14 @@ def figures(options: Options) -> Iterator[Figure]:
 def run(folder: Path, output: Path, kills: int) -> float:
     """Seconds of all starts together."""
     shutil.rmtree(output, ignore_errors=True)
-    items = sum(1 for _ in folder.iterdir())
+    items, chance = sum(1 for _ in folder.iterdir()), random.Random(kills)
     arguments = ("annotate", folder, "--output", output, "--weights", STUB, "--device", "cpu")
     with stopwatch() as seconds:
         for number in range(kills):
             until = items - items / 2 ** (number + 1)
             with started("-m", "segray.cli", *arguments) as process:
                 wait_for(lambda: committed(output) >= until, process)  # noqa: B023 - called in this turn
+                time.sleep(chance.uniform(0, LATER_S))
                 kill(process)
         with started("-m", "segray.cli", *arguments) as process:
             process.wait()

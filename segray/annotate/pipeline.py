@@ -249,7 +249,7 @@ def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray
         fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, resources.table_rows),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=resources.decoders),
+        compute=ActorPoolStrategy(min_size=resources.min_decoders, max_size=resources.decoders),
         num_cpus=resources.decoder_cpus,
     )
     return pictures

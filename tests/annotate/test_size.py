@@ -1,12 +1,17 @@
 """What does not grow with the number of items: memory, files, the wait before work begins."""
 
+import io
+import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from jobs.benchmarks.processes import peak_bytes, started
 from segray import schema
 from segray.annotate import inventory as inventory_module
 from segray.annotate.inventory import Inventory
@@ -17,12 +22,16 @@ from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, Store
 from segray.errors import JobFailedError
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings
-from tests.annotate.runs import REAL, wait_for
+from tests.annotate.runs import MODELS, REAL, committed, running, tables, wait_for
 from tests.annotate.tables import answer, table
 from tests.many_keys import BUCKET, many_keys
 
 BYTES_AT_MOST = 224 << 20
 """SQLite's cache of 64 MiB, one ledger part, one page of the listing, and Arrow's and malloc's slack."""
+START_S = 60.0
+"""In which work begins, whatever the size of the listing or of the ledger."""
+JOB_BYTES = 3 << 30
+"""Of a job with all its processes: half a dozen that import Ray, two of them torch, a store of 256 MiB."""
 A_PIECE = 5_000
 
 
@@ -43,10 +52,64 @@ def test_a_large_bucket_is_listed_in_flat_memory(plan: Plan, request: pytest.Fix
         plan.add_sources([])
         before = memory_bytes()
         with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
+            begun = time.monotonic()
             assert inventory.next_round()
+            assert time.monotonic() - begun < START_S
             wait_for(lambda: inventory.ended, 600, "the listing")
         assert plan.sources() == keys
         assert memory_bytes() - before < BYTES_AT_MOST
+
+
+def test_the_first_answers_from_a_large_bucket_are_safe_within_a_minute(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The whole job, until its first commit."""
+    with many_keys(request.config.getoption("--keys"), REAL[0]) as storage:
+        assert storage.s3.endpoint_url is not None
+        env = {
+            "AWS_ENDPOINT_URL": storage.s3.endpoint_url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        source, output = f"s3://{BUCKET}/photos", tmp_path / "out"
+        begun = time.monotonic()
+        with running(source, "--output", output, "--weights", MODELS + "seeded", env=env) as job:
+            wait_for(lambda: committed(output) > 0 or job.poll() is not None, START_S, "the first commit")
+            assert job.poll() is None, job.communicate()[1]
+            assert time.monotonic() - begun < START_S
+
+
+def test_a_large_tar_and_many_tars_are_done_in_flat_memory(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Pictures of 3 MB in the large one, which one worker reads; all decode them."""
+    large, tars = request.config.getoption("--tar-mib") // 3, request.config.getoption("--tars")
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    piece = np.asarray(Image.open(REAL[0]).convert("RGB"))
+    picture = io.BytesIO()
+    Image.fromarray(np.tile(piece, (4, 4, 1))[:1000, :1000]).save(picture, "BMP")
+    with tarfile.open(folder / "large.tar", "w") as tar:
+        for number in range(large):
+            add_member(tar, f"{number:06d}.bmp", picture.getvalue())
+    for number in range(tars):
+        with tarfile.open(folder / f"{number:03d}.tar", "w") as tar:
+            for path in REAL:
+                add_member(tar, path.name, path.read_bytes())
+    arguments = ("annotate", folder, "--output", output, "--ray.object-store-mib", 256)
+    with started("-m", "segray.cli", *arguments, "--weights", MODELS + "seeded") as job:
+        most = peak_bytes(job)
+    assert job.returncode == 0
+    images, _ = tables(output)
+    assert len(images) == large + tars * len(REAL)
+    assert {row["status"] for row in images} == {"annotated"}
+    assert most < JOB_BYTES, f"{most / 2**20:,.0f} MiB"
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 def test_work_begins_before_the_listing_ends_and_nothing_is_done_twice(
@@ -174,10 +237,12 @@ def test_a_large_output_has_few_files_and_is_resumed_in_flat_memory(
         sink.finish()
     sizes = list(store.files(INSTANCES).values())
     assert len(sizes) == len(store.files(IMAGES)) <= 1 + sum(sizes) // (MERGE_BYTES // 2)
-    before = memory_bytes()
+    before, begun = memory_bytes(), time.monotonic()
     for part in store.recover():
         plan.add_ledger(store, part)
     plan.add_sources(_source(f"s3://{BUCKET}/photos/{index:09d}.png") for index in range(rows + 10))
+    assert plan.has_work()
+    assert time.monotonic() - begun < START_S
     assert [file.uri[-13:-4] for file in plan.todo_files()] == [f"{rows + index:09d}" for index in range(10)]
     assert plan.answered() == rows
     assert memory_bytes() - before < BYTES_AT_MOST
