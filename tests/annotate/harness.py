@@ -103,7 +103,7 @@ class Trial:
         """All of `kinds`, in a seeded order (`EARLY` first), and checks at every end."""
         left = self.chance.sample(kinds, len(kinds))
         left.sort(key=lambda kind: EARLY.index(kind) if kind in EARLY else len(EARLY))
-        for number in range(1, len(kinds) + 4):
+        for number in range(1, len(kinds) + 10):
             output = f"{self.outputs}/{number}"
             while self._ends_early(output, left):
                 pass
