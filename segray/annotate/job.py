@@ -85,7 +85,11 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
                 )
                 return ExitCode.DONE
             with Lock(prepared.store) as lock:
-                record, did = _run(prepared, plan, inventory, lock)
+                try:
+                    record, did = _run(prepared, plan, inventory, lock)
+                except KeyboardInterrupt:
+                    prepared.ray.undo()  # here, where what it says of the tasks in hand goes to the log
+                    raise
         say(summary_lines(settings, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
@@ -228,12 +232,16 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break what ends here
                 signal.signal(number, signal.SIG_IGN)
         sink.commit()  # what came back is not done again
+        if _INTERRUPTED.is_set():  # whatever a library made of it
+            raise KeyboardInterrupt from None
         raise
 
 
 def _interrupt(*_: Any) -> None:
-    _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
-    raise KeyboardInterrupt
+    """A second one is ignored: it would break what the first one ends."""
+    if not _INTERRUPTED.is_set():
+        _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
+        raise KeyboardInterrupt
 
 
 def _ready(prepared: Prepared) -> Resources:

@@ -116,7 +116,7 @@ def _get(work: Any) -> Any:
 
 def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
     """Runs of files: short at first, so that work starts at once and small jobs spread, then long."""
-    size, stretch, made = 4, [], 0
+    size, stretch, made = 1, [], 0
     for file in files:
         stretch.append(file)
         if len(stretch) == size:
@@ -249,7 +249,7 @@ def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray
         fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, resources.table_rows),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=resources.min_decoders, max_size=resources.decoders),
+        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
         num_cpus=resources.decoder_cpus,
     )
     return pictures
@@ -266,6 +266,9 @@ def _configure(settings: RaySettings) -> None:
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # pools grow with the work: a start of one actor each is the quickest. They do not shrink: Ray would, while
+    # it holds work back for want of memory, and decoding is slow with one decoder
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = TICK_S
 

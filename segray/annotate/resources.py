@@ -37,11 +37,6 @@ class Resources:
     batch_size: int
 
     @property
-    def min_decoders(self) -> int:
-        """Ray shrinks a pool while it holds work back for want of memory; down to one, decoding is slow."""
-        return min(self.decoders, max(2, self.decoders // 4))
-
-    @property
     def table_rows(self) -> int:
         """Most pictures that the model answers together: few, since a kill costs what is not answered."""
         return max(16, 8 * self.batch_size)
