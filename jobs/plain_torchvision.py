@@ -6,7 +6,7 @@ Written as torchvision's documentation teaches it (https://docs.pytorch.org/visi
 torchvision tutorials): a Dataset of image files, a DataLoader, the model in evaluation and inference mode
 with the score threshold given to it, `masks > 0.5`, pycocotools for the run lengths. uint8 goes from the
 workers to the model's process, where the device makes floats of it. The defaults are the best settings that
-were found for two cores (`jobs/benchmark.py`, what was tried).
+were found for two cores (`jobs/benchmark.py plain`); channels_last is not in those pages.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8 if torch.cuda.is_available() else 1)
     parser.add_argument("--workers", type=int, default=8 if torch.cuda.is_available() else 1)
     parser.add_argument("--threads", type=int, help="of torch; default its own, one a core")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     return parser
 
 

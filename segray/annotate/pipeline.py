@@ -266,8 +266,8 @@ def _configure(settings: RaySettings) -> None:
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # pools grow with the work: a start of one actor each is the quickest. They do not shrink: Ray would, while
-    # it holds work back for want of memory, and decoding is slow with one decoder
+    # Pools grow with the work: a start of one actor each is quickest. They do not shrink: Ray would, while
+    # it holds work back for want of memory, and one decoder alone is slow.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = TICK_S
