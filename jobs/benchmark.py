@@ -49,7 +49,7 @@ Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub mo
           lets them be ahead: 160 -> 360 (0.02 s takes more of the driver's CPU than it gives)
   kept    one reader for two cores: eight were started, at 1.3 s of imports each, and again after idle seconds
   kept    a table is one row to Ray: blocks as the stages cut them, 16 MB of files instead of 24 to 33
-  kept    two decoders at least (Ray shrank the pool to one while it held back for memory): 145 -> 168
+  kept    pools do not shrink (Ray left one decoder while it held work back for memory): 145 -> 168
   kept    70 % of the object store for Ray Data instead of 50, tables of 48 MiB instead of 32: 168 -> 195
   left    an object store of 2 or 3 GiB instead of 1: as fast as those 70 %
 Run lengths: np.diff with `prepend` cost more than the rest of the step.

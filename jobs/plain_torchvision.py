@@ -59,6 +59,7 @@ class Pictures(Dataset[tuple[str, Tensor]]):
 
 def annotate(given: argparse.Namespace) -> None:
     """Every picture of the folder into one Parquet file."""
+    usual = 1 if given.device == "cpu" else 8
     if given.threads:
         torch.set_num_threads(given.threads)
     loaded = load_weights(given.weights, StorageSettings())
@@ -69,8 +70,8 @@ def annotate(given: argparse.Namespace) -> None:
     ids = np.array([0, *(loaded.category_ids or range(1, 1000))])  # label of the network -> category id
     loader = DataLoader(
         Pictures(given.folder),
-        batch_size=given.batch_size,
-        num_workers=given.workers,
+        batch_size=given.batch_size or usual,
+        num_workers=usual if given.workers is None else given.workers,
         collate_fn=_as_lists,
         pin_memory=given.device != "cpu",
     )
@@ -116,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=8 if torch.cuda.is_available() else 1)
-    parser.add_argument("--workers", type=int, default=8 if torch.cuda.is_available() else 1)
+    parser.add_argument("--batch-size", type=int, help="default 1, on a GPU 8")
+    parser.add_argument("--workers", type=int, help="default 1, on a GPU 8")
     parser.add_argument("--threads", type=int, help="of torch; default its own, one a core")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     return parser

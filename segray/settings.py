@@ -118,7 +118,7 @@ class AnnotateSettings(JobSettings):
         "auto", description="auto: bf16 where the device is good at it"
     )
     actors: int | None = Field(None, ge=1, description="most model actors at a time; default all that fit")
-    min_actors: int = Field(1, ge=1, description="fewest model actors; the pool moves between the two")
+    min_actors: int = Field(1, ge=1, description="fewest model actors; the pool grows from this")
     gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
     cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")
     readers: int | None = Field(

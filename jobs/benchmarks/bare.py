@@ -48,7 +48,7 @@ def main(folder: str, weights: str, precision: str, device: str, count: str) -> 
         batch_size=resources.batch_size,
         threads=resources.threads,
     )
-    pictures = list(tables(folder, max(8, 4 * resources.batch_size)))
+    pictures = list(tables(folder, resources.table_rows))
     predictor.annotate(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
     started = time.perf_counter()
     found = [predictor.annotate(table) for table in pictures]

@@ -19,7 +19,7 @@ OTHERS: list[tuple[object, ...]] = [
 
 
 def figures(options: Options) -> Iterator[Figure]:
-    """Its time at its defaults (channels_last, 1 worker, batches of 1, torch's threads) over that at other settings."""
+    """Its time at its defaults over that at others."""
     weights = options.scratch / "resnet50.pth"
     few, many = folder_of(options, FEW), folder_of(options, MANY)
     write_random_resnet50(weights, sorted(few.iterdir()))

@@ -9,6 +9,7 @@ name -> what the stub model would say of its pixels, `seconds`, of the loop over
 
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -27,6 +28,10 @@ BATCH = 8
 
 def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     """The job's own plan and stages; only the model is missing."""
+    from segray.annotate.job import RAY_ENVIRONMENT
+
+    os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
+
     from segray.annotate.pipeline import decoded, start_ray, tables_of
     from segray.annotate.plan import Plan
     from segray.annotate.resources import share_out

@@ -17,6 +17,7 @@ from jobs.benchmarks.pictures import folder_of
 from jobs.benchmarks.processes import kill, started, wait_for
 
 STUB = "python:jobs.benchmarks.stub:slow"
+WAIT_S = 0.1
 LATER_S = 8.0
 """Most seconds between the commit that makes a half and the kill."""
 
@@ -42,7 +43,8 @@ def run(folder: Path, output: Path, kills: int) -> float:
             until = items - items / 2 ** (number + 1)
             with started("-m", "segray.cli", *arguments) as process:
                 wait_for(lambda: committed(output) >= until, process)  # noqa: B023 - called in this turn
-                time.sleep(chance.uniform(0, LATER_S))
+                time.sleep(chance.uniform(0, min(LATER_S, items * WAIT_S / 8)))
+                check(process.poll() is None, "restart: the job was done before it could be killed")
                 kill(process)
         with started("-m", "segray.cli", *arguments) as process:
             process.wait()

@@ -19,7 +19,7 @@ class AttemptsLike(Protocol):
 
 
 class Attempts:
-    """Counts of items that were begun; ending one forgets it, so only items in flight are held."""
+    """Counts of items that were begun; ending one forgets it: those in flight and those refused are held."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()

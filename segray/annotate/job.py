@@ -1,9 +1,11 @@
 """`segray annotate`, step by step: check, list, compare with the ledger, run, account."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,10 @@ RAY_ENVIRONMENT = {
 T = TypeVar("T")
 
 _INTERRUPTED = threading.Event()
-"""Set by Ctrl-C and SIGTERM once work has begun."""
+"""Set by Ctrl-C and SIGTERM once the output is ours."""
+
+IMPATIENCE_S = 5.0
+"""An interrupt so soon after another is ignored: it would break what the first one ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,7 @@ def annotate(settings: AnnotateSettings) -> ExitCode:
                 )
                 return ExitCode.DONE
             with Lock(prepared.store) as lock:
-                try:
-                    record, did = _run(prepared, plan, inventory, lock)
-                except KeyboardInterrupt:
-                    prepared.ray.undo()  # here, where what it says of the tasks in hand goes to the log
-                    raise
+                record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(settings, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
@@ -108,15 +109,15 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
 
     store = attempt(lambda: _open_output(settings))
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
-    empty = {
-        shown(source): touched[1]
+    empty = [
+        (shown(source), touched[1])
         for source, touched in zip(settings.sources, found, strict=True)
         if touched and not touched[0]
-    }
+    ]
     if not problems and len(empty) == len(found):
-        ignored = sum(empty.values())
-        raise NothingToDoError(f"no image in {', '.join(empty)} ({ignored:,} other names ignored)")
-    for source, ignored in empty.items():
+        named, ignored = ", ".join(source for source, _ in empty), sum(number for _, number in empty)
+        raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
+    for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
     starting = StartingRay(settings, log)
     if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
@@ -176,6 +177,8 @@ def _where(settings: AnnotateSettings, ray: StartingRay) -> "tuple[str, Precisio
 def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
     settings, store = prepared.settings, prepared.store
+    _INTERRUPTED.clear()
+    _catch_interrupts()
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
     parts = store.recover()
     for part in parts:
@@ -227,6 +230,8 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             if _INTERRUPTED.is_set():
                 raise KeyboardInterrupt
         sink.commit()
+        if _INTERRUPTED.is_set():
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, SegrayError):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break what ends here
@@ -237,20 +242,27 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
         raise
 
 
-def _interrupt(*_: Any) -> None:
-    """A second one is ignored: it would break what the first one ends."""
-    if not _INTERRUPTED.is_set():
-        _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
-        raise KeyboardInterrupt
+def _catch_interrupts() -> None:
+    """`ray job stop`, a preempted pod: stop as for Ctrl-C."""
+    last = -math.inf
+
+    def interrupt(*_: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > IMPATIENCE_S:
+            last = now
+            _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
 
 
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
     resources = share_out(prepared.settings, prepared.device, prepared.ray.cluster())
-    _INTERRUPTED.clear()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop`, a preempted pod: stop as for Ctrl-C
-            signal.signal(number, _interrupt)
+    _catch_interrupts()  # again: Ray's C++ has put a handler of its own in the place of SIGTERM's
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "

@@ -78,9 +78,15 @@ def start_ray(settings: RaySettings, log: Path) -> Cluster:
                 raise JobFailedError(f"Ray did not start here: {reason}; its messages: {log}") from error
             raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
     loggers_to(log)
+    # what a thread of Ray's prints of workers that died, and of an interrupted run's tasks, goes there too
+    ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
     return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus))
+
+
+def _to_log(said: dict[str, Any], **_: Any) -> None:
+    logging.getLogger("ray").warning("\n".join(said["lines"]))
 
 
 class _Work(Datasource):

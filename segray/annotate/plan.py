@@ -78,7 +78,7 @@ class Plan:
     def __init__(self) -> None:
         self._filling = threading.Lock()
         self.query_twins = 0
-        """Addresses that differ from another's in the query string alone, which is no part of an id."""
+        """Rows whose address differs from an earlier one's in the query string alone, which is in no id."""
         # a file that is gone with the process; SQLite itself lets one thread in at a time
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(
@@ -106,7 +106,7 @@ class Plan:
         while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
             self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", some)
             for uri, address, *_ in some:
-                if "?" in address and "?" not in uri:
+                if uri.startswith("http"):
                     other = "SELECT count(*) FROM source WHERE uri = ? AND address != ?"
                     self.query_twins += int(self._db.execute(other, (uri, address)).fetchone()[0])
 
@@ -267,11 +267,12 @@ class Plan:
 
     def _many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         with self._filling:
-            self._db.execute("BEGIN")
             try:
+                self._db.execute("BEGIN")
                 self._db.executemany(statement, rows)
             finally:  # an interrupt, too; what it cut off is told again
-                self._db.execute("COMMIT")
+                if self._db.in_transaction:  # a full disk ends it
+                    self._db.execute("COMMIT")
 
     def _add_rows(self, batch: pa.RecordBatch, part: int) -> None:
         ids = batch["image_id"].to_pylist()

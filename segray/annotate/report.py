@@ -73,7 +73,7 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
 
 
 def _twins(plan: Plan) -> list[str]:
-    told = "addresses differ from another in their query string alone: one item each with that one"
+    told = "rows differ from an earlier one in their query string alone: one item with it"
     return [f"  {plan.query_twins:,} {told}"] if plan.query_twins else []
 
 

@@ -73,7 +73,11 @@ class Sink:
                 self._merged.remove(part)
                 self._merge([part], vanished)
         instances = self.store.files(INSTANCES)
-        small = [part for part in self._merged if part.size + instances[part.names[-1]] < SMALL_BYTES]
+        small = [
+            part
+            for part in self._merged
+            if part.size + instances.get(part.names[-1], SMALL_BYTES) < SMALL_BYTES
+        ]
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
             self._merged = [part for part in self._merged if part not in small]
             self._merge(small, {})

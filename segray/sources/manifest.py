@@ -32,7 +32,7 @@ def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source
     """A Source of kind `file` for every row, in order; what is wrong with a row is its Source's error.
 
     Relative uris are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or
-    cannot be read.
+    cannot be read, or when the storage of its first row cannot be opened.
     """
     base = manifest.address.split("?", 1)[0].rpartition("/")[0]
     try:
@@ -106,6 +106,8 @@ def _look_up(
             try:
                 filesystem, path = open_filesystem(address, storage)
             except SettingsError as error:
+                if row == 1:  # most likely all rows are so: no library, no account
+                    raise
                 found[row] = Source(canonical, address, "file", "", -1, "unsupported", str(error))
                 continue
             remote.setdefault(id(filesystem), (filesystem, protocol, []))[2].append((row, path))

@@ -40,7 +40,7 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
     claimed = 0
     for index, info in enumerate(archive.infolist()):
         if not info.is_dir():
-            claimed += info.compress_size
+            claimed += info.compress_size if _is_inside(info, counted.size) else 0
             yield _member(archive, info, index, counted, claimed > _MOST_READS * counted.size)
 
 
@@ -103,13 +103,17 @@ def _refusal(
         return ItemError("unsupported", "the member is a link or a device, not a plain file")
     if info.flag_bits & _ENCRYPTED:
         return ItemError("unsupported", "the member is encrypted")
-    if not 0 <= info.header_offset < counted.size:
+    if not _is_inside(info, counted.size):
         return ItemError("corrupt", "the member lies outside the file")
     if info.file_size > max_bytes:
         return too_large(info.file_size, max_bytes)
     if info.file_size > max(_ANY_RATIO_BYTES, _MOST_RATIO * info.compress_size):
         return ItemError("too_large", f"the member claims to inflate more than {_MOST_RATIO:,} times")
     return None
+
+
+def _is_inside(info: zipfile.ZipInfo, size: int) -> bool:
+    return 0 <= info.header_offset < size and info.header_offset + info.compress_size <= size
 
 
 def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes | ItemError:

@@ -157,7 +157,9 @@ class Trial:
             self._sleep(driver, self.chance.uniform(0, 0.5) if place == "work" else 0)
         if place in ("start", "work", "title") or not below:
             below = descendants(driver.pid)
+        deadline = time.monotonic() + START_S
         while driver.poll() is None and not self._victims(kind, below):
+            assert time.monotonic() < deadline, f"no {kind} in {START_S:.0f} s"
             time.sleep(0.01)
             below = descendants(driver.pid)
         return {driver.pid: "", **below} if driver.poll() is None else {}
@@ -188,12 +190,14 @@ class Trial:
         pids = list(running)
         found = {"everything": pids, "driver": pids[:1], "interrupt": pids[:1]}.get(kind)
         by = self.chance.choice((signal.SIGTERM, signal.SIGINT)) if kind == "interrupt" else signal.SIGKILL
+        hit = False
         for pid in found or [self.chance.choice(self._victims(kind, running))]:
             try:
                 os.kill(pid, by)
+                hit = True
             except ProcessLookupError:
                 continue
-        return True
+        return hit
 
     def _check_end(self, driver: subprocess.Popen[str], kind: str, running: Mapping[int, str]) -> None:
         """The exit code and the last line; that nothing is left behind that runs is checked at the end."""
