@@ -201,6 +201,14 @@ def test_zip_members_that_share_their_bytes(tmp_path: Path) -> None:
     assert errors(resumed) == errors(found)
 
 
+def test_a_zip_entry_that_claims_too_many_bytes_costs_itself(tmp_path: Path) -> None:
+    data = bytearray(zipped([(f"{name}.jpg", name.encode()) for name in "abc"], zipfile.ZIP_STORED))
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 20, 2 << 30)  # its compressed size, APPNOTE 4.3.12
+    found = read(written(tmp_path / "x.zip", bytes(data)))
+    assert errors(found) == [("a.jpg", "corrupt")]
+    assert [row["data"] for row in found[1:3]] == [b"b", b"c"]
+
+
 def test_nested_archives_are_counted_not_opened(tmp_path: Path) -> None:
     inner = zipped([("a.jpg", jpeg())])
     members = [
