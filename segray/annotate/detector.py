@@ -20,11 +20,12 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.poolers import _setup_scales
 
 from segray.annotate.device import DTYPES, Precision, arithmetic
 from segray.annotate.folding import cast_weights, fold_batch_norms
+from segray.annotate.pyramid import InPlacePyramid
 from segray.annotate.roialign import BagRoIAlign
 
 
@@ -76,6 +77,7 @@ class MaskRCNNDetector:
         self.channels_last = device.type == "cpu" or precision != "fp32"  # fp32 on a GPU: not measured
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        _add_in_place(self.model)
         if device.type == "cpu":
             _align_by_bags(self.model)
         if precision != "fp32":
@@ -143,6 +145,12 @@ def _pools(model: MaskRCNN) -> list[MultiScaleRoIAlign]:
     return [
         pool for pool in (heads.box_roi_pool, heads.mask_roi_pool) if isinstance(pool, MultiScaleRoIAlign)
     ]
+
+
+def _add_in_place(model: MaskRCNN) -> None:
+    pyramid = getattr(model.backbone, "fpn", None)
+    if type(pyramid) is FeaturePyramidNetwork:
+        pyramid.__class__ = InPlacePyramid
 
 
 def _align_by_bags(model: MaskRCNN) -> None:

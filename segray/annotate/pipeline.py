@@ -10,8 +10,10 @@ own retries never end for an item that kills its worker: `attempts` ends them.
 """
 
 import logging
+import math
 import os
 import pickle
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -40,10 +42,14 @@ from segray.sources.item import Source
 from segray.sources.sandbox import DecodeSandbox, decode_table
 from segray.storage import StorageSettings
 
-TICK_S = 0.05
-"""How often Ray Data looks for blocks that are ready. It lets a worker be at most two blocks ahead: at its
-own 0.1 s, decoders that fill two in less stood idle, and two cores read 160 pictures a second instead of 360.
-A constant of Ray's, not an option: where a later Ray has another name for it, only speed is lost."""
+TICKS_S = (0.02, 0.5)
+"""Least and most seconds between two looks of Ray Data for blocks that are ready. It lets a worker be at most
+two blocks ahead: at its own 0.1 s, decoders that fill two in less stood idle; and each look takes 3 ms of a
+core, which a slow model on two cores misses. So it looks four times while a table is made, by the mean of
+the last ones. A constant of Ray's, not an option: where a later Ray has another name, only speed is lost."""
+
+QUEUED = 4
+"""Tables that are with a model actor at a time; with Ray's two, a quick one waited between two looks."""
 
 FILES_A_TASK = 1024
 """Most files one read task fetches; fewer where that would leave CPUs without a task."""
@@ -182,10 +188,10 @@ class _Annotate:
         score_threshold: float,
         proposals: int | None,
     ) -> None:
-        # By default a thread that waits for another one keeps its core busy, which the other one needs where
-        # decoders share the cores: 20 small convolutions beside two busy processes took 430 ms of CPU, not
-        # 20. Read when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # A thread of torch's that waits for another one should keep its core for a few milliseconds, not
+        # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
+        # turns, where decoders share the cores. Read when torch is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
         from segray.annotate.model_step import Annotate
         from segray.annotate.predictor import Predictor
 
@@ -225,7 +231,11 @@ def annotated(
         ),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),
+        compute=ActorPoolStrategy(
+            min_size=resources.min_actors,
+            max_size=resources.actors,
+            max_tasks_in_flight_per_actor=QUEUED,
+        ),
         num_cpus=resources.actor_cpus,
         num_gpus=resources.actor_gpus or None,
     )
@@ -263,8 +273,16 @@ def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray
 
 def tables_of(dataset: ray.data.Dataset, prefetch: int) -> Iterator[pa.Table]:
     """Its tables as they come; `prefetch` more are fetched beside the one that is given."""
+    last, mean = math.inf, 0.0
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
+        now = time.monotonic()
+        mean, last = mean + (max(now - last, 0.0) - mean) / 8, now  # the first is no measure: Ray started
+        _look_every(mean / 4)
         yield from unpacked(block)
+
+
+def _look_every(seconds: float) -> None:
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = min(max(seconds, TICKS_S[0]), TICKS_S[1])
 
 
 def _configure(settings: RaySettings) -> None:
@@ -276,7 +294,7 @@ def _configure(settings: RaySettings) -> None:
     # it holds work back for want of memory, and one decoder alone is slow.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = TICK_S
+    _look_every(0)
 
 
 def _cause(error: BaseException) -> str:

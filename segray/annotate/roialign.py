@@ -42,7 +42,7 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         rows = first[:, None, None] + rows * width[:, None, None]
         pixels = rows[:, :, None, :, None] + cols[:, None, :, None, :]
         weights = row_weights[:, :, None, :, None] * col_weights[:, None, :, None, :]
-        table = torch.cat([each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps])
+        table = self._table(x, maps)
         cells = embedding_bag(
             pixels.flatten(3).flatten(0, 2).int(),
             table,
@@ -50,6 +50,13 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
             mode="sum",
         )
         return cells.view(len(rois), *self.output_size, table.shape[1]).permute(0, 3, 1, 2)
+
+    def _table(self, x: dict[str, Tensor], maps: list[Tensor]) -> Tensor:
+        """The pixels of all maps, one a row; left in `x`, where the masks' pool finds them."""
+        name = f"rows of {self.featmap_names}"
+        if name not in x:
+            x[name] = torch.cat([each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps])
+        return x[name]
 
     def _levels(self, boxes: list[Tensor]) -> Tensor:
         if len(self.scales) == 1:

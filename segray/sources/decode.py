@@ -7,14 +7,17 @@ integers have no agreed range and are `unsupported`.
 """
 
 import io
+import math
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import (  # the plugins by name, or Pillow imports all forty at the first file
     AvifImagePlugin,
     ExifTags,
@@ -63,8 +66,16 @@ class Decoded:
     """Frames or pages in the file; the pixels are the first one's."""
 
 
-def decode_rgb(data: bytes, max_pixels: int) -> Decoded:
-    """The picture in `data`, at most `max_pixels` (height * width) large.
+Place = Callable[[int], npt.NDArray[np.uint8]]
+"""Gives so many bytes to put pixels in."""
+
+
+def _new_place(size: int) -> npt.NDArray[np.uint8]:
+    return np.empty(size, np.uint8)
+
+
+def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decoded:
+    """The picture in `data`, at most `max_pixels` (height * width) large, its pixels in what `place` gives.
 
     Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
     ends early), `corrupt`, `unsupported`, `memory`.
@@ -75,7 +86,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> Decoded:
     with warnings.catch_warnings(record=True) as refusals:
         warnings.simplefilter("always")
         try:
-            return _decode(data, max_pixels)
+            return _decode(data, max_pixels, place)
         except ItemError:
             raise
         except MemoryError:
@@ -84,7 +95,7 @@ def decode_rgb(data: bytes, max_pixels: int) -> Decoded:
             raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Decoded:
+def _decode(data: bytes, max_pixels: int, place: Place) -> Decoded:
     canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
     if canvas is not None:
         _check_size(*canvas, max_pixels)
@@ -92,11 +103,34 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
         _check_size(*image.size, max_pixels)
         if image.mode in _TOO_DEEP:
             raise ItemError("unsupported", f"{image.format} with {_TOO_DEEP[image.mode]} has no 8-bit form")
+        if image.format == "JPEG":
+            pixels = _straight(data, image, place)
+            if pixels is not None:
+                return Decoded(pixels, 1)
         bits = _bits(image)  # TIFF: the tags of the first page are gone once frames are counted
         image.load()
         upright = _upright(_to_rgb(image, bits), image)
-        pixels = np.frombuffer(upright.tobytes(), np.uint8).reshape(upright.height, upright.width, 3)
+        shape = (upright.height, upright.width, 3)
+        pixels = place(math.prod(shape)).reshape(shape)
+        np.copyto(pixels, np.frombuffer(upright.tobytes(), np.uint8).reshape(shape))
         return Decoded(pixels, _count_frames(image))
+
+
+def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.uint8] | None:
+    """A JPEG without a fault, decoded where it is wanted: Pillow's pixels in less than half its time.
+
+    Both use libjpeg-turbo; Pillow keeps four bytes a pixel and copies them twice. None for a picture that is
+    to be turned or that libjpeg-turbo so much as warns of: what is read of a broken file, Pillow decides.
+    """
+    if image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
+        return None
+    shape = (image.height, image.width, 3)
+    pixels = place(math.prod(shape))
+    try:
+        decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+    except ValueError:
+        return None
+    return pixels.reshape(shape) if decoded.shape == shape else None
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -118,13 +152,18 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """`rgb` turned as the EXIF of `image` says; an EXIF block that cannot be read turns nothing."""
+    """`rgb` turned as the EXIF of `image` says."""
+    method = _UPRIGHT.get(_orientation(image))
+    return rgb if method is None else rgb.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 where the EXIF says nothing, or nothing that can be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
-        return rgb
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return rgb if method is None else rgb.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _count_frames(image: Image.Image) -> int:

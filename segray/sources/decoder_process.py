@@ -15,13 +15,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-
 from segray.errors import ItemError
-from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.decode import Decoded, Place, decode_rgb
 from segray.sources.shared import SharedFile
 
-Decoder = Callable[[bytes, int], Decoded]
+Decoder = Callable[[bytes, int, Place], Decoded]
+"""Bytes, most pixels, and where the pixels go."""
 
 READY = b"ready"
 BASE_BYTES = 256 << 20
@@ -63,9 +62,8 @@ def _answer(
     decode: Decoder, request: dict[str, int], source: SharedFile, target: SharedFile
 ) -> dict[str, int | str]:
     try:
-        decoded = decode(source.place(0, request["size"]).tobytes(), request["max_pixels"])
-        place = target.place(request["offset"], decoded.pixels.nbytes)
-        np.copyto(place, decoded.pixels.reshape(-1))
+        data = source.place(0, request["size"]).tobytes()
+        decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
     except ItemError as error:
         return {"error_type": error.error_type, "reason": error.reason}
     except MemoryError:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.decode import Decoded, Place, decode_rgb
 from segray.sources.decoder_process import serve
 
 _HOARD: list[bytearray] = []
 
 
-def obey(data: bytes, max_pixels: int) -> Decoded:
+def obey(data: bytes, max_pixels: int, place: Place) -> Decoded:
     """`<order> <argument>` in `data`; anything else is decoded as usual."""
     order, _, argument = data.partition(b" ")
     if order == b"die":
@@ -35,8 +35,10 @@ def obey(data: bytes, max_pixels: int) -> Decoded:
         os.closerange(3, 256)
         time.sleep(3600)
     if order in (b"hoard", b"die-once", b"pid", b"allocate"):
-        return Decoded(np.full((1, 1, 3), os.getpid() % 251, np.uint8), os.getpid())
-    return decode_rgb(data, max_pixels)
+        pixels = place(3).reshape(1, 1, 3)
+        pixels[:] = os.getpid() % 251
+        return Decoded(pixels, os.getpid())
+    return decode_rgb(data, max_pixels, place)
 
 
 if __name__ == "__main__":

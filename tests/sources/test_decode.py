@@ -6,6 +6,7 @@ import warnings
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -182,6 +183,33 @@ def test_text_bomb_in_png() -> None:
 def test_broken_exif_turns_nothing() -> None:
     data = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert np.array_equal(decode_rgb(data, PLENTY).pixels, pillow_rgb(encoded(picture(), "JPEG")))
+
+
+def test_pixels_lie_where_they_are_wanted() -> None:
+    """Of a JPEG that libjpeg-turbo puts there, of one that Pillow turns, and of another format."""
+    turned = Image.Exif()
+    turned[274] = 6
+    for data in (jpeg(), encoded(picture("L"), "JPEG"), encoded(picture(), "JPEG", exif=turned)):
+        places: list[npt.NDArray[np.uint8]] = []
+
+        def place(size: int) -> npt.NDArray[np.uint8]:
+            places.append(np.zeros(size, np.uint8))  # noqa: B023 - called in this turn
+            return places[-1]  # noqa: B023
+
+        pixels = decode_rgb(data, PLENTY, place).pixels
+        (given,) = places
+        assert np.shares_memory(pixels, given)
+        assert np.array_equal(pixels, pillow_rgb(data))
+
+
+def test_jpeg_that_ends_early_or_is_wrong_inside() -> None:
+    """libjpeg-turbo goes on after a warning; whether there is a picture, Pillow says."""
+    whole = jpeg()
+    for cut in range(len(whole) // 2, len(whole)):
+        assert refused(whole[:cut]).error_type == "truncated"
+    scan = whole.index(b"\xff\xda") + 20
+    damaged = whole[:scan] + b"\xff\xd0" + whole[scan + 2 :]
+    assert np.array_equal(decode_rgb(damaged, PLENTY).pixels, pillow_rgb(damaged))
 
 
 def test_warnings_stay_inside() -> None:
