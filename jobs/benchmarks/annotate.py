@@ -22,8 +22,10 @@ from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
 from jobs.benchmarks.pictures import folder_of
 from jobs.benchmarks.weights import THRESHOLD, write_random_resnet50
 
-FEW = 2
-"""Pictures of the smaller job."""
+FEW = 12
+"""Pictures of the smaller job: so many that all processes of the larger one have started in it, too."""
+FIRST = 2
+"""Pictures that the random weights are made for; those of the smaller job of a quick check."""
 ARMS = ["segray fp32", "segray bf16", "plain fp32", "plain bf16", "bare fp32", "bare bf16"]
 
 
@@ -44,10 +46,10 @@ class Case:
 def figures(options: Options) -> Iterator[Figure]:
     """COCO's architecture and the bundled model on the CPU; the first on a GPU, where there is one."""
     weights = options.scratch / "resnet50.pth"
-    write_random_resnet50(weights, sorted(folder_of(options, FEW).iterdir()))
+    write_random_resnet50(weights, sorted(folder_of(options, FIRST).iterdir()))
     resnet = Case("R50-FPN", str(weights), FEW + 20, trained=False)
     yield from _on_cpu(resnet, options)
-    yield from _on_cpu(Case("nuclei-small", "nuclei-small", FEW + 64, trained=True), options)
+    yield from _on_cpu(Case("nuclei-small", "nuclei-small", FEW + 188, trained=True), options)
     if not torch.cuda.is_available():
         yield Figure("annotate / plain script, on a GPU", ">= 10", [])
         return
@@ -73,8 +75,9 @@ def _on_cpu(case: Case, options: Options) -> Iterator[Figure]:
 
 def _measured(case: Case, options: Options) -> "tuple[Arms, dict[str, list[float]], list[str]]":
     """The arms, seconds an image of each arm in each round, and what to tell."""
-    many = max(FEW + 1, options.images or (FEW + 2 if options.quick else case.many))
-    arms = Arms(case, folder_of(options, FEW), folder_of(options, many), options.scratch)
+    number = FIRST if options.quick else FEW
+    many = max(number + 1, options.images or (number + 2 if options.quick else case.many))
+    arms = Arms(case, folder_of(options, number), folder_of(options, many), options.scratch)
     facts = arms.check()
     taken = take_turns([partial(arms.seconds, name) for name in ARMS], options.rounds(3))
     times = dict(zip(ARMS, taken, strict=True))
@@ -118,7 +121,7 @@ class Arms:
             self.run("segray", self.few, precision)
             ours = found[f"segray {precision}"] = commands.segray_instances(self.output("segray"))
             strings = {name: [row["counts"] for row in rows] for name, rows in ours.items()}
-            bare = self.bare(self.few, precision, FEW)["counts"]
+            bare = self.bare(self.few, precision, len(strings))["counts"]
             check(strings == bare, f"{what}: annotate and its bare model step differ in {precision}")
             self.run("plain", self.few, precision)
             found[f"plain {precision}"] = commands.plain_instances(self.output("plain"), self.few)

@@ -24,7 +24,7 @@ LATER_S = 8.0
 
 def figures(options: Options) -> Iterator[Figure]:
     """A stub model that waits 0.1 s an image, so that one process is the bottleneck and the CPU is not."""
-    folder = folder_of(options, options.images or (60 if options.quick else 1500))
+    folder = folder_of(options, options.images or (60 if options.quick else 2500))
     whole, killed = options.scratch / "restart-whole", options.scratch / "restart-killed"
     seconds = take_turns([lambda: run(folder, whole, 0), lambda: run(folder, killed, 2)], options.rounds(1))
     check(rows(whole) == rows(killed), "restart: other rows after two kills")

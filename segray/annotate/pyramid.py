@@ -30,7 +30,7 @@ class InPlacePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
 
 
 def add_enlarged(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`fine` (n, c, h, w) after `coarse` (n, c, any, any), enlarged by nearest neighbours, was added to it."""
+    """`fine` (n, c, h, w) with `coarse` (n, c, any, any), enlarged by nearest neighbours, added in place."""
     height, width = coarse.shape[2:]
     if fine.shape[2:] != (2 * height, 2 * width):
         return fine.add_(interpolate(coarse, size=fine.shape[2:], mode="nearest"))
