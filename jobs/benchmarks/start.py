@@ -1,4 +1,7 @@
-"""From the command to the first instance on disk, against starting Ray and loading the model alone."""
+"""From the command to the first instance on disk, against starting Ray and loading the model alone.
+
+The second arm imports torchvision as every program does; segray leaves a part of it out (`models.imports`).
+"""
 
 import shutil
 import signal
@@ -16,7 +19,7 @@ from jobs.benchmarks.processes import started, wait_for
 WEIGHTS = "nuclei-small"
 ALONE = """
 import sys
-import ray
+import ray, torchvision
 ray.init(address="local", include_dashboard=False, log_to_driver=False)
 from segray.models.weights import load_weights
 from segray.storage import StorageSettings

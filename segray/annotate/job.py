@@ -155,6 +155,9 @@ def _open_output(settings: AnnotateSettings) -> Store:
 
 
 def _load(settings: AnnotateSettings) -> "LoadedModel":
+    from segray.models.imports import import_torchvision
+
+    import_torchvision()
     from segray.models.weights import load_weights
 
     return load_weights(settings.weights, settings.storage)

@@ -192,6 +192,9 @@ class _Annotate:
         # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
         # turns, where decoders share the cores. Read when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+        from segray.models.imports import import_torchvision
+
+        import_torchvision()
         from segray.annotate.model_step import Annotate
         from segray.annotate.predictor import Predictor
 
