@@ -29,6 +29,6 @@ def import_torchvision() -> None:
 
 
 def _is_compile_supported(device_type: str) -> bool:
-    from torch._dynamo.utils import is_compile_supported  # type: ignore[attr-defined]
+    from torch._dynamo.utils import is_compile_supported
 
     return bool(is_compile_supported(device_type))
