@@ -30,23 +30,31 @@ Model step. Before: convolutions 56 to 80 % of the time, RoIAlign 4 to 18, norms
 Together 1.5 (R50 v2 fp32), 1.3 (v2 bf16), 2.0 (v1 bf16), 1.3 (nuclei-small, both) times as fast:
   kept    channels_last in fp32 too: 3x3 convolution 1.14, 1x1 2.0 to 2.5, stem 1.6, max pool 13
   kept    RoIAlign as embedding_bag over rows of the maps: fp32 3.6, bf16 7.7 against torchvision's kernel
+  kept    the pyramid's maps added in place, without an enlarged one in between: 195 -> 5 ms on the finest
+          level (fp32), steps of R50 v1 1.10 in fp32, 1.02 to 1.15 in bf16, the same bits
   kept    norms folded into convolutions, weights cast once; `--proposals` (default: the model's own number)
   kept    huge pages for large tensors (THP_MEM_ALLOC_ENABLE=1): a convolution with its page faults 1.36
   left    NNPACK's Winograd: 3.0 on the finest map, 0.5 on small ones, 16 times the error, private function
-  left    linear as 1x1 convolution 0.43; oneDNN's fused relu 1.04 to 1.27, private function
+  left    linear as 1x1 convolution 0.43; oneDNN's fused relu (and add) 0.99 to 1.09 in fp32, 1.04 to 1.3 in
+          bf16, private functions
+  left    two images at a time on a thread each instead of one on two: R50 0.93 to 1.01, nuclei-small 1.1
   left    malloc that keeps its memory: as good as huge pages, but gives nothing back
   left    one NMS for a whole batch: torchvision tells images apart by shifting their boxes, which rounds
           later images more: what is found would depend on the neighbours. On a CPU a batch is one image
-Around it, CPU time of a 1 MP picture (decoding alone 3.8 ms):
+Around it, CPU time of a 1 MP picture (decoding alone 3.8 ms, then):
+  kept    JPEGs by simplejpeg, straight to their place: 5.3 -> 2.2 ms, Pillow's pixels (cv2 3.8)
   kept    pixels from the decoder's process straight into the table: 1.71 -> 0.45 ms
   kept    views instead of Arrow scalars, columns filtered instead of tables: 3.9 -> 2.8 ms
-  kept    threads that wait asleep (OMP_WAIT_POLICY=PASSIVE): uint8 -> float beside two busy ones 13 -> 1.3
+  kept    threads that spin some milliseconds before they sleep (GOMP_SPINCOUNT=100000): R50 bf16 in the job
+          0.98 of the bare step; 0.80 asleep at once, 0.83 with 10,000. By default uint8 -> float beside two
+          busy processes took 13 ms instead of 1.3
   kept    bytes for a model of one's own in memory that is used again: 0.7 -> 0.25 ms
   left    a fresh shared file for each table: 3.8 ms of page faults, 0.28 when it is used again
   left    reads striped over threads instead of one a file: no difference
 Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub model 95 before; 330, 215 now):
   kept    it looks for blocks every 0.05 s instead of 0.1, when decoders had filled the two blocks that it
-          lets them be ahead: 160 -> 360 (0.02 s takes more of the driver's CPU than it gives)
+          lets them be ahead: 160 -> 360; then, with faster decoding, four looks a table, 0.02 to 0.5 s,
+          and four tables with the model instead of two: 140 to 202 -> 222 to 240 with a stub model
   kept    one reader for two cores: eight were started, at 1.3 s of imports each, and again after idle seconds
   kept    a table is one row to Ray: blocks as the stages cut them, 16 MB of files instead of 24 to 33
   kept    pools do not shrink (Ray left one decoder while it held work back for memory): 145 -> 168
