@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jobs.benchmarks.pictures import STEP
+from jobs.benchmarks.pictures import score_of
 from jobs.benchmarks.rle import smooth_masks
 
 INSTANCES = 5
@@ -34,11 +34,11 @@ class Stub:
     def _answer(self, image: torch.Tensor) -> dict[str, Any]:
         size = torch.tensor([image.shape[2], image.shape[1]])
         start = torch.linspace(0.1, 0.6, INSTANCES)[:, None] * size
-        score = 0.501 + 0.498 * image[:, ::STEP, ::STEP].double().mean() / 255
+        score = score_of(image.permute(1, 2, 0).numpy())  # torch would wake its threads for it
         return {
             "boxes": torch.cat([start, start + 0.15 * size], 1),
             "labels": torch.ones(INSTANCES, dtype=torch.int64),
-            "scores": score.float().repeat(INSTANCES),
+            "scores": torch.full((INSTANCES,), score),
             "masks": self.masks,
         }
 

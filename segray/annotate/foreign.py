@@ -58,7 +58,12 @@ class ForeignDetector:
             pixels = torch.from_numpy(image)
         if not self.takes_bytes:
             return pixels.to(self.device).permute(2, 0, 1).float().div_(255)
-        return self._room(place, image.size).view(image.shape).copy_(pixels).permute(2, 0, 1)
+        room = self._room(place, image.size).view(image.shape)
+        if room.is_cpu:  # by numpy: torch's copy wakes all its threads, which then wait for more, awake
+            np.copyto(room.numpy(), image)
+        else:
+            room.copy_(pixels)
+        return room.permute(2, 0, 1)
 
     def _room(self, place: int, size: int) -> Tensor:
         """Fresh memory for each image would cost more in page faults than the copy."""
