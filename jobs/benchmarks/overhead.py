@@ -21,19 +21,21 @@ def figures(options: Options) -> Iterator[Figure]:
     output = options.scratch / "overhead"
     job(few, output)
     check_instances(output, few)
-    ours, decoding = take_turns(
+    ours, decoding, pillow = take_turns(
         [
             lambda: commands.seconds_an_image(lambda folder: job(folder, output), few, folder),
             lambda: seconds_a_picture("pool", few, folder),
+            lambda: seconds_a_picture("pillow", few, folder),
         ],
         options.rounds(3),
     )
-    rate, alone = 1 / median(ours), 1 / median(decoding)
+    rate, alone, by_pillow = (1 / median(each) for each in (ours, decoding, pillow))
     fact = (
-        f"{INSTANCES} instances a picture, {cores()} cores; {rate:,.1f} against {alone:,.1f} images/s, "
-        f"{rate / cores():,.1f} a core outside the model"
+        f"{INSTANCES} instances a picture, {cores()} cores; {rate:,.1f} against {alone:,.1f} images/s, by "
+        f"Pillow {by_pillow:,.1f}; {rate / cores():,.1f} a core outside the model"
     )
     yield Figure("annotate with a stub model / decoding alone", ">= 0.6", ratios(decoding, ours), [fact])
+    yield Figure("annotate with a stub model / Pillow decoding alone", "", ratios(pillow, ours))
 
 
 def job(folder: Path, output: Path, weights: str = STUB) -> float:

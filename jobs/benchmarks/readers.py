@@ -1,9 +1,9 @@
-"""Four ways to get pixels out of a folder, each a program of its own.
+"""Five ways to get pixels out of a folder, each a program of its own.
 
-    python -m jobs.benchmarks.readers segray|torch|ray|pool FOLDER PROCESSES
+    python -m jobs.benchmarks.readers segray|torch|ray|pool|pillow FOLDER PROCESSES
 
 segray: the stages of `annotate` that read and decode; torch: a DataLoader with the same decoder; ray:
-`ray.data.read_images`; pool: decoding alone, nothing is brought anywhere. Prints one JSON object: `pictures`,
+`ray.data.read_images`; pool: decoding alone, nothing is brought anywhere; pillow: the same by Pillow. Prints one JSON object: `pictures`,
 name -> what the stub model would say of its pixels, `seconds`, of the loop over the pictures, start included.
 """
 
@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from jobs.benchmarks.pictures import score_of
 from segray.columns import byte_views
@@ -91,8 +93,17 @@ def by_ray(folder: Path, processes: int) -> Iterator[Picture]:
 
 def by_pool(folder: Path, processes: int) -> Iterator[Picture]:
     """Files are read and decoded, and the pixels are dropped where they are."""
+    return _in_pool(_decode_and_drop, folder, processes)
+
+
+def by_pillow(folder: Path, processes: int) -> Iterator[Picture]:
+    """Likewise, in Pillow's own words."""
+    return _in_pool(_decode_by_pillow, folder, processes)
+
+
+def _in_pool(decode: Callable[[Path], Picture], folder: Path, processes: int) -> Iterator[Picture]:
     with multiprocessing.get_context("forkserver").Pool(processes) as pool:
-        yield from pool.imap_unordered(_decode_and_drop, sorted(folder.iterdir()), BATCH)
+        yield from pool.imap_unordered(decode, sorted(folder.iterdir()), BATCH)
 
 
 def _decode_and_drop(path: Path) -> Picture:
@@ -101,7 +112,14 @@ def _decode_and_drop(path: Path) -> Picture:
     return path.name, score_of(decode_rgb(path.read_bytes(), MAX_PIXELS).pixels)
 
 
-READERS = {"segray": by_segray, "torch": by_torch, "ray": by_ray, "pool": by_pool}
+def _decode_by_pillow(path: Path) -> Picture:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        return path.name, score_of(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+
+
+READERS = {"segray": by_segray, "torch": by_torch, "ray": by_ray, "pool": by_pool, "pillow": by_pillow}
 
 if __name__ == "__main__":
     started = time.perf_counter()
