@@ -47,7 +47,7 @@ def figures(options: Options) -> Iterator[Figure]:
     """COCO's architecture and the bundled model on the CPU; the first on a GPU, where there is one."""
     weights = options.scratch / "resnet50.pth"
     write_random_resnet50(weights, sorted(folder_of(options, FIRST).iterdir()))
-    resnet = Case("R50-FPN", str(weights), FEW + 20, trained=False)
+    resnet = Case("R50-FPN", str(weights), FEW + 40, trained=False)
     yield from _on_cpu(resnet, options)
     yield from _on_cpu(Case("nuclei-small", "nuclei-small", FEW + 188, trained=True), options)
     if not torch.cuda.is_available():

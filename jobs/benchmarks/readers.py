@@ -3,8 +3,9 @@
     python -m jobs.benchmarks.readers segray|torch|ray|pool|pillow FOLDER PROCESSES
 
 segray: the stages of `annotate` that read and decode; torch: a DataLoader with the same decoder; ray:
-`ray.data.read_images`; pool: decoding alone, nothing is brought anywhere; pillow: the same by Pillow. Prints one JSON object: `pictures`,
-name -> what the stub model would say of its pixels, `seconds`, of the loop over the pictures, start included.
+`ray.data.read_images`; pool: decoding alone, nothing is brought anywhere; pillow: the same by Pillow.
+Prints one JSON object: `pictures`, name -> what the stub model would say of its pixels, `seconds`, of the
+loop over the pictures, start included.
 """
 
 import json
