@@ -46,12 +46,12 @@ Around it, CPU time of a 1 MP picture (decoding alone 3.8 ms, then):
   kept    pixels from the decoder's process straight into the table: 1.71 -> 0.45 ms
   kept    views instead of Arrow scalars, columns filtered instead of tables: 3.9 -> 2.8 ms
   kept    threads that spin some milliseconds before they sleep (GOMP_SPINCOUNT=100000): R50 bf16 in the job
-          0.98 of the bare step; 0.80 asleep at once, 0.83 with 10,000. By default uint8 -> float beside two
-          busy processes took 13 ms instead of 1.3
+          1.23 against asleep at once, 1.18 against 10,000 (one run each). By default uint8 -> float beside
+          two busy processes took 13 ms instead of 1.3
   kept    bytes for a model of one's own in memory that is used again: 0.7 -> 0.25 ms
   left    a fresh shared file for each table: 3.8 ms of page faults, 0.28 when it is used again
   left    reads striped over threads instead of one a file: no difference
-Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub model 95 before; 330, 215 now):
+Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub model 95 before; 445, 290 now):
   kept    it looks for blocks every 0.05 s instead of 0.1, when decoders had filled the two blocks that it
           lets them be ahead: 160 -> 360; then, with faster decoding, four looks a table, 0.02 to 0.5 s,
           and four tables with the model instead of two: 140 to 202 -> 222 to 240 with a stub model

@@ -191,7 +191,8 @@ class _Annotate:
         # A thread of torch's that waits for another one should keep its core for a few milliseconds, not
         # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
         # turns, where decoders share the cores. Read when torch is loaded.
-        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+        if "OMP_WAIT_POLICY" not in os.environ:  # the user's own word, which the count would override
+            os.environ.setdefault("GOMP_SPINCOUNT", "100000")
         from segray.models.imports import import_torchvision
 
         import_torchvision()

@@ -2,7 +2,8 @@
 
 torchvision's enlarges the coarser map and adds the two into a third (Lin et al.,
 https://arxiv.org/abs/1612.03144, section 3). Each number of the coarser map belongs to two by two of the
-finer one: adding it to them where they lie gives the same numbers with a fifth of the traffic.
+finer one: adding it to them where they lie gives the same numbers with half the traffic and
+no new memory.
 """
 
 from collections import OrderedDict
