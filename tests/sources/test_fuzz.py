@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,14 @@ from PIL import Image, ImageOps
 from segray.errors import ERROR_TYPES, ItemError, SettingsError
 from segray.schema import FETCHED
 from segray.sources.archives import read_archive
-from segray.sources.decode import Decoded
+from segray.sources.decode import Decoded, decode_rgb
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox
 from segray.sources.signature import FORMATS
 from tests.sources.footprint import Footprint
 from tests.sources.mutations import mutate
-from tests.sources.pictures import encoded, jpeg, picture
+from tests.sources.pictures import encoded, jpeg, picture, pillow_rgb
 from tests.sources.test_archives import STORAGE, tar, zipped
 
 AWKWARD = Path(__file__).parents[1] / "data" / "awkward"
@@ -148,6 +149,32 @@ def compare(made: str, data: bytes, outcome: Decoded | ItemError, max_pixels: in
     if expected is not None:
         assert isinstance(outcome, Decoded), f"{made}: {outcome!r}"
         assert np.array_equal(outcome.pixels, expected), made
+
+
+def test_jpegs(fuzz_files: int, fuzz_seed: int) -> None:
+    """Two decoders share them: a picture or none, as Pillow says, whichever of the two gave it."""
+    options: list[dict[str, Any]] = [
+        *[{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"quality": 10}],
+        *[{"subsampling": 0}, {"subsampling": 1}],
+    ]
+    seeds = [encoded(picture(mode), "JPEG", **each) for mode in ("RGB", "L") for each in options]
+    counts = Counter[str]()
+    for made, data, _ in mutations(seeds, fuzz_files, fuzz_seed):
+        try:
+            outcome: npt.NDArray[np.uint8] | None = decode_rgb(data, 10**6).pixels
+        except ItemError as error:
+            if error.error_type == "too_large":
+                continue
+            outcome = None
+        try:
+            expected: npt.NDArray[np.uint8] | None = pillow_rgb(data)
+        except Exception:  # noqa: BLE001 - plugins fail on hostile bytes with any type
+            expected = None
+        assert (outcome is None) == (expected is None), made
+        if outcome is not None and expected is not None:
+            assert np.array_equal(outcome, expected), made
+        counts["refused" if outcome is None else "decoded"] += 1
+    assert min(counts["refused"], counts["decoded"]) > fuzz_files / 10
 
 
 MAX_FILE_BYTES = 32 << 20
