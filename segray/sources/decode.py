@@ -11,7 +11,8 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,7 @@ def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decod
     Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
     ends early), `corrupt`, `unsupported`, `memory`.
     """
-    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses twice this wherever it makes room itself
-    Image.WARN_POSSIBLE_FORMATS = True  # the only way to learn why a header was refused
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many workers share the machine
-    with warnings.catch_warnings(record=True) as refusals:
+    with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
         warnings.simplefilter("always")
         try:
             return _decode(data, max_pixels, place)
@@ -93,6 +91,24 @@ def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decod
             raise ItemError("memory", "decoding it needs more memory than a decoder may have") from None
         except Exception as error:  # plugins fail on hostile bytes with any type
             raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
+
+
+@contextmanager
+def _pillow_set(max_pixels: int) -> Iterator[None]:
+    """Pillow's settings are its modules' variables; whoever else uses it in this process has theirs again."""
+    ours = [
+        (Image, "MAX_IMAGE_PIXELS", (max_pixels + 1) // 2),  # it refuses twice this wherever it makes room
+        (Image, "WARN_POSSIBLE_FORMATS", True),  # the only way to learn why a header was refused
+        (AvifImagePlugin, "DEFAULT_MAX_THREADS", 1),  # many workers share the machine
+    ]
+    before = [getattr(module, name) for module, name, _ in ours]
+    try:
+        for module, name, value in ours:
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name, _), value in zip(ours, before, strict=True):
+            setattr(module, name, value)
 
 
 def _decode(data: bytes, max_pixels: int, place: Place) -> Decoded:

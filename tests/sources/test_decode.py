@@ -219,3 +219,10 @@ def test_warnings_stay_inside() -> None:
         warnings.simplefilter("error")
         decode_rgb(data, PLENTY)
         decode_rgb(jpeg(), PLENTY)
+
+
+def test_pillow_is_left_as_it_was() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    refused(encoded(picture(), "PNG"), 24 * 40 - 1)
+    decode_rgb(encoded(picture(), "PNG"), 24 * 40)
+    assert before == Image.MAX_IMAGE_PIXELS
