@@ -1,0 +1,107 @@
+"""A scene's size -> the windows it is done in; pure arithmetic.
+
+All windows of a scene have one size (a scene below it is one window), so the model sees all of it at one
+scale: they begin every `tile - overlap` pixels from the scene's first pixel, and the last one of a line is
+moved back until it ends with the scene. The grid depends on the scene's size alone, never on what part of it
+is done.
+
+    window   what the model sees
+    core     the window's own share: cores are a partition of the scene, cut in the middle of each overlap
+    margin   window less core: what it sees of its neighbours' shares
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+TILE, OVERLAP = 1024, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Half-open, in pixels of the scene, rows down and columns right."""
+
+    row_start: int
+    row_stop: int
+    col_start: int
+    col_stop: int
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.row_stop - self.row_start
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.col_stop - self.col_start
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The windows of a scene of `height` x `width` pixels, numbered along the rows."""
+
+    height: int
+    width: int
+    tile: int = TILE
+    """Side of a window, in pixels."""
+    overlap: int = OVERLAP
+    """Pixels that two neighbours share at least, less than `tile`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.tile:
+            raise ValueError(f"overlap {self.overlap} must be at least 0 and below tile {self.tile}")
+
+    @property
+    def rows(self) -> int:
+        """Lines of windows."""
+        return len(self._starts(self.height))
+
+    @property
+    def cols(self) -> int:
+        """Windows in a line."""
+        return len(self._starts(self.width))
+
+    def __len__(self) -> int:
+        return self.rows * self.cols
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self.window(index) for index in range(len(self)))
+
+    def window(self, index: int) -> Window:
+        """What the model sees."""
+        row, col = divmod(index, self.cols)
+        row_start, col_start = self._starts(self.height)[row], self._starts(self.width)[col]
+        row_stop, col_stop = min(row_start + self.tile, self.height), min(col_start + self.tile, self.width)
+        return Window(row_start, row_stop, col_start, col_stop)
+
+    def core(self, index: int) -> Window:
+        """The window's own share of the scene."""
+        row, col = divmod(index, self.cols)
+        row_cuts, col_cuts = self._cuts(self.height), self._cuts(self.width)
+        return Window(row_cuts[row], row_cuts[row + 1], col_cuts[col], col_cuts[col + 1])
+
+    def neighbours(self, index: int) -> list[int]:
+        """Windows with a higher number that share pixels with this one, the moved-back ones included."""
+        row = index // self.cols
+        here = self.window(index)
+        found = []
+        for other_row in range(row, self.rows):
+            if self._starts(self.height)[other_row] >= here.row_stop:
+                break
+            for other_col in range(self.cols):
+                other = other_row * self.cols + other_col
+                window = self.window(other)
+                if other > index and window.col_start < here.col_stop and here.col_start < window.col_stop:
+                    found.append(other)
+        return found
+
+    def _starts(self, size: int) -> list[int]:
+        stride, last = self.tile - self.overlap, max(size - self.tile, 0)
+        return [*range(0, last, stride), last]
+
+    def _cuts(self, size: int) -> list[int]:
+        """Where the cores of a line begin, and its end."""
+        starts = self._starts(size)
+        middles = [(start + before + self.tile) // 2 for before, start in pairwise(starts)]
+        return [0, *middles, size]
