@@ -1,8 +1,9 @@
 """The tables that flow through `annotate`, declared once; a stage returns a table built with its schema.
 
-    listing -> FETCHED (encoded bytes) -> DECODED (RGB pixels) -> ANNOTATED (nested) -> INSTANCES + IMAGES
+    listing -> FETCHED (encoded bytes) -> DECODED (pixels) -> ANNOTATED (nested) -> INSTANCES, IMAGES, TILES
 
-One row is one item from FETCHED to ANNOTATED; only the files that users read have one row an instance.
+One row is one item from FETCHED to ANNOTATED, or one tile of an item that is done in tiles; when all tiles of
+an item are answered, they are joined into one row. Only the files that users read have one row an instance.
 Boxes are (x, y, width, height) in pixels of the whole upright image, x right and y down, half-open.
 """
 
@@ -31,8 +32,24 @@ ARCHIVE_END = pa.struct([("items", pa.int64()), ("ignored", pa.int64()), ("broke
 held (those skipped because they were done before included), how many members were ignored, and whether it
 broke off: then one of its items is the rejected row of the archive itself, with a null `member_index`."""
 
-FETCHED = pa.schema([*_IDENTITY, pa.field("data", pa.large_binary()), *_ERROR, pa.field("end", ARCHIVE_END)])
-"""Encoded files. `data` is null where `error_type` is set."""
+_SCENE = pa.field(
+    "scene", pa.string()
+)  # JSON (`scenes.scene.Scene`) of an item that is done in tiles, else null
+
+FETCHED = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("data", pa.large_binary()),
+        *_ERROR,
+        pa.field("end", ARCHIVE_END),
+        _SCENE,
+        pa.field("tiles", pa.list_(pa.int32())),  # which of its tiles this row stands for
+        pa.field("address", pa.string()),  # what its file is opened by; never kept in an output
+        pa.field("size", pa.int64()),  # bytes of its file
+    ]
+)
+"""Encoded files. `data` is null where `error_type` is set, and for a scene that is read by window later: one
+row stands for some tiles of it; `scene`, `tiles`, `address` and `size` are null in all other rows."""
 
 _PICTURE = [
     pa.field("height", pa.int32()),  # after EXIF rotation; null when unknown
@@ -40,10 +57,21 @@ _PICTURE = [
     pa.field("frames", pa.int32()),  # frames or pages in the file; the first is annotated
 ]
 
+TILE = pa.field("tile", pa.int32())  # its number in the grid of `scene`; null where the row is a whole item
+
 DECODED = pa.schema(
-    [*_IDENTITY, *_PICTURE, pa.field("pixels", pa.large_binary()), *_ERROR, pa.field("end", ARCHIVE_END)]
+    [
+        *_IDENTITY,
+        *_PICTURE,
+        pa.field("pixels", pa.large_binary()),
+        *_ERROR,
+        pa.field("end", ARCHIVE_END),
+        _SCENE,
+        TILE,
+    ]
 )
-"""`pixels` are height * width * 3 bytes, uint8 RGB, rows first; null where `error_type` is set."""
+"""`pixels` are height * width * 3 bytes, uint8 RGB, rows first; null where `error_type` is set, and for a
+tile that holds no data. Height and width are the tile's own."""
 
 _INSTANCE = [
     pa.field("instance_id", pa.string()),
@@ -75,9 +103,24 @@ IMAGES = pa.schema(
         *_OUTCOME,
         pa.field("empty_masks", pa.int32()),  # detections dropped because no mask pixel was left
         pa.field("vanished", pa.bool_()),  # no longer in the listing of the newest run
+        _SCENE,
+        pa.field("tiles", pa.int32()),  # how many; null for items that were not tiled
+        pa.field("tiles_rejected", pa.int32()),
+        pa.field("tiles_skipped", pa.int32()),  # without any data
     ]
 )
 """The ledger: one row an item, annotated and rejected alike."""
+
+_TILE_ROW = [
+    pa.field("tile_row", pa.int32()),
+    pa.field("tile_col", pa.int32()),
+    *(pa.field(name, pa.int32()) for name in ("row_start", "row_stop", "col_start", "col_stop")),  # half-open
+    pa.field("status", pa.string()),  # annotated | rejected | skipped
+    *_ERROR,
+]
+
+TILES = pa.schema([pa.field("image_id", pa.string()), *_TILE_ROW])
+"""One row a tile, for items that were tiled; windows in pixels of the item."""
 
 INSTANCES = pa.schema([pa.field("image_id", pa.string()), *_INSTANCE])
 """One row an instance, sorted by `image_id`, then `instance_id`, within a file."""
@@ -92,9 +135,12 @@ ANNOTATED = pa.schema(
         *IMAGES,
         pa.field("found", pa.list_(NESTED_INSTANCE)),  # empty for rejected rows
         pa.field("end", ARCHIVE_END),
+        TILE,
+        pa.field("tile_rows", pa.list_(pa.struct(_TILE_ROW))),  # of an item that was joined from its tiles
     ]
 )
-"""What the model step returns, one row an item: the ledger row with its instances inside."""
+"""What the model step returns, one row an item: the ledger row with its instances inside. One row a tile
+where `tile` is set: then sizes, boxes and masks are the tile's, and `status` may be `skipped`."""
 
 
 def geoparquet_metadata() -> bytes:

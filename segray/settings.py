@@ -33,7 +33,9 @@ from pydantic_settings import (
 )
 
 from segray.errors import SettingsError
+from segray.scenes.scene import Tiling
 from segray.storage import StorageSettings, shown
+from segray.tiles import OVERLAP, TILE
 
 ENV_PREFIX = "SEGRAY_"
 
@@ -106,7 +108,29 @@ class AnnotateSettings(JobSettings):
     score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
-    max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="reject larger pictures (height x width); scenes may have any size"
+    )
+    tile: int = Field(TILE, ge=64, description="scenes are done in windows of so many pixels a side")
+    overlap: int = Field(OVERLAP, ge=0, description="pixels that neighbouring windows share; below tile")
+    tile_above: int = Field(
+        40_000_000, ge=1, description="pictures with more pixels (height x width) are done in windows, too"
+    )
+    bands: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(,[1-9]\d*,[1-9]\d*)?$",
+        description="of a scene, one number or three (3,2,1), from 1; default red, green, blue where named",
+    )
+    resolution: float | None = Field(
+        None, gt=0, description="metres a pixel; finer scenes are read coarser, from their overviews"
+    )
+    scaling: str = Field(
+        "auto",
+        pattern=r"^(auto|percentiles|-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?)$",
+        description="of a scene to 0..255: auto (bytes stay, others by the 2nd and 98th percentile), "
+        "percentiles, or LOW,HIGH",
+    )
+    crs: str = Field("OGC:CRS84", description="of the outlines in the output, one a run")
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
     batch_size: int | None = Field(None, ge=1, description="images a model call: 8 on a GPU, 1 on a CPU")
@@ -127,6 +151,34 @@ class AnnotateSettings(JobSettings):
     decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
     commit_every_s: float = Field(10.0, ge=0, description="results that came back are made safe so often")
 
+    @property
+    def tiling(self) -> Tiling:
+        """What is said of scenes."""
+        bands = None if self.bands is None else tuple(int(band) for band in self.bands.split(","))
+        return Tiling(self.tile, self.overlap, bands, self.resolution, self.scaling, self.tile_above)
+
+    @field_validator("scaling")
+    @classmethod
+    def _low_below_high(cls, value: str) -> str:
+        if "," in value:
+            low, high = (float(number) for number in value.split(","))
+            if not low < high:
+                raise ValueError("LOW must be below HIGH")
+        return value
+
+    @field_validator("crs")
+    @classmethod
+    def _known_crs(cls, value: str) -> str:
+        if value != "OGC:CRS84":  # pyproj is not loaded for the usual one
+            from pyproj import CRS
+            from pyproj.exceptions import CRSError
+
+            try:
+                CRS.from_user_input(value)
+            except CRSError as error:
+                raise ValueError(f"no coordinate reference system that PROJ knows: {value}") from error
+        return value
+
     @field_validator("gpus_per_actor")
     @classmethod
     def _share_or_whole(cls, value: float) -> float:
@@ -138,6 +190,8 @@ class AnnotateSettings(JobSettings):
     def _fewest_and_most(self) -> "AnnotateSettings":
         if self.actors is not None and self.min_actors > self.actors:
             raise ValueError(f"min_actors ({self.min_actors}) is above actors ({self.actors})")
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap ({self.overlap}) must be below tile ({self.tile})")
         return self
 
 

@@ -20,9 +20,10 @@ from segray.annotate.predictor import Predictor
 from segray.annotate.resources import Cluster, share_out
 from segray.models.weights import load_weights
 from segray.settings import AnnotateSettings
+from segray.sources.decoding import Decoder
 from segray.sources.fetch import fetch_files
 from segray.sources.listing import Listing
-from segray.sources.sandbox import DecodeSandbox, decode_table
+from segray.sources.sandbox import DecodeSandbox
 
 
 def tables(folder: str, rows: int) -> Iterator[pa.Table]:
@@ -31,7 +32,7 @@ def tables(folder: str, rows: int) -> Iterator[pa.Table]:
     with DecodeSandbox() as sandbox:
         for fetched in fetch_files(list(Listing([folder], settings.storage)), settings.storage):
             for start in range(0, fetched.num_rows, rows):
-                yield from decode_table(fetched.slice(start, rows), sandbox, settings.max_pixels)
+                yield from Decoder(sandbox, settings.max_pixels).tables(fetched.slice(start, rows))
 
 
 def main(folder: str, weights: str, precision: str, device: str, count: str) -> dict[str, Any]:

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str) -> dict[str, Any]:
     """What results depend on; never workers, batch size or reject limit.
 
-    Scenes will fill the fields that are null now, so that outputs made today stay comparable. Raises
-    SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
+    Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
     """
     if settings.proposals is not None:
         from segray.annotate.detector import is_plain_maskrcnn
@@ -21,18 +20,20 @@ def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str
         if not is_plain_maskrcnn(model.module):
             raise SettingsError(f"proposals: {model.name} is no Mask R-CNN of torchvision's: leave it out")
     return {
-        "format": 1,
+        "format": 2,
         "model": model.name,
         "model_digest": model.digest,
         "score_threshold": settings.score_threshold,
         "precision": precision,
         "proposals": settings.proposals,
         "max_pixels": settings.max_pixels,
-        "tile": None,
-        "overlap": None,
-        "bands": None,
-        "scaling": None,
-        "crs": "OGC:CRS84",
+        "tile": settings.tile,
+        "overlap": settings.overlap,
+        "tile_above": settings.tile_above,
+        "bands": settings.bands,
+        "resolution": settings.resolution,
+        "scaling": settings.scaling,
+        "crs": settings.crs,
     }
 
 

@@ -34,7 +34,12 @@ class Found:
 
 
 Outcome = Found | ItemError | None
-"""What became of a row: annotated, rejected, or None for a row that holds no picture."""
+"""What became of a row: annotated, rejected, or None for one without a picture: a control row, or a tile that
+holds no data."""
+
+
+_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
+"""Columns of an item that was joined from its tiles, null before that."""
 
 
 def found_instances(
@@ -77,7 +82,10 @@ def annotated_table(
         )
     ]
     columns: dict[str, Any] = {
-        "status": [outcome and _status(outcome) for outcome in final],
+        "status": [
+            _status(outcome) if outcome else "skipped" if tile is not None else None
+            for outcome, tile in zip(final, decoded["tile"].to_pylist(), strict=True)
+        ],
         "instances": [
             outcome and (len(outcome.counts) if isinstance(outcome, Found) else 0) for outcome in final
         ],
@@ -87,6 +95,7 @@ def annotated_table(
         "vanished": [None if outcome is None else False for outcome in final],
         "crs": pa.nulls(decoded.num_rows, pa.string()),
         "found": _nested(decoded, final, categories),
+        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
     }
     arrays = [columns[name] if name in columns else decoded[name] for name in ANNOTATED.names]
     return pa.table(arrays, schema=ANNOTATED)

@@ -186,8 +186,11 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     parts = store.recover()
     for part in parts:
         plan.add_ledger(store, part)
+    plan.settle()
     if settings.retry_rejected:
         plan.forget_rejected()
+    sink = Sink(store, plan, lock, parts, settings.commit_every_s, settings.crs)
+    sink.join_whole()
     with Progress("listing") as listing:
         work = inventory.next_round(listing)
     finished = _finished(store)
@@ -196,22 +199,21 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     resources = _ready(prepared) if work else None  # what cannot start changes nothing
     store.delete(RUN)
     store.write_json(PLAN, prepared.identity)
-    sink = Sink(store, plan, lock, parts, settings.commit_every_s)
-    with Progress("annotate", done=plan.answered()) as progress:
+    with Progress("annotate") as progress:
+        progress.recount(*plan.units())
         while resources is not None and work:
             _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
             work = inventory.next_round()
-            progress.recount(plan.answered())
+            progress.recount(*plan.units())
         sink.finish()
     if not plan.counts()["items"]:
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named}: the archives hold none")
-    did = progress.items - progress.done_before
     ignored = inventory.listing.ignored
-    record = run_record(settings, prepared.identity, plan, ignored, progress.seconds, did)
+    record = run_record(settings, prepared.identity, plan, ignored, progress.seconds, sink.items)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
-    return record, f"done, {did:,} images in {progress.seconds:,.1f} s, {rate} images/s"
+    return record, f"done, {sink.items:,} images in {progress.seconds:,.1f} s, {rate} images/s"
 
 
 def _finished(store: Store) -> dict[str, Any] | None:
@@ -229,6 +231,7 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             sink.add(table)
             items = table.filter(pc.is_valid(table["image_id"]))
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
+            progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
             progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
             if _INTERRUPTED.is_set():
                 raise KeyboardInterrupt

@@ -34,7 +34,7 @@ class Annotate:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row out for each row in, in order."""
-        ids = table["image_id"].filter(pc.is_valid(table["pixels"])).to_pylist()
+        ids = _names(table.filter(pc.is_valid(table["pixels"])))
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
         try:
@@ -56,7 +56,7 @@ class Annotate:
     def _alone(self, row: pa.Table) -> pa.Table:
         if not row["pixels"][0].is_valid:
             return self.predictor.annotate(row)
-        ids = row["image_id"].to_pylist()
+        ids = _names(row)
         if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
@@ -78,6 +78,12 @@ class Annotate:
         if is_out_of_memory(error):
             return rejected_rows(row, "memory", f"the model ran out of memory: {_first_line(error)}")
         return rejected_rows(row, "crashed", f"the model failed: {_first_line(error)}")
+
+
+def _names(rows: pa.Table) -> list[str]:
+    """Of the pictures and tiles that the model answers."""
+    columns = rows["image_id"].to_pylist(), rows["tile"].to_pylist()
+    return [item if tile is None else f"{item}/{tile}" for item, tile in zip(*columns, strict=True)]
 
 
 def _first_line(error: Exception) -> str:

@@ -37,9 +37,10 @@ from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings, RaySettings
 from segray.sources.archives import read_archive
-from segray.sources.fetch import fetch_files
+from segray.sources.decoding import Decoder
+from segray.sources.geotiff import read_files, scene_id
 from segray.sources.item import Source
-from segray.sources.sandbox import DecodeSandbox, decode_table
+from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 
 TICKS_S = (0.02, 0.5)
@@ -104,8 +105,9 @@ class _Work(Datasource):
             partial(_read_archive, _put(archive), settings.storage, settings.max_file_mib << 20)
             for archive in plan.todo_archives()
         ]
+        done = plan.done_tiles()
         self._tasks += [
-            partial(_fetch, _put(files), settings.storage, settings.max_file_mib << 20)
+            partial(_fetch, _put((files, _of(files, done))), settings)
             for files in _stretches(plan.todo_files(), cpus)
         ]
 
@@ -140,8 +142,19 @@ def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
         yield stretch
 
 
-def _fetch(files: Any, storage: StorageSettings, most_bytes: int) -> Iterator[pa.Table]:
-    yield from map(packed, fetch_files(_get(files), storage, max_bytes=most_bytes))
+def _of(files: Sequence[Source], done: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Of `done`, what is said of these files."""
+    if not done:
+        return {}
+    return {key: done[key] for key in map(scene_id, files) if key in done}
+
+
+def _fetch(work: Any, settings: AnnotateSettings) -> Iterator[pa.Table]:
+    files, done = _get(work)
+    most_bytes = settings.max_file_mib << 20
+    with DecodeSandbox(timeout_s=settings.decode_timeout_s) as sandbox:
+        tables = read_files(files, done, settings.storage, sandbox, settings.tiling, most_bytes)
+        yield from map(packed, tables)
 
 
 def _read_archive(archive: Any, storage: StorageSettings, most_bytes: int) -> Iterator[pa.Table]:
@@ -165,15 +178,19 @@ class _RemoteAttempts:
 class _Decode:
     """FETCHED -> DECODED, in a child process that a hostile file may kill."""
 
-    def __init__(self, max_pixels: int, timeout_s: float, most_rows: int) -> None:
-        self._sandbox = DecodeSandbox(timeout_s=timeout_s)
-        self._max_pixels, self._most_rows = max_pixels, most_rows
+    def __init__(self, settings: AnnotateSettings, most_rows: int) -> None:
+        self._decoder = Decoder(
+            DecodeSandbox(timeout_s=settings.decode_timeout_s),
+            settings.max_pixels,
+            settings.tiling,
+            settings.storage,
+            table_rows=most_rows,
+        )
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """One row an item, in order; several tables, so that no block is large."""
+        """One row an item or a tile, in order; several tables, so that no block is large."""
         for table in unpacked(block):
-            tables = decode_table(table, self._sandbox, self._max_pixels, most_rows=self._most_rows)
-            yield from map(packed, tables)
+            yield from map(packed, self._decoder.tables(table))
 
 
 class _Annotate:
@@ -266,7 +283,7 @@ def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray
         override_num_blocks=len(work.get_read_tasks()),
     ).map_batches(
         _Decode,
-        fn_constructor_args=(settings.max_pixels, settings.decode_timeout_s, resources.table_rows),
+        fn_constructor_args=(settings, resources.table_rows),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),

@@ -1,8 +1,8 @@
 """What is to do: the listing against the ledger, in a scratch database on the driver's disk.
 
 SQLite holds both sides, so that neither memory nor code grows with the number of items: double addresses,
-resume, changed and vanished sources and the final account are one query each. The unit is an item now; a
-scene's tiles will be rows of the same two tables.
+resume, changed and vanished sources and the final account are one query each. An item that is done in tiles
+has a row for each tile that came back, until all have and it becomes an item like the others.
 """
 
 import sqlite3
@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.store import End, Part, Store, ends_of
+from segray.annotate.store import TILE_ANSWERS, End, Part, Store, ends_of
 from segray.errors import JobFailedError
+from segray.scenes.scene import scene_from
 from segray.sources.item import Source
 
 LEDGER_COLUMNS = [
     "uri", "member", "member_index", "version", "status", "error_type", "error", "instances",
-    "empty_masks", "vanished",
+    "empty_masks", "vanished", "tiles", "tiles_rejected", "tiles_skipped",
 ]  # fmt: skip
 
 _ROWS = 1000
@@ -32,9 +33,13 @@ CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT
                      error_type TEXT, error TEXT) WITHOUT ROWID;
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
-                     vanished INTEGER, part INTEGER, done INTEGER) WITHOUT ROWID;
+                     vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
+                     part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, done);
 CREATE INDEX ledger_part ON ledger (part);
+CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, PRIMARY KEY (image_id, tile))
+    WITHOUT ROWID;
+CREATE INDEX tile_part ON tile (part);
 CREATE TABLE stale (part INTEGER, image_id TEXT);
 CREATE INDEX stale_part ON stale (part);
 CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, broken INTEGER,
@@ -112,6 +117,9 @@ class Plan:
 
     def add_ledger(self, store: Store, part: Part) -> None:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
+        if part.folder == TILE_ANSWERS:
+            self.add_tiles(store.answers(part), part)
+            return
         for batch in store.ledger(part, LEDGER_COLUMNS):
             self._add_rows(batch, part.number)
         self.add_ends(store.ends(part))
@@ -122,6 +130,22 @@ class Plan:
         for batch in rows.to_batches():
             self._add_rows(batch, part.number)
         self.add_ends(ends_of(table))
+
+    def add_tiles(self, table: pa.Table, part: Part) -> None:
+        """Tiles that came back (schema ANNOTATED), of items that are not whole yet."""
+        rows = zip(*(table[name].to_pylist() for name in ("image_id", "tile", "scene")), strict=True)
+        self._many(
+            "INSERT OR REPLACE INTO tile VALUES (?,?,?,?)",
+            ((item, tile, len(scene_from(scene).grid), part.number) for item, tile, scene in rows),
+        )
+
+    def settle(self) -> None:
+        """Tiles of items that are whole, which a killed run left behind, count no more."""
+        self._db.execute("DELETE FROM tile WHERE image_id IN (SELECT image_id FROM ledger)")
+
+    def forget_tiles(self, image_id: str) -> None:
+        """The item is whole."""
+        self._db.execute("DELETE FROM tile WHERE image_id = ?", (image_id,))
 
     def add_ends(self, ends: Sequence[End]) -> None:
         """Archives that were read to their end; a whole reading beats a broken one, whichever came first."""
@@ -149,8 +173,11 @@ class Plan:
         self._many("UPDATE ledger SET vanished = ? WHERE image_id = ?", marks)
 
     def forget_rejected(self) -> None:
-        """Rejected items count as not done; their rows become stale when a new answer is there."""
-        self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected'")
+        """Rejected items, and those with rejected tiles, count as not done.
+
+        Their rows become stale when a new answer is there.
+        """
+        self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected' OR tiles_rejected > 0")
 
     # --- asking --------------------------------------------------------------------------------------
 
@@ -163,11 +190,18 @@ class Plan:
         files = self._one("SELECT count(*) FROM source WHERE kind = 'file'")
         return files, self.sources() - files
 
-    def answered(self) -> int:
-        """Items of the present listing that have an answer."""
-        return self._one(
-            "SELECT count(*) FROM ledger l JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
-        )
+    def units(self) -> tuple[int, int, list[str]]:
+        """(Answered items and tiles, tiles beyond one an item as far as known, items of which some tiles are
+        answered), of the present listing."""
+        done, more = self._db.execute(
+            "SELECT total(coalesce(tiles, 1)), total(coalesce(tiles, 1) - 1) FROM ledger l"
+            " JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
+        ).fetchone()
+        begun = self._db.execute(
+            "SELECT image_id, max(tiles), count(*) FROM tile GROUP BY image_id"
+        ).fetchall()
+        answered = int(done) + sum(have for _, _, have in begun)
+        return answered, int(more) + sum(tiles - 1 for _, tiles, _ in begun), [item for item, _, _ in begun]
 
     def known_total(self) -> int | None:
         """Items of the listing; None while an archive was not read to its end."""
@@ -194,6 +228,31 @@ class Plan:
             f"SELECT * FROM source s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
         ):
             yield Source(*row)
+
+    def done_tiles(self) -> dict[str, list[int]]:
+        """Of items that are not whole: image_id -> the tiles that came back."""
+        done: dict[str, list[int]] = {}
+        for image_id, tile in self._db.execute("SELECT image_id, tile FROM tile ORDER BY image_id, tile"):
+            done.setdefault(image_id, []).append(tile)
+        return done
+
+    def whole(self) -> dict[str, list[int]]:
+        """Items all of whose tiles came back: image_id -> numbers of the parts that hold them."""
+        query = """
+            SELECT DISTINCT image_id, part FROM tile WHERE image_id IN
+            (SELECT image_id FROM tile GROUP BY image_id HAVING count(*) = max(tiles)) ORDER BY part"""
+        parts: dict[str, list[int]] = {}
+        for image_id, part in self._db.execute(query):
+            parts.setdefault(image_id, []).append(part)
+        return parts
+
+    def holds_tiles(self, part: Part) -> bool:
+        """Whether a commit has tiles of an item that is not whole."""
+        return bool(
+            self._db.execute("SELECT EXISTS (SELECT 1 FROM tile WHERE part = ?)", (part.number,)).fetchone()[
+                0
+            ]
+        )
 
     def todo_archives(self) -> Iterator[Archive]:
         """Archives of which not every member has an answer."""
@@ -223,9 +282,9 @@ class Plan:
 
     def counts(self) -> dict[str, Any]:
         """The account of the ledger: items, annotated, rejected, by type, instances, vanished, ignored."""
-        items, instances, vanished, empty = self._db.execute(
-            "SELECT count(*), coalesce(sum(instances), 0), coalesce(sum(vanished), 0),"
-            " coalesce(sum(empty_masks), 0) FROM ledger"
+        sums = ("instances", "vanished", "empty_masks", "tiles", "tiles_rejected", "tiles_skipped")
+        items, instances, vanished, empty, *tiles = self._db.execute(
+            f"SELECT count(*), {', '.join(f'coalesce(sum({name}), 0)' for name in sums)} FROM ledger"
         ).fetchone()
         by_type = dict(
             self._db.execute(
@@ -241,14 +300,17 @@ class Plan:
             "instances": instances,
             "empty_masks": empty,
             "vanished": vanished,
+            **dict(zip(sums[3:], tiles, strict=True)),
             "ignored_members": self._one(
                 "SELECT coalesce(sum(ignored), 0) FROM ended JOIN source USING (uri, version)"
             ),
         }
 
     def rejected_share(self) -> float:
-        """Rejected items over all items, of those that are still listed."""
-        query = "SELECT total(status = 'rejected') / max(count(*), 1) FROM ledger WHERE NOT vanished"
+        """Rejected items and tiles over all (a tiled item counts by its tiles), of those still listed."""
+        query = """
+            SELECT total(coalesce(tiles_rejected, status = 'rejected')) / max(total(coalesce(tiles, 1)), 1)
+            FROM ledger WHERE NOT vanished"""
         return float(self._db.execute(query).fetchone()[0])
 
     def rejected_examples(self, most: int = 3) -> list[str]:
@@ -282,7 +344,7 @@ class Plan:
             ((i, part) for i in ids),
         )
         self._many(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,1)",
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
             zip(ids, *columns, [part] * len(ids), strict=True),
         )
 

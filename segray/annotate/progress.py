@@ -3,21 +3,30 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from segray.scenes.scene import scene_from
+
 LOG_EVERY_S = 10.0
 RATE_OVER_S = 60.0
 
 
 class Progress:
-    """Context manager; `total` is None while it is unknown (archives are counted when they are read)."""
+    """Context manager; `total` is None while it is unknown (archives are counted when they are read).
+
+    It counts items, and of those that are done in tiles, their tiles.
+    """
 
     def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
-        self.what, self.total, self.items = what, total, done
+        self.what, self._items, self.items = what, total, done
+        self._scenes = set[str]()
+        self._more = 0
+        """Tiles beyond one an item, as far as they are known."""
         self.done_before = done
         self.instances = self.rejected = 0
         self._console = Console(file=sys.stderr)
@@ -51,6 +60,15 @@ class Progress:
             self._tell()
 
     @property
+    def total(self) -> int | None:
+        """What `items` will be in the end; set it to the number of items."""
+        return None if self._items is None else self._items + self._more
+
+    @total.setter
+    def total(self, items: int | None) -> None:
+        self._items = items
+
+    @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self._started
@@ -76,8 +94,20 @@ class Progress:
             self._logged = time.monotonic()
             self._tell()
 
-    def recount(self, items: int) -> None:
-        """So many are done: items of earlier runs count when they have been listed, and not into the rate."""
+    def see_tiles(self, items: Sequence[str], scenes: Sequence[str | None]) -> None:
+        """The first tile that comes of an item tells how many there will be; to be told before `add`."""
+        for item, scene in zip(items, scenes, strict=True):
+            if scene is not None and item not in self._scenes:
+                self._scenes.add(item)
+                self._more += len(scene_from(scene).grid) - 1
+
+    def recount(self, items: int, more: int, begun: Iterable[str] = ()) -> None:
+        """So many are done: items of earlier runs count when they have been listed, and not into the rate.
+
+        more: tiles beyond one an item, of the items that are `begun` and of those that are done.
+        """
+        self._more = more
+        self._scenes.update(begun)
         new = items - self.items
         self.items, self.done_before = items, self.done_before + new
         self._recent = deque((when, count + new) for when, count in self._recent)
@@ -93,7 +123,7 @@ class Progress:
 
     def _line(self) -> str:
         of = f" of {self.total:,}" if self.total else ""
-        parts = [f"{self.items:,}{of} items", self._rates()]
+        parts = [f"{self.items:,}{of} items{' and tiles' * bool(self._scenes)}", self._rates()]
         if self.total and self.rate:
             left = (self.total - self.items) / self.rate
             parts.append(f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left")

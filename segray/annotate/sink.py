@@ -1,20 +1,29 @@
-"""Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer."""
+"""Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer.
+
+Tiles wait in commits of their own until all of their item are there; then they are joined into one row, and
+the item is like any other. So its instances become visible at once, and a kill in the middle costs no tile.
+"""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segray import schema
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
-from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, Part, Store
+from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
 from segray.errors import JobFailedError
 
 BUFFER_BYTES = 64 << 20
 SMALL_BYTES, MOST_SMALL = 1 << 20, 8
 """So many parts below this size, instances included, are merged at the end of a run."""
+
+WHOLE_ITEMS = 64
+"""Most items that are joined from their tiles at a time; one large scene is done alone or nearly."""
 
 SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
 """A kill costs at most about these shares of the time so far: young runs commit more often than the settings
@@ -24,9 +33,20 @@ ask, because each start costs seconds besides; old ones less often, so that they
 class Sink:
     """Takes tables of schema ANNOTATED, keeps `plan` and the output in step."""
 
-    def __init__(self, store: Store, plan: Plan, lock: Lock, parts: Sequence[Part], every_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        lock: Lock,
+        parts: Sequence[Part],
+        every_s: float,
+        crs: str = "OGC:CRS84",
+    ) -> None:
         self.store, self.plan, self.lock = store, plan, lock
-        self.every_s = every_s
+        self.every_s, self.crs = every_s, crs
+        self.items = 0
+        """How many became safe."""
+        self._tiles = {part.number: part for part in parts if part.folder == TILE_ANSWERS}
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
         self._buffer: list[pa.Table] = []
@@ -48,9 +68,38 @@ class Sink:
         if not self._buffer:
             return
         rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
+        is_tile = pc.is_valid(rows["tile"])
+        tiles = rows.filter(is_tile)
+        items = [rows.filter(pc.invert(is_tile))]
+        if tiles.num_rows:
+            part = self.store.commit(tiles, TILE_ANSWERS)
+            self._tiles[part.number] = part
+            self.plan.add_tiles(tiles, part)
+        self._buffer = []
+        if items[0].num_rows:
+            self._commit_items(items[0])
+        self.join_whole()
+
+    def join_whole(self) -> None:
+        """Items all of whose tiles are here become rows like any other, and their tiles are taken away."""
+        whole = self.plan.whole()
+        if whole:  # not where nobody has scenes: it takes a while to load
+            from segray.annotate.joining import joined_item
+        for some in _batches(whole, WHOLE_ITEMS):
+            numbers = sorted({number for image_id in some for number in whole[image_id]})
+            answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
+            of_item = (answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some)
+            self._commit_items(pa.concat_tables([joined_item(tiles, self.crs) for tiles in of_item]))
+            for image_id in some:
+                self.plan.forget_tiles(image_id)
+        for number, part in list(self._tiles.items()) if whole else ():
+            if not self.plan.holds_tiles(part):
+                self.store.discard(self._tiles.pop(number))
+
+    def _commit_items(self, rows: pa.Table) -> None:
         part = self.store.commit(rows)
         self.plan.add_committed(rows, part)
-        self._buffer = []
+        self.items += len(rows) - rows["image_id"].null_count
         self._staged.append(part)
         if sum(part.size for part in self._staged) >= MERGE_BYTES:
             self._merge_staged()
@@ -76,11 +125,14 @@ class Sink:
         small = [
             part
             for part in self._merged
-            if part.size + instances.get(part.names[-1], SMALL_BYTES) < SMALL_BYTES
+            if part.size + instances.get(part.instances, SMALL_BYTES) < SMALL_BYTES
         ]
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
             self._merged = [part for part in self._merged if part not in small]
             self._merge(small, {})
+        for part in self._tiles.values():  # of items that changed or vanished before they were whole
+            self.store.discard(part)
+        self._tiles = {}
 
     def _merge_staged(self) -> None:
         group: list[Part] = []
@@ -101,11 +153,18 @@ class Sink:
         self._merged.append(merged)
 
 
+def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    left = iter(names)
+    while some := list(islice(left, size)):
+        yield some
+
+
 def _once_each(rows: pa.Table) -> pa.Table:
-    """Without rows of an item that is there already: Ray may deliver a block again after a worker died."""
-    seen: set[str] = set()
+    """Without rows of an item or tile that is there already: Ray may deliver a block again after a worker
+    died."""
+    seen: set[tuple[str, int | None]] = set()
     keep = []
-    for item in rows["image_id"].to_pylist():
-        keep.append(item is None or item not in seen)
-        seen.add(item)
+    for key in zip(rows["image_id"].to_pylist(), rows["tile"].to_pylist(), strict=True):
+        keep.append(key[0] is None or key not in seen)
+        seen.add(key)
     return rows.filter(pa.array(keep, pa.bool_()))

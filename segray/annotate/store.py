@@ -1,8 +1,10 @@
 """The output folder: what is in it at every moment of a run, and how it stays true under kills.
 
     _segray/staging/000007.parquet   a commit: whole items with their instances inside, one atomic object
+    _segray/tiles/000008.parquet     a commit of tiles, until their items are whole
     instances/part-000012.parquet    many commits merged, flattened and sorted: one row an instance
-    images/part-000012.parquet       their ledger rows, written after the instances: the commit record
+    tiles/part-000012.parquet        one row a tile, where an item was tiled
+    images/part-000012.parquet       their ledger rows, written after both: the commit record
     run.json                         the last word: it exists = the run is complete
 
 Why not Ray Data's checkpoint and `write_parquet`: both are exact only while one row is one item up to the
@@ -42,9 +44,12 @@ MERGE_BYTES = 32 << 20
 """Staged bytes that are merged into one part; parts come out at about this size."""
 
 _METADATA_KEY = b"segray"
-STAGING, IMAGES, INSTANCES = "_segray/staging", "images", "instances"
-_PART = re.compile(r"(?:_segray/staging/|(?:images|instances)/part-)(\d{6,})\.parquet")
-_HALF = re.compile(r"(?:_segray/staging/\.|(?:images|instances)/\.part-)\d{6,}\.parquet\.[0-9a-f]+\.tmp")
+STAGING, TILE_ANSWERS = "_segray/staging", "_segray/tiles"
+IMAGES, INSTANCES, TILES = "images", "instances", "tiles"
+_PART = re.compile(r"(?:_segray/(?:staging|tiles)/|(?:images|instances|tiles)/part-)(\d{6,})\.parquet")
+_HALF = re.compile(
+    r"(?:_segray/(?:staging|tiles)/\.|(?:images|instances|tiles)/\.part-)\d{6,}\.parquet\.[0-9a-f]+\.tmp"
+)
 """Whole names of our own files, finished and half written; other people's files are left alone."""
 
 
@@ -66,7 +71,7 @@ def ends_of(table: pa.Table) -> list[End]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of committed items: a staged commit, or a merged part of the ledger."""
+    """One file of committed items: a staged commit, a commit of tiles, or a merged part of the ledger."""
 
     folder: str
     number: int
@@ -78,12 +83,19 @@ class Part:
         return f"{self.folder}/{'part-' if self.folder == IMAGES else ''}{self.number:06d}.parquet"
 
     @property
+    def instances(self) -> str:
+        """Where a merged part has its instances."""
+        return f"{INSTANCES}/part-{self.number:06d}.parquet"
+
+    @property
+    def tiles(self) -> str:
+        """Where a merged part has its tiles, if any of its items was tiled."""
+        return f"{TILES}/part-{self.number:06d}.parquet"
+
+    @property
     def names(self) -> list[str]:
-        """All files of the part: a merged one has its instances beside it."""
-        return [
-            self.name,
-            *([f"{INSTANCES}/part-{self.number:06d}.parquet"] if self.folder == IMAGES else []),
-        ]
+        """All files of the part."""
+        return [self.name, self.tiles, self.instances] if self.folder == IMAGES else [self.name]
 
 
 class Store:
@@ -195,13 +207,19 @@ class Store:
 
     def recover(self) -> list[Part]:
         """Finish or undo what a killed run left half done; returns what counts, oldest first."""
-        parts = self._parts(IMAGES) + self._parts(STAGING)
+        parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_ANSWERS)
         absorbed = {
             name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]
         }
         kept = sorted((part for part in parts if part.name not in absorbed), key=lambda part: part.number)
         counting = {name for part in kept for name in part.names}
-        for folder in (INSTANCES, IMAGES, STAGING):  # instances first: without them, their part still says so
+        for folder in (
+            INSTANCES,
+            TILES,
+            IMAGES,
+            STAGING,
+            TILE_ANSWERS,
+        ):  # instances first: without them, their part still says so
             for name in self.files(folder):
                 if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
                     self.delete(name)
@@ -214,15 +232,15 @@ class Store:
         sizes = self.files(INSTANCES)
         for part in parts:
             written = self.metadata(part).get("instances_bytes") if part.folder == IMAGES else None
-            if written is not None and sizes.get(part.names[-1]) != written:
+            if written is not None and sizes.get(part.instances) != written:
                 raise JobFailedError(
-                    f"{self.root}/{part.names[-1]} is missing or not as it was written; put it back, "
+                    f"{self.root}/{part.instances} is missing or not as it was written; put it back, "
                     f"or delete {part.name} and run again to do its items again"
                 )
 
     def has_items(self) -> bool:
         """Whether any item was ever committed here."""
-        return bool(self._parts(IMAGES) or self._parts(STAGING))
+        return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_ANSWERS))
 
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
@@ -243,9 +261,18 @@ class Store:
             return [End(*row) for row in self.metadata(part)["ends"]]
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
-    def commit(self, table: pa.Table) -> Part:
-        """Make whole items safe: one atomic object. `table` has the schema ANNOTATED."""
-        part = Part(STAGING, self._take_number(), 0)
+    def answers(self, part: Part) -> pa.Table:
+        """All that one commit holds (schema ANNOTATED)."""
+        return self._parquet_file(part.name).read().cast(schema.ANNOTATED)
+
+    def discard(self, part: Part) -> None:
+        """Take away a commit that is no longer needed."""
+        for name in part.names[::-1]:
+            self.delete(name)
+
+    def commit(self, table: pa.Table, folder: str = STAGING) -> Part:
+        """Make whole items, or tiles, safe: one atomic object. `table` has the schema ANNOTATED."""
+        part = Part(folder, self._take_number(), 0)
         data = _parquet(table.cast(schema.ANNOTATED))
         try:
             self.create(part.name, data)
@@ -265,22 +292,25 @@ class Store:
         `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
         that column of the ledger for the image_ids it names.
         """
-        images, instances, ends = [], [], list[End]()
+        flat, ends = [], list[End]()
         for part in parts:
             ends += self.ends(part)
             dropped = pa.array(stale.get(part.number, ()), pa.string())
-            part_images, part_instances = self._read_flat(part)
-            images.append(part_images.filter(pc.invert(pc.is_in(part_images["image_id"], dropped))))
-            instances.append(part_instances.filter(pc.invert(pc.is_in(part_instances["image_id"], dropped))))
-        ledger = _with_vanished(_sorted(pa.concat_tables(images)), vanished)
-        rows = _sorted(pa.concat_tables(instances))
-        if (pc.sum(ledger["instances"]).as_py() or 0) != rows.num_rows:
+            kept = (
+                rows.filter(pc.invert(pc.is_in(rows["image_id"], dropped))) for rows in self._read_flat(part)
+            )
+            flat.append(list(kept))
+        images, instances, tiles = (_sorted(pa.concat_tables(each)) for each in zip(*flat, strict=True))
+        ledger = _with_vanished(images, vanished)
+        if (pc.sum(ledger["instances"]).as_py() or 0) != instances.num_rows:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0)
         names = [part.name for part in parts]
-        flat = _parquet(rows, {b"geo": schema.geoparquet_metadata()})
-        self.write(merged.names[-1], flat)
-        about = {"replaces": names, "ends": ends, "instances_bytes": len(flat)}
+        rows = _parquet(instances, {b"geo": schema.geoparquet_metadata()})
+        self.write(merged.instances, rows)
+        if tiles.num_rows:
+            self.write(merged.tiles, _parquet(tiles))
+        about = {"replaces": names, "ends": ends, "instances_bytes": len(rows)}
         data = _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()})
         self.write(merged.name, data)
         for name in [name for part in parts for name in part.names[::-1]]:
@@ -300,15 +330,17 @@ class Store:
                 f"{self.root}/{name} is damaged ({error}); delete it to do its items again"
             ) from error
 
-    def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table]:
-        """(ledger rows, instance rows) of one part."""
-        table = self._parquet_file(part.name).read()
-        if part.folder == IMAGES:
-            instances = self._parquet_file(f"{INSTANCES}/part-{part.number:06d}.parquet").read()
-            return table.cast(schema.IMAGES), instances.cast(schema.INSTANCES)
-        nested = table.cast(schema.ANNOTATED)
-        nested = nested.filter(pc.is_valid(nested["image_id"]))
-        return nested.select(schema.IMAGES.names), flatten(nested)
+    def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """(ledger rows, instance rows, tile rows) of one part."""
+        if part.folder != IMAGES:
+            nested = self.answers(part)
+            nested = nested.filter(pc.is_valid(nested["image_id"]))
+            return nested.select(schema.IMAGES.names), flatten(nested), flatten_tiles(nested)
+        images = self._parquet_file(part.name).read().cast(schema.IMAGES)
+        instances = self._parquet_file(part.instances).read().cast(schema.INSTANCES)
+        if not pc.any(pc.is_valid(images["tiles"])).as_py():
+            return images, instances, schema.TILES.empty_table()
+        return images, instances, self._parquet_file(part.tiles).read().cast(schema.TILES)
 
     def _parts(self, folder: str) -> list[Part]:
         return [
@@ -342,6 +374,15 @@ def flatten(nested: pa.Table) -> pa.Table:
     return pa.table(columns).cast(schema.INSTANCES)
 
 
+def flatten_tiles(nested: pa.Table) -> pa.Table:
+    """Items with their tiles inside (schema ANNOTATED) -> one row a tile (schema TILES)."""
+    tiles = nested["tile_rows"].combine_chunks()
+    rows = pc.list_flatten(tiles)
+    columns = {"image_id": nested["image_id"].combine_chunks().take(pc.list_parent_indices(tiles))}
+    columns |= {field.name: pc.struct_field(rows, field.name) for field in rows.type}
+    return pa.table(columns).cast(schema.TILES)
+
+
 def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
     if not vanished:
         return ledger
@@ -352,7 +393,8 @@ def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    keys = [name for name in ("image_id", "instance_id") if name in table.column_names]
+    names = ("image_id", "instance_id", "tile_row", "tile_col")
+    keys = [name for name in names if name in table.column_names]
     return table.unify_dictionaries().sort_by([(name, "ascending") for name in keys])
 
 

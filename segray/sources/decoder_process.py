@@ -3,6 +3,9 @@
 Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT...` (inherited descriptors).
 A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in the OUTPUT it names: files
 in memory that the parent maps too. The end of the connection ends the process.
+
+A scene is read by window: instead of its bytes, the child asks the parent for ranges of them, as often as it
+needs to. So it has neither network nor keys.
 """
 
 import contextlib
@@ -11,9 +14,14 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 
 from segray.errors import ItemError
 from segray.sources.decode import Decoded, Place, decode_rgb
@@ -25,6 +33,8 @@ Decoder = Callable[[bytes, int, Place], Decoded]
 READY = b"ready"
 BASE_BYTES = 256 << 20
 """Address space that a decoder may take besides what grows with the picture."""
+SCENE_BYTES = 1 << 30
+"""The same for scenes: GDAL and its caches, and the blocks around a window, which may be large strips."""
 BYTES_PER_PIXEL = 32
 """Measured at 16 megapixels, Pillow's copies and ours included: 14 for JPEG, PNG and TIFF, 23 for WebP, 28
 for the hungriest, lossless JPEG 2000 with alpha."""
@@ -33,6 +43,7 @@ for the hungriest, lossless JPEG 2000 with alpha."""
 def serve(decode: Decoder) -> None:
     """Answer requests with `decode` until the parent is gone."""
     connection, source = Connection(int(sys.argv[1])), SharedFile(int(sys.argv[2]))
+    scenes = _Scenes(connection, source)
     targets = [SharedFile(int(descriptor)) for descriptor in sys.argv[3:]]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.nice(4)  # the model comes first: where one of its threads waits for a core, all of them wait
@@ -51,27 +62,84 @@ def serve(decode: Decoder) -> None:
         # should the parent be killed while a file hangs us, the alarm's default action ends this process
         signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + 5)
         shared = sum(file.mapped for file in (source, *targets))
-        growing = 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"]
-        _limit_memory(own_bytes + BASE_BYTES + shared + growing)
-        answer = _answer(decode, request, source, targets[request["target"]])
+        if "scene" in request:
+            _limit_memory(own_bytes + SCENE_BYTES + shared + BYTES_PER_PIXEL * request["pixels"])
+            work = partial(scenes.answer, request, targets)
+        else:
+            growing = 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"]
+            _limit_memory(own_bytes + BASE_BYTES + shared + growing)
+            work = partial(_decoded, decode, request, source, targets[request["target"]])
+        answer = _answer(work)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answer).encode())
 
 
-def _answer(
-    decode: Decoder, request: dict[str, int], source: SharedFile, target: SharedFile
-) -> dict[str, int | str]:
+def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        data = source.place(0, request["size"]).tobytes()
-        decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
+        return work()
     except ItemError as error:
         return {"error_type": error.error_type, "reason": error.reason}
     except MemoryError:
         return {"error_type": "memory", "reason": "decoding it needs more memory than a decoder may have"}
     except Exception as error:  # noqa: BLE001 - a fault of ours must not look like a crash without a name
         return {"error_type": "crashed", "reason": f"the decoder failed: {type(error).__name__}: {error}"}
+
+
+def _decoded(
+    decode: Decoder, request: dict[str, int], source: SharedFile, target: SharedFile
+) -> dict[str, Any]:
+    data = source.place(0, request["size"]).tobytes()
+    decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
     height, width, _ = decoded.pixels.shape
     return {"height": height, "width": width, "frames": decoded.frames}
+
+
+class _Scenes:
+    """The scene that is open, until another one is asked for."""
+
+    def __init__(self, connection: Connection, source: SharedFile) -> None:
+        self._connection, self._source = connection, source
+        self._key, self._reader = "", cast(Any, None)
+
+    def answer(self, request: dict[str, Any], targets: list[SharedFile]) -> dict[str, Any]:
+        """Without `window`: what the file is; with it: its pixels in the target."""
+        from segray.scenes.scene import Tiling, scene_from
+
+        reader = self._open(request["key"], request["size"])
+        if "tiling" in request:
+            scene = reader.describe(Tiling(**request["tiling"]))
+            return {"found": None if scene is None else scene.to_json()}
+        scene = scene_from(request["scene"])
+        window = scene.grid.window(request["window"])
+        pixels = reader.window(scene, window)
+        if pixels is None:
+            return {"height": window.height, "width": window.width, "empty": True}
+        place = targets[request["target"]].place(request["offset"], pixels.nbytes)
+        place[:] = pixels.reshape(-1)
+        return {"height": window.height, "width": window.width, "empty": False}
+
+    def _open(self, key: str, size: int) -> Any:
+        from segray.scenes.reading import SceneReader
+
+        if key != self._key or self._reader is None:
+            if self._reader is not None:
+                self._reader.close()
+            self._key, self._reader = key, None
+            self._reader = SceneReader(size, self._fetch)
+        return self._reader
+
+    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The parent puts them into INPUT, one behind the other. Raises OSError where it cannot."""
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not ours
+        self._connection.send_bytes(json.dumps({"ranges": ranges}).encode())
+        sizes = json.loads(self._connection.recv_bytes())
+        signal.setitimer(signal.ITIMER_REAL, left)
+        if sizes is None:
+            self._key = ""  # what GDAL keeps of it is not whole
+            raise OSError("the storage gave an error")
+        ends = np.cumsum([0, *sizes]).tolist()
+        data = self._source.place(0, ends[-1])
+        return [data[start:stop].tobytes() for start, stop in pairwise(ends)]
 
 
 def _volunteer_for_oom_killer() -> None:

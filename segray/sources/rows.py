@@ -12,6 +12,8 @@ from segray.sources.names import printable
 TABLE_BYTES = 16 << 20
 """A table of encoded files is cut before it would grow beyond this (Ray moves blocks of this size well)."""
 TABLE_ROWS = 64
+_NO_SCENE = (None, None, None, None)
+"""What a row has in `scene`, `tiles`, `address` and `size` that holds its file's bytes."""
 
 
 def fits(rows: int, held: int, size: int) -> bool:
@@ -45,7 +47,13 @@ class FetchedRows:
     def add_end(self, source: Source, items: int, ignored: int, broken: bool) -> None:
         """The control row behind the last member."""
         end = {"items": items, "ignored": ignored, "broken": broken}
-        self.rows.append((None, source.uri, None, None, source.version, None, None, None, end))
+        self.rows.append((None, source.uri, None, None, source.version, None, None, None, end, *_NO_SCENE))
+
+    def add_tiles(self, source: Source, scene: str, tiles: list[int]) -> None:
+        """Some tiles of a scene, whose file is read later."""
+        key = image_id(source.uri, None, 0, source.version)
+        identity = (key, source.uri, None, None, source.version)
+        self.rows.append((*identity, None, None, None, None, scene, tiles, source.address, source.size))
 
     def take(self) -> pa.Table:
         """The rows so far as a table of FETCHED."""
@@ -56,7 +64,7 @@ class FetchedRows:
 
     def _add(self, identity: tuple[object, ...], data: bytes | ItemError) -> None:
         if isinstance(data, ItemError):
-            self.rows.append((*identity, None, data.error_type, printable(data.reason), None))
+            self.rows.append((*identity, None, data.error_type, printable(data.reason), None, *_NO_SCENE))
             return
-        self.rows.append((*identity, data, None, None, None))
+        self.rows.append((*identity, data, None, None, None, *_NO_SCENE))
         self.size += len(data)

@@ -15,26 +15,26 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 import segray
-from segray.columns import byte_views
 from segray.errors import ItemError, JobFailedError
-from segray.schema import DECODED
+from segray.scenes.rangefile import Range
+from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.decode import Decoded
 from segray.sources.decoder_process import READY
-from segray.sources.rows import TABLE_ROWS
 from segray.sources.shared import SharedFile, shared_file
 
-TABLE_BYTES = 48 << 20
+T = TypeVar("T")
+
 _STARTS = 3
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
@@ -44,6 +44,17 @@ _END_S = 10.0
 """Seconds for a process to end that has closed its connection."""
 _KEPT_BYTES = 64 << 20
 """A shared file that a big picture made larger than this is given back to the system afterwards."""
+
+
+class ByteRanges(Protocol):
+    """A file that is not read whole."""
+
+    key: str
+    """Another one for another file, or another version of it."""
+    size: int
+
+    def read(self, ranges: Sequence[Range]) -> Sequence[bytes | memoryview]:
+        """The bytes of each range. Raises ItemError."""
 
 
 class Room:
@@ -123,26 +134,40 @@ class DecodeSandbox:
         decoded = self._decode(data, max_pixels, self._scratch.begin())
         return Decoded(decoded.pixels.copy(), decoded.frames)
 
+    def describe(self, file: "ByteRanges", tiling: Tiling) -> Scene | None:
+        """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
+        return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
+
+    def window(self, file: "ByteRanges", scene: Scene, index: int, room: Room) -> Decoded | None:
+        """The pixels of a tile, in `room` behind its `used` bytes; None where it holds no data.
+
+        Raises ItemError as `decode` does, and what reading `file` raises.
+        """
+        return self._twice(lambda child: child.window(file, scene, index, self.timeout_s, room))
+
     def _decode(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
+        return self._twice(lambda child: child.decode(data, max_pixels, self.timeout_s, room))
+
+    def _twice(self, work: Callable[["_Child"], T]) -> T:
         fresh = self._child is None
         try:
-            return self._try(data, max_pixels, room)
+            return self._try(work)
         except _ChildDiedError:
             self.close()
         except ItemError as error:
             if error.error_type != "memory" or fresh:
                 raise  # else what earlier files left behind in the child may have filled it
         try:
-            return self._try(data, max_pixels, room)
+            return self._try(work)
         except _ChildDiedError as death:
             self.close()
             raise death.as_item_error() from None
 
-    def _try(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
+    def _try(self, work: Callable[["_Child"], T]) -> T:
         if self._child is None:
             self._child = self._new_child()
         try:
-            return self._child.decode(data, max_pixels, self.timeout_s, room)
+            return work(self._child)
         except ItemError as error:
             if error.error_type in ("timeout", "memory"):
                 self.close()
@@ -224,12 +249,53 @@ class _Child:
         pixels = room.file.place(room.used, math.prod(shape))
         return Decoded(pixels.reshape(shape), answer["frames"])
 
+    def describe(self, file: ByteRanges, tiling: Tiling, timeout_s: float) -> Scene | None:
+        """The scene, or None for a picture."""
+        answer = self._ask_of_scene({"scene": None, "tiling": asdict(tiling), "pixels": 0}, file, timeout_s)
+        return None if answer["found"] is None else scene_from(answer["found"])
+
+    def window(
+        self, file: ByteRanges, scene: Scene, index: int, timeout_s: float, room: Room
+    ) -> Decoded | None:
+        """The pixels lie in `room` behind its `used` bytes."""
+        request = {"scene": scene.to_json(), "window": index, "pixels": scene.tile**2}
+        request |= {"target": room.number, "offset": room.used}
+        answer = self._ask_of_scene(request, file, timeout_s)
+        if answer["empty"]:
+            return None
+        shape = (answer["height"], answer["width"], 3)
+        return Decoded(room.file.place(room.used, math.prod(shape)).reshape(shape), 1)
+
+    def _ask_of_scene(self, request: dict[str, Any], file: ByteRanges, timeout_s: float) -> dict[str, Any]:
+        """Its answer, after all the ranges of the file that it asks for. Raises what reading them raises."""
+        failure: ItemError | None = None
+        message: Any = {**request, "key": file.key, "size": file.size, "timeout_s": timeout_s}
+        while "ranges" in (answer := self._ask(message, timeout_s)):
+            try:
+                message = self._put(file.read(answer["ranges"]))
+            except ItemError as error:
+                failure, message = error, None
+        if failure is not None:
+            raise failure
+        if "error_type" in answer:
+            raise ItemError(answer["error_type"], answer["reason"])
+        return answer
+
+    def _put(self, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        """One behind the other into the file of what goes to the child; their sizes."""
+        sizes = [len(piece) for piece in pieces]
+        room, start = self._source.place(0, sum(sizes)), 0
+        for piece, size in zip(pieces, sizes, strict=True):
+            room[start : start + size] = np.frombuffer(piece, np.uint8)
+            start += size
+        return sizes
+
     def kill(self) -> None:
         self._process.kill()
         self._process.communicate()
         self._connection.close()
 
-    def _ask(self, request: dict[str, float], timeout_s: float) -> dict[str, Any]:
+    def _ask(self, request: Any, timeout_s: float) -> dict[str, Any]:
         try:
             self._connection.send_bytes(json.dumps(request).encode())
             if not self._connection.poll(timeout_s):
@@ -256,79 +322,3 @@ def _environment() -> dict[str, str]:
     quiet = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     quiet |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "134217728"}
     return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def decode_table(
-    table: pa.Table,
-    sandbox: DecodeSandbox,
-    max_pixels: int,
-    target_bytes: int = TABLE_BYTES,
-    most_rows: int = TABLE_ROWS,
-) -> Iterator[pa.Table]:
-    """FETCHED -> tables of DECODED, a row for each row and in order; error and control rows pass through.
-
-    A table is cut at `most_rows`, and before its pixels would exceed `target_bytes` (one picture may, alone):
-    pictures have the same size in every run, so the cuts are the same too.
-    """
-    start, pictures, room = 0, list[Decoded | ItemError | None](), sandbox.room()
-    for row, data in enumerate(byte_views(table["data"])):
-        if len(pictures) == most_rows:
-            yield _table(table.slice(start, most_rows), pictures, room)
-            start, pictures, room = row, [], sandbox.room()
-        picture: Decoded | ItemError | None = None
-        if data is not None:
-            picture = _decoded(data, sandbox, max_pixels, room)
-        if isinstance(picture, Decoded):
-            if room.used and room.used + picture.pixels.nbytes > target_bytes:
-                full = _table(table.slice(start, row - start), pictures, room)
-                start, pictures, room = row, [], sandbox.room()
-                room.put(picture.pixels)
-                yield full
-                del full  # its room is wanted
-            else:
-                room.used += picture.pixels.nbytes
-        pictures.append(picture)
-    if pictures:
-        yield _table(table.slice(start), pictures, room)
-
-
-def _decoded(
-    data: npt.NDArray[np.uint8], sandbox: DecodeSandbox, max_pixels: int, room: Room
-) -> Decoded | ItemError:
-    """The picture, behind the others in `room`, or why there is none."""
-    try:
-        return sandbox.decode(data.data, max_pixels, room)
-    except ItemError as error:
-        return error
-
-
-def _table(fetched: pa.Table, pictures: list[Decoded | ItemError | None], room: Room) -> pa.Table:
-    """The rows of `fetched` with their pictures in place of the encoded bytes."""
-    found = [picture if isinstance(picture, Decoded) else None for picture in pictures]
-    errors = [picture if isinstance(picture, ItemError) else None for picture in pictures]
-    columns = {name: fetched[name] for name in DECODED.names if name in fetched.schema.names}
-    columns["height"] = [None if one is None else one.pixels.shape[0] for one in found]
-    columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
-    columns["frames"] = [None if one is None else one.frames for one in found]
-    columns["pixels"] = _pixel_column(found, room)
-    for name, attribute in (("error_type", "error_type"), ("error", "reason")):
-        known = fetched[name].to_pylist()
-        columns[name] = [
-            old if new is None else getattr(new, attribute) for old, new in zip(known, errors, strict=True)
-        ]
-    return pa.table(
-        [
-            pa.array(columns[f.name], f.type) if isinstance(columns[f.name], list) else columns[f.name]
-            for f in DECODED
-        ],
-        schema=DECODED,
-    )
-
-
-def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:
-    """The room's pixels as a column, without a copy."""
-    sizes = [0 if one is None else one.pixels.nbytes for one in found]
-    offsets = np.cumsum([0, *sizes], dtype=np.int64)
-    valid = pa.array([one is not None for one in found]).buffers()[1]
-    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(room.pixels())]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(found), buffers)

@@ -135,7 +135,7 @@ def test_work_begins_before_the_listing_ends_and_nothing_is_done_twice(
                 sink.commit()
     assert began_early
     assert len(done) >= 2
-    assert sum(done) == plan.answered() == 6_000
+    assert sum(done) == plan.units()[0] == 6_000
     sink.finish()
 
 
@@ -250,7 +250,7 @@ def test_a_large_output_has_few_files_and_is_resumed_in_flat_memory(
     assert plan.has_work()
     assert time.monotonic() - begun < START_S
     assert [file.uri[-13:-4] for file in plan.todo_files()] == [f"{rows + index:09d}" for index in range(10)]
-    assert plan.answered() == rows
+    assert plan.units()[0] == rows
     assert memory_bytes() - before < BYTES_AT_MOST
 
 

@@ -17,7 +17,8 @@ from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.item import Source
 from segray.sources.rows import FetchedRows
-from segray.sources.sandbox import DecodeSandbox, decode_table
+from segray.sources.decoding import Decoder
+from segray.sources.sandbox import DecodeSandbox
 from tests.sources.pictures import jpeg, pillow_rgb
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def fetched() -> pa.Table:
 
 @pytest.mark.parametrize("target_bytes", [1, 2 * 40 * 24 * 3, 1 << 20])
 def test_decode_table(target_bytes: int, sandbox: DecodeSandbox) -> None:
-    tables = list(decode_table(fetched(), sandbox, 1000, target_bytes))
+    tables = list(Decoder(sandbox, 1000, table_bytes=target_bytes).tables(fetched()))
     assert [table.num_rows for table in tables] == {1: [1, 1, 4], 1 << 20: [6]}.get(target_bytes, [2, 4])
     joined = pa.concat_tables(tables)
     assert joined.schema == DECODED
@@ -179,8 +180,8 @@ def pictures(number: int) -> pa.Table:
 
 
 def test_tables_that_are_kept_stay_as_they_were(sandbox: DecodeSandbox) -> None:
-    tables = list(decode_table(pictures(6), sandbox, 1000, target_bytes=1))
-    list(decode_table(pictures(2), sandbox, 1000))
+    tables = list(Decoder(sandbox, 1000, table_bytes=1).tables(pictures(6)))
+    list(Decoder(sandbox, 1000).tables(pictures(2)))
     for seed, table in enumerate(tables):
         assert table["pixels"].to_pylist() == [pillow_rgb(jpeg(seed)).tobytes()]
 
@@ -189,14 +190,14 @@ def test_memory_of_tables_that_are_gone_is_used_again(sandbox: DecodeSandbox) ->
     works(sandbox)
     files = len(list(Path("/proc/self/fd").iterdir()))
     child = sandbox.decode(b"pid ", 1000).frames
-    for table in decode_table(pictures(12), sandbox, 1000, target_bytes=1):
+    for table in Decoder(sandbox, 1000, table_bytes=1).tables(pictures(12)):
         assert table.num_rows == 1
     assert sandbox.decode(b"pid ", 1000).frames == child
     assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
 def test_empty_table(sandbox: DecodeSandbox) -> None:
-    assert list(decode_table(fetched().slice(0, 0), sandbox, 1000)) == []
+    assert list(Decoder(sandbox, 1000).tables(fetched().slice(0, 0))) == []
 
 
 @pytest.mark.parametrize("kills", [2, 3])

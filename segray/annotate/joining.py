@@ -1,0 +1,201 @@
+"""The tiles of one item become one row: seams closed, ids given, outlines on the map. No Ray, no storage."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segray.annotate.instances import Outcome, annotated_table, found_instances
+from segray.annotate.rle import EncodedMasks
+from segray.errors import ItemError
+from segray.scenes.outline import outlines
+from segray.scenes.place import Place, can_place, placed
+from segray.scenes.scene import Scene, scene_from
+from segray.scenes.seams import Joined, Views, join
+from segray.scenes.spans import Spans, area, bounds, counts_of, encoded, moved, spans_of
+from segray.schema import ANNOTATED, DECODED, GEOMETRY_BBOX, NESTED_INSTANCE
+
+
+def joined_item(tiles: pa.Table, crs: str) -> pa.Table:
+    """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
+
+    The item is rejected when every tile that holds data is; `crs`: of the outlines.
+    """
+    tiles = _each_once(tiles)
+    scene = scene_from(tiles["scene"][0].as_py())
+    objects = _sorted(join(_views(tiles, scene), scene.grid))
+    item = _item(tiles, scene)
+    row = annotated_table(item, [_outcome(tiles, objects, scene)], _categories(tiles))
+    row = _with(row, "found", _on_the_map(row["found"].combine_chunks(), objects, scene, crs))
+    return _account(row, tiles, scene)
+
+
+def _each_once(tiles: pa.Table) -> pa.Table:
+    """Sorted by tile; of two answers the first."""
+    numbers = tiles["tile"].to_numpy()
+    _, first = np.unique(numbers, return_index=True)
+    return tiles.take(pa.array(first))
+
+
+def _views(tiles: pa.Table, scene: Scene) -> Views:
+    """What was found in each tile, moved to where it lies in the scene."""
+    found = tiles["found"].combine_chunks()
+    rows = pc.list_flatten(found)
+    parents = pc.list_parent_indices(found).to_numpy()
+    number = tiles["tile"].to_numpy()[parents]
+    windows = [scene.grid.window(tile) for tile in tiles["tile"].to_pylist()]
+    starts = np.array([(window.col_start, window.row_start) for window in windows], np.float32)[parents]
+    box = _fixed(rows, "box")
+    corner = box[:, :2] + starts
+    strings = pc.struct_field(pc.struct_field(rows, "segmentation"), "counts").to_pylist()
+    masks = [
+        moved(spans_of(counts, windows[parent].height), windows[parent].row_start, windows[parent].col_start)
+        for counts, parent in zip(counts_of(strings), parents, strict=True)
+    ]
+    return Views(
+        number.astype(np.int64),
+        pc.struct_field(rows, "category_id").to_numpy(zero_copy_only=False).astype(np.int32),
+        pc.struct_field(rows, "score").to_numpy(zero_copy_only=False).astype(np.float32),
+        np.concatenate([corner, corner + box[:, 2:]], axis=1),
+        masks,
+    )
+
+
+def _fixed(rows: pa.StructArray, name: str) -> NDArray[np.float32]:
+    """(n, 4) of a column of fixed-size lists."""
+    values: NDArray[np.float32] = pc.list_flatten(pc.struct_field(rows, name)).to_numpy(zero_copy_only=False)
+    return values.reshape(-1, 4).astype(np.float32)
+
+
+def _sorted(objects: Joined) -> Joined:
+    """In the order of the ids that they get (see `found_instances`)."""
+    if not objects.masks:
+        return objects
+    boxes = [bounds(mask) for mask in objects.masks]
+    top, left = ([getattr(box, name) for box in boxes] for name in ("row_start", "col_start"))
+    areas = [area(mask) for mask in objects.masks]
+    order = np.lexsort([objects.score, np.array(areas), objects.category_id, np.array(left), np.array(top)])
+    return Joined(
+        objects.category_id[order],
+        objects.score[order],
+        objects.box[order],
+        [objects.masks[place] for place in order],
+        objects.views[order],
+    )
+
+
+def _outcome(tiles: pa.Table, objects: Joined, scene: Scene) -> Outcome:
+    statuses = Counter(tiles["status"].to_pylist())
+    if statuses["rejected"] and not statuses["annotated"]:
+        return _all_rejected(tiles, statuses["rejected"])
+    masks = EncodedMasks(
+        encoded(objects.masks, scene.height, scene.width),
+        np.array([area(mask) for mask in objects.masks], np.int64),
+        _boxes(objects.masks),
+        np.array([_touches(mask, scene) for mask in objects.masks], bool),
+    )
+    return found_instances(objects.category_id, objects.score, objects.box, masks)
+
+
+def _all_rejected(tiles: pa.Table, number: int) -> ItemError:
+    """For the reason that most of them have."""
+    rejected = tiles.filter(pc.equal(tiles["status"], "rejected"))
+    (kind, reason), _ = Counter(
+        zip(rejected["error_type"].to_pylist(), rejected["error"].to_pylist(), strict=True)
+    ).most_common(1)[0]
+    return ItemError(kind, f"all {number} tiles: {reason}" if number > 1 else reason)
+
+
+def _boxes(masks: list[Spans]) -> NDArray[np.float32]:
+    """(n, 4) x, y, width, height."""
+    boxes = [bounds(mask) for mask in masks]
+    rows = [(box.col_start, box.row_start, box.width, box.height) for box in boxes]
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def _touches(mask: Spans, scene: Scene) -> bool:
+    """Whether a mask reaches the border of its scene."""
+    box = bounds(mask)
+    return (
+        min(box.row_start, box.col_start) == 0 or box.row_stop == scene.height or box.col_stop == scene.width
+    )
+
+
+def _categories(tiles: pa.Table) -> dict[int, str]:
+    rows = pc.list_flatten(tiles["found"].combine_chunks())
+    columns = (pc.struct_field(rows, name).to_pylist() for name in ("category_id", "category"))
+    return dict(zip(*columns, strict=True))
+
+
+def _item(tiles: pa.Table, scene: Scene) -> pa.Table:
+    """The item as a row of DECODED, without pixels and without its tiles' errors."""
+    first = tiles.slice(0, 1)
+    columns: dict[str, Any] = {name: first[name] for name in DECODED.names if name in first.schema.names}
+    columns |= {"height": [scene.height], "width": [scene.width], "frames": [1], "pixels": [None]}
+    columns |= {"tile": [None], "error_type": [None], "error": [None]}
+    return pa.table(
+        [pa.array(each, f.type) if isinstance(each := columns[f.name], list) else each for f in DECODED],
+        schema=DECODED,
+    )
+
+
+def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) -> pa.ListArray:
+    """`found` with outlines, where the scene has a place that can be given in `crs`."""
+    if scene.crs is None or scene.transform is None or not len(found.values):
+        return found
+    if can_place(scene.crs, crs) is not None:
+        return found
+    geometry, box, square_metres = placed(outlines(objects.masks), Place(scene.transform, scene.crs, crs))
+    nothing = np.isnan(box).any(1)
+    corners = [pa.array(box[:, side], pa.float64()) for side in range(4)]
+    columns = {
+        "geometry": pa.array(geometry, pa.binary()),
+        "geometry_bbox": pa.StructArray.from_arrays(
+            corners, fields=list(GEOMETRY_BBOX), mask=pa.array(nothing)
+        ),
+        "area_m2": pa.array(square_metres, pa.float64(), mask=np.isnan(square_metres)),
+    }
+    arrays = [columns.get(field.name, pc.struct_field(found.values, field.name)) for field in NESTED_INSTANCE]
+    values = pa.StructArray.from_arrays(arrays, fields=list(NESTED_INSTANCE))
+    return pa.ListArray.from_arrays(found.offsets, values, type=found.type)
+
+
+def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
+    """The item's row with what became of its tiles."""
+    statuses = Counter(tiles["status"].to_pylist())
+    row = _with(row, "crs", pa.array([_name(scene.crs)], pa.string()))
+    row = _with(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
+    row = _with(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
+    row = _with(row, "tiles_skipped", pa.array([statuses["skipped"]], pa.int32()))
+    row = _with(row, "empty_masks", pa.array([pc.sum(tiles["empty_masks"]).as_py() or 0], pa.int32()))
+    return _with(row, "tile_rows", pa.array([_tile_rows(tiles, scene)], ANNOTATED.field("tile_rows").type))
+
+
+def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
+    rows = []
+    for tile, *outcome in zip(
+        *(tiles[name].to_pylist() for name in ("tile", "status", "error_type", "error")), strict=True
+    ):
+        row, col = divmod(tile, scene.grid.cols)
+        window = scene.grid.window(tile)
+        place = {name: getattr(window, name) for name in ("row_start", "row_stop", "col_start", "col_stop")}
+        told = dict(zip(("status", "error_type", "error"), outcome, strict=True))
+        rows.append({"tile_row": row, "tile_col": col, **place, **told})
+    return rows
+
+
+def _name(crs: str | None) -> str | None:
+    """EPSG:32616 where it has such a name, else its WKT."""
+    if crs is None:
+        return None
+    from pyproj import CRS
+
+    authority = CRS.from_wkt(crs).to_authority()
+    return ":".join(authority) if authority else crs
+
+
+def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), ANNOTATED.field(name), column)

@@ -1,0 +1,363 @@
+"""Outlines in pixels -> geometry, covering box and area on Earth, for all objects of a scene at once.
+
+pixels --affine map--> the scene's CRS --PROJ--> the target CRS of the run (`--crs`), x east before y north
+whatever the CRS's own order of axes, as GeoParquet wants it.
+
+What has no sensible place stays without one (null geometry, NaN box and area), and never stops its scene:
+- coordinates that PROJ cannot transform, scenes of another planet or of a local CRS;
+- objects whose edge runs through a pole, if the target is geographic: there a longitude means nothing;
+- objects that the target map tears apart, if it is projected: across +-180 degrees in Web Mercator, say.
+If the target is geographic, what crosses +-180 degrees is cut there into a MultiPolygon (RFC 7946, 3.1.9),
+and what holds a pole inside reaches up to it and has the whole width of the map.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from pyproj.enums import TransformDirection
+from pyproj.exceptions import CRSError, ProjError
+
+Floats = NDArray[np.float64]
+Shapes = NDArray[np.object_]
+
+CRS84 = "OGC:CRS84"
+"""Longitude, latitude in degrees on WGS 84: the default of GeoParquet and of a run."""
+
+STRAIGHT = 1 / 16
+"""Pixels. The map from pixels to the target CRS may bend the box around an object by so much and still count as
+affine there: then corners stay corners, edges straight lines, and what was valid is valid, as nothing in a
+mask is nearer to anything else than a pixel. That holds for all but large or polar objects."""
+
+LONGEST = 64
+"""Pixels. Longer edges of the other objects are divided, as what is straight in one CRS is curved in another:
+by about n * n * pixel * tan(latitude) / (8 * 6.4e6) pixels for an edge of n pixels of so many metres, which is
+0.1 pixels for 64 pixels of 1 km at 50 degrees."""
+
+POLE = 1e-3
+"""Pixels: an edge as near to a pole as this runs through it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a scene lies. Any rotation, any order of rows; a transform without an inverse places nothing."""
+
+    transform: tuple[float, float, float, float, float, float]
+    """(a, b, c, d, e, f) as rasterio has them: x = a * col + b * row + c, y = d * col + e * row + f, corners
+    of pixels at integers."""
+    crs: str
+    """Of the scene: WKT or anything else that PROJ reads."""
+    target: str = CRS84
+    """Of the output."""
+
+    def on_map(self, pixels: Floats) -> Floats:
+        """(n, 2) of (col, row) -> (n, 2) of (x, y) in the scene's CRS."""
+        a, b, c, d, e, f = self.transform
+        col, row = pixels[:, 0], pixels[:, 1]
+        return np.stack([a * col + b * row + c, d * col + e * row + f], axis=1)
+
+    def on_scene(self, points: Floats) -> Floats:
+        """(n, 2) of (x, y) in the scene's CRS -> (n, 2) of (col, row); NaN if there is no inverse."""
+        a, b, c, d, e, f = self.transform
+        x, y = points[:, 0] - c, points[:, 1] - f
+        area = a * e - b * d or math.nan
+        return np.stack([(e * x - b * y) / area, (a * y - d * x) / area], axis=1)
+
+
+class Placed(NamedTuple):
+    """One row an object."""
+
+    geometry: list[bytes | None]
+    """Polygon or MultiPolygon: valid 2D little-endian WKB, exteriors counter-clockwise, holes clockwise."""
+    bbox: Floats
+    """(m, 4) xmin, ymin, xmax, ymax in the target CRS. Of an object cut at +-180 degrees they are -180 to 180:
+    readers compare with xmin <= x <= xmax, so they would lose a row whose xmin is above its xmax."""
+    area_m2: Floats
+    """(m,) on the ellipsoid, holes subtracted."""
+
+
+def can_place(crs: str, target: str = CRS84) -> str | None:
+    """Why nothing of a scene in this CRS can be placed in the target CRS; None if it can."""
+    try:
+        _transformer(crs, target)
+    except ProjError as error:
+        return str(error).partition(" You may override")[0]
+    return None
+
+
+def placed(outlines: Shapes, place: Place) -> Placed:
+    """(m,) valid polygons in pixels, empty or None where there is none -> their place; see `Placed`."""
+    shapes = np.where(shapely.is_empty(outlines), None, outlines)
+    area = np.full(len(shapes), np.nan)
+    if can_place(place.crs, place.target):
+        shapes[:] = None
+    elif len(shapes):
+        bent = np.flatnonzero(_bent(shapes, place))
+        shapes[bent] = _unbroken(shapely.segmentize(shapes[bent], LONGEST), place)
+        shapes, area = _carried(shapes, place)
+        shapes[bent] = [shape and _polygonal(shape) for shape in shapes[bent]]
+    shapes = np.where(shapely.is_empty(shapes), None, shapely.orient_polygons(shapes))
+    wkb = shapely.to_wkb(shapes, output_dimension=2, byte_order=1)
+    return Placed(wkb.tolist(), shapely.bounds(shapes), np.where(shapely.is_missing(shapes), np.nan, area))
+
+
+def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
+    """Around which outlines, in pixels, the map to the target CRS is not affine, or has no values.
+
+    Three corners of each box say what an affine map would be; the fourth, the middles of the sides and of the
+    box say how far it is from that. A cut of the map that runs through a box parts its corners.
+    """
+    low, size = np.split(shapely.bounds(shapes), 2, axis=1)
+    size = size - low
+    steps = np.array([[col, row] for col in (0, 0.5, 1) for row in (0, 0.5, 1)])
+    grid = low[:, None] + steps * size[:, None]
+    points = _through(_transformer(place.crs, place.target), place.on_map(grid.reshape(-1, 2)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (points.reshape(-1, 9, 2) - points[0::9, None]).transpose(2, 0, 1)
+        (col_x, row_x), (col_y, row_y) = ((each[:, 6:7], each[:, 2:3]) for each in (x, y))
+        area = col_x * row_y - row_x * col_y
+        across, along = (x * row_y - y * row_x) / area, (y * col_x - x * col_y) / area
+        off = np.abs(np.stack([across, along], axis=2) - steps) * size[:, None]
+    bent: NDArray[np.bool_] = ~(off <= STRAIGHT).all(axis=(1, 2))
+    return bent
+
+
+def _unbroken(shapes: Shapes, place: Place) -> Shapes:
+    """The outlines, in pixels, or None for those that run through a pole or are torn apart."""
+    half = _half_turn(place.target)
+    broken = _torn(shapes, place) if half is None else _on_pole(shapes, place, half)
+    return np.where(broken, None, shapes)
+
+
+def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
+    """Polygons in pixels -> polygons in the target CRS, None where PROJ has no answer, and their areas."""
+    half = _half_turn(place.target)
+    pixels, owner = shapely.get_coordinates(shapes, return_index=True)
+    points = _through(_transformer(place.crs, place.target), place.on_map(pixels))
+    if half is None:
+        to_ground = _to_ground(place.crs)
+        lonlat, ground = _through(to_ground, place.on_map(pixels)) * (math.pi / 180), to_ground.target_crs
+    else:
+        points[:, 1] = np.clip(points[:, 1], -half / 2, half / 2)  # global grids reach half a pixel beyond
+        lonlat, ground = points * (math.pi / half), _map_of(place.target)
+    lost = np.zeros(len(shapes), bool)
+    lost[owner[~np.isfinite(points).all(axis=1)]] = True
+    kept = ~lost[owner]
+    shapes, points, owner = np.where(lost, None, shapes), points[kept], owner[kept]
+    area = _areas(shapes, lonlat[kept], owner, ground.get_geod())
+    shapes = shapely.set_coordinates(shapes, points)
+    return shapes if half is None else _within_half_turns(shapes, points[:, 0], owner, half), area
+
+
+def _within_half_turns(shapes: Shapes, lon: Floats, owner: NDArray[np.int64], half: float) -> Shapes:
+    """Polygons in longitude and latitude, each brought to -half..half, those that cross its ends cut.
+
+    An edge of more than half a turn is one that goes the other way round: true of edges that are straight on
+    any map and do not run through a pole. (Nor are edges of `LONGEST` pixels longer than that on a map of
+    longitudes, unless it has fewer than 128 columns.)
+    """
+    cut = np.zeros(len(shapes), bool)
+    cut[owner[1:][(owner[1:] == owner[:-1]) & (np.abs(np.diff(lon)) > half)]] = True
+    west, _, east, _ = shapely.bounds(shapes).T
+    turns = np.floor((west + half) / (2 * half))
+    cut |= east - turns * 2 * half > half
+    for row in np.flatnonzero(cut):
+        shapes[row] = _cut(shapes[row], half)
+    far = ~cut & (np.nan_to_num(turns) != 0)
+    shift = 2 * half * turns[owner[far[owner]]]
+    points = shapely.get_coordinates(shapes[far])
+    shapes[far] = shapely.set_coordinates(shapes[far], points - np.stack([shift, 0 * shift], axis=1))
+    return shapes
+
+
+def _cut(shape: shapely.Geometry, half: float) -> shapely.Geometry:
+    """One polygon or multipolygon that crosses +-half, in pieces within."""
+    return shapely.union_all(
+        [
+            shapely.difference(
+                _ring_cut(shapely.get_coordinates(part.exterior), half),
+                shapely.union_all(
+                    [_ring_cut(shapely.get_coordinates(hole), half) for hole in part.interiors]
+                ),
+            )
+            for part in shapely.get_parts(shape)
+        ]
+    )
+
+
+def _ring_cut(ring: Floats, half: float) -> shapely.Geometry:
+    """(n, 2) of a closed ring -> the polygon inside it, within -half..half.
+
+    A ring that is a turn away from its beginning when it comes back has gone round a pole: it is led there.
+    """
+    ring = np.stack([np.unwrap(ring[:, 0], period=2 * half), ring[:, 1]], axis=1)
+    if abs(ring[-1, 0] - ring[0, 0]) > half:
+        pole = math.copysign(half / 2, ring[:, 1].mean())
+        ring = np.concatenate([ring, [[ring[-1, 0], pole], [ring[0, 0], pole]]])
+    inside = _polygonal(shapely.Polygon(ring))
+    first, last = np.floor((np.array([ring[:, 0].min(), ring[:, 0].max()]) + half) / (2 * half)).astype(int)
+    pieces = []
+    for middle in 2 * half * np.arange(first, last + 1):
+        window = shapely.box(middle - half, -half / 2, middle + half, half / 2)
+        piece = _polygonal(shapely.intersection(inside, window))
+        pieces.append(shapely.transform(piece, lambda points, middle=middle: points - [middle, 0]))
+    return shapely.union_all(pieces)
+
+
+def _on_pole(shapes: Shapes, place: Place, half: float) -> NDArray[np.bool_]:
+    """Which outlines, in pixels, have an edge through a pole of a geographic target CRS.
+
+    Only where the pole is a point of the scene's map: on a map of longitudes it is a line, and no trouble.
+    """
+    to_target, through = _transformer(place.crs, place.target), np.zeros(len(shapes), bool)
+    for pole in (-half / 2, half / 2):
+        here = np.array([[lon, pole] for lon in (-half / 1.5, 0, half / 1.5)])
+        pixels = place.on_scene(_through(to_target, here, TransformDirection.INVERSE))
+        if np.isfinite(pixels).all() and (np.ptp(pixels, axis=0) < POLE).all():
+            point = shapely.Point(pixels[0])
+            near = np.flatnonzero(shapely.dwithin(shapes, point, POLE))
+            through[near] |= shapely.dwithin(shapely.boundary(shapes[near]), point, POLE)
+    return through
+
+
+def _torn(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
+    """Which outlines, in pixels, have an edge torn apart by a projected target CRS: its middle, transformed,
+    lies far from the middle between its ends, by half its length if these are at opposite sides of the map."""
+    pixels, owner = shapely.get_coordinates(shapes, return_index=True)
+    to_target, torn = _transformer(place.crs, place.target), np.zeros(len(shapes), bool)
+    points = _through(to_target, place.on_map(pixels))
+    middles = _through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
+    with np.errstate(invalid="ignore"):
+        off = np.linalg.norm(middles - (points[1:] + points[:-1]) / 2, axis=1)
+        whole = off <= np.linalg.norm(np.diff(points, axis=0), axis=1) / 4
+    torn[owner[1:][(owner[1:] == owner[:-1]) & ~whole]] = True
+    return torn
+
+
+def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ellipsoid: Geod) -> Floats:
+    """Square metres of polygons whose coordinates are (n, 2) radians; NaN for None.
+
+    Lambert's azimuthal equal-area projection of the authalic sphere, around each object's first vertex (J. P.
+    Snyder, Map Projections - A Working Manual, 1987, equations 3-11 to 3-13, 24-2 to 24-4): equal-area
+    everywhere, and next to its centre its straight lines are the shortest ones.
+    """
+    sphere_radius, sine = _authalic(lonlat[:, 1], ellipsoid)
+    cosine = np.sqrt(np.maximum(1 - sine * sine, 0))
+    centre = np.searchsorted(owner, owner)
+    lon = lonlat[:, 0] - lonlat[centre, 0]
+    forward = cosine * np.cos(lon)
+    scale = sphere_radius * np.sqrt(2 / (1 + sine[centre] * sine + cosine[centre] * forward))
+    x = scale * cosine * np.sin(lon)
+    y = scale * (cosine[centre] * sine - sine[centre] * forward)
+    areas: Floats = shapely.area(shapely.set_coordinates(shapes.copy(), np.stack([x, y], axis=1)))
+    return areas
+
+
+def _authalic(lat: Floats, ellipsoid: Geod) -> tuple[float, Floats]:
+    """Radius of the sphere with the ellipsoid's area, and sines of the latitudes there of equal area."""
+    e = math.sqrt(ellipsoid.es)
+
+    def q(sine: Floats) -> Floats:
+        if not e:
+            return 2 * sine
+        return (1 - e * e) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+
+    most = float(q(np.ones(1))[0])
+    return ellipsoid.a * math.sqrt(most / 2), q(np.sin(lat)) / most
+
+
+def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:
+    """The valid polygons of a geometry, without the lines and points to which some of it shrank."""
+    valid = shapely.make_valid(shape, method="structure", keep_collapsed=False)
+    return shapely.union_all([part for part in shapely.get_parts(valid) if shapely.get_dimensions(part) == 2])
+
+
+def _through(
+    transformer: Transformer, points: Floats, direction: TransformDirection = TransformDirection.FORWARD
+) -> Floats:
+    """(n, 2) -> (n, 2), not finite where PROJ has no answer."""
+    return np.stack(transformer.transform(points[:, 0], points[:, 1], direction=direction), axis=1)
+
+
+@lru_cache(maxsize=64)
+def _transformer(crs: str, target: str) -> Transformer:
+    """Raises ProjError, with the reason, if there is no way from one to the other."""
+    return Transformer.from_crs(_map_of(crs), _map_of(target), always_xy=True)
+
+
+@lru_cache(maxsize=64)
+def _to_ground(crs: str) -> Transformer:
+    """To longitude and latitude in degrees on the scene's own ellipsoid."""
+    own = _map_of(crs)
+    return Transformer.from_crs(own, own.geodetic_crs, always_xy=True)
+
+
+def _half_turn(target: str) -> float | None:
+    """180 degrees in the units of a geographic CRS; None for a projected one."""
+    crs = _map_of(target)
+    return math.pi / crs.axis_info[0].unit_conversion_factor if crs.is_geographic else None
+
+
+@lru_cache(maxsize=64)
+def _map_of(text: str) -> CRS:
+    """The CRS without its height."""
+    crs = CRS.from_user_input(text)
+    flat = crs.sub_crs_list[0] if crs.is_compound else crs
+    if not (flat.is_geographic or flat.is_projected):
+        raise CRSError(f"{crs.name}: a {crs.type_name} has no place on a map")
+    return flat.to_2d()
+
+
+def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:
+    """The `geo` value of a Parquet file's metadata (GeoParquet 1.1): WKB in `crs` with a covering box.
+
+    `geometry_types` are those that occur ("Polygon", "MultiPolygon"), empty if unknown. OGC:CRS84 is the
+    default and left out.
+    """
+    covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
+    column = {
+        "encoding": "WKB",
+        "geometry_types": sorted(set(geometry_types)),
+        "edges": "planar",
+        "orientation": "counterclockwise",
+        "covering": {"bbox": covering},
+    }
+    if crs != CRS84:
+        column["crs"] = _map_of(crs).to_json_dict()
+    table = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    return json.dumps(table).encode()
+
+
+def hilbert_order(bbox: Floats) -> NDArray[np.int64]:
+    """(m,) rows along a Hilbert curve of 2**16 x 2**16 cells over the centres of (m, 4) boxes.
+
+    Rows without a place (NaN) come last; rows of one cell keep their order. The distance along the curve is
+    `xy2d` of https://en.wikipedia.org/wiki/Hilbert_curve for all rows at once.
+    """
+    centres = (bbox[:, :2] + bbox[:, 2:]) / 2
+    somewhere = np.isfinite(centres).all(axis=1)
+    low = centres[somewhere].min(axis=0, initial=np.inf)
+    extent = centres[somewhere].max(axis=0, initial=-np.inf) - low
+    cells = (centres[somewhere] - low) / np.where(extent > 0, extent, 1) * (2**16 - 1)
+    distance = np.full(len(bbox), 2**32)
+    distance[somewhere] = _hilbert(*cells.astype(np.int64).T)
+    return np.argsort(distance, kind="stable")
+
+
+def _hilbert(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Distance along the curve of cells 0..2**16 - 1: a quadrant a bit, each turned as the curve turns."""
+    distance = np.zeros_like(x)
+    for bit in reversed(range(16)):
+        right, up = x >> bit & 1, y >> bit & 1
+        distance += (3 * right ^ up) << 2 * bit
+        flip = (up == 0) & (right == 1)
+        x, y = np.where(flip, 2**16 - 1 - x, x), np.where(flip, 2**16 - 1 - y, y)
+        x, y = np.where(up == 0, y, x), np.where(up == 0, x, y)
+    return distance

@@ -1,0 +1,304 @@
+"""A GeoTIFF by window: rasterio opens it, here and nowhere else, in the process that a hostile file may kill.
+
+What the model sees of a scene is three bytes a pixel:
+
+    bands     those asked for; else red, green and blue where the file names them, else the first; one becomes
+              grey
+    palette   its colours
+    bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: the
+              2nd and 98th percentile of its valid pixels, found once from an overview
+    no data   nodata value, NaN, mask or alpha: black; a window without any other pixel is skipped
+
+Files beside the scene (world files, .aux.xml, external masks and overviews) are not looked for.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+os.environ.update(  # before GDAL is loaded
+    GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX="64", GDAL_NUM_THREADS="1"
+)
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from segray.errors import ItemError
+from segray.scenes.rangefile import Fetch, Range, RangeFile
+from segray.scenes.scene import Scene, Tiling
+from segray.tiles import Window
+
+LOW, HIGH = 2.0, 98.0
+"""Percentiles of a scene's valid pixels that become 0 and 255."""
+SAMPLED = 2048
+"""Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
+BLOCKS = 64
+"""So many blocks, spread over it, of a larger scene without overviews."""
+MOST_PIXELS = 2**32 - 1
+"""COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
+_COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+_PATH = "segray-scene.tif"
+
+
+class SceneReader:
+    """One open file. Raises ItemError for what cannot be read."""
+
+    def __init__(self, size: int, fetch: Fetch) -> None:
+        self._file = RangeFile(size, fetch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            try:
+                self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
+            except (RasterioError, ValueError) as error:
+                raise ItemError("corrupt", f"GDAL cannot open it as a GeoTIFF: {_said(error)}") from error
+
+    def __enter__(self) -> "SceneReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._data.close()
+
+    def describe(self, tiling: Tiling) -> Scene | None:
+        """The scene; None for a picture: a file without a place on Earth and without control points."""
+        data = self._data
+        placed = data.crs is not None and data.transform != Affine.identity()
+        points, _ = data.gcps
+        if not placed and not points and data.height * data.width <= tiling.picture_pixels:
+            return None
+        factor = self._coarser(tiling.resolution) if placed else 1.0
+        height, width = (max(1, round(side / factor)) for side in (data.height, data.width))
+        if height * width > MOST_PIXELS:
+            raise ItemError(
+                "too_large",
+                f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS}; set a coarser resolution",
+            )
+        transform = data.transform * Affine.scale(data.width / width, data.height / height)
+        bands = self._bands(tiling.bands)
+        return Scene(
+            height,
+            width,
+            tiling.tile,
+            tiling.overlap,
+            bands,
+            self._scaling(tiling.scaling, bands),
+            data.crs.to_wkt() if placed else None,
+            tuple(transform[:6]) if placed else None,
+            None if placed else "ground control points only: in pixels" if points else None,
+        )
+
+    def window(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
+        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all."""
+        rows, cols = self._data.height / scene.height, self._data.width / scene.width
+        part = RasterWindow(
+            window.col_start * cols, window.row_start * rows, window.width * cols, window.height * rows
+        )
+        shape = window.height, window.width
+        try:
+            self._prefetch(part, scene.bands, max(rows, cols))
+            values, valid = self._read(scene.bands, part, shape)
+        except (RasterioError, ValueError) as error:
+            raise ItemError("corrupt", f"GDAL cannot read this part of it: {_said(error)}") from error
+        if not valid.any():
+            return None
+        return self._coloured(values, valid, scene)
+
+    # --- what to read --------------------------------------------------------------------------------
+
+    def _bands(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        data = self._data
+        if kind := next((name for name in data.dtypes if "complex" in name), None):
+            raise ItemError("unsupported", f"{kind} numbers have no 8-bit form")
+        if wanted is not None:
+            if max(wanted) > data.count:
+                raise ItemError("unsupported", f"band {max(wanted)} is asked for, it has {data.count}")
+            return wanted
+        if all(colour in data.colorinterp for colour in _COLOURS):
+            return tuple(data.colorinterp.index(colour) + 1 for colour in _COLOURS)
+        usable = [n for n, kind in enumerate(data.colorinterp, 1) if kind != ColorInterp.alpha]
+        if not usable:
+            raise ItemError("unsupported", "it has no band but alpha")
+        return tuple(usable[:3]) if len(usable) >= 3 else (usable[0],)
+
+    def _coarser(self, resolution: float | None) -> float:
+        """How many pixels of the file a pixel is wide, at least 1."""
+        if resolution is None:
+            return 1.0
+        return max(1.0, resolution / self._metres())
+
+    def _metres(self) -> float:
+        """Side of a pixel in the middle of the scene."""
+        from pyproj import CRS, Geod
+
+        data, crs = self._data, CRS.from_user_input(self._data.crs.to_wkt())
+        side = math.sqrt(abs(data.transform.determinant))
+        if not crs.is_geographic and not crs.is_projected:
+            return side
+        from pyproj import Transformer
+
+        middle = (data.width / 2, data.height / 2)
+        corners = [data.transform * point for point in (middle, (middle[0] + 1, middle[1] + 1))]
+        to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        (lon0, lat0), (lon1, lat1) = (to_degrees.transform(*corner) for corner in corners)
+        _, _, diagonal = (crs.get_geod() or Geod(ellps="WGS84")).inv(lon0, lat0, lon1, lat1)
+        return diagonal / math.sqrt(2) if math.isfinite(diagonal) and diagonal > 0 else side
+
+    def _is_palette(self, bands: Sequence[int]) -> bool:
+        return len(bands) == 1 and self._data.colorinterp[bands[0] - 1] == ColorInterp.palette
+
+    # --- values to bytes -----------------------------------------------------------------------------
+
+    def _scaling(self, rule: str, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...] | None:
+        bytes_already = all(self._data.dtypes[band - 1] == "uint8" for band in bands)
+        if self._is_palette(bands) or (rule == "auto" and bytes_already):
+            return None
+        if rule in ("auto", "percentiles"):
+            return self._percentiles(bands)
+        low, high = (float(value) for value in rule.split(","))
+        about = [(self._data.scales[band - 1], self._data.offsets[band - 1]) for band in bands]
+        return tuple(((low - offset) / scale, (high - offset) / scale) for scale, offset in about)
+
+    def _percentiles(self, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
+        """Of each band; (0, 1) where it has no valid pixel."""
+        parts = [self._read(bands, part, shape) for part, shape in self._samples()]
+        found = []
+        for number in range(len(bands)):
+            values = np.concatenate([part[number][valid] for part, valid in parts]).astype(np.float64)
+            low, high = np.percentile(values, (LOW, HIGH)) if len(values) else (0.0, 1.0)
+            found.append((float(low), float(high if high > low else low + 1)))
+        return tuple(found)
+
+    def _samples(self) -> Iterator[tuple[RasterWindow, tuple[int, int]]]:
+        """Windows of the file and the shapes that they are read in."""
+        data = self._data
+        longest = max(data.height, data.width)
+        if data.overviews(1) or longest <= 2 * SAMPLED:
+            less = max(1.0, longest / SAMPLED)
+            shape = max(1, round(data.height / less)), max(1, round(data.width / less))
+            yield RasterWindow(0, 0, data.width, data.height), shape
+            return
+        rows, cols = data.block_shapes[0]
+        down, across = math.ceil(data.height / rows), math.ceil(data.width / cols)
+        step = max(1, math.isqrt(down * across // BLOCKS))
+        for row in range(step // 2, down, step):
+            for col in range(step // 2, across, step):
+                height, width = min(rows, data.height - row * rows), min(cols, data.width - col * cols)
+                yield RasterWindow(col * cols, row * rows, width, height), (height, width)
+
+    def _read(
+        self, bands: tuple[int, ...], part: RasterWindow, shape: tuple[int, int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(values (bands, height, width), valid (height, width))."""
+        data, coarse = self._data, self._is_palette(bands)
+        how = Resampling.nearest if coarse or shape[0] >= part.height else Resampling.average
+        values = data.read(list(bands), window=part, out_shape=(len(bands), *shape), resampling=how)
+        valid = np.ones(shape, bool)
+        if any(MaskFlags.all_valid not in flags for flags in data.mask_flag_enums):
+            masks = data.read_masks(list(bands), window=part, out_shape=(len(bands), *shape))
+            valid = (masks != 0).any(0)
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values).all(0)
+        return values, valid
+
+    def _coloured(self, values: NDArray[Any], valid: NDArray[np.bool_], scene: Scene) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8]
+        if self._is_palette(scene.bands):
+            colours = np.zeros((max(int(values.max()) + 1, 256), 3), np.uint8)
+            for value, colour in self._data.colormap(scene.bands[0]).items():
+                colours[value] = colour[:3]
+            pixels = colours[values[0]]
+        else:
+            if scene.scaling is not None:
+                values = np.stack([_to_bytes(*each) for each in zip(values, scene.scaling, strict=True)])
+            pixels = np.ascontiguousarray(np.broadcast_to(values, (3, *valid.shape)).transpose(1, 2, 0))
+        if not valid.all():
+            pixels[~valid] = 0
+        return pixels
+
+    # --- bytes of the file ---------------------------------------------------------------------------
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> RangeFile:
+        if path != _PATH:
+            raise FileNotFoundError(path)
+        self._file.seek(0)
+        return _Unclosed(self._file)  # type: ignore[return-value]
+
+    def _prefetch(self, part: RasterWindow, bands: Sequence[int], coarser: float) -> None:
+        """Announce the blocks that GDAL will read, those of an overview where it will read one."""
+        data = self._data
+        level, factor = None, 1
+        for number, each in enumerate(data.overviews(bands[0])):
+            if each <= coarser * 1.2:
+                level, factor = number, each
+        rows, cols = self._block_shape(level)
+        first_row, first_col = int(part.row_off / factor) // rows, int(part.col_off / factor) // cols
+        last_row = (math.ceil((part.row_off + part.height) / factor) - 1) // rows
+        last_col = (math.ceil((part.col_off + part.width) / factor) - 1) // cols
+        separate = data.interleaving is not None and data.interleaving.name == "band"
+        ranges = [
+            self._block(row, col, band, level)
+            for band in (bands if separate else bands[:1])
+            for row in range(first_row, last_row + 1)
+            for col in range(first_col, last_col + 1)
+        ]
+        self._file.prefetch([each for each in ranges if each is not None])
+
+    def _block_shape(self, level: int | None) -> tuple[int, int]:
+        if level is None:
+            rows, cols = self._data.block_shapes[0]
+            return int(rows), int(cols)
+        with rasterio.open(_PATH, driver="GTiff", opener=self._open, overview_level=level) as coarse:
+            rows, cols = coarse.block_shapes[0]
+            return int(rows), int(cols)
+
+    def _block(self, row: int, col: int, band: int, level: int | None) -> Range | None:
+        places = (f"BLOCK_OFFSET_{col}_{row}", f"BLOCK_SIZE_{col}_{row}")
+        offset, size = (self._data.get_tag_item(name, "TIFF", bidx=band, ovr=level) for name in places)
+        return None if offset is None or size is None else (int(offset), int(size))
+
+
+class _Unclosed:
+    """GDAL opens and closes the file as it likes; what was fetched stays."""
+
+    def __init__(self, file: RangeFile) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "_Unclosed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _to_bytes(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    """`bounds` become 0 and 255."""
+    low, high = bounds
+    with np.errstate(invalid="ignore"):
+        scaled = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+        pixels: NDArray[np.uint8] = np.nan_to_num(scaled.clip(0, 255)).round().astype(np.uint8)
+    return pixels
+
+
+def _said(error: BaseException) -> str:
+    """GDAL's own words, which rasterio hides in the cause."""
+    said = str(error.__cause__ or error)
+    return " ".join(said.replace(_PATH, "the file").split()) or type(error).__name__

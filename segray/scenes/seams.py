@@ -1,0 +1,344 @@
+"""What was found in the overlapping tiles of a scene -> one instance per object.
+
+A view is what the model made of one object in one tile. It is cut where it comes within `EDGE` pixels of an
+edge of its window that has more scene behind it, else whole.
+
+    1  Two views of one category are one object if their masks, inside the rectangle that the two windows
+       share, have an IoU of at least `SAME`. Pairs join in descending IoU, then in descending pixels in
+       common; a group never holds two views of one tile, so neighbours do not melt together along a chain.
+    2  A whole view of a group is believed unless another view of it has more than `SPILL` of the whole one's
+       pixels outside the whole one's window. The object is the best whole view alone (score, then pixels in
+       the core of its tile), for a union would be fatter; without one, it is the union of the parts.
+    3  A group with neither a whole view nor a pixel in the core of one of its tiles is dropped: the
+       neighbour, which sees at least a margin more of it, does not agree.
+    4  A group is dropped as seen twice if of each of its views at least `COVERED` lies under views of other
+       groups, all of one other tile, and each is cut or lies mostly outside its tile's core. Weakest first
+       (cut, then least in cores), and what was dropped covers nothing, so never both of two.
+
+So a whole view that no other tile contradicts is always kept, and nothing is judged by two views of one tile:
+what a model finds twice inside one tile stays two.
+
+Limits. Two views of an object may lie about a third of its width apart (2 pixels for 7 x 7), more if they
+differ one way only; beyond that a small object is found twice. The margin (half the overlap) should be wider
+than 3 times that distance. Where the model sees one object in a tile and several in the next, rule 4 takes
+the word of the tile whose core holds most of it, and a mix where it lies on both cores. An object that leaves
+a window and comes back, and is two views there, stays two. Objects of one category that overlap by a third
+inside a shared rectangle in truth (a crossing that fills a narrow overlap) may be exchanged.
+
+Cost: a sort of the spans of the views that reach a shared zone; only spans that have a pixel in common meet.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.scenes.spans import Spans, union
+from segray.tiles import Grid, Window
+
+EDGE = 2
+"""Pixels: how far a model may leave free of an object that the window cuts."""
+SAME = 0.3
+SPILL = 0.1
+COVERED = 0.5
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What was found in the tiles of one scene; n views, columns of one entry each."""
+
+    tile: Ints
+    """(n,) number of the tile in the grid."""
+    category_id: NDArray[np.int32]
+    score: NDArray[np.float32]
+    box: NDArray[np.float32]
+    """(n, 4) x0, y0, x1, y1 of the detector's box in pixels of the scene."""
+    masks: list[Spans]
+    """In pixels of the scene, each at least one pixel, inside the tile's window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One entry per object, m objects, in the order of their first views."""
+
+    category_id: NDArray[np.int32]
+    score: NDArray[np.float32]
+    """(m,) of the best view that the mask was made of."""
+    box: NDArray[np.float32]
+    """(m, 4) x0, y0, x1, y1 of the best whole view, else the hull of the parts' boxes."""
+    masks: list[Spans]
+    """In pixels of the scene."""
+    views: Ints
+    """(m,) how many views were joined."""
+
+
+def join(views: Views, grid: Grid) -> Joined:
+    """One instance per object, whatever the order of the views."""
+    if not views.masks:
+        return Joined(views.category_id, views.score, views.box, [], np.zeros(0, np.int64))
+    views = _sorted(views, grid)
+    seen = _seen(views, grid)
+    pairs = _compared(views.category_id, seen, grid)
+    group = _grouped(pairs, seen.tile)
+    seen.whole[_contradicted(group, seen)] = False
+    kept = _kept(group, pairs, seen)
+    return _objects(views, group, kept[group] & _used(group, seen, views.score))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """The spans of n masks behind one another."""
+
+    spans: Spans
+    owner: Ints
+    """(spans,) number of the mask."""
+    keys: Ints
+    """(spans,) owner * stride + column, ascending."""
+    stride: int
+
+    @classmethod
+    def of(cls, masks: list[Spans], width: int) -> "_Pixels":
+        spans = np.concatenate(masks)
+        owner = np.repeat(np.arange(len(masks)), [len(mask) for mask in masks])
+        return cls(spans, owner, owner * (width + 1) + spans[:, 0], width + 1)
+
+    def sums(self, values: Ints) -> Ints:
+        """(spans,) -> (n,) of each mask."""
+        return np.add.reduceat(values, self._firsts())
+
+    def bounds(self) -> Ints:
+        """(n, 4) row start, row stop, column start, column stop."""
+        firsts, (col, top, bottom) = self._firsts(), self.spans.T
+        last_col = col[np.r_[firsts[1:], len(col)] - 1]
+        rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
+        return np.stack([*rows, col[firsts], last_col + 1], axis=1)
+
+    def within(self, masks: Ints, windows: Ints) -> Ints:
+        """Pixels of mask masks[i] (k,) inside windows[i] (k, 4), which may be empty -> (k,)."""
+        row_start, row_stop, col_start, col_stop = windows.T
+        first = np.searchsorted(self.keys, masks * self.stride + col_start)
+        which, span = _ranges(first, np.searchsorted(self.keys, masks * self.stride + col_stop))
+        top = np.maximum(self.spans[span, 1], row_start[which])
+        bottom = np.minimum(self.spans[span, 2], row_stop[which])
+        return _totals(which, np.maximum(bottom - top, 0), len(masks))
+
+    def _firsts(self) -> Ints:
+        return np.flatnonzero(np.r_[True, self.owner[1:] != self.owner[:-1]])
+
+
+def _ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
+    """All j of all [starts[i], stops[i]), with their i."""
+    lengths = np.maximum(stops - starts, 0)
+    which = np.repeat(np.arange(len(starts)), lengths)
+    return which, np.arange(len(which)) + (starts - np.cumsum(lengths) + lengths)[which]
+
+
+def _totals(index: Ints, values: NDArray[np.int64] | Bools, length: int) -> Ints:
+    """Sum of the values at each index; exact below 2^53."""
+    return np.bincount(index, values, length).astype(np.int64)
+
+
+def _sorted(views: Views, grid: Grid) -> Views:
+    """By tile, bounds, category, area, score; what is the same in all of these, by box and moments."""
+    pixels = _Pixels.of(views.masks, grid.width)
+    col, top, bottom = pixels.spans.T
+    moments = [pixels.sums(bottom * bottom - top * top), pixels.sums(col * col * (bottom + 3 * top))]
+    area = pixels.sums(bottom - top)
+    keys = [views.tile, *pixels.bounds().T, views.category_id, area, views.score, *views.box.T, *moments]
+    order = np.lexsort(keys[::-1])
+    masks = [views.masks[each] for each in order]
+    return Views(views.tile[order], views.category_id[order], views.score[order], views.box[order], masks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The views as pixels; n entries each."""
+
+    tile: Ints
+    window: Ints
+    """(n, 4) of the view's tile: row start, row stop, column start, column stop."""
+    pixels: _Pixels
+    area: Ints
+    core: Ints
+    """Pixels in the core of the view's tile."""
+    whole: Bools
+    counts: Bools
+    """Rule 1."""
+    compared: Bools
+    """Counts, and reaches where other windows may see it as well."""
+
+
+def _seen(views: Views, grid: Grid) -> _Seen:
+    pixels = _Pixels.of(views.masks, grid.width)
+    window = _crossed(*_lines(grid, grid.window))[views.tile]
+    core = _crossed(*_lines(grid, grid.core))[views.tile]
+    bounds = pixels.bounds()
+    end = np.array([0, grid.height, 0, grid.width])
+    cut = (np.abs(bounds - window) <= EDGE) & (window != end)
+    own = _own(grid)[views.tile]
+    inside = (bounds[:, ::2] >= own[:, ::2]) & (bounds[:, 1::2] <= own[:, 1::2])
+    area = pixels.sums(pixels.spans[:, 2] - pixels.spans[:, 1])
+    in_core = pixels.within(np.arange(len(area)), core)
+    whole, alone = ~np.any(cut, axis=1), np.all(inside, axis=1)
+    counts = whole | (in_core > 0)
+    return _Seen(views.tile, window, pixels, area, in_core, whole, counts, counts & ~alone)
+
+
+def _lines(grid: Grid, window_of: Callable[[int], Window]) -> tuple[Ints, Ints]:
+    """Start and stop of the grid's lines of windows (rows, 2) and of a line's windows (cols, 2)."""
+    rows = [window_of(tile) for tile in range(0, len(grid), grid.cols)]
+    cols = [window_of(tile) for tile in range(grid.cols)]
+    return (
+        np.array([(each.row_start, each.row_stop) for each in rows]),
+        np.array([(each.col_start, each.col_stop) for each in cols]),
+    )
+
+
+def _crossed(rows: Ints, cols: Ints) -> Ints:
+    """(rows, 2), (cols, 2) -> (tiles, 4)."""
+    return np.hstack([np.repeat(rows, len(cols), axis=0), np.tile(cols, (len(rows), 1))])
+
+
+def _own(grid: Grid) -> Ints:
+    """(tiles, 4): the rectangle that no other window sees; stop may lie before start."""
+    rows, cols = (
+        np.stack([np.r_[0, line[:-1, 1]], np.r_[line[1:, 0], size]], axis=1)
+        for line, size in zip(_lines(grid, grid.window), (grid.height, grid.width), strict=True)
+    )
+    return _crossed(rows, cols)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Views of one category in two tiles that have pixels in common; one entry per pair."""
+
+    first: Ints
+    second: Ints
+    common: Ints
+    """Pixels."""
+    iou: NDArray[np.float64]
+    """Inside the rectangle that the two windows share; 0 where that is narrower than the overlap."""
+
+
+def _compared(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> _Pairs:
+    first, second, common = _overlaps(category_id, seen, grid)
+    one, other = seen.window[first], seen.window[second]
+    shared = np.where([True, False, True, False], np.maximum(one, other), np.minimum(one, other))
+    together = seen.pixels.within(first, shared) + seen.pixels.within(second, shared) - common
+    least = np.minimum(grid.overlap, [grid.height, grid.width])
+    wide = np.all(shared[:, 1::2] - shared[:, ::2] >= least, axis=1)
+    return _Pairs(first, second, common, np.where(wide, common / together, 0))
+
+
+def _overlaps(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> tuple[Ints, Ints, Ints]:
+    """Views first < second with pixels in common, and how many.
+
+    A scene's columns, once per category, are laid end to end; of spans sorted by their start, those that one
+    has pixels in common with are the ones that follow it, until one starts behind its stop.
+    """
+    chosen = np.flatnonzero(seen.compared[seen.pixels.owner])
+    col, top, bottom = seen.pixels.spans[chosen].T
+    owner = seen.pixels.owner[chosen]
+    plane = np.unique(category_id, return_inverse=True)[1][owner].astype(np.int64)
+    head = (plane * grid.width + col) * (grid.height + 1)
+    order = np.argsort(head + top, kind="stable")
+    owner, start, stop = owner[order], (head + top)[order], (head + bottom)[order]
+    here, there = _ranges(np.arange(1, len(start) + 1), np.searchsorted(start, stop))
+    apart = seen.tile[owner[here]] != seen.tile[owner[there]]
+    here, there = here[apart], there[apart]
+    pixels = np.minimum(stop[here], stop[there]) - start[there]
+    ends = np.sort(np.stack([owner[here], owner[there]]), axis=0)
+    keys, pair = np.unique(ends[0] * len(seen.tile) + ends[1], return_inverse=True)
+    return *np.divmod(keys, len(seen.tile)), _totals(pair, pixels, len(keys))
+
+
+def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
+    """(n,) the first view of each view's group (rule 1)."""
+    parent = list(range(len(tile)))
+    tiles = [{each} for each in tile.tolist()]
+
+    def top(view: int) -> int:
+        while parent[view] != view:
+            parent[view] = view = parent[parent[view]]
+        return view
+
+    order = np.lexsort((pairs.second, pairs.first, -pairs.common, -pairs.iou))
+    order = order[pairs.iou[order] >= SAME]
+    for first, second in zip(pairs.first[order].tolist(), pairs.second[order].tolist(), strict=True):
+        low, high = sorted((top(first), top(second)))
+        if low != high and tiles[low].isdisjoint(tiles[high]):
+            small, large = sorted((tiles[low], tiles[high]), key=len)
+            large |= small
+            tiles[low], parent[high] = large, low
+    return np.array([top(view) for view in range(len(tile))])
+
+
+def _contradicted(group: Ints, seen: _Seen) -> Ints:
+    """Views that seem whole, but the group sees more of the object outside their window (rule 2)."""
+    members = np.argsort(group, kind="stable")
+    whole = np.flatnonzero(seen.whole & (np.bincount(group)[group] > 1))
+    ranges = (np.searchsorted(group[members], group[whole], side) for side in ("left", "right"))
+    which, place = _ranges(*ranges)
+    view, whole = members[place], whole[which]
+    outside = seen.area[view] - seen.pixels.within(view, seen.window[whole])
+    return whole[outside > SPILL * seen.area[whole]]
+
+
+def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
+    """(n,) of each group, at its first view: rules 3 and 4."""
+    count = len(group)
+    core, whole, area = (_totals(group, each, count) for each in (seen.core, seen.whole, seen.area))
+    kept: Bools = seen.counts & (group == np.arange(count))
+    weak = ~seen.whole | (2 * seen.core < seen.area)
+    view, other = np.r_[pairs.first, pairs.second], np.r_[pairs.second, pairs.first]
+    covers = weak[view] & (group[view] != group[other])
+    view, other, common = view[covers], other[covers], np.r_[pairs.common, pairs.common][covers]
+    rank = np.argsort(np.lexsort((core / np.maximum(area, 1), whole > 0)))
+    while True:
+        alive = kept[group[other]]
+        under = _most_under_one_tile(view[alive], seen.tile[other[alive]], common[alive], count)
+        stays = _totals(group, ~weak | (under < COVERED * seen.area), count)
+        twice = kept & (stays == 0)
+        if not twice.any():
+            return kept
+        rival = np.full(count, count)
+        np.minimum.at(rival, group[view], np.where(twice, rank, count)[group[other]])
+        kept &= ~(twice & (rank < rival))  # of two that cover each other, the weaker, then look again
+
+
+def _most_under_one_tile(view: Ints, tile: Ints, common: Ints, count: int) -> Ints:
+    """(pairs,) pixels in common with views of a tile -> (count,) the most of each view."""
+    keys, pair = np.unique(view * (tile.max(initial=0) + 1) + tile, return_inverse=True)
+    most = np.zeros(count, np.int64)
+    np.maximum.at(most, keys // (tile.max(initial=0) + 1), _totals(pair, common, len(keys)))
+    return most
+
+
+def _used(group: Ints, seen: _Seen, score: NDArray[np.float32]) -> Bools:
+    """(n,) whether the object's mask is made of the view: of the best whole one, else of all (rule 2)."""
+    order = np.lexsort((-seen.core, -score, ~seen.whole, group))
+    best = order[np.r_[True, np.diff(group[order]) > 0]]
+    used = ~np.isin(group, group[best[seen.whole[best]]])
+    used[best] = True
+    return used
+
+
+def _objects(views: Views, group: Ints, used: Bools) -> Joined:
+    order = np.flatnonzero(used)
+    order = order[np.argsort(group[order], kind="stable")]
+    labels, starts = np.unique(group[order], return_index=True)
+    corners = views.box[order]
+    low, high = np.minimum.reduceat(corners[:, :2], starts), np.maximum.reduceat(corners[:, 2:], starts)
+    parts = [order[start:stop] for start, stop in pairwise([*starts, len(order)])]
+    masks = [
+        union([views.masks[view] for view in part]) if len(part) > 1 else views.masks[part[0]]
+        for part in parts
+    ]
+    score = np.maximum.reduceat(views.score[order], starts)
+    boxes = np.hstack([low, high])
+    return Joined(views.category_id[labels], score, boxes, masks, np.bincount(group)[labels])

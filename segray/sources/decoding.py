@@ -1,0 +1,191 @@
+"""FETCHED -> DECODED: encoded files become pixels, whole pictures or the tiles of scenes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from segray.columns import byte_views
+from segray.errors import ItemError
+from segray.scenes.scene import Scene, Tiling, scene_from
+from segray.schema import DECODED
+from segray.sources.decode import Decoded
+from segray.sources.geotiff import FileRanges, MemoryRanges, may_be_scene
+from segray.sources.rows import TABLE_ROWS
+from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
+from segray.storage import StorageSettings
+
+TABLE_BYTES = 48 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One row to be: of row `row` of the fetched table; an item, or a tile of one."""
+
+    row: int
+    outcome: Decoded | ItemError | None
+    """None: nothing to see, for a row without a picture and a tile without data."""
+    scene: Scene | None = None
+    tile: int | None = None
+
+
+@dataclass
+class Decoder:
+    """Holds what decoding needs; `tables` is the stage."""
+
+    sandbox: DecodeSandbox
+    max_pixels: int
+    """Larger pictures are rejected; scenes are not, they are read by window."""
+    tiling: Tiling = field(default_factory=Tiling)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    table_bytes: int = TABLE_BYTES
+    table_rows: int = TABLE_ROWS
+
+    def tables(self, fetched: pa.Table) -> Iterator[pa.Table]:
+        """FETCHED -> tables of DECODED in order, a row for each row, or one for each tile.
+
+        Error and control rows pass through. A table is cut at `table_rows`, and before its pixels would
+        exceed `table_bytes` (one picture may, alone): pictures have the same size in every run, so the cuts
+        are the same too.
+        """
+        building = _Building(fetched, self)
+        for row, data in enumerate(byte_views(fetched["data"])):
+            for piece in self._pieces(building, row, data):
+                yield from building.add(piece)
+        yield from building.rest()
+
+    def _pieces(
+        self, building: "_Building", row: int, data: npt.NDArray[np.uint8] | None
+    ) -> Iterator[_Piece]:
+        text = building.fetched["scene"][row].as_py()
+        if text is not None:
+            yield from self._tiles(building, row, _file_of(building.fetched, row, self.storage), text)
+        elif data is None:
+            yield _Piece(row, None)
+        else:
+            yield from self._of_bytes(building, row, data)
+
+    def _tiles(self, building: "_Building", row: int, file: ByteRanges, text: str) -> Iterator[_Piece]:
+        scene = scene_from(text)
+        for tile in building.fetched["tiles"][row].as_py():
+            yield self._tile(building, row, file, scene, tile)
+
+    def _tile(self, building: "_Building", row: int, file: ByteRanges, scene: Scene, tile: int) -> _Piece:
+        try:
+            return _Piece(row, self.sandbox.window(file, scene, tile, building.room), scene, tile)
+        except ItemError as error:
+            return _Piece(row, error, scene, tile)
+
+    def _of_bytes(self, building: "_Building", row: int, data: npt.NDArray[np.uint8]) -> Iterator[_Piece]:
+        try:
+            if may_be_scene(data.data):
+                file = MemoryRanges(building.fetched["image_id"][row].as_py(), data.data)
+                scene = self.sandbox.describe(file, self.tiling)
+                if scene is not None:
+                    for tile in range(len(scene.grid)):
+                        yield self._tile(building, row, file, scene, tile)
+                    return
+            picture = self.sandbox.decode(data.data, self.max_pixels, building.room)
+        except ItemError as error:
+            yield _Piece(row, error)
+            return
+        height, width, _ = picture.pixels.shape
+        if height * width > self.tiling.picture_pixels:
+            yield from self._cut(building, row, picture)
+        else:
+            yield _Piece(row, picture)
+
+    def _cut(self, building: "_Building", row: int, picture: Decoded) -> Iterator[_Piece]:
+        """A large picture, window by window."""
+        pixels = picture.pixels.copy()  # its room is wanted
+        height, width, _ = pixels.shape
+        scene = Scene(height, width, self.tiling.tile, self.tiling.overlap)
+        for tile, window in enumerate(scene.grid):
+            part = pixels[window.row_start : window.row_stop, window.col_start : window.col_stop]
+            place = building.room.file.place(building.room.used, part.size).reshape(part.shape)
+            np.copyto(place, part)
+            yield _Piece(row, Decoded(place, picture.frames), scene, tile)
+
+
+def _file_of(fetched: pa.Table, row: int, storage: StorageSettings) -> FileRanges:
+    uri, version, address, size = (
+        fetched[name][row].as_py() for name in ("uri", "version", "address", "size")
+    )
+    return FileRanges(uri, version, address, size, storage)
+
+
+class _Building:
+    """The table that grows, and the room its pixels lie in."""
+
+    def __init__(self, fetched: pa.Table, decoder: Decoder) -> None:
+        self.fetched, self._decoder = fetched, decoder
+        self._pieces: list[_Piece] = []
+        self.room = decoder.sandbox.room()
+
+    def add(self, piece: _Piece) -> Iterator[pa.Table]:
+        """A piece whose pixels, if any, lie in `room` behind its `used` bytes; yields a full table."""
+        size = piece.outcome.pixels.nbytes if isinstance(piece.outcome, Decoded) else 0
+        room = self.room
+        if room.used and size and room.used + size > self._decoder.table_bytes:
+            full = self._take()
+            self.room = self._decoder.sandbox.room()
+            assert isinstance(piece.outcome, Decoded)
+            self.room.put(piece.outcome.pixels)
+            yield full
+            del full  # its room is wanted
+        else:
+            room.used += size
+        self._pieces.append(piece)
+        if len(self._pieces) == self._decoder.table_rows:
+            yield from self.rest()
+            self.room = self._decoder.sandbox.room()
+
+    def rest(self) -> Iterator[pa.Table]:
+        """The last table, where anything is left."""
+        if self._pieces:
+            yield self._take()
+
+    def _take(self) -> pa.Table:
+        pieces, self._pieces = self._pieces, []
+        return _table(self.fetched, pieces, self.room)
+
+
+def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
+    """The rows that the pieces are of, with their pictures in place of the encoded bytes."""
+    rows = [piece.row for piece in pieces]
+    whole = all(after == before + 1 for before, after in pairwise(rows))
+    part = fetched.slice(rows[0], len(rows)) if whole else fetched.drop(["data"]).take(pa.array(rows))
+    found = [piece.outcome if isinstance(piece.outcome, Decoded) else None for piece in pieces]
+    errors = [piece.outcome if isinstance(piece.outcome, ItemError) else None for piece in pieces]
+    columns: dict[str, Any] = {name: part[name] for name in DECODED.names if name in part.schema.names}
+    columns["height"] = [None if one is None else one.pixels.shape[0] for one in found]
+    columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
+    columns["frames"] = [None if one is None else one.frames for one in found]
+    columns["pixels"] = _pixel_column(found, room)
+    columns["scene"] = [None if piece.scene is None else piece.scene.to_json() for piece in pieces]
+    columns["tile"] = [piece.tile for piece in pieces]
+    for name, attribute in (("error_type", "error_type"), ("error", "reason")):
+        known = part[name].to_pylist()
+        columns[name] = [
+            old if new is None else getattr(new, attribute) for old, new in zip(known, errors, strict=True)
+        ]
+    return pa.table(
+        [
+            pa.array(columns[f.name], f.type) if isinstance(columns[f.name], list) else columns[f.name]
+            for f in DECODED
+        ],
+        schema=DECODED,
+    )
+
+
+def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:
+    """The room's pixels as a column, without a copy."""
+    sizes = [0 if one is None else one.pixels.nbytes for one in found]
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
+    valid = pa.array([one is not None for one in found]).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(room.pixels())]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(found), buffers)

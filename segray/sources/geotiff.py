@@ -1,0 +1,140 @@
+"""GeoTIFF scenes among the sources: which files may be scenes, and how their bytes are had by ranges."""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+
+from segray.errors import ItemError
+from segray.scenes.rangefile import Range
+from segray.scenes.scene import Tiling, patches
+from segray.sources.fetch import fetch_files
+from segray.sources.item import Source, image_id
+from segray.sources.roundtrips import as_item_error, request_all
+from segray.sources.rows import FetchedRows
+from segray.sources.sandbox import DecodeSandbox
+from segray.storage import StorageSettings, open_filesystem
+
+WHOLE_BYTES = 8 << 20
+"""A smaller TIFF is fetched whole, like any picture: one request; of a larger one, what its tiles need."""
+PATCH = 6
+"""Most tiles along the side of a square that one decoder reads: its tiles share blocks of the file."""
+_SUFFIXES = (".tif", ".tiff", ".gtiff")
+_PLACE_TAGS = (33922, 34264, 34735)
+"""ModelTiepoint, ModelTransformation, GeoKeyDirectory (OGC GeoTIFF 1.1)."""
+_WIDTH, _HEIGHT = 256, 257  # TIFF 6.0
+
+
+def is_large_tiff(source: Source) -> bool:
+    """Whether a source is to be looked at before it is fetched."""
+    named = source.uri.lower().endswith(_SUFFIXES)
+    return named and source.size > WHOLE_BYTES and source.error_type is None
+
+
+def may_be_scene(data: memoryview) -> bool:
+    """Whether the first directory of a TIFF has a tag that gives it a place (or control points).
+
+    Others are pictures, and never come near GDAL.
+    """
+    try:
+        return any(tag in _PLACE_TAGS for tag in _tags(data))
+    except struct.error:
+        return False
+
+
+def _tags(data: memoryview) -> Iterator[int]:
+    if bytes(data[:4]) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    order = "<" if bytes(data[:1]) == b"I" else ">"
+    big = b"+" in bytes(data[2:4])
+    (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, position)
+    first, width = position + (8 if big else 2), 20 if big else 12
+    for entry in range(first, first + min(count, 4096) * width, width):
+        yield struct.unpack_from(order + "H", data, entry)[0]
+
+
+class MemoryRanges:
+    """A file that was fetched whole."""
+
+    def __init__(self, key: str, data: memoryview) -> None:
+        self.key, self.size, self._data = key, len(data), data
+
+    def read(self, ranges: Sequence[Range]) -> Sequence[memoryview]:
+        """Views."""
+        return [self._data[offset : offset + size] for offset, size in ranges]
+
+
+class FileRanges:
+    """A file where it lies; the ranges of one call are read together, with the retries of all requests."""
+
+    def __init__(self, uri: str, version: str, address: str, size: int, storage: StorageSettings) -> None:
+        self.key, self.size = f"{uri}\0{version}", size
+        self._storage = storage
+        self._filesystem, self._path = open_filesystem(address, storage)
+
+    def read(self, ranges: Sequence[Range]) -> Sequence[bytes]:
+        """The bytes of each. Raises ItemError of the first that cannot be read."""
+        wanted = [{"path": self._path, "start": offset, "end": offset + size} for offset, size in ranges]
+        answers = request_all(self._filesystem, "cat_file", wanted, self._storage)
+        return [_checked(answer, size) for answer, (_, size) in zip(answers, ranges, strict=True)]
+
+
+def _checked(answer: bytes | Exception, size: int) -> bytes:
+    if isinstance(answer, Exception):
+        raise as_item_error(answer, "the scene")
+    if len(answer) != size:
+        raise ItemError("truncated", "the file is shorter than it was when it was listed")
+    return answer
+
+
+def read_files(
+    sources: Sequence[Source],
+    done: Mapping[str, Sequence[int]],
+    storage: StorageSettings,
+    sandbox: DecodeSandbox,
+    tiling: Tiling,
+    max_bytes: int,
+) -> Iterator[pa.Table]:
+    """Files as tables of FETCHED: their bytes, and, of large scenes, a row for each square of tiles.
+
+    `done`: image_id -> tiles that have an answer; `max_bytes`: the largest file that is fetched whole.
+    Ends and contents of the tables depend on the files alone.
+    """
+    pictures = [source for source in sources if not is_large_tiff(source)]
+    yield from fetch_files(pictures, storage, max_bytes=max_bytes)
+    for source in sources:
+        if is_large_tiff(source):
+            yield from _scene_or_picture(
+                source, done.get(scene_id(source), ()), storage, sandbox, tiling, max_bytes
+            )
+
+
+def _scene_or_picture(
+    source: Source,
+    done: Sequence[int],
+    storage: StorageSettings,
+    sandbox: DecodeSandbox,
+    tiling: Tiling,
+    max_bytes: int,
+) -> Iterator[pa.Table]:
+    rows = FetchedRows()
+    try:
+        file = FileRanges(source.uri, source.version, source.address, source.size, storage)
+        scene = sandbox.describe(file, tiling)
+    except ItemError as error:
+        rows.add_file(source, error)
+        yield rows.take()
+        return
+    if scene is None:
+        yield from fetch_files([source], storage, max_bytes=max_bytes)
+        return
+    have = set(done)
+    for tiles in patches(scene.grid, [tile in have for tile in range(len(scene.grid))], PATCH):
+        rows.add_tiles(source, scene.to_json(), tiles)
+        yield rows.take()
+
+
+def scene_id(source: Source) -> str:
+    """The image_id of a file."""
+    return image_id(source.uri, None, 0, source.version)
