@@ -14,6 +14,9 @@ import pyarrow as pa
 RLE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])
 """COCO compressed run lengths of the whole image; size is [height, width]."""
 
+CRS84 = "OGC:CRS84"
+"""Longitude and latitude in degrees, WGS 84: GeoParquet's default."""
+
 BOX = pa.list_(pa.float32(), 4)
 
 GEOMETRY_BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
@@ -107,6 +110,7 @@ IMAGES = pa.schema(
         pa.field("tiles", pa.int32()),  # how many; null for items that were not tiled
         pa.field("tiles_rejected", pa.int32()),
         pa.field("tiles_skipped", pa.int32()),  # without any data
+        pa.field("note", pa.string()),  # why instances of a scene have no outlines
     ]
 )
 """The ledger: one row an item, annotated and rejected alike."""
@@ -123,7 +127,8 @@ TILES = pa.schema([pa.field("image_id", pa.string()), *_TILE_ROW])
 """One row a tile, for items that were tiled; windows in pixels of the item."""
 
 INSTANCES = pa.schema([pa.field("image_id", pa.string()), *_INSTANCE])
-"""One row an instance, sorted by `image_id`, then `instance_id`, within a file."""
+"""One row an instance, within a file sorted by `image_id`, then `instance_id`; where some have a place on
+Earth, along a Hilbert curve."""
 
 # Nested, the category is a plain string: dictionaries inside lists of structs do not concatenate in Arrow.
 NESTED_INSTANCE = pa.struct(
@@ -144,7 +149,7 @@ where `tile` is set: then sizes, boxes and masks are the tile's, and `status` ma
 
 
 def geoparquet_metadata() -> bytes:
-    """The `geo` value of the file metadata (GeoParquet 1.1): WKB in OGC:CRS84 with a bbox covering."""
+    """The `geo` value (GeoParquet 1.1) of files in which nothing has a place; others: `scenes.place`."""
     covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
     column = {"encoding": "WKB", "geometry_types": [], "covering": {"bbox": covering}}
     return json.dumps(

@@ -38,7 +38,7 @@ Outcome = Found | ItemError | None
 holds no data."""
 
 
-_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
+_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "note", "tile_rows")
 """Columns of an item that was joined from its tiles, null before that."""
 
 

@@ -148,7 +148,7 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: AnnotateSe
 
 
 def _open_output(settings: AnnotateSettings) -> Store:
-    store = Store(settings.output, settings.storage)
+    store = Store(settings.output, settings.storage, settings.crs)
     store.check_usable()
     Lock(store).refuse_second_run()
     return store
@@ -189,7 +189,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     plan.settle()
     if settings.retry_rejected:
         plan.forget_rejected()
-    sink = Sink(store, plan, lock, parts, settings.commit_every_s, settings.crs)
+    sink = Sink(store, plan, lock, parts, settings.commit_every_s)
     sink.join_whole()
     with Progress("listing") as listing:
         work = inventory.next_round(listing)

@@ -30,7 +30,7 @@ def joined_item(tiles: pa.Table, crs: str) -> pa.Table:
     item = _item(tiles, scene)
     row = annotated_table(item, [_outcome(tiles, objects, scene)], _categories(tiles))
     row = _with(row, "found", _on_the_map(row["found"].combine_chunks(), objects, scene, crs))
-    return _account(row, tiles, scene)
+    return _account(row, tiles, scene, crs)
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
@@ -144,9 +144,7 @@ def _item(tiles: pa.Table, scene: Scene) -> pa.Table:
 
 def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) -> pa.ListArray:
     """`found` with outlines, where the scene has a place that can be given in `crs`."""
-    if scene.crs is None or scene.transform is None or not len(found.values):
-        return found
-    if can_place(scene.crs, crs) is not None:
+    if _note(scene, crs) is not None or scene.crs is None or scene.transform is None or not len(found.values):
         return found
     geometry, box, square_metres = placed(outlines(objects.masks), Place(scene.transform, scene.crs, crs))
     nothing = np.isnan(box).any(1)
@@ -163,9 +161,18 @@ def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) ->
     return pa.ListArray.from_arrays(found.offsets, values, type=found.type)
 
 
-def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
+def _note(scene: Scene, crs: str) -> str | None:
+    """Why its instances have no outlines; None also for pictures."""
+    if scene.crs is None:
+        return scene.note
+    reason = can_place(scene.crs, crs)
+    return None if reason is None else f"its CRS cannot be brought to {crs}: {reason}"
+
+
+def _account(row: pa.Table, tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
     """The item's row with what became of its tiles."""
     statuses = Counter(tiles["status"].to_pylist())
+    row = _with(row, "note", pa.array([_note(scene, crs)], pa.string()))
     row = _with(row, "crs", pa.array([_name(scene.crs)], pa.string()))
     row = _with(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
     row = _with(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))

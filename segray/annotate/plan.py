@@ -24,7 +24,7 @@ from segray.sources.item import Source
 
 LEDGER_COLUMNS = [
     "uri", "member", "member_index", "version", "status", "error_type", "error", "instances",
-    "empty_masks", "vanished", "tiles", "tiles_rejected", "tiles_skipped",
+    "empty_masks", "vanished", "tiles", "tiles_rejected", "tiles_skipped", "note",
 ]  # fmt: skip
 
 _ROWS = 1000
@@ -34,7 +34,7 @@ CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
-                     part INTEGER, done INTEGER) WITHOUT ROWID;
+                     note TEXT, part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, done);
 CREATE INDEX ledger_part ON ledger (part);
 CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, PRIMARY KEY (image_id, tile))
@@ -313,6 +313,10 @@ class Plan:
             FROM ledger WHERE NOT vanished"""
         return float(self._db.execute(query).fetchone()[0])
 
+    def notes(self) -> dict[str, int]:
+        """What is to be said of scenes, and of how many."""
+        return dict(self._db.execute("SELECT note, count(*) FROM ledger WHERE note IS NOT NULL GROUP BY 1"))
+
     def rejected_examples(self, most: int = 3) -> list[str]:
         """Some rejected items as `address member: reason`, one of each type first."""
         rows = self._db.execute(
@@ -344,7 +348,7 @@ class Plan:
             ((i, part) for i in ids),
         )
         self._many(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
             zip(ids, *columns, [part] * len(ids), strict=True),
         )
 

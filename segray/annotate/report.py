@@ -59,6 +59,14 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
             f"  {counts['vanished']:,} items are no longer in the sources; kept and marked `vanished`"
         )
     lines += _twins(plan)
+    if counts["tiles"]:
+        lines.append(
+            f"  {counts['tiles']:,} tiles: {counts['tiles_rejected']:,} rejected, {counts['tiles_skipped']:,} "
+            "without data"
+        )
+    lines += [
+        f"  {number:,} scenes without outlines on the map: {note}" for note, number in plan.notes().items()
+    ]
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]

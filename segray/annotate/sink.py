@@ -40,10 +40,9 @@ class Sink:
         lock: Lock,
         parts: Sequence[Part],
         every_s: float,
-        crs: str = "OGC:CRS84",
     ) -> None:
         self.store, self.plan, self.lock = store, plan, lock
-        self.every_s, self.crs = every_s, crs
+        self.every_s = every_s
         self.items = 0
         """How many became safe."""
         self._tiles = {part.number: part for part in parts if part.folder == TILE_ANSWERS}
@@ -89,7 +88,7 @@ class Sink:
             numbers = sorted({number for image_id in some for number in whole[image_id]})
             answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
             of_item = (answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some)
-            self._commit_items(pa.concat_tables([joined_item(tiles, self.crs) for tiles in of_item]))
+            self._commit_items(pa.concat_tables([joined_item(tiles, self.store.crs) for tiles in of_item]))
             for image_id in some:
                 self.plan.forget_tiles(image_id)
         for number, part in list(self._tiles.items()) if whole else ():

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,12 +37,16 @@ from segray import schema
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.retries import retrying
+from segray.schema import CRS84
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, open_filesystem
 
 T = TypeVar("T")
 MERGE_BYTES = 32 << 20
 """Staged bytes that are merged into one part; parts come out at about this size."""
+
+ROW_GROUP = 65_536
+"""Rows: a reader that wants a part of the map leaves the other groups out."""
 
 _METADATA_KEY = b"segray"
 STAGING, TILE_ANSWERS = "_segray/staging", "_segray/tiles"
@@ -101,9 +106,10 @@ class Part:
 class Store:
     """Reads and writes the files of one output. Only one process may have it open (see `lock`)."""
 
-    def __init__(self, url: str, storage: StorageSettings) -> None:
+    def __init__(self, url: str, storage: StorageSettings, crs: str = CRS84) -> None:
+        """`crs`: of the outlines."""
         self.filesystem, self.root = open_filesystem(url, storage)
-        self.storage = storage
+        self.storage, self.crs = storage, crs
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
 
@@ -306,7 +312,8 @@ class Store:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0)
         names = [part.name for part in parts]
-        rows = _parquet(instances, {b"geo": schema.geoparquet_metadata()})
+        instances, geo = on_the_map(instances, self.crs)
+        rows = _parquet(instances, {b"geo": geo})
         self.write(merged.instances, rows)
         if tiles.num_rows:
             self.write(merged.tiles, _parquet(tiles))
@@ -363,6 +370,23 @@ def _check_folder(folder: Path) -> None:
         raise PermissionError(f"no right to write into {there}")
 
 
+def on_the_map(instances: pa.Table, crs: str) -> tuple[pa.Table, bytes]:
+    """Rows of INSTANCES along a space-filling curve, those without a place last, and their `geo` metadata."""
+    if crs == CRS84 and not instances["geometry"].null_count < instances.num_rows:
+        return instances, schema.geoparquet_metadata()
+    import shapely  # not loaded where nothing has a place, nor is PROJ
+
+    from segray.scenes.place import geoparquet_metadata, hilbert_order
+
+    box = instances["geometry_bbox"].combine_chunks()
+    sides = [box.field(side).to_numpy(zero_copy_only=False) for side in ("xmin", "ymin", "xmax", "ymax")]
+    hidden = box.is_null().to_numpy(zero_copy_only=False)
+    corners = np.where(hidden[:, None], np.nan, np.stack(sides, axis=1))
+    rows = instances.take(pa.array(hilbert_order(corners)))
+    shapes = shapely.from_wkb(rows["geometry"].drop_null().to_pylist())
+    return rows, geoparquet_metadata(crs, sorted({shape.geom_type for shape in shapes}))
+
+
 def flatten(nested: pa.Table) -> pa.Table:
     """Items with instances inside (schema ANNOTATED) -> one row an instance (schema INSTANCES)."""
     found = nested["found"].combine_chunks()
@@ -400,6 +424,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 def _parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata or {}), sink, compression="zstd")
+    plain = table.replace_schema_metadata(metadata or {})
+    pq.write_table(plain, sink, compression="zstd", row_group_size=ROW_GROUP)
     data: bytes = sink.getvalue().to_pybytes()
     return data

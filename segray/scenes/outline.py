@@ -67,7 +67,7 @@ def _traced(masks: Sequence[Spans]) -> NDArray[np.object_]:
 
 @dataclass(frozen=True, slots=True)
 class _Corners:
-    """Corners of all masks, sorted by x, then y; of two on one point, the one whose pixel is above comes first.
+    """Corners of all masks by x, then y; of two on one point, the one whose pixel is above comes first.
 
     `down` and `across` name each corner's other end of its vertical and its horizontal edge. A ring is walked
     with the mask at the right hand as one sees it, so `starts` are the corners from which it goes on
@@ -150,7 +150,7 @@ def _following(corners: _Corners, down: Ints) -> Ints:
 
 
 def _leaders(following: Ints) -> Ints:
-    """Of each start, the smallest of its ring: the smallest of 2, of 4, of 8 that follow, until none falls."""
+    """Of each start, the smallest of its ring: of 2, of 4, of 8 that follow, until none falls."""
     smallest, jump = np.minimum(np.arange(len(following)), following), following[following]
     while True:
         further = np.minimum(smallest, smallest[jump])
@@ -185,7 +185,7 @@ def _exteriors(corners: _Corners, rings: _Rings, strip: Spans) -> Ints:
         return owner
     tall, wide = int(strip[:, 2].max()) + 1, int(corners.x[-1]) + 1
     corner = start[rings.leader[holes]]
-    wanted = (corners.x[corner] - 1) * tall + corners.y[corner] - 1
+    wanted = (corners.x[corner] - 1) * tall + corners.y[corner]
     span = strip[np.searchsorted(strip[:, 0] * tall + strip[:, 1], wanted, "right") - 1]
     edges = corners.along[0::2]
     begins = corners.y[edges] * wide + corners.x[edges]
@@ -212,16 +212,15 @@ def _polygons(corners: _Corners, rings: _Rings, owner: Ints, shift: Ints) -> NDA
     points[ends[1:] - 1] = points[ends[:-1]]
     points += np.repeat(shift[order], vertices, axis=0)
     bounds = np.r_[np.flatnonzero(order == owner[order]), len(order)]
-    polygons: NDArray[np.object_] = shapely.from_ragged_array(
-        shapely.GeometryType.POLYGON, points, (ends, bounds)
-    )
+    kind = shapely.GeometryType.POLYGON
+    polygons: NDArray[np.object_] = shapely.from_ragged_array(kind, points, (ends, bounds))
     return polygons
 
 
 def _gathered(polygons: NDArray[np.object_], mask: Ints) -> NDArray[np.object_]:
     """The polygons of each mask, `mask` ascending and without gaps: several become a MultiPolygon."""
     parts = np.bincount(mask)
-    found = polygons[np.cumsum(parts) - parts]
+    found: NDArray[np.object_] = polygons[np.cumsum(parts) - parts]
     several = parts[mask] > 1
     shapely.multipolygons(polygons[several], indices=mask[several], out=found)
     return found

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Transformer
 from pyproj.enums import TransformDirection
 from pyproj.exceptions import CRSError, ProjError
 
@@ -32,14 +32,14 @@ CRS84 = "OGC:CRS84"
 """Longitude, latitude in degrees on WGS 84: the default of GeoParquet and of a run."""
 
 STRAIGHT = 1 / 16
-"""Pixels. The map from pixels to the target CRS may bend the box around an object by so much and still count as
-affine there: then corners stay corners, edges straight lines, and what was valid is valid, as nothing in a
+"""Pixels. The map from pixels to the target CRS may bend the box around an object by so much and still count
+as affine there: then corners stay corners, edges straight lines, and what was valid is valid, as nothing in a
 mask is nearer to anything else than a pixel. That holds for all but large or polar objects."""
 
-LONGEST = 64
-"""Pixels. Longer edges of the other objects are divided, as what is straight in one CRS is curved in another:
-by about n * n * pixel * tan(latitude) / (8 * 6.4e6) pixels for an edge of n pixels of so many metres, which is
-0.1 pixels for 64 pixels of 1 km at 50 degrees."""
+LENGTHS = (64, 16, 4, 1, 0.25)
+"""Pixels. Edges of the other objects are divided into pieces of at most the first of these lengths with which
+their middles keep within `STRAIGHT` of a straight line, as what is straight in one CRS is curved in another:
+64 pixels of 1 km at 50 degrees by 0.1 pixels, but those that pass a pole next to it by half a circle."""
 
 POLE = 1e-3
 """Pixels: an edge as near to a pole as this runs through it."""
@@ -77,8 +77,8 @@ class Placed(NamedTuple):
     geometry: list[bytes | None]
     """Polygon or MultiPolygon: valid 2D little-endian WKB, exteriors counter-clockwise, holes clockwise."""
     bbox: Floats
-    """(m, 4) xmin, ymin, xmax, ymax in the target CRS. Of an object cut at +-180 degrees they are -180 to 180:
-    readers compare with xmin <= x <= xmax, so they would lose a row whose xmin is above its xmax."""
+    """(m, 4) xmin, ymin, xmax, ymax in the target CRS. Of an object cut at +-180 degrees they reach from -180
+    to 180: readers compare with xmin <= x <= xmax, so they would lose a row whose xmin is above its xmax."""
     area_m2: Floats
     """(m,) on the ellipsoid, holes subtracted."""
 
@@ -94,16 +94,16 @@ def can_place(crs: str, target: str = CRS84) -> str | None:
 
 def placed(outlines: Shapes, place: Place) -> Placed:
     """(m,) valid polygons in pixels, empty or None where there is none -> their place; see `Placed`."""
-    shapes = np.where(shapely.is_empty(outlines), None, outlines)
+    shapes = _without(np.asarray(outlines, object), shapely.is_empty(outlines))
     area = np.full(len(shapes), np.nan)
     if can_place(place.crs, place.target):
         shapes[:] = None
     elif len(shapes):
         bent = np.flatnonzero(_bent(shapes, place))
-        shapes[bent] = _unbroken(shapely.segmentize(shapes[bent], LONGEST), place)
+        shapes[bent] = _unbroken(shapes[bent], place)
         shapes, area = _carried(shapes, place)
         shapes[bent] = [shape and _polygonal(shape) for shape in shapes[bent]]
-    shapes = np.where(shapely.is_empty(shapes), None, shapely.orient_polygons(shapes))
+    shapes = shapely.orient_polygons(_without(shapes, shapely.is_empty(shapes)))
     wkb = shapely.to_wkb(shapes, output_dimension=2, byte_order=1)
     return Placed(wkb.tolist(), shapely.bounds(shapes), np.where(shapely.is_missing(shapes), np.nan, area))
 
@@ -112,8 +112,10 @@ def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
     """Around which outlines, in pixels, the map to the target CRS is not affine, or has no values.
 
     Three corners of each box say what an affine map would be; the fourth, the middles of the sides and of the
-    box say how far it is from that. A cut of the map that runs through a box parts its corners.
+    box say how far it is from that. A cut of the map that runs through a box parts its corners. What is
+    wider than half a turn counts as bent, so that no edge stays so long.
     """
+    half = _half_turn(place.target) or np.inf
     low, size = np.split(shapely.bounds(shapes), 2, axis=1)
     size = size - low
     steps = np.array([[col, row] for col in (0, 0.5, 1) for row in (0, 0.5, 1)])
@@ -125,15 +127,49 @@ def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
         area = col_x * row_y - row_x * col_y
         across, along = (x * row_y - y * row_x) / area, (y * col_x - x * col_y) / area
         off = np.abs(np.stack([across, along], axis=2) - steps) * size[:, None]
-    bent: NDArray[np.bool_] = ~(off <= STRAIGHT).all(axis=(1, 2))
+    bent: NDArray[np.bool_] = ~(off <= STRAIGHT).all(axis=(1, 2)) | (np.abs(x) > half).any(axis=1)
     return bent
 
 
 def _unbroken(shapes: Shapes, place: Place) -> Shapes:
-    """The outlines, in pixels, or None for those that run through a pole or are torn apart."""
+    """Outlines, in pixels, with their edges divided; None for those through a pole or torn apart.
+
+    Torn apart by a projected target CRS is an edge whose middle lies far off, however short the edge: by half
+    its length if its ends are at opposite sides of the map.
+    """
     half = _half_turn(place.target)
-    broken = _torn(shapes, place) if half is None else _on_pole(shapes, place, half)
-    return np.where(broken, None, shapes)
+    if half is not None:
+        shapes = _without(shapes, _on_pole(shapes, place, half))
+    rows, off = np.arange(len(shapes)), np.zeros((len(shapes), 2))
+    for length in LENGTHS:
+        shapes[rows] = shapely.segmentize(shapes[rows], length)
+        off[rows] = _off_straight(shapes[rows], place, half)
+        rows = np.flatnonzero(~(off[:, 0] <= STRAIGHT))
+    return shapes if half is not None else _without(shapes, ~(off[:, 1] <= 0.25))
+
+
+def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
+    """(m, 2) of outlines in pixels: how far middles of edges come to lie from the middles between their ends.
+
+    The most in pixels, and the most in lengths of the edge; infinite where PROJ has no answer.
+    """
+    pixels, owner = shapely.get_coordinates(shapes, return_index=True)
+    to_target = _transformer(place.crs, place.target)
+    points = _through(to_target, place.on_map(pixels))
+    middles = _through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        edges, halves = np.diff(points, axis=0), middles - points[:-1]
+        if half is not None:  # the shorter way round, and a degree of longitude is as long as it is there
+            edges[:, 0], halves[:, 0] = ((each[:, 0] + half) % (2 * half) - half for each in (edges, halves))
+            narrow = np.cos(middles[:, 1] * (math.pi / half))
+            edges[:, 0], halves[:, 0] = edges[:, 0] * narrow, halves[:, 0] * narrow
+        share = np.linalg.norm(halves - edges / 2, axis=1) / np.linalg.norm(edges, axis=1)
+    share[np.isnan(share)] = np.inf
+    share[owner[1:] != owner[:-1]] = 0
+    off = np.zeros((len(shapes), 2))
+    both = np.stack([share * np.linalg.norm(np.diff(pixels, axis=0), axis=1), share], axis=1)
+    np.maximum.at(off, owner[1:], both)
+    return off
 
 
 def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
@@ -142,16 +178,15 @@ def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
     pixels, owner = shapely.get_coordinates(shapes, return_index=True)
     points = _through(_transformer(place.crs, place.target), place.on_map(pixels))
     if half is None:
-        to_ground = _to_ground(place.crs)
-        lonlat, ground = _through(to_ground, place.on_map(pixels)) * (math.pi / 180), to_ground.target_crs
+        lonlat = _through(_to_ground(place.crs), place.on_map(pixels)) * (math.pi / 180)
     else:
         points[:, 1] = np.clip(points[:, 1], -half / 2, half / 2)  # global grids reach half a pixel beyond
-        lonlat, ground = points * (math.pi / half), _map_of(place.target)
+        lonlat = points * (math.pi / half)
     lost = np.zeros(len(shapes), bool)
-    lost[owner[~np.isfinite(points).all(axis=1)]] = True
+    lost[owner[~(np.isfinite(points) & np.isfinite(lonlat)).all(axis=1)]] = True
     kept = ~lost[owner]
-    shapes, points, owner = np.where(lost, None, shapes), points[kept], owner[kept]
-    area = _areas(shapes, lonlat[kept], owner, ground.get_geod())
+    shapes, points, owner = _without(shapes, lost), points[kept], owner[kept]
+    area = _areas(shapes, lonlat[kept], owner, _map_of(place.crs if half is None else place.target))
     shapes = shapely.set_coordinates(shapes, points)
     return shapes if half is None else _within_half_turns(shapes, points[:, 0], owner, half), area
 
@@ -160,8 +195,7 @@ def _within_half_turns(shapes: Shapes, lon: Floats, owner: NDArray[np.int64], ha
     """Polygons in longitude and latitude, each brought to -half..half, those that cross its ends cut.
 
     An edge of more than half a turn is one that goes the other way round: true of edges that are straight on
-    any map and do not run through a pole. (Nor are edges of `LONGEST` pixels longer than that on a map of
-    longitudes, unless it has fewer than 128 columns.)
+    any map, once divided, and do not run through a pole.
     """
     cut = np.zeros(len(shapes), bool)
     cut[owner[1:][(owner[1:] == owner[:-1]) & (np.abs(np.diff(lon)) > half)]] = True
@@ -227,41 +261,32 @@ def _on_pole(shapes: Shapes, place: Place, half: float) -> NDArray[np.bool_]:
     return through
 
 
-def _torn(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
-    """Which outlines, in pixels, have an edge torn apart by a projected target CRS: its middle, transformed,
-    lies far from the middle between its ends, by half its length if these are at opposite sides of the map."""
-    pixels, owner = shapely.get_coordinates(shapes, return_index=True)
-    to_target, torn = _transformer(place.crs, place.target), np.zeros(len(shapes), bool)
-    points = _through(to_target, place.on_map(pixels))
-    middles = _through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
-    with np.errstate(invalid="ignore"):
-        off = np.linalg.norm(middles - (points[1:] + points[:-1]) / 2, axis=1)
-        whole = off <= np.linalg.norm(np.diff(points, axis=0), axis=1) / 4
-    torn[owner[1:][(owner[1:] == owner[:-1]) & ~whole]] = True
-    return torn
-
-
-def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ellipsoid: Geod) -> Floats:
+def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ground: CRS) -> Floats:
     """Square metres of polygons whose coordinates are (n, 2) radians; NaN for None.
 
     Lambert's azimuthal equal-area projection of the authalic sphere, around each object's first vertex (J. P.
     Snyder, Map Projections - A Working Manual, 1987, equations 3-11 to 3-13, 24-2 to 24-4): equal-area
-    everywhere, and next to its centre its straight lines are the shortest ones.
+    everywhere, and next to its centre its straight lines are the shortest ones. Not for continents: edges are
+    not divided for it (1 % at 2,000 km), and NaN is what reaches a quarter of the globe away from there.
     """
-    sphere_radius, sine = _authalic(lonlat[:, 1], ellipsoid)
+    sphere_radius, sine = _authalic(lonlat[:, 1], ground)
     cosine = np.sqrt(np.maximum(1 - sine * sine, 0))
     centre = np.searchsorted(owner, owner)
     lon = lonlat[:, 0] - lonlat[centre, 0]
     forward = cosine * np.cos(lon)
-    scale = sphere_radius * np.sqrt(2 / (1 + sine[centre] * sine + cosine[centre] * forward))
+    near = sine[centre] * sine + cosine[centre] * forward
+    scale = sphere_radius * np.sqrt(2 / (1 + np.where(near > 0, near, np.nan)))
     x = scale * cosine * np.sin(lon)
     y = scale * (cosine[centre] * sine - sine[centre] * forward)
     areas: Floats = shapely.area(shapely.set_coordinates(shapes.copy(), np.stack([x, y], axis=1)))
     return areas
 
 
-def _authalic(lat: Floats, ellipsoid: Geod) -> tuple[float, Floats]:
-    """Radius of the sphere with the ellipsoid's area, and sines of the latitudes there of equal area."""
+def _authalic(lat: Floats, ground: CRS) -> tuple[float, Floats]:
+    """Radius of the sphere with the area of the CRS's ellipsoid, and sines of the latitudes of equal area."""
+    ellipsoid = ground.get_geod()
+    if ellipsoid is None:
+        raise ValueError(f"{ground.name}: no ellipsoid")
     e = math.sqrt(ellipsoid.es)
 
     def q(sine: Floats) -> Floats:
@@ -271,6 +296,13 @@ def _authalic(lat: Floats, ellipsoid: Geod) -> tuple[float, Floats]:
 
     most = float(q(np.ones(1))[0])
     return ellipsoid.a * math.sqrt(most / 2), q(np.sin(lat)) / most
+
+
+def _without(shapes: Shapes, gone: NDArray[np.bool_]) -> Shapes:
+    """A copy, None where `gone`."""
+    kept = shapes.copy()
+    kept[gone] = None
+    return kept
 
 
 def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:

@@ -3,29 +3,30 @@
 A view is what the model made of one object in one tile. It is cut where it comes within `EDGE` pixels of an
 edge of its window that has more scene behind it, else whole.
 
-    1  Two views of one category are one object if their masks, inside the rectangle that the two windows
-       share, have an IoU of at least `SAME`. Pairs join in descending IoU, then in descending pixels in
-       common; a group never holds two views of one tile, so neighbours do not melt together along a chain.
-    2  A whole view of a group is believed unless another view of it has more than `SPILL` of the whole one's
-       pixels outside the whole one's window. The object is the best whole view alone (score, then pixels in
-       the core of its tile), for a union would be fatter; without one, it is the union of the parts.
-    3  A group with neither a whole view nor a pixel in the core of one of its tiles is dropped: the
-       neighbour, which sees at least a margin more of it, does not agree.
+    1  A cut view without a pixel in the core of its tile is left out: the neighbour sees at least a margin
+       more of what is there. This is also what keeps slivers, which prove nothing, from joining others.
+    2  Two views of one category are one object if their masks, inside the rectangle that the two windows
+       share, have an IoU of at least `SAME`; windows that share less than the overlap (next but one to the
+       moved-back last) leave it to the window between. Pairs join in descending IoU, then in descending
+       pixels in common. A group never holds two views of one tile: no chain of neighbours melts together.
+    3  A whole view of a group is believed unless another view of it has pixels outside the whole one's
+       window, more than `SPILL` of the whole one's. The object is the best whole view alone (by score, then
+       by pixels in its tile's core), for a union would be fatter; without one, it is the union of the parts.
     4  A group is dropped as seen twice if of each of its views at least `COVERED` lies under views of other
        groups, all of one other tile, and each is cut or lies mostly outside its tile's core. Weakest first
        (cut, then least in cores), and what was dropped covers nothing, so never both of two.
 
-So a whole view that no other tile contradicts is always kept, and nothing is judged by two views of one tile:
-what a model finds twice inside one tile stays two.
+So a whole view that no other tile contradicts is always kept, and what a model finds twice inside one tile
+stays two.
 
-Limits. Two views of an object may lie about a third of its width apart (2 pixels for 7 x 7), more if they
-differ one way only; beyond that a small object is found twice. The margin (half the overlap) should be wider
-than 3 times that distance. Where the model sees one object in a tile and several in the next, rule 4 takes
-the word of the tile whose core holds most of it, and a mix where it lies on both cores. An object that leaves
-a window and comes back, and is two views there, stays two. Objects of one category that overlap by a third
-inside a shared rectangle in truth (a crossing that fills a narrow overlap) may be exchanged.
+Limits. Two views of an object may lie a third of its width apart (2 pixels for 7 x 7), half if they differ
+one way only; beyond that a small one may be found twice. The margin, half the overlap, should be 3 times that
+distance or more. Where one tile sees one object and the next several, rule 4 takes the word of the tile whose
+core holds most of it, or a mix of both where it lies on both cores. An object that leaves a window and comes
+back, and is two views there, stays two. What overlaps in truth (two roads that cross inside a narrow
+overlap) may be exchanged.
 
-Cost: a sort of the spans of the views that reach a shared zone; only spans that have a pixel in common meet.
+Cost: sorts of the spans, and the spans that have a pixel in common; about 150 bytes for each span.
 """
 
 from collections.abc import Callable
@@ -168,7 +169,7 @@ class _Seen:
     """Pixels in the core of the view's tile."""
     whole: Bools
     counts: Bools
-    """Rule 1."""
+    """Whole, or with a pixel in its core (rule 1)."""
     compared: Bools
     """Counts, and reaches where other windows may see it as well."""
 
@@ -258,7 +259,7 @@ def _overlaps(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> tuple[
 
 
 def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
-    """(n,) the first view of each view's group (rule 1)."""
+    """(n,) the first view of each view's group (rule 2)."""
     parent = list(range(len(tile)))
     tiles = [{each} for each in tile.tolist()]
 
@@ -279,7 +280,7 @@ def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
 
 
 def _contradicted(group: Ints, seen: _Seen) -> Ints:
-    """Views that seem whole, but the group sees more of the object outside their window (rule 2)."""
+    """Views that seem whole, but the group sees more of the object outside their window (rule 3)."""
     members = np.argsort(group, kind="stable")
     whole = np.flatnonzero(seen.whole & (np.bincount(group)[group] > 1))
     ranges = (np.searchsorted(group[members], group[whole], side) for side in ("left", "right"))
@@ -290,7 +291,7 @@ def _contradicted(group: Ints, seen: _Seen) -> Ints:
 
 
 def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
-    """(n,) of each group, at its first view: rules 3 and 4."""
+    """(n,) of each group, at its first view: rule 4, of those that count."""
     count = len(group)
     core, whole, area = (_totals(group, each, count) for each in (seen.core, seen.whole, seen.area))
     kept: Bools = seen.counts & (group == np.arange(count))
@@ -320,7 +321,7 @@ def _most_under_one_tile(view: Ints, tile: Ints, common: Ints, count: int) -> In
 
 
 def _used(group: Ints, seen: _Seen, score: NDArray[np.float32]) -> Bools:
-    """(n,) whether the object's mask is made of the view: of the best whole one, else of all (rule 2)."""
+    """(n,) whether the object's mask is made of the view: of the best whole one, else of all (rule 3)."""
     order = np.lexsort((-seen.core, -score, ~seen.whole, group))
     best = order[np.r_[True, np.diff(group[order]) > 0]]
     used = ~np.isin(group, group[best[seen.whole[best]]])

@@ -1,5 +1,6 @@
 """GeoTIFF scenes among the sources: which files may be scenes, and how their bytes are had by ranges."""
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,8 +18,9 @@ from segray.storage import StorageSettings, open_filesystem
 
 WHOLE_BYTES = 8 << 20
 """A smaller TIFF is fetched whole, like any picture: one request; of a larger one, what its tiles need."""
-PATCH = 6
-"""Most tiles along the side of a square that one decoder reads: its tiles share blocks of the file."""
+PATCH, PATCHES = 6, 12
+"""Tiles are read in squares, since neighbours share blocks of the file: most tiles along a side, and how many
+squares a scene makes before they grow beyond one tile, so that many workers have some."""
 _SUFFIXES = (".tif", ".tiff", ".gtiff")
 _PLACE_TAGS = (33922, 34264, 34735)
 """ModelTiepoint, ModelTransformation, GeoKeyDirectory (OGC GeoTIFF 1.1)."""
@@ -130,7 +132,8 @@ def _scene_or_picture(
         yield from fetch_files([source], storage, max_bytes=max_bytes)
         return
     have = set(done)
-    for tiles in patches(scene.grid, [tile in have for tile in range(len(scene.grid))], PATCH):
+    side = min(max(1, math.isqrt(len(scene.grid) // PATCHES)), PATCH)
+    for tiles in patches(scene.grid, [tile in have for tile in range(len(scene.grid))], side):
         rows.add_tiles(source, scene.to_json(), tiles)
         yield rows.take()
 

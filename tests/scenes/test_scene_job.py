@@ -1,0 +1,166 @@
+"""`segray annotate` over scenes on a real Ray: workers, kills, storage, damage, places."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+from PIL import Image
+
+from segray.sources.geotiff import WHOLE_BYTES
+from segray.storage import open_filesystem
+from tests.annotate.runs import annotate, kill_tree, running, tables, wait_for
+from tests.scenes.made import METRES, Numbers, masks, town, write
+from tests.scenes.steps import ORACLE, encoded, ious
+from tests.servers import Server
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+TILED = ("--tile", 512, "--overlap", 128, "--weights", ORACLE + "exact")
+SLOW = (*TILED[:4], "--weights", ORACLE + "slow", "--commit-every-s", 0.2)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Numbers:
+    return town(1700, 1800)
+
+
+@pytest.fixture(scope="module")
+def path(scene: Numbers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Too large to be fetched whole; not to be changed."""
+    file = write(tmp_path_factory.mktemp("scene") / "town.tif", scene, compress=None)
+    assert file.stat().st_size > WHOLE_BYTES
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The output of an undisturbed run; not to be changed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert annotate(path, "--output", output, *TILED, "--actors", 1) == 0
+    return output
+
+
+def tile_rows(output: Path) -> list[dict[str, Any]]:
+    rows = [row for file in (output / "tiles").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    return sorted(rows, key=lambda row: (row["image_id"], row["tile_row"], row["tile_col"]))
+
+
+def test_every_object_once(expected: Path, scene: Numbers) -> None:
+    (image,), instances = tables(expected)
+    assert (image["height"], image["width"], image["crs"]) == (*scene.shape, "EPSG:32636")
+    assert (image["tiles"], image["tiles_rejected"], image["tiles_skipped"]) == (25, 0, 0)
+    assert image["instances"] == len(instances) == scene.max()
+    same = ious({"found": instances}, encoded(masks(scene))) == 1
+    assert (same.sum(0) == 1).all()
+    assert len(tile_rows(expected)) == 25
+    assert [file.name for file in (expected / "_segray").rglob("*") if file.is_file()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("actors", [2, 3])
+def test_any_number_of_workers_gives_the_same(
+    actors: int, path: Path, expected: Path, tmp_path: Path
+) -> None:
+    workers = ("--actors", actors, "--min-actors", actors, "--cpus-per-actor", 0.5)
+    assert annotate(path, "--output", tmp_path / "out", *TILED, *workers) == 0
+    assert tables(tmp_path / "out") == tables(expected)
+    assert tile_rows(tmp_path / "out") == tile_rows(expected)
+
+
+def test_killed_in_the_middle_of_a_scene(path: Path, tmp_path: Path) -> None:
+    command = (path, "--output", tmp_path / "out", *SLOW)
+    with running(*command) as process:
+        wait_for(
+            lambda: len(list((tmp_path / "out/_segray").glob("tiles/[0-9]*.parquet"))) >= 2,
+            120,
+            "two commits",
+        )
+        kill_tree(process.pid)
+    held = sum(
+        pq.read_table(file).num_rows for file in (tmp_path / "out/_segray/tiles").glob("[0-9]*.parquet")
+    )
+    assert 0 < held < 25
+    assert not list((tmp_path / "out").glob("instances/*"))
+    assert annotate(*command) == 0
+    done = json.loads((tmp_path / "out/run.json").read_text())
+    assert done["counts"]["tiles"] == 25
+    undisturbed = tmp_path / "again"
+    assert annotate(path, "--output", undisturbed, *SLOW) == 0
+    assert tables(tmp_path / "out") == tables(undisturbed)
+    assert tile_rows(tmp_path / "out") == tile_rows(undisturbed)
+    assert not list((tmp_path / "out/_segray").rglob("*.parquet"))
+
+
+def test_from_and_to_a_bucket(
+    s3_server: Server, path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    s3_server.put("scenes/in/town.tif", path.read_bytes())
+    target = s3_server.url("scenes/out")
+    assert annotate(s3_server.url("scenes/in"), "--output", target, *TILED) == 0
+    filesystem, root = open_filesystem(target, s3_server.storage)
+    (image,), instances = tables(root, filesystem)
+    assert image["uri"] == s3_server.url("scenes/in/town.tif")
+    assert [row["segmentation"] for row in instances] == [row["segmentation"] for row in tables(expected)[1]]
+
+
+def test_an_unreadable_block_costs_its_tiles(scene: Numbers, tmp_path: Path) -> None:
+    damaged = write(tmp_path / "damaged.tif", scene)
+    with rasterio.open(damaged) as file:
+        offset, size = (
+            int(file.get_tag_item(f"BLOCK_{what}_3_3", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")
+        )
+    data = bytearray(damaged.read_bytes())
+    data[offset : offset + size] = bytes(size)
+    damaged.write_bytes(data)
+    command = (damaged, "--output", tmp_path / "out", *TILED)
+    assert annotate(*command) == 3
+    rejected = [row for row in tile_rows(tmp_path / "out") if row["status"] == "rejected"]
+    assert {(row["tile_row"], row["tile_col"]) for row in rejected} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert {row["error_type"] for row in rejected} == {"corrupt"}
+    (image,), instances = tables(tmp_path / "out")
+    assert (image["status"], image["tiles_rejected"]) == ("annotated", 4)
+    assert 0 < len(instances) < scene.max()
+    assert annotate(*command, "--max-rejects", 0.2) == 0
+
+
+def test_windows_without_data_are_skipped(scene: Numbers, tmp_path: Path) -> None:
+    empty = scene.copy()
+    empty[:, 900:] = 0
+    file = write(tmp_path / "half.tif", empty, nodata=0)
+    assert annotate(file, "--output", tmp_path / "out", *TILED) == 0
+    (image,), _ = tables(tmp_path / "out")
+    assert image["tiles_skipped"] >= 10
+    assert {row["tile_col"] for row in tile_rows(tmp_path / "out") if row["status"] == "skipped"} == {3, 4}
+
+
+def test_large_pictures_are_tiled_too(scene: Numbers, expected: Path, tmp_path: Path) -> None:
+    pixels = np.stack([scene >> 16, scene >> 8 & 255, scene & 255], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "town.png")
+    assert (
+        annotate(tmp_path / "town.png", "--output", tmp_path / "out", *TILED, "--tile-above", 1_000_000) == 0
+    )
+    (image,), instances = tables(tmp_path / "out")
+    assert (image["tiles"], image["crs"]) == (25, None)
+    assert all(row["geometry"] is None for row in instances)
+    assert [row["segmentation"] for row in instances] == [row["segmentation"] for row in tables(expected)[1]]
+
+
+@pytest.mark.parametrize("crs", ["OGC:CRS84", "EPSG:32636"])
+def test_outlines_lie_where_the_scene_lies(crs: str, path: Path, tmp_path: Path) -> None:
+    assert annotate(path, "--output", tmp_path / "out", *TILED, "--crs", crs) == 0
+    found = geopandas.read_parquet(tmp_path / "out/instances")
+    assert found.crs == crs
+    assert found.geometry.is_valid.all()
+    square = found.to_crs("EPSG:32636").area
+    assert np.allclose(square, found["area"] * METRES**2, rtol=1e-4)
+    assert np.allclose(found["area_m2"], square, rtol=2e-3)
+    with rasterio.open(path) as file:
+        box = found.to_crs("EPSG:32636").total_bounds
+        assert box[0] >= file.bounds.left - 1e-3
+        assert box[3] <= file.bounds.top + 1e-3

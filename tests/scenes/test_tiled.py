@@ -1,0 +1,62 @@
+"""A scene done in tiles gives what the whole scene gives, object for object."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segray.scenes.scene import Tiling
+from segray.sources.sandbox import DecodeSandbox
+from tests.scenes.made import masks, town, write
+from tests.scenes.steps import annotated, encoded, ious
+
+TILINGS = [(256, 64), (320, 96), (200, 64)]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[DecodeSandbox]:
+    with DecodeSandbox() as one:
+        yield one
+
+
+@pytest.mark.parametrize(("tile", "overlap"), TILINGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_masks_come_back_whole(
+    tile: int, overlap: int, seed: int, tmp_path: Path, sandbox: DecodeSandbox
+) -> None:
+    scene = town(700, 610, seed)
+    row = annotated(write(tmp_path / "town.tif", scene), Tiling(tile, overlap), sandbox, "exact")
+    assert row["tiles"] > 6
+    assert row["instances"] == scene.max() > 60
+    same = ious(row, encoded(masks(scene))) == 1
+    assert (same.sum(0) == 1).all()
+    assert (same.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize(("tile", "overlap"), TILINGS)
+def test_roi_masks_are_those_of_the_untiled_scene(
+    tile: int, overlap: int, tmp_path: Path, sandbox: DecodeSandbox
+) -> None:
+    path = write(tmp_path / "town.tif", town(700, 610))
+    tiled = annotated(path, Tiling(tile, overlap), sandbox, "roi")
+    whole = annotated(path, Tiling(1024, 0), sandbox, "roi")
+    assert (whole["tiles"], tiled["instances"]) == (1, whole["instances"])
+    alike = ious(tiled, [each["segmentation"] for each in whole["found"]])
+    best = alike.max(0)
+    assert sorted(alike.argmax(0)) == list(range(len(best)))
+    fits = np.array([max(each["bbox"][2:]) <= overlap // 2 for each in whole["found"]])
+    assert fits.sum() > 40
+    assert (best[fits] >= 0.99).all()
+    assert (best > 0.5).all()
+
+
+@pytest.mark.parametrize(("tile", "overlap"), TILINGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_jitter_neither_doubles_nor_loses(
+    tile: int, overlap: int, seed: int, tmp_path: Path, sandbox: DecodeSandbox
+) -> None:
+    scene = town(700, 610, seed)
+    row = annotated(write(tmp_path / "town.tif", scene), Tiling(tile, overlap), sandbox, "jittered")
+    best = ious(row, encoded(masks(scene))).argmax(1)
+    assert sorted(best) == list(range(int(scene.max())))
