@@ -60,10 +60,8 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
         )
     lines += _twins(plan)
     if counts["tiles"]:
-        lines.append(
-            f"  {counts['tiles']:,} tiles: {counts['tiles_rejected']:,} rejected, {counts['tiles_skipped']:,} "
-            "without data"
-        )
+        rejected, skipped = counts["tiles_rejected"], counts["tiles_skipped"]
+        lines.append(f"  {counts['tiles']:,} tiles: {rejected:,} rejected, {skipped:,} without data")
     lines += [
         f"  {number:,} scenes without outlines on the map: {note}" for note, number in plan.notes().items()
     ]

@@ -209,6 +209,9 @@ class SceneReader:
         if any(MaskFlags.all_valid not in flags for flags in data.mask_flag_enums):
             masks = data.read_masks(list(bands), window=part, out_shape=(len(bands), *shape))
             valid = (masks != 0).any(0)
+        if ColorInterp.alpha in data.colorinterp:  # GDAL's masks know it as a second or fourth band only
+            alpha = data.colorinterp.index(ColorInterp.alpha) + 1
+            valid &= data.read(alpha, window=part, out_shape=shape) != 0
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
         return values, valid

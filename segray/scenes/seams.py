@@ -26,7 +26,7 @@ core holds most of it, or a mix of both where it lies on both cores. An object t
 back, and is two views there, stays two. What overlaps in truth (two roads that cross inside a narrow
 overlap) may be exchanged.
 
-Cost: sorts of the spans, and the spans that have a pixel in common; about 150 bytes for each span.
+Cost: sorts of the spans, and the spans that have a pixel in common; about 90 bytes for each span at its peak.
 """
 
 from collections.abc import Callable

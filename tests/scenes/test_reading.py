@@ -1,0 +1,284 @@
+"""What the model sees of a GeoTIFF, against rasterio's own reading; and how often its bytes are asked for."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine, from_origin
+
+from segray.errors import ItemError
+from segray.scenes.reading import SceneReader
+from segray.scenes.scene import Scene, Tiling, patches, scene_from
+
+HERE = from_origin(500_000, 40_000, 0.5, 0.5)
+SMALL = Tiling(128, 32)
+
+
+class Reading:
+    """A file in memory, and what was asked of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path.read_bytes()
+        self.calls: list[list[tuple[int, int]]] = []
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self.calls.append(list(ranges))
+        return [self.data[offset : offset + size] for offset, size in ranges]
+
+    def open(self) -> SceneReader:
+        return SceneReader(len(self.data), self.fetch)
+
+
+def write(path: Path, values: NDArray[Any], **more: Any) -> Path:
+    """values: (bands, height, width)."""
+    bands, height, width = values.shape
+    options = {
+        "crs": "EPSG:32636",
+        "transform": HERE,
+        "tiled": True,
+        "blockxsize": 64,
+        "blockysize": 64,
+        **more,
+    }
+    mask, kinds = options.pop("mask", None), options.pop("colours", None)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=bands, dtype=values.dtype, **options
+    ) as file:
+        if kinds is not None:
+            file.colorinterp = kinds
+        file.write(values)
+        if mask is not None:
+            file.write_mask(mask)
+    return path
+
+
+def seen(path: Path, tiling: Tiling = SMALL) -> tuple[Scene, NDArray[np.uint8], list[int]]:
+    """(scene, its pixels put together from its tiles, numbers of the tiles without data)."""
+    with Reading(path).open() as reader:
+        scene = reader.describe(tiling)
+        assert scene is not None
+        assert scene_from(scene.to_json()) == scene
+        pixels, empty = np.zeros((scene.height, scene.width, 3), np.uint8), []
+        for number, window in enumerate(scene.grid):
+            part = reader.window(scene, window)
+            if part is None:
+                empty.append(number)
+            else:
+                place = np.s_[window.row_start : window.row_stop, window.col_start : window.col_stop]
+                pixels[place] = part
+        return scene, pixels, empty
+
+
+def noise(bands: int, kind: str = "uint8", height: int = 300, width: int = 210) -> NDArray[Any]:
+    random = np.random.default_rng(3)
+    if kind.startswith("float"):
+        return random.normal(100, 40, (bands, height, width)).astype(kind)
+    top = {"uint8": 256, "uint16": 4000, "int16": 4000, "uint32": 4000}[kind]
+    return random.integers(1, top, (bands, height, width)).astype(kind)
+
+
+def test_bytes_stay_as_they_are(tmp_path: Path) -> None:
+    values = noise(3)
+    scene, pixels, empty = seen(write(tmp_path / "a.tif", values))
+    assert (scene.bands, scene.scaling, empty) == ((1, 2, 3), None, [])
+    assert scene.transform == tuple(HERE)[:6]
+    assert np.array_equal(pixels, values.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    "layout", [{"tiled": False, "blockxsize": None}, {"interleave": "band"}, {"BIGTIFF": "YES"}]
+)
+def test_layouts_of_the_file(layout: dict[str, Any], tmp_path: Path) -> None:
+    values = noise(3)
+    path = write(tmp_path / "a.tif", values, compress="deflate", **layout)
+    assert np.array_equal(seen(path)[1], values.transpose(1, 2, 0))
+
+
+def test_bands_that_are_asked_for(tmp_path: Path) -> None:
+    values = noise(4)
+    path = write(tmp_path / "a.tif", values)
+    assert np.array_equal(seen(path, Tiling(128, 32, (4, 2, 1)))[1], values[[3, 1, 0]].transpose(1, 2, 0))
+    grey = seen(path, Tiling(128, 32, (3,)))[1]
+    assert np.array_equal(grey, np.repeat(values[2][..., None], 3, axis=2))
+    with pytest.raises(ItemError, match="band 5 is asked for, it has 4"):
+        seen(path, Tiling(128, 32, (1, 2, 5)))
+
+
+def test_named_colours_and_alpha(tmp_path: Path) -> None:
+    values = noise(5)
+    values[4, :, 100:] = 0
+    kinds = [ColorInterp.undefined, ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.alpha]
+    scene, pixels, empty = seen(write(tmp_path / "a.tif", values, colours=kinds))
+    assert scene.bands == (4, 3, 2)
+    assert np.array_equal(pixels[:, :100], values[[3, 2, 1], :, :100].transpose(1, 2, 0))
+    assert not pixels[:, 100:].any()
+    assert empty == []
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int16", "uint32", "float32", "float64"])
+def test_other_numbers_by_percentiles_of_the_scene(kind: str, tmp_path: Path) -> None:
+    values = noise(3, kind)
+    scene, pixels, _ = seen(write(tmp_path / "a.tif", values))
+    bounds = np.percentile(values.reshape(3, -1).astype(float), (2, 98), axis=1).T
+    assert np.allclose(np.array(scene.scaling), bounds)
+    low, high = (side[:, None, None] for side in bounds.T)
+    wanted = (values.astype(float) - low) / (high - low) * 255
+    assert np.abs(pixels.transpose(2, 0, 1) - wanted.clip(0, 255)).max() <= 0.51
+
+
+def test_bounds_that_are_given_count_in_the_files_own_unit(tmp_path: Path) -> None:
+    values = noise(1, "int16")
+    path = write(tmp_path / "a.tif", values)
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (0.1,), (-50.0,)
+    scene, pixels, _ = seen(path, Tiling(128, 32, scaling="0,200"))
+    assert scene.scaling == ((500.0, 2500.0),)
+    wanted = ((values[0] * 0.1 - 50) / 200 * 255).clip(0, 255)
+    assert np.abs(pixels[..., 0] - wanted).max() <= 0.51
+
+
+@pytest.mark.parametrize("how", ["nodata", "nan", "mask"])
+def test_what_is_no_data_is_black_and_in_no_percentile(how: str, tmp_path: Path) -> None:
+    values = noise(3, "float32")
+    hole = np.zeros(values.shape[1:], bool)
+    hole[:130, :] = True
+    hole[200:220, 50:60] = True
+    more: dict[str, Any] = {}
+    if how == "mask":
+        values[:, hole] = 9e6
+        more["mask"] = ~hole
+    else:
+        values[:, hole] = np.nan if how == "nan" else -9999
+        more["nodata"] = None if how == "nan" else -9999
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = write(tmp_path / "a.tif", values, **more)
+    scene, pixels, empty = seen(path)
+    assert np.allclose(
+        np.array(scene.scaling), np.percentile(values[:, ~hole].astype(float), (2, 98), axis=1).T
+    )
+    assert not pixels[hole].any()
+    assert empty == [0, 1]
+
+
+def test_palette(tmp_path: Path) -> None:
+    values = noise(1)
+    path = tmp_path / "a.tif"
+    colours = {value: (value, 255 - value, value // 2, 255) for value in range(256)}
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=300,
+        width=210,
+        count=1,
+        dtype="uint8",
+        crs="EPSG:4326",
+        transform=HERE,
+    ) as file:
+        file.write(values)
+        file.write_colormap(1, colours)
+    pixels = seen(path)[1]
+    wanted = np.stack([values[0], 255 - values[0], values[0] // 2], axis=2)
+    assert np.array_equal(pixels, wanted)
+
+
+@pytest.mark.parametrize("transform", [Affine.rotation(30) * Affine.scale(0.5), Affine(0.5, 0, 7, 0, 0.5, 9)])
+def test_rotated_and_south_up(transform: Affine, tmp_path: Path) -> None:
+    values = noise(3)
+    scene, pixels, _ = seen(write(tmp_path / "a.tif", values, transform=transform))
+    assert np.allclose(np.array(scene.transform), tuple(transform)[:6])
+    assert np.array_equal(pixels, values.transpose(1, 2, 0))
+
+
+def test_places_and_no_places(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.tif", noise(3), crs=None, transform=Affine.identity())
+    with Reading(plain).open() as reader:
+        assert reader.describe(SMALL) is None
+        assert reader.describe(Tiling(128, 32, picture_pixels=1000)) is not None
+    points = [
+        GroundControlPoint(0, 0, 30, 1),
+        GroundControlPoint(0, 200, 31, 1),
+        GroundControlPoint(300, 0, 30, 0),
+    ]
+    loose = write(tmp_path / "loose.tif", noise(3), crs=None, transform=Affine.identity())
+    with rasterio.open(loose, "r+") as file:
+        file.gcps = points, "EPSG:4326"
+    scene, _, _ = seen(loose)
+    assert (scene.crs, scene.transform) == (None, None)
+    assert "control points" in (scene.note or "")
+
+
+@pytest.mark.parametrize("overviews", [[], [2, 4]])
+def test_a_coarser_resolution(overviews: list[int], tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(400), np.arange(480)).astype(np.uint16)[None] * 20
+    path = write(tmp_path / "a.tif", smooth)
+    if overviews:
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews(overviews, rasterio.enums.Resampling.average)
+    scene, pixels, _ = seen(path, Tiling(64, 16, resolution=2.0))
+    assert abs(scene.height - 100) <= 1
+    assert abs(scene.width - 120) <= 1
+    a, b, c, d, e, f = scene.transform or (0.0,) * 6
+    assert (c, f, b, d) == (500_000, 40_000, 0, 0)
+    assert np.allclose((a, -e), 2, rtol=0.02)
+    ramp = np.add.outer(np.arange(scene.height), np.arange(scene.width))[..., None]
+    slope = np.polyfit(ramp.ravel(), pixels[..., 0].ravel().astype(float), 1)
+    assert np.abs(np.polyval(slope, ramp) - pixels).mean() < 6
+    finer, _, _ = seen(path, Tiling(64, 16, resolution=0.1))
+    assert (finer.height, finer.width) == (400, 480)
+
+
+def test_more_pixels_than_run_lengths_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=70_000, width=62_000, count=1, dtype="uint8", crs="EPSG:32636",
+        transform=HERE, tiled=True, blockxsize=1024, blockysize=1024, SPARSE_OK=True,
+    ):  # fmt: skip
+        pass
+    with Reading(path).open() as reader:
+        with pytest.raises(ItemError) as caught:
+            reader.describe(Tiling())
+        assert caught.value.error_type == "too_large"
+        coarser = reader.describe(Tiling(resolution=1.0))
+        assert coarser is not None
+        assert abs(coarser.height - 35_000) < 20
+
+
+def test_each_block_is_asked_for_about_once(tmp_path: Path) -> None:
+    values = noise(3, height=1500, width=1500)
+    reading = Reading(write(tmp_path / "a.tif", values, compress="deflate"))
+    with reading.open() as reader:
+        scene = reader.describe(Tiling(256, 32))
+        assert scene is not None
+        reading.calls.clear()
+        for tiles in patches(scene.grid, None, 3):
+            for tile in tiles:
+                reader.window(scene, scene.grid.window(tile))
+    blocks = Counter(each for call in reading.calls for each in call)
+    assert len(blocks) >= 24**2
+    assert sum(blocks.values()) <= len(blocks) + 8  # the directory's pieces
+    assert len(reading.calls) <= len(scene.grid) + 8
+
+
+def read_one(reading: Reading) -> None:
+    with reading.open() as reader:
+        scene = reader.describe(SMALL)
+        assert scene is not None
+        reader.window(scene, scene.grid.window(3))
+
+
+@pytest.mark.parametrize("cut", [100, 5000])
+def test_a_file_that_is_cut_off(cut: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise(3), compress="deflate")
+    reading = Reading(path)
+    reading.data = reading.data[:cut]
+    with pytest.raises(ItemError) as caught:
+        read_one(reading)
+    assert caught.value.error_type == "corrupt"
