@@ -81,21 +81,6 @@ class Grid:
         row_cuts, col_cuts = self._cuts(self.height), self._cuts(self.width)
         return Window(row_cuts[row], row_cuts[row + 1], col_cuts[col], col_cuts[col + 1])
 
-    def neighbours(self, index: int) -> list[int]:
-        """Windows with a higher number that share pixels with this one, the moved-back ones included."""
-        row = index // self.cols
-        here = self.window(index)
-        found = []
-        for other_row in range(row, self.rows):
-            if self._starts(self.height)[other_row] >= here.row_stop:
-                break
-            for other_col in range(self.cols):
-                other = other_row * self.cols + other_col
-                window = self.window(other)
-                if other > index and window.col_start < here.col_stop and here.col_start < window.col_stop:
-                    found.append(other)
-        return found
-
     def _starts(self, size: int) -> list[int]:
         stride, last = self.tile - self.overlap, max(size - self.tile, 0)
         return [*range(0, last, stride), last]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segray.tiles import Grid, Window
+from segray.tiles import Grid
 
 SIZES = [(1, 1), (30, 7), (64, 64), (65, 100), (200, 90), (128, 127)]
 
@@ -32,21 +32,6 @@ def test_margins_are_half_the_overlap_except_at_the_border(height: int, width: i
             assert near == far == 0 or near - far >= 6
         assert core.row_stop == window.row_stop == height or window.row_stop - core.row_stop >= 6
         assert core.col_stop == window.col_stop == width or window.col_stop - core.col_stop >= 6
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("overlap", [12, 30])
-def test_neighbours_are_those_that_share_pixels(height: int, width: int, overlap: int) -> None:
-    grid = Grid(height, width, 40, overlap)
-    windows = list(grid)
-    for index, one in enumerate(windows):
-        wanted = [other for other in range(index + 1, len(windows)) if shares_pixels(one, windows[other])]
-        assert grid.neighbours(index) == wanted
-
-
-def shares_pixels(one: Window, other: Window) -> bool:
-    rows = min(one.row_stop, other.row_stop) > max(one.row_start, other.row_start)
-    return rows and min(one.col_stop, other.col_stop) > max(one.col_start, other.col_start)
 
 
 def test_an_overlap_as_large_as_the_tile_is_refused() -> None:

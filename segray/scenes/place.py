@@ -339,12 +339,11 @@ def _half_turn(target: str) -> float | None:
 
 @lru_cache(maxsize=64)
 def _map_of(text: str) -> CRS:
-    """The CRS without its height."""
-    crs = CRS.from_user_input(text)
-    flat = crs.sub_crs_list[0] if crs.is_compound else crs
-    if not (flat.is_geographic or flat.is_projected):
-        raise CRSError(f"{crs.name}: a {crs.type_name} has no place on a map")
-    return flat.to_2d()
+    """The CRS without its height. Raises CRSError (a ProjError) if it is none, or none of a map."""
+    crs = CRS.from_user_input(text).to_2d()
+    if not (crs.is_geographic or crs.is_projected):
+        raise CRSError(f"{crs.name}: {crs.type_name}, neither geographic nor projected")
+    return crs
 
 
 def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:

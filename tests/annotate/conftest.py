@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from segray.sources.geotiff import WHOLE_BYTES
 from tests.annotate.harness import TALLY
-from tests.annotate.runs import MODELS, annotate, make_images
+from tests.annotate.runs import MODELS, TILING, annotate, make_images
+from tests.scenes.made import town, write
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -34,7 +36,7 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session
 
 @pytest.fixture(scope="session")
 def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images as 40 files, a tar and a zip; not to be changed."""
+    """The same images as 40 files, a tar and a zip, and a scene that is read by window; not to be changed."""
     folder = tmp_path_factory.mktemp("mixed") / "all"
     folder.mkdir()
     files = sorted(images.iterdir())
@@ -46,6 +48,8 @@ def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(folder / "rest.zip", "w") as rest:
         for file in files[70:]:
             rest.write(file, file.name)
+    scene = write(folder / "scene.tif", town(1700, 1800), compress=None)
+    assert scene.stat().st_size > WHOLE_BYTES
     return folder
 
 
@@ -53,5 +57,5 @@ def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected_mixed(mixed: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """The output of an undisturbed run over the mixed sources; not to be changed."""
     output = tmp_path_factory.mktemp("expected-mixed") / "out"
-    assert annotate(mixed, "--output", output, "--weights", MODELS + "seeded") == 0
+    assert annotate(mixed, "--output", output, "--weights", MODELS + "seeded", *TILING) == 0
     return output

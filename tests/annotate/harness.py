@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.annotate.runs import MODELS, descendants, processes, running, wait_for
+from tests.annotate.runs import MODELS, TILING, descendants, processes, running, wait_for
 
 TITLES = {  # kind -> part of the command line of its processes
     "raylet": "/raylet/raylet ",
@@ -40,7 +40,7 @@ TALLY: Counter[str] = Counter()
 """What was done in this session, for the line at its end."""
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
-QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256")
+QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256", *TILING)
 PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10", "RAY_raylet_start_wait_time_s": "40"}
 """Seconds that Ray waits for a gcs_server that died (60 by default) and, starting, for a raylet that did."""
 AGAIN = "again to continue"
@@ -144,7 +144,7 @@ class Trial:
         self, driver: subprocess.Popen[str], output: str, kind: str, started: float | None
     ) -> dict[int, str]:
         """pid -> command line of the driver and all below it, at the moment; empty when it came too late."""
-        places = ["commit", "merge", "work"] if kind in ENDS_RUN else ["work"]
+        places = ["commit", "tiles", "merge", "work"] if kind in ENDS_RUN else ["work"]
         early = kind in ENDS_RUN and kind != "interrupt" and started
         place = self.chance.choice([*places, *(["start"] if early else [])])
         place = "title" if kind in EARLY else place
@@ -152,7 +152,7 @@ class Trial:
         if place == "start":
             self._sleep(driver, (started or 0.0) + self.chance.uniform(0, 8) - time.monotonic())
         elif place != "title":
-            folder = "instances" if place == "merge" else "_segray/staging"
+            folder = {"merge": "instances", "tiles": "_segray/tiles"}.get(place, "_segray/staging")
             self._wait_for_change(driver, output, folder)
             self._sleep(driver, self.chance.uniform(0, 0.5) if place == "work" else 0)
         if place in ("start", "work", "title") or not below:

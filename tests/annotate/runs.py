@@ -21,6 +21,8 @@ from segray.cli import main
 
 REAL = sorted((Path(__file__).parents[1] / "data/nuclei/images").glob("*.png"))
 MODELS = "python:tests.annotate.models:"
+TILING = ("--tile", "512", "--overlap", "128")
+"""Of the scene in `mixed`, which has 25 tiles so."""
 OTHER_NAMES = ("image_id", "instance_id", "uri", "member", "member_index", "version")
 
 
@@ -57,6 +59,14 @@ def tables(
         return sorted(found, key=lambda row: str(row[key]))
 
     return rows("images", "image_id"), rows("instances", "instance_id")
+
+
+def tiles(output: object) -> list[dict[str, Any]]:
+    """Tile rows, as a user's globs find them."""
+    found = [
+        row for path in Path(str(output)).glob("tiles/*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
+    return sorted(found, key=lambda row: (row["image_id"], row["tile_row"], row["tile_col"]))
 
 
 def by_base_name(output: object, filesystem: AbstractFileSystem | None = None) -> dict[str, Any]:

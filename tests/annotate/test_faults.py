@@ -20,7 +20,7 @@ from PIL import Image
 from segray.storage import open_filesystem
 from tests.annotate.cluster import AUTH, cluster
 from tests.annotate.harness import KINDS, START_S, TALLY, Trial, items_in, trial
-from tests.annotate.runs import MODELS, annotate, by_base_name, running, tables
+from tests.annotate.runs import MODELS, TILING, annotate, by_base_name, running, tables, tiles
 from tests.faults import Proxy, flaky
 from tests.servers import Server, env_of
 
@@ -53,9 +53,10 @@ def check(output: str, expected: Path, safe: int) -> None:
     """The same rows under the same ids, no file too many, and what was safe was not done again."""
     images, instances = tables(output)
     assert (images, instances) == tables(expected)
+    assert tiles(output) == tiles(expected)
     left = [path.name for path in Path(output).rglob("*") if path.is_file() and path.suffix != ".parquet"]
     assert sorted(left) == ["plan.json", "run.json"]
-    assert not list(Path(output).glob("_segray/staging/*"))
+    assert not list(Path(output).glob("_segray/*/*"))
     record = json.loads(Path(output, "run.json").read_text())
     assert record["rates"]["items"] == len(images) - safe
 
@@ -82,7 +83,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_room(
     kib: int, mixed: Path, expected_mixed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "disk/out"
-    run = (mixed, "--output", output, "--weights", MODELS + "seeded", "--commit-every-s", "0")
+    run = (mixed, "--output", output, "--weights", MODELS + "seeded", "--commit-every-s", "0", *TILING)
     with small_disk(tmp_path / "disk", kib) as resize:
         assert annotate(*run) == 1
         *_, told = capfd.readouterr().err.strip().splitlines()
@@ -185,7 +186,7 @@ def check_bucket(output: str, server: Server, expected: Path) -> None:
     assert [name for name in names if not name.endswith(".parquet")] == [
         f"{root.partition('/')[2]}/{name}" for name in ("_segray/plan.json", "run.json")
     ]
-    assert not [name for name in names if "staging" in name]
+    assert not [name for name in names if "/_segray/" in name and name.endswith(".parquet")]
 
 
 def test_pixels_that_exceed_the_object_store(images: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -13,15 +12,15 @@ from PIL import Image
 
 from segray.sources.geotiff import WHOLE_BYTES
 from segray.storage import open_filesystem
-from tests.annotate.runs import annotate, kill_tree, running, tables, wait_for
+from tests.annotate.runs import TILING, annotate, kill_tree, running, tables, tiles, wait_for
 from tests.scenes.made import METRES, Numbers, masks, town, write
 from tests.scenes.steps import ORACLE, encoded, ious
 from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-TILED = ("--tile", 512, "--overlap", 128, "--weights", ORACLE + "exact")
-SLOW = (*TILED[:4], "--weights", ORACLE + "slow", "--commit-every-s", 0.2)
+TILED = (*TILING, "--weights", ORACLE + "exact")
+SLOW = (*TILING, "--weights", ORACLE + "slow", "--commit-every-s", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +44,6 @@ def expected(path: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: 
     return output
 
 
-def tile_rows(output: Path) -> list[dict[str, Any]]:
-    rows = [row for file in (output / "tiles").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
-    return sorted(rows, key=lambda row: (row["image_id"], row["tile_row"], row["tile_col"]))
-
-
 def test_every_object_once(expected: Path, scene: Numbers) -> None:
     (image,), instances = tables(expected)
     assert (image["height"], image["width"], image["crs"]) == (*scene.shape, "EPSG:32636")
@@ -57,7 +51,7 @@ def test_every_object_once(expected: Path, scene: Numbers) -> None:
     assert image["instances"] == len(instances) == scene.max()
     same = ious({"found": instances}, encoded(masks(scene))) == 1
     assert (same.sum(0) == 1).all()
-    assert len(tile_rows(expected)) == 25
+    assert len(tiles(expected)) == 25
     assert [file.name for file in (expected / "_segray").rglob("*") if file.is_file()] == ["plan.json"]
 
 
@@ -68,7 +62,7 @@ def test_any_number_of_workers_gives_the_same(
     workers = ("--actors", actors, "--min-actors", actors, "--cpus-per-actor", 0.5)
     assert annotate(path, "--output", tmp_path / "out", *TILED, *workers) == 0
     assert tables(tmp_path / "out") == tables(expected)
-    assert tile_rows(tmp_path / "out") == tile_rows(expected)
+    assert tiles(tmp_path / "out") == tiles(expected)
 
 
 def test_killed_in_the_middle_of_a_scene(path: Path, tmp_path: Path) -> None:
@@ -91,7 +85,7 @@ def test_killed_in_the_middle_of_a_scene(path: Path, tmp_path: Path) -> None:
     undisturbed = tmp_path / "again"
     assert annotate(path, "--output", undisturbed, *SLOW) == 0
     assert tables(tmp_path / "out") == tables(undisturbed)
-    assert tile_rows(tmp_path / "out") == tile_rows(undisturbed)
+    assert tiles(tmp_path / "out") == tiles(undisturbed)
     assert not list((tmp_path / "out/_segray").rglob("*.parquet"))
 
 
@@ -120,7 +114,7 @@ def test_an_unreadable_block_costs_its_tiles(scene: Numbers, tmp_path: Path) -> 
     damaged.write_bytes(data)
     command = (damaged, "--output", tmp_path / "out", *TILED)
     assert annotate(*command) == 3
-    rejected = [row for row in tile_rows(tmp_path / "out") if row["status"] == "rejected"]
+    rejected = [row for row in tiles(tmp_path / "out") if row["status"] == "rejected"]
     assert {(row["tile_row"], row["tile_col"]) for row in rejected} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert {row["error_type"] for row in rejected} == {"corrupt"}
     (image,), instances = tables(tmp_path / "out")
@@ -136,7 +130,7 @@ def test_windows_without_data_are_skipped(scene: Numbers, tmp_path: Path) -> Non
     assert annotate(file, "--output", tmp_path / "out", *TILED) == 0
     (image,), _ = tables(tmp_path / "out")
     assert image["tiles_skipped"] >= 10
-    assert {row["tile_col"] for row in tile_rows(tmp_path / "out") if row["status"] == "skipped"} == {3, 4}
+    assert {row["tile_col"] for row in tiles(tmp_path / "out") if row["status"] == "skipped"} == {3, 4}
 
 
 def test_large_pictures_are_tiled_too(scene: Numbers, expected: Path, tmp_path: Path) -> None:

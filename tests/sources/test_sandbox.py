@@ -15,9 +15,9 @@ import pytest
 
 from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
+from segray.sources.decoding import Decoder
 from segray.sources.item import Source
 from segray.sources.rows import FetchedRows
-from segray.sources.decoding import Decoder
 from segray.sources.sandbox import DecodeSandbox
 from tests.sources.pictures import jpeg, pillow_rgb
 
