@@ -49,7 +49,9 @@ class Proxy:
     share: float = 0.0
     seed: int = 0
     endpoint: str = ""  # http://127.0.0.1:PORT of the proxy
+    latency_s: float = 0.0  # added to every request
     seen: list[str] = field(default_factory=list)  # METHOD path of every request
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # first and last byte of those that ask for some
     failed: Counter[Fault] = field(default_factory=Counter)  # how often in which way
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -81,6 +83,13 @@ def flaky(server: Server, share: float, seed: int) -> Iterator[Proxy]:
 
 
 @contextmanager
+def distant(server: Server, latency_s: float) -> Iterator[Proxy]:
+    """A proxy before `server` that answers later."""
+    with _serving(Proxy(server, latency_s=latency_s)) as proxy:
+        yield proxy
+
+
+@contextmanager
 def _serving(proxy: Proxy) -> Iterator[Proxy]:
     class Handler(_Handler):
         plan = proxy
@@ -102,6 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         plan = self.plan
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = plan.next_fault(f"{self.command} {self.path}")
+        asked = self.headers.get("Range", "").removeprefix("bytes=").split("-")
+        if len(asked) == 2 and all(asked):
+            plan.ranges.append((int(asked[0]), int(asked[1])))
+        time.sleep(plan.latency_s)
         if fault in ("reset", "lost"):
             if fault == "lost":
                 self._ask(body)

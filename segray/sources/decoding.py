@@ -20,6 +20,8 @@ from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
 from segray.storage import StorageSettings
 
 TABLE_BYTES = 48 << 20
+SPREAD = 16
+"""The tiles of a large scene make at least so many tables, for as many model actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,10 @@ class Decoder:
 
     def _tiles(self, building: "_Building", row: int, file: ByteRanges, text: str) -> Iterator[_Piece]:
         scene = scene_from(text)
+        building.most_rows = min(self.table_rows, max(1, len(scene.grid) // SPREAD))
         for tile in building.fetched["tiles"][row].as_py():
             yield self._tile(building, row, file, scene, tile)
+        building.most_rows = self.table_rows
 
     def _tile(self, building: "_Building", row: int, file: ByteRanges, scene: Scene, tile: int) -> _Piece:
         try:
@@ -125,6 +129,7 @@ class _Building:
         self.fetched, self._decoder = fetched, decoder
         self._pieces: list[_Piece] = []
         self.room = decoder.sandbox.room()
+        self.most_rows = decoder.table_rows
 
     def add(self, piece: _Piece) -> Iterator[pa.Table]:
         """A piece whose pixels, if any, lie in `room` behind its `used` bytes; yields a full table."""
@@ -140,7 +145,7 @@ class _Building:
         else:
             room.used += size
         self._pieces.append(piece)
-        if len(self._pieces) == self._decoder.table_rows:
+        if len(self._pieces) >= self.most_rows:
             yield from self.rest()
             self.room = self._decoder.sandbox.room()
 

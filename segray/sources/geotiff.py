@@ -1,6 +1,5 @@
 """GeoTIFF scenes among the sources: which files may be scenes, and how their bytes are had by ranges."""
 
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,9 +17,9 @@ from segray.storage import StorageSettings, open_filesystem
 
 WHOLE_BYTES = 8 << 20
 """A smaller TIFF is fetched whole, like any picture: one request; of a larger one, what its tiles need."""
-PATCH, PATCHES = 6, 12
-"""Tiles are read in squares, since neighbours share blocks of the file: most tiles along a side, and how many
-squares a scene makes before they grow beyond one tile, so that many workers have some."""
+PATCH = 6
+"""Tiles are read in squares of so many a side, since neighbours share blocks of the file: of a file of 512 x 512
+blocks and tiles of 1024, 1.3 times as many are read as there are, instead of 2.9 times."""
 _SUFFIXES = (".tif", ".tiff", ".gtiff")
 _PLACE_TAGS = (33922, 34264, 34735)
 """ModelTiepoint, ModelTransformation, GeoKeyDirectory (OGC GeoTIFF 1.1)."""
@@ -132,8 +131,7 @@ def _scene_or_picture(
         yield from fetch_files([source], storage, max_bytes=max_bytes)
         return
     have = set(done)
-    side = min(max(1, math.isqrt(len(scene.grid) // PATCHES)), PATCH)
-    for tiles in patches(scene.grid, [tile in have for tile in range(len(scene.grid))], side):
+    for tiles in patches(scene.grid, [tile in have for tile in range(len(scene.grid))], PATCH):
         rows.add_tiles(source, scene.to_json(), tiles)
         yield rows.take()
 
