@@ -40,8 +40,8 @@ LOW, HIGH = 2.0, 98.0
 """Percentiles of a scene's valid pixels that become 0 and 255."""
 SAMPLED = 2048
 """Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
-BLOCKS = 64
-"""So many blocks, spread over it, of a larger scene without overviews."""
+BLOCKS, TOGETHER = 64, 16
+"""About so many blocks, spread over it, of a larger scene without overviews; so many are fetched at a time."""
 MOST_PIXELS = 2**32 - 1
 """COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -59,6 +59,7 @@ class SceneReader:
                 self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
             except (RasterioError, ValueError) as error:
                 raise ItemError("corrupt", f"GDAL cannot open it as a GeoTIFF: {_said(error)}") from error
+        self._block_shapes: dict[int | None, tuple[int, int]] = {None: self._data.block_shapes[0]}
 
     def __enter__(self) -> "SceneReader":
         return self
@@ -108,7 +109,7 @@ class SceneReader:
         )
         shape = window.height, window.width
         try:
-            self._prefetch(part, scene.bands, max(rows, cols))
+            self._prefetch([part], scene.bands, max(rows, cols))
             values, valid = self._read(scene.bands, part, shape)
         except (RasterioError, ValueError) as error:
             raise ItemError("corrupt", f"GDAL cannot read this part of it: {_said(error)}") from error
@@ -173,7 +174,11 @@ class SceneReader:
 
     def _percentiles(self, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
         """Of each band; (0, 1) where it has no valid pixel."""
-        parts = [self._read(bands, part, shape) for part, shape in self._samples()]
+        samples, parts = list(self._samples()), []
+        for first in range(0, len(samples), TOGETHER):
+            some = samples[first : first + TOGETHER]
+            self._prefetch([part for part, _ in some], bands, some[0][0].height / some[0][1][0])
+            parts += [self._read(bands, part, shape) for part, shape in some]
         found = []
         for number in range(len(bands)):
             values = np.concatenate([part[number][valid] for part, valid in parts]).astype(np.float64)
@@ -239,33 +244,37 @@ class SceneReader:
         self._file.seek(0)
         return _Unclosed(self._file)  # type: ignore[return-value]
 
-    def _prefetch(self, part: RasterWindow, bands: Sequence[int], coarser: float) -> None:
+    def _prefetch(self, parts: Sequence[RasterWindow], bands: Sequence[int], coarser: float) -> None:
         """Announce the blocks that GDAL will read, those of an overview where it will read one."""
-        data = self._data
         level, factor = None, 1
-        for number, each in enumerate(data.overviews(bands[0])):
+        for number, each in enumerate(self._data.overviews(bands[0])):
             if each <= coarser * 1.2:
                 level, factor = number, each
+        ranges = [each for part in parts for each in self._ranges(part, bands, level, factor)]
+        self._file.prefetch([each for each in ranges if each is not None])
+
+    def _ranges(
+        self, part: RasterWindow, bands: Sequence[int], level: int | None, factor: int
+    ) -> list[Range | None]:
+        """Of the blocks of a window, which is given in pixels of the full resolution."""
+        data = self._data
         rows, cols = self._block_shape(level)
         first_row, first_col = int(part.row_off / factor) // rows, int(part.col_off / factor) // cols
         last_row = (math.ceil((part.row_off + part.height) / factor) - 1) // rows
         last_col = (math.ceil((part.col_off + part.width) / factor) - 1) // cols
         separate = data.interleaving is not None and data.interleaving.name == "band"
-        ranges = [
+        return [
             self._block(row, col, band, level)
             for band in (bands if separate else bands[:1])
             for row in range(first_row, last_row + 1)
             for col in range(first_col, last_col + 1)
         ]
-        self._file.prefetch([each for each in ranges if each is not None])
 
     def _block_shape(self, level: int | None) -> tuple[int, int]:
-        if level is None:
-            rows, cols = self._data.block_shapes[0]
-            return int(rows), int(cols)
-        with rasterio.open(_PATH, driver="GTiff", opener=self._open, overview_level=level) as coarse:
-            rows, cols = coarse.block_shapes[0]
-            return int(rows), int(cols)
+        if level not in self._block_shapes:
+            with rasterio.open(_PATH, driver="GTiff", opener=self._open, overview_level=level) as coarse:
+                self._block_shapes[level] = coarse.block_shapes[0]
+        return self._block_shapes[level]
 
     def _block(self, row: int, col: int, band: int, level: int | None) -> Range | None:
         places = (f"BLOCK_OFFSET_{col}_{row}", f"BLOCK_SIZE_{col}_{row}")

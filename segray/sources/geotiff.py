@@ -18,8 +18,8 @@ from segray.storage import StorageSettings, open_filesystem
 WHOLE_BYTES = 8 << 20
 """A smaller TIFF is fetched whole, like any picture: one request; of a larger one, what its tiles need."""
 PATCH = 6
-"""Tiles are read in squares of so many a side, since neighbours share blocks of the file: of a file of 512 x 512
-blocks and tiles of 1024, 1.3 times as many are read as there are, instead of 2.9 times."""
+"""Tiles are read in squares of so many a side, since neighbours share blocks of the file: of blocks of 512 x
+512 and tiles of 1024, 1.3 times as many are read as there are, instead of 2.9 times."""
 _SUFFIXES = (".tif", ".tiff", ".gtiff")
 _PLACE_TAGS = (33922, 34264, 34735)
 """ModelTiepoint, ModelTransformation, GeoKeyDirectory (OGC GeoTIFF 1.1)."""

@@ -17,15 +17,18 @@ Numbers = NDArray[np.int32]
 METRES = 0.3
 
 
-def town(height: int, width: int, seed: int = 0) -> Numbers:
-    """Houses, L-shapes, rings, touching terraces and long roads, on seams, corners and the border."""
+def town(height: int, width: int, seed: int = 0, houses: int = 3000) -> Numbers:
+    """Houses, L-shapes, rings, touching terraces and long roads, on seams, corners and the border.
+
+    houses: pixels a try of a house.
+    """
     random = np.random.default_rng(seed)
     scene = np.zeros((height, width), np.int32)
     for way in (_road_down, _road_across):
         _paint(scene, way(height, width, random))
     for _ in range(4):
         _terraces(scene, random)
-    for _ in range(height * width // 3000):
+    for _ in range(height * width // houses):
         shape = (_house, _house, _angle, _ring)[random.integers(4)](random)
         row, col = int(random.integers(-10, height)), int(random.integers(-10, width))
         _paint(scene, _placed(shape, row, col, height, width))
