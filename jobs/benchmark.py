@@ -76,7 +76,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a package, wherever this starts
 
-from jobs.benchmarks import accuracy, annotate, memory, overhead, plain, reading, restart, rle, start
+from jobs.benchmarks import accuracy, annotate, memory, overhead, plain, reading, restart, rle, seams, start
 from jobs.benchmarks.measure import Figure, Options, UnequalError
 
 PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
@@ -87,6 +87,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "memory": memory.figures,
     "restart": restart.figures,
     "start": start.figures,
+    "seams": seams.figures,
     "accuracy": accuracy.figures,
     "plain": plain.figures,
 }

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from jobs import benchmark
-from jobs.benchmarks import rle
+from jobs.benchmarks import rle, seams
 from jobs.benchmarks.agreement import check_alike, check_same
 from jobs.benchmarks.commands import answered
 from jobs.benchmarks.measure import Figure, Options, UnequalError, take_turns
@@ -103,6 +103,21 @@ def test_decoding_alone_sees_all_pixels(tmp_path: Path) -> None:
     wanted = {each.name: round(score_of(np.asarray(Image.open(each))), 6) for each in folder.iterdir()}
     assert len(set(wanted.values())) == 3
     assert answered("readers", "pool", folder, 2)["pictures"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda found: found, (0, 0)),
+        (lambda found: found[1:], (1, 0)),
+        (lambda found: np.concatenate([found, found[:2] + 1]), (0, 2)),
+        (lambda found: np.concatenate([found, [[0, 500, 9, 509]]]), (0, 1)),
+    ],
+)
+def test_objects_that_are_lost_or_doubled_are_counted(change: Any, wanted: tuple[int, int]) -> None:
+    town = seams.made(2000, 42)
+    assert len(town.grid) > 1
+    assert seams.faults(town.truth, change(seams.ours(town))) == wanted
 
 
 HOLD = """

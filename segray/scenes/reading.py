@@ -41,7 +41,7 @@ LOW, HIGH = 2.0, 98.0
 SAMPLED = 2048
 """Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
 BLOCKS, TOGETHER = 64, 16
-"""About so many blocks, spread over it, of a larger scene without overviews; so many are fetched at a time."""
+"""About so many blocks, spread over it, of a larger scene without overviews; so many are fetched at once."""
 MOST_PIXELS = 2**32 - 1
 """COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
