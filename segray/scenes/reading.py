@@ -7,7 +7,8 @@ What the model sees of a scene is three bytes a pixel:
     palette   its colours
     bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: the
               2nd and 98th percentile of its valid pixels, found once from an overview
-    no data   nodata value, NaN, mask or alpha: black; a window without any other pixel is skipped
+    no data   nodata value, NaN, mask or alpha, blocks that the file leaves out: black; a window without any
+              other pixel is skipped
 
 Files beside the scene (world files, .aux.xml, external masks and overviews) are not looked for.
 """
@@ -16,6 +17,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +29,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
@@ -53,12 +55,9 @@ class SceneReader:
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         self._file = RangeFile(size, fetch)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _faults_told("open it as a GeoTIFF"):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            try:
-                self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
-            except (RasterioError, ValueError) as error:
-                raise ItemError("corrupt", f"GDAL cannot open it as a GeoTIFF: {_said(error)}") from error
+            self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
         self._block_shapes: dict[int | None, tuple[int, int]] = {None: self._data.block_shapes[0]}
 
     def __enter__(self) -> "SceneReader":
@@ -75,6 +74,15 @@ class SceneReader:
 
     def describe(self, tiling: Tiling) -> Scene | None:
         """The scene; None for a picture: a file without a place on Earth and without control points."""
+        with _faults_told("make out what is in it"):
+            return self._described(tiling)
+
+    def window(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
+        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all."""
+        with _faults_told("read this part of it"):
+            return self._pixels(scene, window)
+
+    def _described(self, tiling: Tiling) -> Scene | None:
         data = self._data
         placed = data.crs is not None and data.transform != Affine.identity()
         points, _ = data.gcps
@@ -101,21 +109,16 @@ class SceneReader:
             None if placed else "ground control points only: in pixels" if points else None,
         )
 
-    def window(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
-        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all."""
+    def _pixels(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
         rows, cols = self._data.height / scene.height, self._data.width / scene.width
         part = RasterWindow(
             window.col_start * cols, window.row_start * rows, window.width * cols, window.height * rows
         )
         shape = window.height, window.width
-        try:
-            self._prefetch([part], scene.bands, max(rows, cols))
-            values, valid = self._read(scene.bands, part, shape)
-        except (RasterioError, ValueError) as error:
-            raise ItemError("corrupt", f"GDAL cannot read this part of it: {_said(error)}") from error
-        if not valid.any():
+        if not self._prefetch([part], scene.bands, max(rows, cols)):
             return None
-        return self._coloured(values, valid, scene)
+        values, valid = self._read(scene.bands, part, shape)
+        return self._coloured(values, valid, scene) if valid.any() else None
 
     # --- what to read --------------------------------------------------------------------------------
 
@@ -244,14 +247,19 @@ class SceneReader:
         self._file.seek(0)
         return _Unclosed(self._file)  # type: ignore[return-value]
 
-    def _prefetch(self, parts: Sequence[RasterWindow], bands: Sequence[int], coarser: float) -> None:
-        """Announce the blocks that GDAL will read, those of an overview where it will read one."""
+    def _prefetch(self, parts: Sequence[RasterWindow], bands: Sequence[int], coarser: float) -> bool:
+        """Announce the blocks that GDAL will read, those of an overview where it will read one.
+
+        False where there are none: a file may leave blocks out, which hold no data.
+        """
         level, factor = None, 1
         for number, each in enumerate(self._data.overviews(bands[0])):
             if each <= coarser * 1.2:
                 level, factor = number, each
         ranges = [each for part in parts for each in self._ranges(part, bands, level, factor)]
-        self._file.prefetch([each for each in ranges if each is not None])
+        present = [each for each in ranges if each is not None]
+        self._file.prefetch(present)
+        return bool(present)
 
     def _ranges(
         self, part: RasterWindow, bands: Sequence[int], level: int | None, factor: int
@@ -280,6 +288,17 @@ class SceneReader:
         places = (f"BLOCK_OFFSET_{col}_{row}", f"BLOCK_SIZE_{col}_{row}")
         offset, size = (self._data.get_tag_item(name, "TIFF", bidx=band, ovr=level) for name in places)
         return None if offset is None or size is None else (int(offset), int(size))
+
+
+@contextmanager
+def _faults_told(doing: str) -> Iterator[None]:
+    """What GDAL and rasterio raise of a damaged file, which has many types, as an ItemError."""
+    try:
+        yield
+    except (ItemError, MemoryError):
+        raise
+    except Exception as error:
+        raise ItemError("corrupt", f"GDAL cannot {doing}: {_said(error)}") from error
 
 
 class _Unclosed:
@@ -312,5 +331,5 @@ def _to_bytes(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.u
 
 def _said(error: BaseException) -> str:
     """GDAL's own words, which rasterio hides in the cause."""
-    said = str(error.__cause__ or error)
-    return " ".join(said.replace(_PATH, "the file").split()) or type(error).__name__
+    said = str(error.__cause__ or error).replace(_PATH, "the file")
+    return said[:300] or type(error).__name__

@@ -25,6 +25,7 @@ import numpy as np
 
 from segray.errors import ItemError
 from segray.sources.decode import Decoded, Place, decode_rgb
+from segray.sources.names import one_line
 from segray.sources.shared import SharedFile
 
 Decoder = Callable[[bytes, int, Place], Decoded]
@@ -78,7 +79,7 @@ def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except ItemError as error:
-        return {"error_type": error.error_type, "reason": error.reason}
+        return {"error_type": error.error_type, "reason": one_line(error.reason)}
     except MemoryError:
         return {"error_type": "memory", "reason": "decoding it needs more memory than a decoder may have"}
     except Exception as error:  # noqa: BLE001 - a fault of ours must not look like a crash without a name

@@ -21,12 +21,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 from PIL import Image, ImageOps
+from rasterio.enums import Resampling
+from rasterio.transform import from_origin
 
 from segray.errors import ERROR_TYPES, ItemError, SettingsError
+from segray.scenes.scene import Tiling
 from segray.schema import FETCHED
 from segray.sources.archives import read_archive
 from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.geotiff import MemoryRanges, may_be_scene
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox
@@ -177,6 +182,66 @@ def test_jpegs(fuzz_files: int, fuzz_seed: int) -> None:
 
 MAX_FILE_BYTES = 32 << 20
 NAMES = ["a.jpg", "b/c.png", "notes.txt", "b/é.webp", "n" * 150 + ".jpg", "a.jpg", "empty.gif"]
+
+
+def seeds_of_scenes(folder: Path) -> list[bytes]:
+    """Small GeoTIFFs of several kinds."""
+    random = np.random.default_rng(5)
+    kinds: list[dict[str, Any]] = [
+        {"dtype": "uint8", "count": 3, "compress": "jpeg", "photometric": "ycbcr"},
+        {"dtype": "uint16", "count": 1, "nodata": 0, "compress": "deflate", "predictor": 2},
+        {"dtype": "float32", "count": 4, "interleave": "band", "compress": "lzw"},
+        {"dtype": "int16", "count": 2, "tiled": False, "BIGTIFF": "YES"},
+    ]
+    found = []
+    for number, kind in enumerate(kinds):
+        path = folder / f"{number}.tif"
+        tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64} if kind.get("tiled", True) else {}
+        place = {"crs": "EPSG:32636", "transform": from_origin(500_000, 40_000, 1, 1)}
+        with rasterio.open(
+            path, "w", driver="GTiff", height=150, width=130, **place, **tiles, **kind
+        ) as file:
+            file.write(random.integers(0, 200, (kind["count"], 150, 130)).astype(kind["dtype"]))
+            if number == 1:
+                file.build_overviews([2], Resampling.average)
+        found.append(path.read_bytes())
+    return found
+
+
+def test_scenes(fuzz_files: int, fuzz_seed: int, tmp_path: Path) -> None:
+    seeds, counts = seeds_of_scenes(tmp_path), Counter[str]()
+    with DecodeSandbox(TIMEOUT_S) as sandbox:
+        for data in seeds:
+            assert look_at(sandbox, "sound", data) == ["tile"] * 9
+        before = Footprint()
+        for made, data, _ in mutations(seeds, fuzz_files, fuzz_seed):
+            counts.update(look_at(sandbox, made, data))
+        peak, after = before.peak, Footprint()
+    print(dict(counts))
+    assert counts["tile"] > fuzz_files
+    assert after.children <= 1
+    check_nothing_grew(before, after, peak, 2 << 30)
+
+
+def look_at(sandbox: DecodeSandbox, key: str, data: bytes) -> list[str]:
+    """What became of a scene, or of its first nine tiles; all but tiles and rejections fails the test."""
+    file, tiling = MemoryRanges(key, memoryview(data)), Tiling(64, 16)
+    try:
+        if not may_be_scene(memoryview(data)) or (scene := sandbox.describe(file, tiling)) is None:
+            return ["picture"]
+    except ItemError as error:
+        check_words(error.error_type, error.reason)
+        return [error.error_type]
+    found = []
+    for tile in range(min(len(scene.grid), 9)):
+        start = time.monotonic()
+        try:
+            found.append("empty" if sandbox.window(file, scene, tile, sandbox.room()) is None else "tile")
+        except ItemError as error:
+            check_words(error.error_type, error.reason)
+            found.append(error.error_type)
+        assert time.monotonic() - start < TIMEOUT_S + 5
+    return found
 
 
 def seeds_of_archives() -> dict[str, list[bytes]]:
