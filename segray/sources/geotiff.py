@@ -39,7 +39,7 @@ def may_be_scene(data: memoryview) -> bool:
     """
     try:
         return any(tag in _PLACE_TAGS for tag in _tags(data))
-    except struct.error:
+    except (struct.error, OverflowError):  # an offset beyond any file
         return False
 
 
