@@ -51,7 +51,9 @@ class Proxy:
     endpoint: str = ""  # http://127.0.0.1:PORT of the proxy
     latency_s: float = 0.0  # added to every request
     seen: list[str] = field(default_factory=list)  # METHOD path of every request
-    ranges: list[tuple[int, int]] = field(default_factory=list)  # first and last byte of those that ask for some
+    ranges: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # first and last byte of those that ask for some
     failed: Counter[Fault] = field(default_factory=Counter)  # how often in which way
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -56,6 +56,17 @@ NAMED_MODELS = (
         origin="segray, from scratch on cell nuclei in microscope images (BBBC038, CC0): test mask AP 48.0",
         bundled=True,
     ),
+    NamedModel(
+        name="buildings-small",
+        task="instance",
+        arch="compact-maskrcnn",
+        parameters=4_157_339,
+        categories=1,
+        licence="CC-BY-4.0; ODbL-1.0 where the weights count as a derived database",
+        origin="segray, from scratch on one aerial scene of Kampala (imagery OpenAerialMap contributors, CC "
+        "BY 4.0; outlines (c) OpenStreetMap contributors, ODbL 1.0): test mask AP 55.5, of 12 buildings only",
+        bundled=True,
+    ),
 )
 
 
@@ -72,9 +83,9 @@ def show(as_json: bool) -> int:
     for model in NAMED_MODELS:
         where = "bundled" if model.bundled else "downloaded once"
         size = f"{model.parameters / 1e6:.1f} M parameters, {model.categories} categories"
-        print(f"{model.name:14}{model.task}, {model.arch}, {size}, {where}")
-        print(f"{'':14}{model.origin}")
-        print(f"{'':14}licence: {model.licence}")
+        print(f"{model.name:17}{model.task}, {model.arch}, {size}, {where}")
+        print(f"{'':17}{model.origin}")
+        print(f"{'':17}licence: {model.licence}")
     print("also: the path or URL of a segray model file or of a state dict, and python:module:factory")
     return 0
 

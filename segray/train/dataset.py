@@ -29,6 +29,8 @@ class InstanceImage:
     """int32 (height, width): 0 is background, i the i-th instance; a later mask covers an earlier one."""
     categories: Tensor
     """int64 (instances,): category id of instance i at i - 1."""
+    split: str | None = None
+    """The split that the data names for it; `split_of` decides where it names none."""
 
     @property
     def kind(self) -> tuple[int, int, bool]:
@@ -52,7 +54,9 @@ def split_of(digest: str, *, seed: int, val_share: float = 0.12, test_share: flo
 def load_coco(folder: Path) -> tuple[list[InstanceImage], dict[int, str]]:
     """Read `folder/instances.json` and `folder/images/`; return images sorted by digest, and category names.
 
-    Crowd regions are left out. Raises OSError for a file that is missing and ValueError for broken JSON.
+    Crowd regions are left out. An image may name its `split`, for data where chance would put pictures of one
+    place on both sides. Raises OSError for a file that is missing and ValueError for broken JSON or a split
+    of another name.
     """
     truth = json.loads((folder / "instances.json").read_text())
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -60,7 +64,7 @@ def load_coco(folder: Path) -> tuple[list[InstanceImage], dict[int, str]]:
         if not annotation.get("iscrowd", 0):
             annotations[annotation["image_id"]].append(annotation)
     images = [
-        _read_image(folder / "images" / entry["file_name"], annotations[entry["id"]])
+        _read_image(folder / "images" / entry["file_name"], annotations[entry["id"]], entry.get("split"))
         for entry in truth["images"]
     ]
     names = {int(category["id"]): str(category["name"]) for category in truth["categories"]}
@@ -68,14 +72,16 @@ def load_coco(folder: Path) -> tuple[list[InstanceImage], dict[int, str]]:
 
 
 def split_images(images: list[InstanceImage], *, seed: int) -> dict[str, list[InstanceImage]]:
-    """Return the images of each split, by `split_of`."""
+    """Return the images of each split: the one that the data names, else by `split_of`."""
     splits: dict[str, list[InstanceImage]] = {name: [] for name in SPLITS}
     for image in images:
-        splits[split_of(image.digest, seed=seed)].append(image)
+        splits[image.split or split_of(image.digest, seed=seed)].append(image)
     return splits
 
 
-def _read_image(path: Path, annotations: list[dict[str, Any]]) -> InstanceImage:
+def _read_image(path: Path, annotations: list[dict[str, Any]], split: str | None) -> InstanceImage:
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"{path.name}: split {split!r} is none of {', '.join(SPLITS)}")
     content = path.read_bytes()
     with Image.open(path) as picture:
         pixels = np.array(picture.convert("RGB"))
@@ -88,4 +94,5 @@ def _read_image(path: Path, annotations: list[dict[str, Any]]) -> InstanceImage:
         pixels=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
         instances=torch.from_numpy(instances),
         categories=torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
+        split=split,
     )

@@ -92,9 +92,8 @@ def test_kinds(spec: str, kind: str) -> None:
 
 
 def test_unknown_name_and_bad_factory() -> None:
-    with pytest.raises(
-        SettingsError, match="'coco-v3'; known names: coco-v2, coco-v1, nuclei-small; also a path"
-    ):
+    names = "coco-v2, coco-v1, nuclei-small, buildings-small"
+    with pytest.raises(SettingsError, match=f"'coco-v3'; known names: {names}; also a path"):
         weights_kind("coco-v3")
     for spec in ("python:module", "python:a:b:c", "python::f", "python:a-b:f", "python:"):
         with pytest.raises(SettingsError, match="python:module:factory"):

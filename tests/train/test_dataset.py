@@ -71,6 +71,28 @@ def test_the_seed_deals_anew_and_nothing_is_lost(folder: Path) -> None:
         assert sorted(dealt) == sorted(image.name for image in images)
 
 
+def test_a_split_that_the_data_names_is_kept(tmp_path: Path) -> None:
+    """Whatever the seed; images without one are dealt as ever, and a name that is no split is refused."""
+    copy = write_cells(tmp_path / "cells", images=12)
+    truth = json.loads((copy / "instances.json").read_text())
+    named = {"cells-0.png": "test", "cells-1.png": "val", "cells-2.png": "train"}
+    for entry in truth["images"]:
+        if entry["file_name"] in named:
+            entry["split"] = named[entry["file_name"]]
+    (copy / "instances.json").write_text(json.dumps(truth))
+    images, _ = load_coco(copy)
+    for seed in range(4):
+        dealt = split_images(images, seed=seed)
+        for split, found in dealt.items():
+            for image in found:
+                assert split == named.get(image.name, split_of(image.digest, seed=seed))
+        assert sum(map(len, dealt.values())) == 12
+    truth["images"][0]["split"] = "training"
+    (copy / "instances.json").write_text(json.dumps(truth))
+    with pytest.raises(ValueError, match="'training' is none of train, val, test"):
+        load_coco(copy)
+
+
 def test_shares_are_kept_over_many_images() -> None:
     dealt = [split_of(f"{number:064x}", seed=1, val_share=0.1, test_share=0.3) for number in range(4000)]
     assert dealt.count("test") / 4000 == pytest.approx(0.3, abs=0.03)
