@@ -21,8 +21,8 @@ from tests.servers import Server, env_of
 QUARTER = 1000
 """Side of the town that is repeated, with other numbers."""
 LATENCY_S = 0.08
-MEMORY_AT_MOST = 1.25
-"""Of the large scene over a small one."""
+MEMORY_AT_MOST = 2
+"""Of the large scene over a small one, which fills neither the object store nor the decoders' caches."""
 READ_AT_MOST = 1.5
 """Bytes asked for over bytes of the file."""
 
