@@ -23,7 +23,6 @@ PATCH = 6
 _SUFFIXES = (".tif", ".tiff", ".gtiff")
 _PLACE_TAGS = (33922, 34264, 34735)
 """ModelTiepoint, ModelTransformation, GeoKeyDirectory (OGC GeoTIFF 1.1)."""
-_WIDTH, _HEIGHT = 256, 257  # TIFF 6.0
 
 
 def is_large_tiff(source: Source) -> bool:
