@@ -17,20 +17,34 @@ from segray.scenes.scene import Scene, scene_from
 from segray.scenes.seams import Joined, Views, join
 from segray.scenes.spans import Spans, area, bounds, counts_of, encoded, moved, spans_of
 from segray.schema import ANNOTATED, DECODED, GEOMETRY_BBOX, NESTED_INSTANCE
+from segray.sources.names import one_line
 
 
 def joined_item(tiles: pa.Table, crs: str) -> pa.Table:
     """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
 
-    The item is rejected when every tile that holds data is; `crs`: of the outlines.
+    The item is rejected when every tile that holds data is, and when joining fails: else the job would end
+    there, and at each start again. `crs`: of the outlines.
     """
     tiles = _each_once(tiles)
     scene = scene_from(tiles["scene"][0].as_py())
+    try:
+        return _joined(tiles, scene, crs)
+    except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
+        said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
+        row = annotated_table(_item(tiles, scene), [ItemError("crashed", said)], {})
+        row = _account(row, tiles, scene)
+        return _with(row, "tiles_rejected", row["tiles"].combine_chunks())
+
+
+def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
     objects = _sorted(join(_views(tiles, scene), scene.grid))
     item = _item(tiles, scene)
     row = annotated_table(item, [_outcome(tiles, objects, scene)], _categories(tiles))
     row = _with(row, "found", _on_the_map(row["found"].combine_chunks(), objects, scene, crs))
-    return _account(row, tiles, scene, crs)
+    row = _with(row, "note", pa.array([_note(scene, crs)], pa.string()))
+    row = _with(row, "crs", pa.array([_name(scene.crs)], pa.string()))
+    return _account(row, tiles, scene)
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
@@ -169,11 +183,9 @@ def _note(scene: Scene, crs: str) -> str | None:
     return None if reason is None else f"its CRS cannot be brought to {crs}: {reason}"
 
 
-def _account(row: pa.Table, tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
+def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
     """The item's row with what became of its tiles."""
     statuses = Counter(tiles["status"].to_pylist())
-    row = _with(row, "note", pa.array([_note(scene, crs)], pa.string()))
-    row = _with(row, "crs", pa.array([_name(scene.crs)], pa.string()))
     row = _with(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
     row = _with(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
     row = _with(row, "tiles_skipped", pa.array([statuses["skipped"]], pa.int32()))

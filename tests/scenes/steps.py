@@ -31,10 +31,8 @@ def tiles(path: Path, tiling: Tiling, sandbox: DecodeSandbox, max_pixels: int = 
         yield from decoder.tables(table)
 
 
-def annotated(
-    path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str, crs: str = "OGC:CRS84"
-) -> dict[str, Any]:
-    """The item's row."""
+def answered(path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str) -> pa.Table:
+    """ANNOTATED, a row a tile."""
     predictor = Predictor(
         load_weights(ORACLE + model, STORAGE),
         device="cpu",
@@ -42,8 +40,14 @@ def annotated(
         score_threshold=0.5,
         batch_size=1,
     )
-    answers = [predictor.annotate(table) for table in tiles(path, tiling, sandbox)]
-    (row,) = joined_item(pa.concat_tables(answers), crs).to_pylist()
+    return pa.concat_tables([predictor.annotate(table) for table in tiles(path, tiling, sandbox)])
+
+
+def annotated(
+    path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str, crs: str = "OGC:CRS84"
+) -> dict[str, Any]:
+    """The item's row."""
+    (row,) = joined_item(answered(path, tiling, sandbox, model), crs).to_pylist()
     return dict(row)
 
 

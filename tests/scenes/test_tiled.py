@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from segray.annotate.joining import joined_item
 from segray.scenes.scene import Tiling
+from segray.schema import ANNOTATED
 from segray.sources.sandbox import DecodeSandbox
 from tests.scenes.made import masks, town, write
-from tests.scenes.steps import annotated, encoded, ious
+from tests.scenes.steps import annotated, answered, encoded, ious
 
 TILINGS = [(256, 64), (320, 96), (200, 64)]
 
@@ -60,3 +63,13 @@ def test_jitter_neither_doubles_nor_loses(
     row = annotated(write(tmp_path / "town.tif", scene), Tiling(tile, overlap), sandbox, "jittered")
     best = ious(row, encoded(masks(scene))).argmax(1)
     assert sorted(best) == list(range(int(scene.max())))
+
+
+def test_a_scene_that_cannot_be_joined_is_rejected_alone(tmp_path: Path, sandbox: DecodeSandbox) -> None:
+    answers = answered(write(tmp_path / "town.tif", town(300, 300)), Tiling(256, 64), sandbox, "exact")
+    rows = answers.to_pylist()
+    rows[0]["found"][0]["segmentation"]["counts"] = ""  # no pixel, which nothing that we write holds
+    (row,) = joined_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
+    assert (row["status"], row["error_type"], row["found"]) == ("rejected", "crashed", [])
+    assert "its tiles cannot be joined" in row["error"]
+    assert row["tiles"] == row["tiles_rejected"] == 4
