@@ -127,8 +127,8 @@ class AnnotateSettings(JobSettings):
     scaling: str = Field(
         "auto",
         pattern=r"^(auto|percentiles|-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?)$",
-        description="of a scene to 0..255: auto (bytes stay, others by the 2nd and 98th percentile), "
-        "percentiles, or LOW,HIGH",
+        description="of a scene to 0..255: auto (bytes stay, others by the ranges in the model file, else by "
+        "the 2nd and 98th percentile), percentiles, or LOW,HIGH",
     )
     crs: str = Field("OGC:CRS84", description="of the outlines in the output, one a run")
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")

@@ -45,7 +45,7 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     cluster = start_ray(settings.ray, Path(tempfile.mkdtemp()) / "log")
     with Plan() as plan:
         plan.add_sources(Listing(settings.sources, settings.storage))
-        pictures = decoded(plan, settings, share_out(settings, "cpu", cluster))
+        pictures = decoded(plan, settings, settings.tiling, share_out(settings, "cpu", cluster))
         for table in tables_of(pictures, prefetch=1):
             columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
             for uri, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):

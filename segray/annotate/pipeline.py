@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from segray.annotate.quiet import loggers_to
 from segray.annotate.resources import READ_CPUS, Cluster, Resources
 from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError, SettingsError
+from segray.scenes.scene import Tiling
 from segray.settings import AnnotateSettings, RaySettings
 from segray.sources.archives import read_archive
 from segray.sources.decoding import Decoder
@@ -99,7 +101,7 @@ def _to_log(said: dict[str, Any], **_: Any) -> None:
 class _Work(Datasource):
     """What is to do, as read tasks: their sources lie in Ray's object store, not in the driver's memory."""
 
-    def __init__(self, plan: Plan, settings: AnnotateSettings, cpus: float) -> None:
+    def __init__(self, plan: Plan, settings: AnnotateSettings, tiling: Tiling, cpus: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks = [
             partial(_read_archive, _put(archive), settings.storage, settings.max_file_mib << 20)
@@ -107,7 +109,7 @@ class _Work(Datasource):
         ]
         done = plan.done_tiles()
         self._tasks += [
-            partial(_fetch, _put((files, _of(files, done))), settings)
+            partial(_fetch, _put((files, _of(files, done))), settings, tiling)
             for files in _stretches(plan.todo_files(), cpus)
         ]
 
@@ -149,11 +151,11 @@ def _of(files: Sequence[Source], done: dict[str, list[int]]) -> dict[str, list[i
     return {key: done[key] for key in map(scene_id, files) if key in done}
 
 
-def _fetch(work: Any, settings: AnnotateSettings) -> Iterator[pa.Table]:
+def _fetch(work: Any, settings: AnnotateSettings, tiling: Tiling) -> Iterator[pa.Table]:
     files, done = _get(work)
     most_bytes = settings.max_file_mib << 20
     with DecodeSandbox(timeout_s=settings.decode_timeout_s) as sandbox:
-        tables = read_files(files, done, settings.storage, sandbox, settings.tiling, most_bytes)
+        tables = read_files(files, done, settings.storage, sandbox, tiling, most_bytes)
         yield from map(packed, tables)
 
 
@@ -178,11 +180,11 @@ class _RemoteAttempts:
 class _Decode:
     """FETCHED -> DECODED, in a child process that a hostile file may kill."""
 
-    def __init__(self, settings: AnnotateSettings, most_rows: int) -> None:
+    def __init__(self, settings: AnnotateSettings, tiling: Tiling, most_rows: int) -> None:
         self._decoder = Decoder(
             DecodeSandbox(timeout_s=settings.decode_timeout_s),
             settings.max_pixels,
-            settings.tiling,
+            tiling,
             settings.storage,
             table_rows=most_rows,
         )
@@ -244,7 +246,8 @@ def annotated(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
-    answers = decoded(plan, settings, resources).map_batches(
+    tiling = replace(settings.tiling, ranges=model.band_ranges)
+    answers = decoded(plan, settings, tiling, resources).map_batches(
         _Annotate,
         fn_constructor_args=(
             *(ray.put(model), attempts, resources, precision),
@@ -272,10 +275,10 @@ def annotated(
             ray.kill(attempts)
 
 
-def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray.data.Dataset:
+def decoded(plan: Plan, settings: AnnotateSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
     """The first two stages, read and decode: tables of schema DECODED, packed."""
     _configure(settings.ray)
-    work = _Work(plan, settings, resources.cpus)
+    work = _Work(plan, settings, tiling, resources.cpus)
     pictures: ray.data.Dataset = ray.data.read_datasource(
         work,
         num_cpus=READ_CPUS,
@@ -283,7 +286,7 @@ def decoded(plan: Plan, settings: AnnotateSettings, resources: Resources) -> ray
         override_num_blocks=len(work.get_read_tasks()),
     ).map_batches(
         _Decode,
-        fn_constructor_args=(settings, resources.table_rows),
+        fn_constructor_args=(settings, tiling, resources.table_rows),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),

@@ -19,7 +19,8 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
     """Import the module, call the factory without arguments: the fields of a `LoadedModel` besides its name.
 
     folder: searched for the module after the working directory. The model may carry `categories` (dict of
-    id and name) and `digest` (str, when its tensors do not tell it from another). Raises SettingsError for
+    id and name), `digest` (str, when its tensors do not tell it from another) and `band_ranges` (see
+    `ModelCard`). Raises SettingsError for
     whatever fails on the way, with the module and the factory in it.
     """
     _, module_name, factory_name = spec.split(":")
@@ -42,6 +43,7 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
     return {
         "module": model, "categories": categories, "category_ids": None, "digest": digest,
         "licence": "", "origin": f"function {factory_name} of module {module_name}",
+        "band_ranges": getattr(model, "band_ranges", None),
     }  # fmt: skip
 
 

@@ -37,6 +37,9 @@ class ModelCard:
     max_size: int
     """Longest side after it."""
     bands: tuple[str, ...] = ("red", "green", "blue")
+    band_ranges: tuple[tuple[float, float], ...] | None = None
+    """For each band the values that became 0 and 255 before anything else, of scenes that are no bytes; after
+    scale and offset. None: not known, the percentiles of each scene."""
     licence: str = ""
     source: str = ""
     """Where weights and data come from."""

@@ -3,7 +3,7 @@
 Nothing heavy is imported until a model is loaded, so that settings can be checked fast.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,11 +38,12 @@ class LoadedModel:
     """sha256, hex: of the weights file, or of a factory's source and its tensors."""
     licence: str
     origin: str
+    band_ranges: tuple[tuple[float, float], ...] | None = None
+    """See `ModelCard.band_ranges`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind != "python":
-            fields = (self.name, self.kind, self.module, self.categories, self.category_ids)
-            return LoadedModel, (*fields, self.digest, self.licence, self.origin)
+            return LoadedModel, tuple(getattr(self, each.name) for each in fields(self))
         return _load_again, (self.name, str(Path.cwd()), self.digest)
 
 
@@ -151,5 +152,6 @@ def _from_model_file(name: str, kind: WeightsKind, loaded: "ModelFile") -> Loade
     card = loaded.card
     ids = tuple(sorted(card.categories))
     return LoadedModel(
-        name, kind, loaded.module, card.categories, ids, loaded.digest, card.licence, card.source
-    )
+        name, kind, loaded.module, card.categories, ids, loaded.digest, card.licence, card.source,
+        card.band_ranges,
+    )  # fmt: skip

@@ -5,8 +5,9 @@ What the model sees of a scene is three bytes a pixel:
     bands     those asked for; else red, green and blue where the file names them, else the first; one becomes
               grey
     palette   its colours
-    bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: the
-              2nd and 98th percentile of its valid pixels, found once from an overview
+    bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: as
+              the model file has them, else the 2nd and 98th percentile of its valid pixels, found once from
+              an overview
     no data   nodata value, NaN, mask or alpha, blocks that the file leaves out: black; a window without any
               other pixel is skipped
 
@@ -103,7 +104,7 @@ class SceneReader:
             tiling.tile,
             tiling.overlap,
             bands,
-            self._scaling(tiling.scaling, bands),
+            self._scaling(tiling, bands),
             data.crs.to_wkt() if placed else None,
             tuple(transform[:6]) if placed else None,
             None if placed else "ground control points only: in pixels" if points else None,
@@ -165,15 +166,26 @@ class SceneReader:
 
     # --- values to bytes -----------------------------------------------------------------------------
 
-    def _scaling(self, rule: str, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...] | None:
+    def _scaling(self, tiling: Tiling, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...] | None:
+        rule, ranges = tiling.scaling, tiling.ranges
         bytes_already = all(self._data.dtypes[band - 1] == "uint8" for band in bands)
         if self._is_palette(bands) or (rule == "auto" and bytes_already):
             return None
-        if rule in ("auto", "percentiles"):
+        if rule == "percentiles" or (rule == "auto" and ranges is None):
             return self._percentiles(bands)
-        low, high = (float(value) for value in rule.split(","))
+        if rule != "auto" or ranges is None:
+            low, high = (float(value) for value in rule.split(","))
+            ranges = [(low, high)] * len(bands)
+        if len(ranges) != len(bands):
+            raise ItemError(
+                "unsupported",
+                f"the model file has ranges of {len(ranges)} bands, {len(bands)} are read",
+            )
         about = [(self._data.scales[band - 1], self._data.offsets[band - 1]) for band in bands]
-        return tuple(((low - offset) / scale, (high - offset) / scale) for scale, offset in about)
+        return tuple(
+            ((low - offset) / scale, (high - offset) / scale)
+            for (low, high), (scale, offset) in zip(ranges, about, strict=True)
+        )
 
     def _percentiles(self, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
         """Of each band; (0, 1) where it has no valid pixel."""

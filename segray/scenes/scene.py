@@ -26,9 +26,12 @@ class Tiling:
     resolution: float | None = None
     """Metres a pixel at least: a finer scene is read coarser."""
     scaling: str = "auto"
-    """`auto`: bytes as they are, other numbers by percentiles; `percentiles`; or `LOW,HIGH`."""
+    """`auto`: bytes as they are, other numbers by `ranges` or percentiles; `percentiles`; or `LOW,HIGH`."""
     picture_pixels: int = 40_000_000
     """Ordinary pictures above this are tiled, too."""
+    ranges: Sequence[tuple[float, float]] | None = None
+    """For each band the values that were 0 and 255 when the model learned, where its file says so; `auto`
+    takes them instead of percentiles."""
 
 
 @dataclass(frozen=True, slots=True)

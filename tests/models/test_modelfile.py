@@ -26,6 +26,7 @@ CARD = ModelCard(
     image_std=(0.4, 0.5, 0.6),
     min_size=96,
     max_size=128,
+    band_ranges=((0.0, 3000.0), (1.5, 2.5), (-1.0, 1.0)),
     licence="CC0-1.0",
     source="made for a test",
 )

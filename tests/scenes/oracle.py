@@ -18,6 +18,7 @@ class Truth:
 
     def __init__(self, frame: Literal["roi", "image"], jitter: int = 0, seconds: float = 0) -> None:
         self.seconds = seconds
+        self.band_ranges: tuple[tuple[float, float], ...] | None = None
         self.categories = {1: "odd", 2: "even"}
         self.digest = f"truth-{frame}-{jitter}"
         self.mask_frame = frame
@@ -74,6 +75,13 @@ def exact() -> Truth:
 
 def slow() -> Truth:
     return Truth("image", seconds=0.3)
+
+
+def ranged() -> Truth:
+    """Of scenes whose numbers are ten times what `made` has."""
+    truth = Truth("image")
+    truth.band_ranges = ((0.0, 2550.0),) * 3
+    return truth
 
 
 def roi() -> Truth:

@@ -144,6 +144,23 @@ def test_bounds_that_are_given_count_in_the_files_own_unit(tmp_path: Path) -> No
     assert np.abs(pixels[..., 0] - wanted).max() <= 0.51
 
 
+def test_ranges_of_the_model_file(tmp_path: Path) -> None:
+    ranges = ((100.0, 1100.0), (0.0, 4000.0), (-500.0, 500.0))
+    values = noise(3, "uint16")
+    path = write(tmp_path / "a.tif", values)
+    scene, pixels, _ = seen(path, Tiling(128, 32, ranges=ranges))
+    assert scene.scaling == ranges
+    low, high = (side[:, None, None] for side in np.array(ranges).T)
+    wanted = ((values - low) / (high - low) * 255).clip(0, 255)
+    assert np.abs(pixels.transpose(2, 0, 1) - wanted).max() <= 0.51
+    bytes_stay, _, _ = seen(write(tmp_path / "b.tif", noise(3)), Tiling(128, 32, ranges=ranges))
+    assert bytes_stay.scaling is None
+    asked, _, _ = seen(path, Tiling(128, 32, scaling="0,200", ranges=ranges))
+    assert asked.scaling == ((0.0, 200.0),) * 3
+    with pytest.raises(ItemError, match="ranges of 3 bands, 1 are read"):
+        seen(path, Tiling(128, 32, bands=(2,), ranges=ranges))
+
+
 @pytest.mark.parametrize("how", ["nodata", "nan", "mask"])
 def test_what_is_no_data_is_black_and_in_no_percentile(how: str, tmp_path: Path) -> None:
     values = noise(3, "float32")

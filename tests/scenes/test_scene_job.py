@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import tarfile
+import zipfile
 from pathlib import Path
 
 import geopandas
@@ -147,6 +149,47 @@ def test_large_pictures_are_tiled_too(scene: Numbers, expected: Path, tmp_path: 
     assert (image["tiles"], image["crs"]) == (25, None)
     assert all(row["geometry"] is None for row in instances)
     assert [row["segmentation"] for row in instances] == [row["segmentation"] for row in tables(expected)[1]]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_scenes_in_archives(kind: str, scene: Numbers, tmp_path: Path) -> None:
+    """One is done in tiles, one is damaged, and both are members like any other."""
+    good, bad = write(tmp_path / "good.tif", scene), tmp_path / "bad.tif"
+    bad.write_bytes(good.read_bytes()[:20_000])
+    archive = tmp_path / f"scenes.{kind}"
+    if kind == "tar":
+        with tarfile.open(archive, "w") as tar:
+            tar.add(good, "a/good.tif")
+            tar.add(bad, "a/bad.tif")
+    else:
+        with zipfile.ZipFile(archive, "w") as pack:
+            pack.write(good, "a/good.tif")
+            pack.write(bad, "a/bad.tif")
+    command = (archive, "--output", tmp_path / "out", *TILED)
+    assert annotate(*command) == 3
+    images, instances = tables(tmp_path / "out")
+    found = {row["member"]: row for row in images}
+    assert found.keys() == {"a/good.tif", "a/bad.tif"}
+    assert (found["a/good.tif"]["tiles"], found["a/good.tif"]["tiles_rejected"]) == (25, 0)
+    assert found["a/bad.tif"]["status"] == "rejected" or found["a/bad.tif"]["tiles_rejected"] > 0
+    own = [row for row in instances if row["image_id"] == found["a/good.tif"]["image_id"]]
+    assert (ious({"found": own}, encoded(masks(scene))) == 1).sum() == scene.max() == len(own)
+    assert all(row["geometry"] is not None for row in own)
+    assert annotate(*command, "--max-rejects", 1.0) == 0
+
+
+def test_values_that_the_model_file_ranges_over(scene: Numbers, tmp_path: Path) -> None:
+    small = scene[:500, :600]
+    plain = write(tmp_path / "bytes.tif", small)
+    with rasterio.open(plain) as file:
+        pixels, profile = file.read(), file.profile | {"dtype": "uint16"}
+    with rasterio.open(tmp_path / "ten.tif", "w", **profile) as file:
+        file.write(pixels.astype(np.uint16) * 10)
+    command = (tmp_path / "ten.tif", "--output", tmp_path / "out", *TILING)
+    assert annotate(*command, "--weights", ORACLE + "ranged") == 0
+    (image,), instances = tables(tmp_path / "out")
+    assert json.loads(image["scene"])["scaling"] == [[0, 2550]] * 3
+    assert (ious({"found": instances}, encoded(masks(small))) == 1).any(0).sum() == len(np.unique(small)) - 1
 
 
 @pytest.mark.parametrize("crs", ["OGC:CRS84", "EPSG:32636"])
