@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from segray.annotate.instances import Outcome, annotated_table, found_instances
 from segray.annotate.rle import EncodedMasks
 from segray.errors import ItemError
+from segray.scenes.crs import can_place
 from segray.scenes.outline import outlines
-from segray.scenes.place import Place, can_place, placed
+from segray.scenes.place import Place, placed
 from segray.scenes.scene import Scene, scene_from
 from segray.scenes.seams import Joined, Views, join
 from segray.scenes.spans import Spans, area, bounds, counts_of, encoded, moved, spans_of

@@ -376,7 +376,7 @@ def on_the_map(instances: pa.Table, crs: str) -> tuple[pa.Table, bytes]:
         return instances, schema.geoparquet_metadata()
     import shapely  # not loaded where nothing has a place, nor is PROJ
 
-    from segray.scenes.place import geoparquet_metadata, hilbert_order
+    from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
 
     box = instances["geometry_bbox"].combine_chunks()
     sides = [box.field(side).to_numpy(zero_copy_only=False) for side in ("xmin", "ymin", "xmax", "ymax")]

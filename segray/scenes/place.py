@@ -11,25 +11,19 @@ If the target is geographic, what crosses +-180 degrees is cut there into a Mult
 and what holds a pole inside reaches up to it and has the whole width of the map.
 """
 
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.enums import TransformDirection
-from pyproj.exceptions import CRSError, ProjError
 
-Floats = NDArray[np.float64]
+from segray.scenes.crs import CRS84, Floats, can_place, half_turn, map_of, through, to_ground, transformer
+
 Shapes = NDArray[np.object_]
-
-CRS84 = "OGC:CRS84"
-"""Longitude, latitude in degrees on WGS 84: the default of GeoParquet and of a run."""
 
 STRAIGHT = 1 / 16
 """Pixels. The map from pixels to the target CRS may bend the box around an object by so much and still count
@@ -83,15 +77,6 @@ class Placed(NamedTuple):
     """(m,) on the ellipsoid, holes subtracted."""
 
 
-def can_place(crs: str, target: str = CRS84) -> str | None:
-    """Why nothing of a scene in this CRS can be placed in the target CRS; None if it can."""
-    try:
-        _transformer(crs, target)
-    except ProjError as error:
-        return str(error).partition(" You may override")[0]
-    return None
-
-
 def placed(outlines: Shapes, place: Place) -> Placed:
     """(m,) valid polygons in pixels, empty or None where there is none -> their place; see `Placed`."""
     shapes = _without(np.asarray(outlines, object), shapely.is_empty(outlines))
@@ -115,12 +100,12 @@ def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
     box say how far it is from that. A cut of the map that runs through a box parts its corners. What is
     wider than half a turn counts as bent, so that no edge stays so long.
     """
-    half = _half_turn(place.target) or np.inf
+    half = half_turn(place.target) or np.inf
     low, size = np.split(shapely.bounds(shapes), 2, axis=1)
     size = size - low
     steps = np.array([[col, row] for col in (0, 0.5, 1) for row in (0, 0.5, 1)])
     grid = low[:, None] + steps * size[:, None]
-    points = _through(_transformer(place.crs, place.target), place.on_map(grid.reshape(-1, 2)))
+    points = through(transformer(place.crs, place.target), place.on_map(grid.reshape(-1, 2)))
     with np.errstate(invalid="ignore", divide="ignore"):
         x, y = (points.reshape(-1, 9, 2) - points[0::9, None]).transpose(2, 0, 1)
         (col_x, row_x), (col_y, row_y) = ((each[:, 6:7], each[:, 2:3]) for each in (x, y))
@@ -137,7 +122,7 @@ def _unbroken(shapes: Shapes, place: Place) -> Shapes:
     Torn apart by a projected target CRS is an edge whose middle lies far off, however short the edge: by half
     its length if its ends are at opposite sides of the map.
     """
-    half = _half_turn(place.target)
+    half = half_turn(place.target)
     if half is not None:
         shapes = _without(shapes, _on_pole(shapes, place, half))
     rows, off = np.arange(len(shapes)), np.zeros((len(shapes), 2))
@@ -154,9 +139,9 @@ def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
     The most in pixels, and the most in lengths of the edge; infinite where PROJ has no answer.
     """
     pixels, owner = shapely.get_coordinates(shapes, return_index=True)
-    to_target = _transformer(place.crs, place.target)
-    points = _through(to_target, place.on_map(pixels))
-    middles = _through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
+    to_target = transformer(place.crs, place.target)
+    points = through(to_target, place.on_map(pixels))
+    middles = through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         edges, halves = np.diff(points, axis=0), middles - points[:-1]
         if half is not None:  # the shorter way round, and a degree of longitude is as long as it is there
@@ -174,11 +159,11 @@ def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
 
 def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
     """Polygons in pixels -> polygons in the target CRS, None where PROJ has no answer, and their areas."""
-    half = _half_turn(place.target)
+    half = half_turn(place.target)
     pixels, owner = shapely.get_coordinates(shapes, return_index=True)
-    points = _through(_transformer(place.crs, place.target), place.on_map(pixels))
+    points = through(transformer(place.crs, place.target), place.on_map(pixels))
     if half is None:
-        lonlat = _through(_to_ground(place.crs), place.on_map(pixels)) * (math.pi / 180)
+        lonlat = through(to_ground(place.crs), place.on_map(pixels)) * (math.pi / 180)
     else:
         points[:, 1] = np.clip(points[:, 1], -half / 2, half / 2)  # global grids reach half a pixel beyond
         lonlat = points * (math.pi / half)
@@ -186,7 +171,7 @@ def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
     lost[owner[~(np.isfinite(points) & np.isfinite(lonlat)).all(axis=1)]] = True
     kept = ~lost[owner]
     shapes, points, owner = _without(shapes, lost), points[kept], owner[kept]
-    area = _areas(shapes, lonlat[kept], owner, _map_of(place.crs if half is None else place.target))
+    area = _areas(shapes, lonlat[kept], owner, map_of(place.crs if half is None else place.target))
     shapes = shapely.set_coordinates(shapes, points)
     return shapes if half is None else _within_half_turns(shapes, points[:, 0], owner, half), area
 
@@ -250,15 +235,15 @@ def _on_pole(shapes: Shapes, place: Place, half: float) -> NDArray[np.bool_]:
 
     Only where the pole is a point of the scene's map: on a map of longitudes it is a line, and no trouble.
     """
-    to_target, through = _transformer(place.crs, place.target), np.zeros(len(shapes), bool)
+    to_target, hit = transformer(place.crs, place.target), np.zeros(len(shapes), bool)
     for pole in (-half / 2, half / 2):
         here = np.array([[lon, pole] for lon in (-half / 1.5, 0, half / 1.5)])
-        pixels = place.on_scene(_through(to_target, here, TransformDirection.INVERSE))
+        pixels = place.on_scene(through(to_target, here, TransformDirection.INVERSE))
         if np.isfinite(pixels).all() and (np.ptp(pixels, axis=0) < POLE).all():
             point = shapely.Point(pixels[0])
             near = np.flatnonzero(shapely.dwithin(shapes, point, POLE))
-            through[near] |= shapely.dwithin(shapely.boundary(shapes[near]), point, POLE)
-    return through
+            hit[near] |= shapely.dwithin(shapely.boundary(shapes[near]), point, POLE)
+    return hit
 
 
 def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ground: CRS) -> Floats:
@@ -309,86 +294,3 @@ def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:
     """The valid polygons of a geometry, without the lines and points to which some of it shrank."""
     valid = shapely.make_valid(shape, method="structure", keep_collapsed=False)
     return shapely.union_all([part for part in shapely.get_parts(valid) if shapely.get_dimensions(part) == 2])
-
-
-def _through(
-    transformer: Transformer, points: Floats, direction: TransformDirection = TransformDirection.FORWARD
-) -> Floats:
-    """(n, 2) -> (n, 2), not finite where PROJ has no answer."""
-    return np.stack(transformer.transform(points[:, 0], points[:, 1], direction=direction), axis=1)
-
-
-@lru_cache(maxsize=64)
-def _transformer(crs: str, target: str) -> Transformer:
-    """Raises ProjError, with the reason, if there is no way from one to the other."""
-    return Transformer.from_crs(_map_of(crs), _map_of(target), always_xy=True)
-
-
-@lru_cache(maxsize=64)
-def _to_ground(crs: str) -> Transformer:
-    """To longitude and latitude in degrees on the scene's own ellipsoid."""
-    own = _map_of(crs)
-    return Transformer.from_crs(own, own.geodetic_crs, always_xy=True)
-
-
-def _half_turn(target: str) -> float | None:
-    """180 degrees in the units of a geographic CRS; None for a projected one."""
-    crs = _map_of(target)
-    return math.pi / crs.axis_info[0].unit_conversion_factor if crs.is_geographic else None
-
-
-@lru_cache(maxsize=64)
-def _map_of(text: str) -> CRS:
-    """The CRS without its height. Raises CRSError (a ProjError) if it is none, or none of a map."""
-    crs = CRS.from_user_input(text).to_2d()
-    if not (crs.is_geographic or crs.is_projected):
-        raise CRSError(f"{crs.name}: {crs.type_name}, neither geographic nor projected")
-    return crs
-
-
-def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:
-    """The `geo` value of a Parquet file's metadata (GeoParquet 1.1): WKB in `crs` with a covering box.
-
-    `geometry_types` are those that occur ("Polygon", "MultiPolygon"), empty if unknown. OGC:CRS84 is the
-    default and left out.
-    """
-    covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
-    column = {
-        "encoding": "WKB",
-        "geometry_types": sorted(set(geometry_types)),
-        "edges": "planar",
-        "orientation": "counterclockwise",
-        "covering": {"bbox": covering},
-    }
-    if crs != CRS84:
-        column["crs"] = _map_of(crs).to_json_dict()
-    table = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    return json.dumps(table).encode()
-
-
-def hilbert_order(bbox: Floats) -> NDArray[np.int64]:
-    """(m,) rows along a Hilbert curve of 2**16 x 2**16 cells over the centres of (m, 4) boxes.
-
-    Rows without a place (NaN) come last; rows of one cell keep their order. The distance along the curve is
-    `xy2d` of https://en.wikipedia.org/wiki/Hilbert_curve for all rows at once.
-    """
-    centres = (bbox[:, :2] + bbox[:, 2:]) / 2
-    somewhere = np.isfinite(centres).all(axis=1)
-    low = centres[somewhere].min(axis=0, initial=np.inf)
-    extent = centres[somewhere].max(axis=0, initial=-np.inf) - low
-    cells = (centres[somewhere] - low) / np.where(extent > 0, extent, 1) * (2**16 - 1)
-    distance = np.full(len(bbox), 2**32)
-    distance[somewhere] = _hilbert(*cells.astype(np.int64).T)
-    return np.argsort(distance, kind="stable")
-
-
-def _hilbert(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Distance along the curve of cells 0..2**16 - 1: a quadrant a bit, each turned as the curve turns."""
-    distance = np.zeros_like(x)
-    for bit in reversed(range(16)):
-        right, up = x >> bit & 1, y >> bit & 1
-        distance += (3 * right ^ up) << 2 * bit
-        flip = (up == 0) & (right == 1)
-        x, y = np.where(flip, 2**16 - 1 - x, x), np.where(flip, 2**16 - 1 - y, y)
-        x, y = np.where(up == 0, y, x), np.where(up == 0, x, y)
-    return distance

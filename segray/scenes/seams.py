@@ -36,7 +36,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.scenes.spans import Spans, union
+from segray.scenes.spans import Bools, Ints, Pixels, Spans, ranges, totals, union
 from segray.tiles import Grid, Window
 
 EDGE = 2
@@ -44,9 +44,6 @@ EDGE = 2
 SAME = 0.3
 SPILL = 0.1
 COVERED = 0.5
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,62 +88,9 @@ def join(views: Views, grid: Grid) -> Joined:
     return _objects(views, group, kept[group] & _used(group, seen, views.score))
 
 
-@dataclass(frozen=True, slots=True)
-class _Pixels:
-    """The spans of n masks behind one another."""
-
-    spans: Spans
-    owner: Ints
-    """(spans,) number of the mask."""
-    keys: Ints
-    """(spans,) owner * stride + column, ascending."""
-    stride: int
-
-    @classmethod
-    def of(cls, masks: list[Spans], width: int) -> "_Pixels":
-        spans = np.concatenate(masks)
-        owner = np.repeat(np.arange(len(masks)), [len(mask) for mask in masks])
-        return cls(spans, owner, owner * (width + 1) + spans[:, 0], width + 1)
-
-    def sums(self, values: Ints) -> Ints:
-        """(spans,) -> (n,) of each mask."""
-        return np.add.reduceat(values, self._firsts())
-
-    def bounds(self) -> Ints:
-        """(n, 4) row start, row stop, column start, column stop."""
-        firsts, (col, top, bottom) = self._firsts(), self.spans.T
-        last_col = col[np.r_[firsts[1:], len(col)] - 1]
-        rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
-        return np.stack([*rows, col[firsts], last_col + 1], axis=1)
-
-    def within(self, masks: Ints, windows: Ints) -> Ints:
-        """Pixels of mask masks[i] (k,) inside windows[i] (k, 4), which may be empty -> (k,)."""
-        row_start, row_stop, col_start, col_stop = windows.T
-        first = np.searchsorted(self.keys, masks * self.stride + col_start)
-        which, span = _ranges(first, np.searchsorted(self.keys, masks * self.stride + col_stop))
-        top = np.maximum(self.spans[span, 1], row_start[which])
-        bottom = np.minimum(self.spans[span, 2], row_stop[which])
-        return _totals(which, np.maximum(bottom - top, 0), len(masks))
-
-    def _firsts(self) -> Ints:
-        return np.flatnonzero(np.r_[True, self.owner[1:] != self.owner[:-1]])
-
-
-def _ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
-    """All j of all [starts[i], stops[i]), with their i."""
-    lengths = np.maximum(stops - starts, 0)
-    which = np.repeat(np.arange(len(starts)), lengths)
-    return which, np.arange(len(which)) + (starts - np.cumsum(lengths) + lengths)[which]
-
-
-def _totals(index: Ints, values: NDArray[np.int64] | Bools, length: int) -> Ints:
-    """Sum of the values at each index; exact below 2^53."""
-    return np.bincount(index, values, length).astype(np.int64)
-
-
 def _sorted(views: Views, grid: Grid) -> Views:
     """By tile, bounds, category, area, score; what is the same in all of these, by box and moments."""
-    pixels = _Pixels.of(views.masks, grid.width)
+    pixels = Pixels.of(views.masks, grid.width)
     col, top, bottom = pixels.spans.T
     moments = [pixels.sums(bottom * bottom - top * top), pixels.sums(col * col * (bottom + 3 * top))]
     area = pixels.sums(bottom - top)
@@ -163,7 +107,7 @@ class _Seen:
     tile: Ints
     window: Ints
     """(n, 4) of the view's tile: row start, row stop, column start, column stop."""
-    pixels: _Pixels
+    pixels: Pixels
     area: Ints
     core: Ints
     """Pixels in the core of the view's tile."""
@@ -175,7 +119,7 @@ class _Seen:
 
 
 def _seen(views: Views, grid: Grid) -> _Seen:
-    pixels = _Pixels.of(views.masks, grid.width)
+    pixels = Pixels.of(views.masks, grid.width)
     window = _crossed(*_lines(grid, grid.window))[views.tile]
     core = _crossed(*_lines(grid, grid.core))[views.tile]
     bounds = pixels.bounds()
@@ -249,13 +193,13 @@ def _overlaps(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> tuple[
     head = (plane * grid.width + col) * (grid.height + 1)
     order = np.argsort(head + top, kind="stable")
     owner, start, stop = owner[order], (head + top)[order], (head + bottom)[order]
-    here, there = _ranges(np.arange(1, len(start) + 1), np.searchsorted(start, stop))
+    here, there = ranges(np.arange(1, len(start) + 1), np.searchsorted(start, stop))
     apart = seen.tile[owner[here]] != seen.tile[owner[there]]
     here, there = here[apart], there[apart]
     pixels = np.minimum(stop[here], stop[there]) - start[there]
     ends = np.sort(np.stack([owner[here], owner[there]]), axis=0)
     keys, pair = np.unique(ends[0] * len(seen.tile) + ends[1], return_inverse=True)
-    return *np.divmod(keys, len(seen.tile)), _totals(pair, pixels, len(keys))
+    return *np.divmod(keys, len(seen.tile)), totals(pair, pixels, len(keys))
 
 
 def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
@@ -283,8 +227,8 @@ def _contradicted(group: Ints, seen: _Seen) -> Ints:
     """Views that seem whole, but the group sees more of the object outside their window (rule 3)."""
     members = np.argsort(group, kind="stable")
     whole = np.flatnonzero(seen.whole & (np.bincount(group)[group] > 1))
-    ranges = (np.searchsorted(group[members], group[whole], side) for side in ("left", "right"))
-    which, place = _ranges(*ranges)
+    ends = (np.searchsorted(group[members], group[whole], side) for side in ("left", "right"))
+    which, place = ranges(*ends)
     view, whole = members[place], whole[which]
     outside = seen.area[view] - seen.pixels.within(view, seen.window[whole])
     return whole[outside > SPILL * seen.area[whole]]
@@ -293,7 +237,7 @@ def _contradicted(group: Ints, seen: _Seen) -> Ints:
 def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
     """(n,) of each group, at its first view: rule 4, of those that count."""
     count = len(group)
-    core, whole, area = (_totals(group, each, count) for each in (seen.core, seen.whole, seen.area))
+    core, whole, area = (totals(group, each, count) for each in (seen.core, seen.whole, seen.area))
     kept: Bools = seen.counts & (group == np.arange(count))
     weak = ~seen.whole | (2 * seen.core < seen.area)
     view, other = np.r_[pairs.first, pairs.second], np.r_[pairs.second, pairs.first]
@@ -303,7 +247,7 @@ def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
     while True:
         alive = kept[group[other]]
         under = _most_under_one_tile(view[alive], seen.tile[other[alive]], common[alive], count)
-        stays = _totals(group, ~weak | (under < COVERED * seen.area), count)
+        stays = totals(group, ~weak | (under < COVERED * seen.area), count)
         twice = kept & (stays == 0)
         if not twice.any():
             return kept
@@ -316,7 +260,7 @@ def _most_under_one_tile(view: Ints, tile: Ints, common: Ints, count: int) -> In
     """(pairs,) pixels in common with views of a tile -> (count,) the most of each view."""
     keys, pair = np.unique(view * (tile.max(initial=0) + 1) + tile, return_inverse=True)
     most = np.zeros(count, np.int64)
-    np.maximum.at(most, keys // (tile.max(initial=0) + 1), _totals(pair, common, len(keys)))
+    np.maximum.at(most, keys // (tile.max(initial=0) + 1), totals(pair, common, len(keys)))
     return most
 
 

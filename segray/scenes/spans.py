@@ -6,6 +6,7 @@ where a run may go on from the foot of one column into the head of the next.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from pycocotools import mask as coco
 
 from segray.tiles import Window
 
-Spans = NDArray[np.int64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Spans = Ints
 
 _BITS, _MORE, _SIGN = 0x1F, 0x20, 0x10  # a character holds five bits, the sixth says that more follow
 
@@ -120,3 +123,56 @@ def crop(mask: Spans, window: Window) -> NDArray[np.bool_]:
     np.add.at(steps, (inside[:, 0] - window.col_start, top), 1)
     np.add.at(steps, (inside[:, 0] - window.col_start, bottom), -1)
     return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).T.astype(bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The spans of n masks behind one another."""
+
+    spans: Spans
+    owner: Ints
+    """(spans,) number of the mask."""
+    keys: Ints
+    """(spans,) owner * stride + column, ascending."""
+    stride: int
+
+    @classmethod
+    def of(cls, masks: list[Spans], width: int) -> "Pixels":
+        spans = np.concatenate(masks)
+        owner = np.repeat(np.arange(len(masks)), [len(mask) for mask in masks])
+        return cls(spans, owner, owner * (width + 1) + spans[:, 0], width + 1)
+
+    def sums(self, values: Ints) -> Ints:
+        """(spans,) -> (n,) of each mask."""
+        return np.add.reduceat(values, self._firsts())
+
+    def bounds(self) -> Ints:
+        """(n, 4) row start, row stop, column start, column stop."""
+        firsts, (col, top, bottom) = self._firsts(), self.spans.T
+        last_col = col[np.r_[firsts[1:], len(col)] - 1]
+        rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
+        return np.stack([*rows, col[firsts], last_col + 1], axis=1)
+
+    def within(self, masks: Ints, windows: Ints) -> Ints:
+        """Pixels of mask masks[i] (k,) inside windows[i] (k, 4), which may be empty -> (k,)."""
+        row_start, row_stop, col_start, col_stop = windows.T
+        first = np.searchsorted(self.keys, masks * self.stride + col_start)
+        which, span = ranges(first, np.searchsorted(self.keys, masks * self.stride + col_stop))
+        top = np.maximum(self.spans[span, 1], row_start[which])
+        bottom = np.minimum(self.spans[span, 2], row_stop[which])
+        return totals(which, np.maximum(bottom - top, 0), len(masks))
+
+    def _firsts(self) -> Ints:
+        return np.flatnonzero(np.r_[True, self.owner[1:] != self.owner[:-1]])
+
+
+def ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
+    """All j of all [starts[i], stops[i]), with their i."""
+    lengths = np.maximum(stops - starts, 0)
+    which = np.repeat(np.arange(len(starts)), lengths)
+    return which, np.arange(len(which)) + (starts - np.cumsum(lengths) + lengths)[which]
+
+
+def totals(index: Ints, values: NDArray[np.int64] | Bools, length: int) -> Ints:
+    """Sum of the values at each index; exact below 2^53."""
+    return np.bincount(index, values, length).astype(np.int64)

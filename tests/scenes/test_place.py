@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from shapely import affinity, box
 
+from segray.scenes.crs import can_place
+from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
 from segray.scenes.outline import outlines
-from segray.scenes.place import Place, Placed, can_place, geoparquet_metadata, hilbert_order, placed
+from segray.scenes.place import Place, Placed, placed
 from segray.schema import GEOMETRY_BBOX
 from tests.scenes.test_outline import random_masks, spans
 
