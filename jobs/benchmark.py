@@ -76,7 +76,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a package, wherever this starts
 
-from jobs.benchmarks import accuracy, annotate, memory, overhead, plain, reading, restart, rle, seams, start
+from jobs.benchmarks import (
+    accuracy,
+    annotate,
+    memory,
+    overhead,
+    plain,
+    reading,
+    restart,
+    rle,
+    scenes,
+    seams,
+    start,
+)
 from jobs.benchmarks.measure import Figure, Options, UnequalError
 
 PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
@@ -88,6 +100,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "restart": restart.figures,
     "start": start.figures,
     "seams": seams.figures,
+    "scenes": scenes.figures,
     "accuracy": accuracy.figures,
     "plain": plain.figures,
 }

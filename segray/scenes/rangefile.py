@@ -1,21 +1,33 @@
 """A file that is read by ranges, each fetched once: what GDAL opens in the decoder process.
 
 The bytes lie in a bucket, on disk or in memory; `fetch` gets several ranges at a time, so that a window costs
-one round trip however many blocks it lies in.
+one round trip however many blocks it lies in, and hears which ones come next, so that most of it is over when
+they are asked for.
 """
 
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 Range = tuple[int, int]
 """Offset and number of bytes."""
-Fetch = Callable[[Sequence[Range]], Sequence[bytes]]
+
+
+class Fetch(Protocol):
+    """How the bytes are had."""
+
+    def __call__(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> Sequence[bytes]:
+        """The bytes of each range; `ahead`: groups of ranges that will be asked for next, in order."""
+
 
 CHUNK = 64 << 10
 """What nobody announced (headers, directories, masks) is read in pieces of this size."""
 KEPT_BYTES = 96 << 20
 """Encoded bytes that are kept: a square of tiles shares blocks with its neighbours."""
+
+AHEAD_BYTES = 32 << 20
+"""So much may be under way beside what is read."""
 
 
 class RangeFile(io.RawIOBase):
@@ -29,18 +41,33 @@ class RangeFile(io.RawIOBase):
         self._chunks: OrderedDict[int, bytes] = OrderedDict()
         self._held = 0
 
-    def prefetch(self, ranges: Sequence[Range]) -> None:
-        """Fetch, together, those of the ranges that are not here. What is read must be one of them, whole."""
+    def prefetch(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> None:
+        """Fetch, together, those of the ranges that are not here. What is read must be one of them, whole.
+
+        ahead: what later calls will ask for, a group each.
+        """
         for each in ranges:
             if each in self._blocks:
                 self._blocks.move_to_end(each)
         missing = sorted({each for each in ranges if each not in self._blocks and each[1] > 0})
-        for each, data in zip(missing, self._fetch(missing) if missing else (), strict=True):
+        later = self._not_here(ahead, set(missing)) if missing else []
+        for each, data in zip(missing, self._fetch(missing, later) if missing else (), strict=True):
             self._blocks[each] = data
             self._held += len(data)
         while self._held > KEPT_BYTES and len(self._blocks) > len(ranges):
             _, dropped = self._blocks.popitem(last=False)
             self._held -= len(dropped)
+
+    def _not_here(self, groups: Sequence[Sequence[Range]], asked: set[Range]) -> list[list[Range]]:
+        """Of the groups, what is neither here nor asked for, as far as `AHEAD_BYTES` reach."""
+        left, found = AHEAD_BYTES, []
+        for group in groups:
+            new = sorted({each for each in group if each not in self._blocks and each[1] > 0} - asked)
+            left -= sum(size for _, size in new)
+            if left < 0:
+                break
+            found += [new] if new else []
+        return found
 
     def readable(self) -> bool:
         """Yes."""

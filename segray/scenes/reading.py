@@ -78,10 +78,13 @@ class SceneReader:
         with _faults_told("make out what is in it"):
             return self._described(tiling)
 
-    def window(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
-        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all."""
+    def window(self, scene: Scene, window: Window, ahead: Sequence[Window] = ()) -> NDArray[np.uint8] | None:
+        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all.
+
+        ahead: the windows that come next.
+        """
         with _faults_told("read this part of it"):
-            return self._pixels(scene, window)
+            return self._pixels(scene, window, ahead)
 
     def _described(self, tiling: Tiling) -> Scene | None:
         data = self._data
@@ -110,13 +113,14 @@ class SceneReader:
             None if placed else "ground control points only: in pixels" if points else None,
         )
 
-    def _pixels(self, scene: Scene, window: Window) -> NDArray[np.uint8] | None:
+    def _pixels(self, scene: Scene, window: Window, ahead: Sequence[Window]) -> NDArray[np.uint8] | None:
         rows, cols = self._data.height / scene.height, self._data.width / scene.width
-        part = RasterWindow(
-            window.col_start * cols, window.row_start * rows, window.width * cols, window.height * rows
+        part, *later = (
+            RasterWindow(each.col_start * cols, each.row_start * rows, each.width * cols, each.height * rows)
+            for each in (window, *ahead)
         )
         shape = window.height, window.width
-        if not self._prefetch([part], scene.bands, max(rows, cols)):
+        if not self._prefetch([part], scene.bands, max(rows, cols), later):
             return None
         values, valid = self._read(scene.bands, part, shape)
         return self._coloured(values, valid, scene) if valid.any() else None
@@ -259,7 +263,13 @@ class SceneReader:
         self._file.seek(0)
         return _Unclosed(self._file)  # type: ignore[return-value]
 
-    def _prefetch(self, parts: Sequence[RasterWindow], bands: Sequence[int], coarser: float) -> bool:
+    def _prefetch(
+        self,
+        parts: Sequence[RasterWindow],
+        bands: Sequence[int],
+        coarser: float,
+        later: Sequence[RasterWindow] = (),
+    ) -> bool:
         """Announce the blocks that GDAL will read, those of an overview where it will read one.
 
         False where there are none: a file may leave blocks out, which hold no data.
@@ -268,27 +278,27 @@ class SceneReader:
         for number, each in enumerate(self._data.overviews(bands[0])):
             if each <= coarser * 1.2:
                 level, factor = number, each
-        ranges = [each for part in parts for each in self._ranges(part, bands, level, factor)]
-        present = [each for each in ranges if each is not None]
-        self._file.prefetch(present)
+        present = [each for part in parts for each in self._ranges(part, bands, level, factor)]
+        self._file.prefetch(present, [self._ranges(part, bands, level, factor) for part in later])
         return bool(present)
 
     def _ranges(
         self, part: RasterWindow, bands: Sequence[int], level: int | None, factor: int
-    ) -> list[Range | None]:
-        """Of the blocks of a window, which is given in pixels of the full resolution."""
+    ) -> list[Range]:
+        """Of the blocks that the file has of a window, which is given in pixels of the full resolution."""
         data = self._data
         rows, cols = self._block_shape(level)
         first_row, first_col = int(part.row_off / factor) // rows, int(part.col_off / factor) // cols
         last_row = (math.ceil((part.row_off + part.height) / factor) - 1) // rows
         last_col = (math.ceil((part.col_off + part.width) / factor) - 1) // cols
         separate = data.interleaving is not None and data.interleaving.name == "band"
-        return [
+        blocks = (
             self._block(row, col, band, level)
             for band in (bands if separate else bands[:1])
             for row in range(first_row, last_row + 1)
             for col in range(first_col, last_col + 1)
-        ]
+        )
+        return [each for each in blocks if each is not None]
 
     def _block_shape(self, level: int | None) -> tuple[int, int]:
         if level not in self._block_shapes:

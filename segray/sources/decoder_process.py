@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from segray.errors import ItemError
+from segray.scenes.rangefile import Range
 from segray.sources.decode import Decoded, Place, decode_rgb
 from segray.sources.names import one_line
 from segray.sources.shared import SharedFile
@@ -111,8 +112,8 @@ class _Scenes:
             scene = reader.describe(Tiling(**request["tiling"]))
             return {"found": None if scene is None else scene.to_json()}
         scene = scene_from(request["scene"])
-        window = scene.grid.window(request["window"])
-        pixels = reader.window(scene, window)
+        window, *ahead = (scene.grid.window(tile) for tile in (request["window"], *request["ahead"]))
+        pixels = reader.window(scene, window, ahead)
         if pixels is None:
             return {"height": window.height, "width": window.width, "empty": True}
         place = targets[request["target"]].place(request["offset"], pixels.nbytes)
@@ -129,10 +130,10 @@ class _Scenes:
             self._reader = SceneReader(size, self._fetch)
         return self._reader
 
-    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _fetch(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> list[bytes]:
         """The parent puts them into INPUT, one behind the other. Raises OSError where it cannot."""
         left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not ours
-        self._connection.send_bytes(json.dumps({"ranges": ranges}).encode())
+        self._connection.send_bytes(json.dumps({"ranges": ranges, "ahead": ahead}).encode())
         sizes = json.loads(self._connection.recv_bytes())
         signal.setitimer(signal.ITIMER_REAL, left)
         if sizes is None:

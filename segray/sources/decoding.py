@@ -1,6 +1,6 @@
 """FETCHED -> DECODED: encoded files become pixels, whole pictures or the tiles of scenes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from segray.errors import ItemError
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
-from segray.sources.geotiff import FileRanges, MemoryRanges, may_be_scene
+from segray.sources.geotiff import AHEAD, FileRanges, MemoryRanges, may_be_scene
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
 from segray.storage import StorageSettings
@@ -74,13 +74,22 @@ class Decoder:
     def _tiles(self, building: "_Building", row: int, file: ByteRanges, text: str) -> Iterator[_Piece]:
         scene = scene_from(text)
         building.most_rows = min(self.table_rows, max(1, len(scene.grid) // SPREAD))
-        for tile in building.fetched["tiles"][row].as_py():
-            yield self._tile(building, row, file, scene, tile)
+        tiles = building.fetched["tiles"][row].as_py()
+        for place, tile in enumerate(tiles, start=1):
+            yield self._tile(building, row, file, scene, tile, tiles[place : place + AHEAD])
         building.most_rows = self.table_rows
 
-    def _tile(self, building: "_Building", row: int, file: ByteRanges, scene: Scene, tile: int) -> _Piece:
+    def _tile(
+        self,
+        building: "_Building",
+        row: int,
+        file: ByteRanges,
+        scene: Scene,
+        tile: int,
+        ahead: Sequence[int] = (),
+    ) -> _Piece:
         try:
-            return _Piece(row, self.sandbox.window(file, scene, tile, building.room), scene, tile)
+            return _Piece(row, self.sandbox.window(file, scene, tile, building.room, ahead), scene, tile)
         except ItemError as error:
             return _Piece(row, error, scene, tile)
 

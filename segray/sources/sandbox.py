@@ -56,6 +56,9 @@ class ByteRanges(Protocol):
     def read(self, ranges: Sequence[Range]) -> Sequence[bytes | memoryview]:
         """The bytes of each range. Raises ItemError."""
 
+    def ahead(self, groups: Sequence[Sequence[Range]]) -> None:
+        """What will be read next, a group a time."""
+
 
 class Room:
     """Where the pixels of one table lie, one picture behind the other."""
@@ -138,12 +141,14 @@ class DecodeSandbox:
         """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
         return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
 
-    def window(self, file: "ByteRanges", scene: Scene, index: int, room: Room) -> Decoded | None:
+    def window(
+        self, file: "ByteRanges", scene: Scene, index: int, room: Room, ahead: Sequence[int] = ()
+    ) -> Decoded | None:
         """The pixels of a tile, in `room` behind its `used` bytes; None where it holds no data.
 
-        Raises ItemError as `decode` does, and what reading `file` raises.
+        ahead: the tiles that come next. Raises ItemError as `decode` does, and what reading `file` raises.
         """
-        return self._twice(lambda child: child.window(file, scene, index, self.timeout_s, room))
+        return self._twice(lambda child: child.window(file, scene, (index, *ahead), self.timeout_s, room))
 
     def _decode(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
         return self._twice(lambda child: child.decode(data, max_pixels, self.timeout_s, room))
@@ -255,10 +260,12 @@ class _Child:
         return None if answer["found"] is None else scene_from(answer["found"])
 
     def window(
-        self, file: ByteRanges, scene: Scene, index: int, timeout_s: float, room: Room
+        self, file: ByteRanges, scene: Scene, tiles: Sequence[int], timeout_s: float, room: Room
     ) -> Decoded | None:
-        """The pixels lie in `room` behind its `used` bytes."""
-        request = {"scene": scene.to_json(), "window": index, "pixels": scene.tile**2}
+        """The pixels of the first tile lie in `room` behind its `used` bytes."""
+        index, *ahead = tiles
+        request: dict[str, Any] = {"scene": scene.to_json(), "pixels": scene.tile**2}
+        request |= {"window": index, "ahead": ahead}
         request |= {"target": room.number, "offset": room.used}
         answer = self._ask_of_scene(request, file, timeout_s)
         if answer["empty"]:
@@ -272,7 +279,8 @@ class _Child:
         message: Any = {**request, "key": file.key, "size": file.size, "timeout_s": timeout_s}
         while "ranges" in (answer := self._ask(message, timeout_s)):
             try:
-                message = self._put(file.read(answer["ranges"]))
+                file.ahead([[(offset, size) for offset, size in group] for group in answer["ahead"]])
+                message = self._put(file.read([(offset, size) for offset, size in answer["ranges"]]))
             except ItemError as error:
                 failure, message = error, None
         if failure is not None:

@@ -27,9 +27,13 @@ class Reading:
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
         self.calls: list[list[tuple[int, int]]] = []
+        self.announced: list[list[tuple[int, int]]] = []
 
-    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def fetch(
+        self, ranges: Sequence[tuple[int, int]], ahead: Sequence[Sequence[tuple[int, int]]] = ()
+    ) -> list[bytes]:
         self.calls.append(list(ranges))
+        self.announced.append([each for group in ahead for each in group])
         return [self.data[offset : offset + size] for offset, size in ranges]
 
     def open(self) -> SceneReader:
@@ -289,6 +293,25 @@ def read_one(reading: Reading) -> None:
         scene = reader.describe(SMALL)
         assert scene is not None
         reader.window(scene, scene.grid.window(3))
+
+
+def test_what_comes_next_is_announced(tmp_path: Path) -> None:
+    """Blocks of the windows that follow, none that is here already."""
+    reading = Reading(write(tmp_path / "a.tif", noise(3, height=700, width=700)))
+    with reading.open() as reader:
+        scene = reader.describe(SMALL)
+        assert scene is not None
+        windows = list(scene.grid)
+        for place, window in enumerate(windows):
+            before = len(reading.calls)
+            reader.window(scene, window, windows[place + 1 : place + 3])
+            for call in reading.calls[before:] if place else ():
+                known = [each for announced in reading.announced[:before] for each in announced]
+                assert set(call) <= set(known)
+    here: set[tuple[int, int]] = set()
+    for call, announced in zip(reading.calls, reading.announced, strict=True):
+        here |= set(call)
+        assert not here & set(announced)
 
 
 @pytest.mark.parametrize("cut", [100, 5000])

@@ -85,6 +85,7 @@ def peak(server: Server, side: int, folder: Path, patch: pytest.MonkeyPatch) -> 
         return most, asked
 
 
+@pytest.mark.timeout(3600)  # --scene-side 30000 takes half an hour
 def test_a_large_scene_in_a_distant_bucket(
     s3_server: Server, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

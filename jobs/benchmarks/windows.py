@@ -1,0 +1,73 @@
+"""Two ways to get all windows of a scene out of a bucket, each a program of its own.
+
+    python -m jobs.benchmarks.windows segray|rasterio URL ENDPOINT TILE OVERLAP
+
+segray: as the job's decoder does it, one process; rasterio: opened for each window, with its defaults.
+Prints one JSON object: `pixels`, a digest of each window, and `seconds`, from the first window to the last:
+what is loaded, and where the blocks lie, is had once a worker or a scene.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.scenes.scene import Tiling
+from segray.tiles import Grid
+
+Window = tuple[int, NDArray[np.uint8]]
+"""Number of the tile, and (height, width, 3)."""
+
+
+def by_segray(url: str, endpoint: str, tiling: Tiling) -> Iterator[Window]:
+    """Squares of neighbouring windows; blocks are fetched together and kept."""
+    from segray.columns import byte_views
+    from segray.sources.decoding import Decoder
+    from segray.sources.geotiff import read_files
+    from segray.sources.listing import Listing
+    from segray.sources.sandbox import DecodeSandbox
+    from segray.storage import S3Settings, StorageSettings
+
+    storage = StorageSettings(s3=S3Settings(endpoint_url=endpoint))
+    sources = list(Listing([url], storage))
+    with DecodeSandbox() as sandbox, DecodeSandbox() as reader:
+        decoder = Decoder(sandbox, max_pixels=1, tiling=tiling, storage=storage)
+        for fetched in read_files(sources, {}, storage, reader, tiling, max_bytes=1 << 40):
+            for table in decoder.tables(fetched):
+                columns = [table[name].to_pylist() for name in ("tile", "height", "width")]
+                for tile, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):
+                    yield tile, pixels.reshape(height, width, 3)
+
+
+def by_rasterio(url: str, endpoint: str, tiling: Tiling) -> Iterator[Window]:
+    """As its documentation teaches it."""
+    import rasterio
+    from rasterio.windows import Window as Part
+
+    os.environ |= {"AWS_S3_ENDPOINT": endpoint.removeprefix("http://"), "AWS_HTTPS": "NO"}
+    os.environ["AWS_VIRTUAL_HOSTING"] = "FALSE"
+    with rasterio.open(url) as scene:
+        grid = Grid(scene.height, scene.width, tiling.tile, tiling.overlap)
+    for tile, window in enumerate(grid):
+        with rasterio.open(url) as scene:
+            part = Part(window.col_start, window.row_start, window.width, window.height)
+            yield tile, np.ascontiguousarray(scene.read(window=part).transpose(1, 2, 0))
+
+
+os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}  # the server on loopback takes any
+WAYS: dict[str, Any] = {"segray": by_segray, "rasterio": by_rasterio}
+
+if __name__ == "__main__":
+    way, url, endpoint, tile, overlap = sys.argv[1:]
+    found: dict[int, str] = {}
+    times = []
+    for number, pixels in WAYS[way](url, endpoint, Tiling(int(tile), int(overlap))):
+        times.append(time.perf_counter())
+        found[number] = hashlib.sha256(pixels.tobytes()).hexdigest()
+    print(json.dumps({"pixels": found, "seconds": times[-1] - times[0]}))
