@@ -20,7 +20,7 @@ def can_place(crs: str, target: str = CRS84) -> str | None:
     try:
         transformer(crs, target)
     except ProjError as error:
-        return str(error).partition(" You may override")[0]
+        return str(error).partition(" You may override")[0].rpartition("proj_create_operations: ")[2]
     return None
 
 
