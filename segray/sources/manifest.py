@@ -19,7 +19,7 @@ from segray.sources.remote import remote_source, remote_uri
 from segray.sources.roundtrips import as_item_error, describe, request_all
 from segray.storage import EXTRAS, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
-_TEXT = (
+TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
     pa.types.is_large_binary, pa.types.is_dictionary, pa.types.is_null,
 )  # fmt: skip
@@ -39,7 +39,7 @@ def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source
         with open_source(manifest, storage) as stream:
             rows = enumerate(_uris(stream, manifest), start=1)
             while batch := list(islice(rows, _BATCH)):
-                yield from _look_up(batch, manifest, base, storage)
+                yield from look_up_rows(batch, manifest, base, storage)
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
@@ -64,7 +64,7 @@ def _csv_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
 def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
     file = pq.ParquetFile(stream)
     kind = file.schema_arrow.field(_column(file.schema_arrow.names, manifest)).type
-    if not any(is_text(kind) for is_text in _TEXT):
+    if not any(is_text(kind) for is_text in TEXT_TYPES):
         raise SettingsError(f"{manifest.uri}: column uri must be text, it is {kind}")
     for batch in file.iter_batches(columns=["uri"], batch_size=8192):
         yield from batch.column(0).cast(pa.string()).to_pylist()
@@ -77,7 +77,7 @@ def _column(names: list[str], manifest: Source) -> int:
     return names.index("uri")
 
 
-def _look_up(
+def look_up_rows(
     batch: list[tuple[int, str | None]], manifest: Source, base: str, storage: StorageSettings
 ) -> list[Source]:
     """The rows as Sources, in order, those of one remote storage looked up together."""

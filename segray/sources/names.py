@@ -4,14 +4,14 @@ from typing import Literal
 
 from segray.sources.item import SourceKind
 
-_DECODED_SUFFIXES = (
+DECODED_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
     ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".avif", ".avifs", ".mpo",
 )  # fmt: skip
 _OTHER_SUFFIXES = (
     ".heic", ".heif", ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
 )  # fmt: skip
-IMAGE_SUFFIXES = (*_DECODED_SUFFIXES, *_OTHER_SUFFIXES)
+IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
 """Compared in lower case. Pictures in formats that `decode` does not read are items too: they are rejected
 as `unsupported`, where ignoring them would let photographs vanish without a word."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
