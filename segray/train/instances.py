@@ -25,6 +25,7 @@ from segray.train import parallel
 from segray.train.augment import AugmentSettings, augmented, training_transform
 from segray.train.checkpoint import load_checkpoint, save_checkpoint
 from segray.train.dataset import InstanceImage, load_coco, split_images
+from segray.train.optimizers import decayed_groups
 from segray.train.scoring import score_model
 
 
@@ -193,15 +194,6 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     """Linear warm-up, then half a cosine to zero at the last step (Loshchilov and Hutter, SGDR)."""
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     return settings.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-def decayed_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters: weights decay, biases and the scales of the norms (one axis) do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def sampling_weights(images: list[InstanceImage]) -> Tensor:
