@@ -1,0 +1,122 @@
+"""The bytes of a label picture -> what is stored in it: numbers, or colours where they are asked for.
+
+Decoded with the limits and the words of `sources.decode`, but never to RGB: there a palette becomes its
+colours, shallow grey is stretched and deep grey is cut.
+"""
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segray.errors import ItemError
+from segray.sources.decode import _check_size, _pillow_set, _rejection, _upright
+from segray.sources.signature import FORMATS, webp_canvas
+
+_STRETCHED = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies the samples of shallow grey by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A label picture as it is stored, upright."""
+
+    values: NDArray[Any]
+    """(height, width) uint8, uint16 or int32, or uint8 (height, width, 3) where colours were asked for."""
+    white: int
+    """The largest number of its depth."""
+    lossy: bool
+    """Compression has changed the values; grey then is Pillow's conversion to 8 bits."""
+    form: str
+    """Pillow's name of the format."""
+
+
+def read_stored(data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
+    """The numbers in the encoded picture `data` of at most `max_pixels` (height * width), or its RGB.
+
+    Raises ItemError as `decode_rgb` does, and `unsupported` for a picture that holds no numbers.
+    """
+    with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
+        warnings.simplefilter("always")
+        try:
+            canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
+            if canvas is not None:
+                _check_size(*canvas, max_pixels)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size, max_pixels)
+                return _stored(image, _is_lossy(image, data), coloured)
+        except ItemError:
+            raise
+        except MemoryError:
+            raise ItemError("memory", "decoding it needs more memory than a decoder may have") from None
+        except Exception as error:  # plugins fail on hostile bytes with any type
+            raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
+
+
+def _is_lossy(image: Image.Image, data: bytes) -> bool:
+    if image.format == "WEBP":
+        chunk = re.search(rb"VP8[ L]", data)  # RFC 9649: the first of the two holds the picture
+        return chunk is not None and chunk[0] == b"VP8 "
+    if image.format == "TIFF":
+        return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    return image.format in ("JPEG", "MPO", "AVIF")
+
+
+def _stored(image: Image.Image, lossy: bool, coloured: bool) -> Stored:
+    form, packing = image.format or "", _packing(image)
+    image.load()
+    upright = _upright(image, image)
+    if coloured:
+        if upright.mode[0] in "IF":
+            raise ItemError("unsupported", f"{form} of mode {upright.mode} has numbers, not colours")
+        return Stored(np.asarray(upright.convert("RGB")), 255, lossy, form)
+    if lossy:
+        return Stored(np.asarray(upright.convert("L")), 255, lossy, form)
+    values, white = _numbers(upright, packing, form)
+    return Stored(values, white, lossy, form)
+
+
+def _packing(image: Image.Image) -> str:
+    """Pillow's raw mode: how the file packs its samples; empty where the plugin does not tell.
+
+    Known before the pixels are loaded only.
+    """
+    tiles: list[Any] = getattr(image, "tile", [])
+    args = tiles[0][3] if tiles else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _numbers(image: Image.Image, packing: str, form: str) -> tuple[NDArray[Any], int]:
+    """The stored numbers (height, width), and the largest that the depth holds."""
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8), 1
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16), (1 << 16) - 1
+    if form == "GIF" and image.mode == "P":
+        return _grey(np.asarray(image.convert("RGB"))), 255
+    if image.mode in ("L", "P", "I"):
+        stretch = _STRETCHED.get(packing, 1)
+        return np.asarray(image) // stretch, 255 // stretch
+    if re.search(";16[BLN]", packing):  # Pillow keeps the upper eight bits
+        raise ItemError("unsupported", f"{form} with several channels of 16 bits; store one channel")
+    if image.mode in ("LA", "PA"):
+        return np.asarray(image.getchannel(0)), 255
+    if image.mode in ("RGB", "RGBA", "RGBX"):
+        return _grey(np.asarray(image)[..., :3]), 255
+    raise ItemError("unsupported", f"{form} of mode {image.mode} holds no class indices")
+
+
+def _grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    coloured = (rgb != rgb[..., :1]).any(axis=-1)
+    if coloured.any():
+        colour = tuple(rgb[coloured][0].tolist())
+        raise ItemError(
+            "unsupported", f"a colour picture, with {colour} for one: name the class of each colour"
+        )
+    return rgb[..., 0]

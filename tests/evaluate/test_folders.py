@@ -1,0 +1,185 @@
+"""Folders of label pictures against each other: pairs by name, and every problem a line, never an end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from segray.errors import SettingsError
+from segray.evaluate.folders import Comparison, compare_folders
+from segray.evaluate.semantic import SemanticScores
+from segray.train.labels import LabelRules
+from tests import servers
+
+RULES = LabelRules(classes=4)
+PLENTY = 10**6
+Bytes = NDArray[np.uint8]
+
+
+def label(seed: int, values: tuple[int, ...] = (0, 1, 2, 3, 255)) -> Bytes:
+    return np.random.default_rng(seed).choice(values, (12, 17)).astype(np.uint8)
+
+
+def write(path: Path, pixels: Bytes) -> Bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    return tmp_path / "truth"
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    return tmp_path / "predictions"
+
+
+def compared(predictions: Path, truth: Path, **options: Any) -> Comparison:
+    return compare_folders(str(predictions), str(truth), options.pop("rules", RULES), PLENTY, **options)
+
+
+def told(comparison: Comparison) -> dict[str, str]:
+    return {problem.name: problem.reason for problem in comparison.problems}
+
+
+def test_pairs_of_one_name_whatever_the_suffix_and_folder(truth: Path, predictions: Path) -> None:
+    names = [("a.png", "a.png"), ("b.tif", "b.png"), ("val/a.png", "val/a.PNG"), ("c.d.png", "c.d.bmp")]
+    expected = SemanticScores(4)
+    for seed, (true, found) in enumerate(names):
+        expected.add(
+            write(truth / true, label(seed)), write(predictions / found, label(seed + 50, (0, 1, 2, 3)))
+        )
+    write(predictions / "val/b.png", label(0))
+    write(predictions / ".c.png", label(0))
+    (truth / "notes.txt").write_text("not a picture")
+    result = compared(predictions, truth)
+    assert np.array_equal(result.scores.matrix, expected.matrix)
+    assert expected.matrix.sum() > 500
+    assert (result.compared, result.failed, result.extra) == (4, 0, 1)
+
+
+def test_more_pictures_than_one_read_fetches(truth: Path, predictions: Path) -> None:
+    """Of 80, each has its own prediction: 12 pixels right, the others wrong."""
+    for number in range(80):
+        true = np.full((12, 17), number % 4, np.uint8)
+        found = (true + 1) % 4
+        found[:, 0] = true[:, 0]
+        write(truth / f"{number}.png", true)
+        write(predictions / f"{number}.png", found)
+    result = compared(predictions, truth)
+    assert result.compared == 80
+    assert result.scores.compute()["pixel_accuracy"] == pytest.approx(1 / 17)
+
+
+def test_every_problem_is_a_line_and_the_rest_is_scored(truth: Path, predictions: Path) -> None:
+    good = write(truth / "good.png", label(1, (0, 1))), write(predictions / "good.png", label(2, (0, 1)))
+    for name in ("missing", "size", "turned", "cut", "unreadable", "colour", "value", "twice", "both"):
+        write(truth / f"{name}.png", label(3))
+        write(predictions / f"{name}.png", label(4))
+    (predictions / "missing.png").unlink()
+    write(predictions / "size.png", label(4)[:-1])
+    write(predictions / "turned.png", label(4).T)
+    whole = (predictions / "cut.png").read_bytes()
+    (predictions / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (truth / "unreadable.png").write_bytes(b"not a picture")
+    write(predictions / "colour.png", np.random.default_rng(0).integers(0, 9, (12, 17, 3)).astype(np.uint8))
+    write(truth / "value.png", np.full((12, 17), 4, np.uint8))
+    write(predictions / "twice.tif", label(4))
+    (truth / "both.png").write_bytes(b"")
+    (predictions / "both.png").write_bytes(b"")
+    (truth / "gone.png").symlink_to(truth / "nowhere.png")
+    result = compared(predictions, truth)
+
+    problems = told(result)
+    assert list(problems) == sorted(problems)
+    assert problems.keys() == {
+        "missing", "size", "turned", "cut", "unreadable", "colour", "value", "twice", "both", "gone"
+    }  # fmt: skip
+    assert problems["missing"] == "missing: no prediction of this name"
+    assert problems["size"] == "prediction: 17 x 11 pixels, its truth 17 x 12"
+    assert problems["turned"] == "prediction: 12 x 17 pixels, its truth 17 x 12"
+    assert problems["cut"].startswith("prediction: PNG: the file ends early")
+    assert problems["unreadable"].startswith("truth: not an image")
+    assert problems["colour"].startswith("prediction: a colour picture")
+    assert problems["value"].startswith("truth: value 4 in 204 pixels")
+    assert "twice.png and twice.tif" in problems["twice"]
+    assert problems["both"] == "truth: the file is empty"
+    assert problems["gone"].startswith("truth: a symbolic link to nothing")
+    assert not any("\n" in reason for reason in problems.values())
+    assert (result.compared, result.failed) == (1, 10)
+    alone = SemanticScores(4)
+    alone.add(*good)
+    assert np.array_equal(result.scores.matrix, alone.matrix)
+
+
+def test_what_is_no_class_in_a_prediction_counts_as_wrong(truth: Path, predictions: Path) -> None:
+    write(truth / "a.png", np.array([[0, 0, 1, 1, 255]], np.uint8))
+    write(predictions / "a.png", np.array([[0, 255, 1, 9, 9]], np.uint8))
+    figures = compared(predictions, truth).scores.compute()
+    assert figures["pixels"] == 4
+    assert figures["pixel_accuracy"] == pytest.approx(2 / 4)
+    assert figures["per_class"]["recall"][:2] == pytest.approx([1 / 2, 1 / 2])
+    assert figures["per_class"]["precision"][:2] == pytest.approx([1, 1])
+
+
+def test_each_side_has_its_rules(truth: Path, predictions: Path) -> None:
+    mask, found = label(1, (0, 255)), label(2, (0, 1))
+    write(truth / "a.png", mask)
+    write(predictions / "a.png", found)
+    binary = LabelRules(classes=2, values="binary")
+    expected = SemanticScores(2)
+    expected.add(mask // 255, found)
+    by_index = compared(predictions, truth, rules=binary)
+    assert np.array_equal(by_index.scores.matrix, expected.matrix)
+    write(predictions / "a.png", found * 255)
+    by_mask = compared(predictions, truth, rules=binary, prediction_rules=binary)
+    assert np.array_equal(by_mask.scores.matrix, expected.matrix)
+
+
+def test_parts_of_a_collection_add(truth: Path, predictions: Path) -> None:
+    for number in range(6):
+        write(truth / f"{number % 2}/{number}.png", label(number))
+        write(predictions / f"{number % 2}/{number}.png", label(number + 9))
+    (predictions / "1/3.png").unlink()
+    write(predictions / "1/more.png", label(0))
+    whole = compared(predictions, truth)
+    parts = [compared(predictions / part, truth / part) for part in ("0", "1")]
+    both = parts[1] + parts[0]
+    assert np.array_equal(both.scores.matrix, whole.scores.matrix)
+    assert (
+        (both.compared, both.failed, both.extra) == (whole.compared, whole.failed, whole.extra) == (5, 1, 1)
+    )
+
+
+def test_folders_in_object_storage(s3_server: servers.Server, truth: Path, predictions: Path) -> None:
+    for number in range(3):
+        for folder in (truth, predictions):
+            write(folder / f"val/{number}.png", label(number))
+    (predictions / "val/2.png").unlink()
+    for folder in (truth, predictions):
+        for path in folder.rglob("*.png"):
+            s3_server.put(f"folders/{path.relative_to(truth.parent).as_posix()}", path.read_bytes())
+    urls = s3_server.url("folders/predictions"), s3_server.url("folders/truth/")
+    result = compare_folders(*urls, RULES, PLENTY, s3_server.storage)
+    assert np.array_equal(result.scores.matrix, compared(predictions, truth).scores.matrix)
+    assert told(result) == {"val/2": "missing: no prediction of this name"}
+    assert result.compared == 2
+
+
+def test_folders_that_are_none(truth: Path, predictions: Path) -> None:
+    write(truth / "a.png", label(1))
+    with pytest.raises(SettingsError, match="predictions: no such file, folder"):
+        compared(predictions, truth)
+    predictions.mkdir()
+    with pytest.raises(SettingsError, match="predictions: no label picture in this folder"):
+        compare_folders(str(truth), str(predictions), RULES, PLENTY)
+    with pytest.raises(SettingsError, match=r"a\.png: not a folder"):
+        compared(truth, truth / "a.png")
+    result = compared(predictions, truth)
+    assert (result.compared, result.failed) == (0, 1)
+    assert result.scores.compute()["pixels"] == 0
