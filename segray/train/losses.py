@@ -130,16 +130,14 @@ class SemanticLoss:
 
     def sums(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return this worker's sums, float 1-D; those of several batches may be added, of many in float64."""
-        with torch.autocast(logits.device.type, enabled=False):
-            pixels = self._pixels(logits, target)
-            return torch.cat([term.sums(pixels) for term in self.terms])
+        pixels = self._pixels(logits, target)
+        return torch.cat([term.sums(pixels) for term in self.terms])
 
     def value(self, sums: Tensor) -> Tensor:
         """Return the loss that sums over any number of pixels give, a scalar."""
         lengths = [term.length for term in self.terms]
-        with torch.autocast(sums.device.type, enabled=False):
-            parts = zip(self.terms, torch.split(sums, lengths), strict=True)
-            return torch.stack([term.factor * term.value(part) for term, part in parts]).sum()
+        parts = zip(self.terms, torch.split(sums, lengths), strict=True)
+        return torch.stack([term.factor * term.value(part) for term, part in parts]).sum()
 
     def _pixels(self, logits: Tensor, target: Tensor) -> Pixels:
         n, *size = target.shape
@@ -150,6 +148,7 @@ class SemanticLoss:
         valid = target != self.ignore_index
         target = target.masked_fill(~valid, 0)
         _check_classes(target, max(2, self.outputs))
+        # autocast narrows no operation of a loss, so wide logits are all it takes to compute in float32
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         # filled before anything is computed: an infinite logit times a mask of 0 would be NaN
         return Pixels(wide.masked_fill(~valid[:, None], 0.0), target, valid)

@@ -193,6 +193,13 @@ def test_shards_merge_in_any_order() -> None:
     assert np.array_equal(parts[0].matrix, scored(*shards[0]).matrix)  # adding leaves the parts as they were
 
 
+def test_a_matrix_that_is_given_is_copied() -> None:
+    scores = scored(*maps(1))
+    copy = SemanticScores(CLASSES, matrix=scores.matrix)
+    copy.add([0], [0])
+    assert copy.matrix.sum() == scores.matrix.sum() + 1
+
+
 def test_json_carries_the_counts() -> None:
     scores = SemanticScores(CLASSES, ignore_index=-1)
     scores.add([0, 1, 2, -1], [0, 2, 255, 1])

@@ -90,7 +90,7 @@ def test_the_linear_four_together_are_rounded_once() -> None:
     assert (found == expected).double().mean() > 0.999
 
 
-@pytest.mark.parametrize("bands", [1, 4, 10])
+@pytest.mark.parametrize("bands", [1, 4, 6, 10])
 def test_hue_and_saturation_are_for_three_bands(bands: int) -> None:
     pixels = picture(bands)
     assert torch.equal(coloured(pixels, ColourChange(hue=0.2, saturation=0.1)), pixels)

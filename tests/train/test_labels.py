@@ -197,6 +197,8 @@ def test_colours_of_a_map() -> None:
 def test_unknown_colours_are_named() -> None:
     rgb = np.zeros((4, 5, 3), np.uint8)
     rgb[1, 2:4] = 1, 2, 3
+    last = np.full((2, 2, 3), 255, np.uint8)
+    assert "colour (255, 255, 255) is none of the 4 named; 4 pixels" in refused(file(last), RED_GREEN)
     assert "colour (1, 2, 3) is none of the 4 named; 2 pixels" in refused(file(rgb), RED_GREEN)
     loose = LabelRules(classes=3, colours=RED_GREEN.colours, unknown_is_void=True)
     expected = np.zeros((4, 5))
@@ -407,9 +409,11 @@ def test_a_label_of_its_pictures_size_is_returned_as_it_is() -> None:
         ((1000, 1000), (1019, 1000), True),
         ((1000, 1000), (1021, 1000), False),
         ((1000, 1000), (1000, 1021), False),
-        ((13, 20), (639, 1000), True),  # 12.78 rows, rounded
-        ((14, 20), (639, 1000), False),
-        ((639, 1000), (13, 20), True),
+        ((6, 10), (639, 1000), True),  # 6.39 rows, cut or rounded up
+        ((7, 10), (639, 1000), True),
+        ((8, 10), (639, 1000), False),
+        ((639, 1000), (7, 10), True),
+        ((639, 1000), (8, 10), False),
         ((360, 480), (480, 640), True),
         ((360, 480), (360, 640), False),
         ((500, 500), (480, 640), False),

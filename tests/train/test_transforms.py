@@ -28,6 +28,7 @@ from torchvision.transforms.v2 import functional
 
 from segray.errors import SettingsError
 from segray.settings import JobSettings, load_settings
+from segray.train.framing import Axis
 from segray.train.strength import PRESETS, AugmentSettings, Strength
 from segray.train.transforms import augmented, fitted
 
@@ -156,7 +157,8 @@ def test_the_mask_is_not_a_part_of_a_pixel_off(knobs: dict[str, Any], fit: str) 
             there = mask != 255
             step = np.linalg.norm(source_map(pixels, there)[0][axis, :2])  # source pixels a pixel
             difference = (pixels[axis].float() - mask.float())[far(~there)] / step
-            assert abs(difference.mean()) < 0.04
+            # a slight turn moves whole regions by less than half a pixel, which the nearest one cannot follow
+            assert abs(difference.mean()) < (0.3 if knobs == GEOMETRY else 0.01)
             assert difference.abs().max() <= 1 + 0.5 / step
 
 
@@ -166,7 +168,7 @@ def test_a_move_is_a_mirrored_scaled_turn(item: int) -> None:
     pixels, mask = moved(ramp(), only(**GEOMETRY | {"quarter_turns": 0.0}), item)
     linear, error = source_map(pixels, mask == 1)
     matrix, shift = linear[:, :2], linear[:, 2]
-    assert error < 1.2  # rounding
+    assert error < 1.6  # rounded by the resize and by the turn
     scale = abs(np.linalg.det(matrix)) ** -0.5
     assert 0.49 < scale < 2.05
     turn = matrix * scale * np.array([[-1], [-1]])  # both flips are always on
@@ -287,6 +289,13 @@ def test_what_a_rotation_turns_in_is_void() -> None:
         assert set(mask.unique().tolist()) <= {1, 255}
     assert min(areas) == 0
     assert max(areas) > 500  # 4 triangles at 10 degrees: about 4 * 50^2 * tan(10) / 2 = 880
+
+
+def test_a_span_has_a_pixel_of_the_picture_and_its_size() -> None:
+    for start in (-999, -500, 0):
+        span = Axis(source=1, size=10, start=start, window=1000).span(0)
+        assert (span.start, span.stop, span.length, span.size) == (0, 1, 1, 10)
+        assert min(span.before, span.after) >= 0
 
 
 # boxes and instance maps
@@ -488,7 +497,7 @@ def holes(height: int = 256, width: int = 256, *corners: tuple[int, int]) -> tup
     mask = torch.zeros(height, width, dtype=torch.uint8)
     mask[:, 100:110] = 255
     for number, (row, col) in enumerate(corners):
-        mask[row : row + 6, col : col + 6] = 3 + number
+        mask[row : row + 12, col : col + 12] = 3 + number
     return mask[None].clone(), mask
 
 
