@@ -152,7 +152,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on, and with."""
     import torch
 
-    from segray.annotate.report import versions
+    from segray.versions import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

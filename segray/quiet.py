@@ -12,7 +12,7 @@ from typing import Literal, TextIO
 
 from segray.errors import JobFailedError
 
-LOGGERS = ("ray", "ray.data", "py.warnings")
+LOGGERS = ("ray", "ray.data", "ray.train", "py.warnings")
 
 
 @contextmanager

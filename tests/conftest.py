@@ -45,7 +45,7 @@ def fuzz_seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that `segray annotate`, called in this process, finds running."""
-    from segray.annotate.job import RAY_ENVIRONMENT
+    from segray.cluster import RAY_ENVIRONMENT
 
     os.environ.update(RAY_ENVIRONMENT)
     import ray

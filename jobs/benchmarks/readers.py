@@ -31,13 +31,14 @@ BATCH = 8
 
 def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     """The job's own plan and stages; only the model is missing."""
-    from segray.annotate.job import RAY_ENVIRONMENT
+    from segray.cluster import RAY_ENVIRONMENT
 
     os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
 
-    from segray.annotate.pipeline import decoded, start_ray, tables_of
+    from segray.annotate.pipeline import decoded, tables_of
     from segray.annotate.plan import Plan
     from segray.annotate.resources import share_out
+    from segray.cluster import start_ray
     from segray.settings import AnnotateSettings
     from segray.sources.listing import Listing
 

@@ -19,13 +19,14 @@ from segray.annotate.inventory import Inventory
 from segray.annotate.lock import Lock
 from segray.annotate.plan import Plan
 from segray.annotate.progress import Progress
-from segray.annotate.quiet import noise_to_file
 from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
 from segray.annotate.resources import Resources, share_out
 from segray.annotate.sink import Sink
 from segray.annotate.starting import StartingRay
 from segray.annotate.store import Store
+from segray.cluster import RAY_ENVIRONMENT
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
+from segray.quiet import noise_to_file
 from segray.settings import AnnotateSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
     from segray.models.weights import LoadedModel
 
 PLAN, RUN = "_segray/plan.json", "run.json"
-
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no calls home
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would upload the folder and install it again
-    "RAY_raylet_start_wait_time_s": "120",  # 30 s are too short on a busy machine
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, each read would import Python anew
-    "RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION": "0.7",  # of 0.5, encoded files left too little for pixels
-}
-"""Read by Ray when it is imported; what the user has set stays."""
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ node had in hand; every stage gives the same tables for the same input, so a re-
 own retries never end for an item that kills its worker: `attempts` ends them.
 """
 
-import logging
 import math
 import os
 import pickle
@@ -19,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,10 +30,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.annotate.attempts import Attempts
 from segray.annotate.plan import Archive, Plan
-from segray.annotate.quiet import loggers_to
-from segray.annotate.resources import READ_CPUS, Cluster, Resources
+from segray.annotate.resources import READ_CPUS, Resources
 from segray.columns import packed, unpacked
-from segray.errors import JobFailedError, SegrayError, SettingsError
+from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
 from segray.settings import AnnotateSettings, RaySettings
 from segray.sources.archives import read_archive
@@ -65,37 +62,6 @@ hundreds of small pictures that the model answers all at once or not at all."""
 if TYPE_CHECKING:  # workers that read or decode must not load torch
     from segray.annotate.device import Precision
     from segray.models.weights import LoadedModel
-
-
-def start_ray(settings: RaySettings, log: Path) -> Cluster:
-    """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`."""
-    if not ray.is_initialized():
-        address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {}
-        if address == "local":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            own = {
-                "num_cpus": max(2, cores),
-                "object_store_memory": settings.object_store_mib << 20,
-                "include_dashboard": False,
-            }
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if address == "local":
-                raise JobFailedError(f"Ray did not start here: {reason}; its messages: {log}") from error
-            raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
-    loggers_to(log)
-    # what a thread of Ray's prints of workers that died, and of an interrupted run's tasks, goes there too
-    ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
-    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
-    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus))
-
-
-def _to_log(said: dict[str, Any], **_: Any) -> None:
-    logging.getLogger("ray").warning("\n".join(said["lines"]))
 
 
 class _Work(Datasource):

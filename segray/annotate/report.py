@@ -1,11 +1,9 @@
 """What is said at the end, and what run.json keeps."""
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 from segray.annotate.plan import Plan
 from segray.settings import AnnotateSettings, printable
 from segray.storage import canonical_uri, shown
+from segray.versions import versions
 
 
 def run_record(
@@ -37,12 +36,6 @@ def run_record(
         },
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions that results can depend on."""
-    names = ("segray", "torch", "torchvision", "ray", "pyarrow", "pillow", "pycocotools", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any], did: str) -> list[str]:

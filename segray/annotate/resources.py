@@ -2,22 +2,13 @@
 
 from dataclasses import dataclass
 
+from segray.cluster import Cluster
 from segray.errors import SettingsError
 from segray.settings import AnnotateSettings
 
 READ_CPUS = 0.2
 """Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
 and one big archive is decoded by the one worker that reads it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What there is: in all, and on the largest node, since an actor lives on one."""
-
-    cpus: float
-    gpus: float
-    node_cpus: float
-    node_gpus: float
 
 
 @dataclass(frozen=True, slots=True)

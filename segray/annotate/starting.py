@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from segray.annotate.resources import Cluster
+from segray.cluster import Cluster, start_ray
 from segray.settings import AnnotateSettings
 
 
@@ -41,9 +41,9 @@ class StartingRay:
     def _start(self) -> None:
         assert self._begun is not None
         try:
-            from segray.annotate import pipeline
+            from segray.annotate import pipeline  # noqa: F401 - Ray Data is loaded meanwhile, too
 
-            self._begun.set_result(pipeline.start_ray(self._settings.ray, self._log))
+            self._begun.set_result(start_ray(self._settings.ray, self._log))
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._begun.set_exception(error)
         threading.Event().wait()  # Linux kills the processes of Ray with the thread that started them

@@ -28,7 +28,7 @@ def fetch_files(
     """
     rows = FetchedRows()
     for group in _groups(sources, max_bytes):
-        for source, data in zip(group, _read(group, storage, max_bytes), strict=True):
+        for source, data in zip(group, read_all(group, storage, max_bytes), strict=True):
             rows.add_file(source, data)
         yield rows.take()
 
@@ -47,7 +47,10 @@ def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]
         yield group
 
 
-def _read(group: list[Source], storage: StorageSettings, max_bytes: int) -> list[bytes | ItemError]:
+def read_all(
+    group: list[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
+) -> list[bytes | ItemError]:
+    """The bytes of each source, or why there are none; one after the other in memory, all at once."""
     results: list[bytes | ItemError] = [_known_error(source, max_bytes) or b"" for source in group]
     by_storage: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for place, source in enumerate(group):

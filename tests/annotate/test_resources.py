@@ -4,7 +4,8 @@ from itertools import product
 
 import pytest
 
-from segray.annotate.resources import READ_CPUS, Cluster, Resources, share_out
+from segray.annotate.resources import READ_CPUS, Resources, share_out
+from segray.cluster import Cluster
 from segray.errors import SettingsError
 from segray.settings import AnnotateSettings
 
