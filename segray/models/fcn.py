@@ -1,0 +1,48 @@
+"""torchvision's FCN (Long, Shelhamer and Darrell, 2015, https://arxiv.org/abs/1411.4038) for any bands."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segray.models.imports import import_torchvision
+from segray.models.pretrained import with_weights
+
+ENCODERS = ("resnet50", "resnet101")
+STRIDE = 8
+
+
+def build_fcn(encoder: str, bands: int, outputs: int, pretrained: bool) -> nn.Module:
+    """torchvision's network without its auxiliary classifier; forward gives a dict with "out".
+
+    pretrained: the ResNet starts with torchvision's IMAGENET1K_V1; SettingsError if that cannot be had.
+    """
+    import_torchvision()
+    from torchvision.models import segmentation
+
+    weights = "IMAGENET1K_V1" if pretrained else None
+    build = partial(
+        getattr(segmentation, f"fcn_{encoder}"),
+        num_classes=outputs, aux_loss=False, weights_backbone=weights,
+    )  # fmt: skip
+    cache = "TORCH_HOME, by default ~/.cache/torch"
+    network = with_weights(f"fcn:{encoder}", build, "download.pytorch.org", cache) if pretrained else build()
+    if bands != 3:
+        backbone: Any = network.backbone
+        backbone["conv1"] = _first_convolution(backbone["conv1"].weight.detach(), bands, pretrained)
+    return network
+
+
+def _first_convolution(three: Tensor, bands: int, pretrained: bool) -> nn.Conv2d:
+    """ResNet's, for `bands` instead of three: new weights, or pretrained ones shared out.
+
+    As in segmentation-models-pytorch and timm: the three are summed for one band, else repeated in turn and
+    scaled by 3 / bands, so that the response keeps its size.
+    """
+    fitted = nn.Conv2d(bands, len(three), kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+    if pretrained:
+        turns = three[:, torch.arange(bands) % 3] * (3 / bands)
+        fitted.weight = nn.Parameter(three.sum(1, keepdim=True) if bands == 1 else turns)
+    return fitted

@@ -1,0 +1,242 @@
+"""The U-Net of Ronneberger, Fischer and Brox (2015), https://arxiv.org/abs/1505.04597.
+
+Padding "same" is what most code means by U-Net: zeros around every 3 x 3 convolution, logits as large as the
+image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 x 572 becomes 388 x 388, and a
+large image is done in overlapping tiles with a mirrored border (`overlap_tile`).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from segray.errors import SettingsError
+from segray.models.batchnorm import statistics_kept, tolerate_single_values
+from segray.models.samesize import mirrored
+
+Padding = Literal["same", "valid"]
+Up = Literal["transposed", "bilinear"]
+Norm = Literal["batch", "group", "sync", "none"]
+_CHOICES = {"padding": get_args(Padding), "up": get_args(Up), "norm": get_args(Norm)}
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """The architecture in plain values; a model file stores every one of them."""
+
+    width: int = 64
+    """Channels of the first level; each level below has twice as many."""
+    depth: int = 4
+    """How often the maps are halved."""
+    padding: Padding = "same"
+    up: Up = "transposed"
+    """How maps are doubled: a transposed 2 x 2 convolution, or a 1 x 1 convolution and interpolation."""
+    norm: Norm = "batch"
+    """"sync" is "batch" over all workers; it needs accelerators where there is more than one worker."""
+    bias: bool = True
+    """Whether the 3 x 3 convolutions have one; in front of a normalisation it changes nothing."""
+    groups: int = 8
+    """Of "group" normalisation; divides `width`."""
+    checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its maps: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError, one line, for a value that no U-Net can have."""
+        for name, value in asdict(self).items():
+            if name in ("width", "depth", "groups") and (type(value) is not int or value < 1):
+                raise SettingsError(f"unet: {name} must be a whole number from 1, not {value!r}")
+            if name in _CHOICES and value not in _CHOICES[name]:
+                raise SettingsError(f"unet: {name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+            if name in ("bias", "checkpointing") and type(value) is not bool:
+                raise SettingsError(f"unet: {name} must be true or false, not {value!r}")
+        if self.norm == "group" and self.width % self.groups:
+            raise SettingsError(f"unet: groups must divide width; {self.groups} does not divide {self.width}")
+
+
+class UNet(nn.Module):
+    """float (n, bands, h, w) to logits (n, outputs, h', w').
+
+    "same": any h and w from 1; h' = h and w' = w. Where a side is odd, pooling leaves its last row or column
+    out, and the map that comes up again gets zeros there. A side of one pixel is no longer halved; what comes
+    up is cut to it. "valid": h and w are sizes that `valid_output_size` takes, which also says h' and w';
+    others raise SettingsError.
+    """
+
+    def __init__(self, bands: int, outputs: int, settings: UNetSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        widths = [settings.width * 2**level for level in range(settings.depth + 1)]
+        self.down = nn.ModuleList(
+            _double_convolution(width_in, width_out, settings)
+            for width_in, width_out in zip([bands, *widths[:-2]], widths[:-1], strict=True)
+        )
+        self.bottom = _double_convolution(widths[-2], widths[-1], settings)
+        self.enlarge = nn.ModuleList(_doubling(width, settings.up) for width in widths[:0:-1])
+        self.up = nn.ModuleList(_double_convolution(width, width // 2, settings) for width in widths[:0:-1])
+        self.head = nn.Conv2d(settings.width, outputs, kernel_size=1)
+        tolerate_single_values(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits; the memory format (channels_last) stays."""
+        if self.settings.padding == "valid":
+            for size in images.shape[-2:]:
+                valid_output_size(size, self.settings)
+        maps, skips = images, []
+        for block in self.down:
+            maps = self._through(block, maps)
+            skips.append(maps)
+            maps = _halved(maps)
+        maps = self._through(self.bottom, maps)
+        for enlarge, block, skip in zip(self.enlarge, self.up, reversed(skips), strict=True):
+            maps = self._through(block, self._joined(skip, enlarge(maps)))
+        logits: Tensor = self.head(maps)
+        return logits
+
+    def _joined(self, skip: Tensor, maps: Tensor) -> Tensor:
+        """Concatenate, skip first, after the sides are made equal."""
+        if self.settings.padding == "same":
+            return torch.cat([skip, _cut_or_filled(maps, *skip.shape[-2:])], dim=1)
+        lost = _lost_in_doubling(self.settings) // 2
+        maps = maps[..., lost : maps.shape[-2] - lost, lost : maps.shape[-1] - lost]
+        return torch.cat([_centre(skip, *maps.shape[-2:]), maps], dim=1)
+
+    def _through(self, block: nn.Module, maps: Tensor) -> Tensor:
+        if self.settings.checkpointing and torch.is_grad_enabled():
+            return _checkpointed(block, maps)
+        result: Tensor = block(maps)
+        return result
+
+
+def valid_margin(settings: UNetSettings) -> int:
+    """Pixels that a "valid" network loses on each side: 92 at depth 4.
+
+    With b the side of the map after the lowest block, an image has 2^depth (b + 4) + 4 (2^depth - 1) pixels
+    along it and the logits 2^depth b - (4 + l) (2^depth - 1), where l is what a doubling loses: 0 transposed,
+    2 bilinear (interpolation looks past the last pixel, so that row is dropped). b cancels.
+    """
+    scale = 1 << settings.depth
+    return (4 * scale + (8 + _lost_in_doubling(settings)) * (scale - 1)) // 2
+
+
+def valid_output_size(image_size: int, settings: UNetSettings) -> int:
+    """Pixels of the logits along a side of `image_size` pixels of a "valid" network: 572 gives 388.
+
+    Raises SettingsError, with the nearest sizes that do, if a map on the way would be odd or empty.
+    """
+    size = image_size - 2 * valid_margin(settings)
+    above = valid_input_size(size, settings)
+    if size >= 1 and above == image_size:
+        return size
+    below = above - 2**settings.depth
+    fit = [str(each) for each in (below, above) if each >= valid_input_size(1, settings)]
+    raise SettingsError(
+        f"unet: padding valid takes no side of {image_size} pixels at depth {settings.depth}; "
+        f"the nearest that fit: {', '.join(fit)}"
+    )
+
+
+def valid_input_size(output_size: int, settings: UNetSettings) -> int:
+    """The smallest side of an image, in pixels, whose logits have at least `output_size`: 572 for 388.
+
+    Sizes that fit are 2^depth pixels apart, as no pooling may leave a pixel out.
+    """
+    scale = 1 << settings.depth
+    lost = (4 + _lost_in_doubling(settings)) * (scale - 1)
+    lowest = -(-(max(1, output_size) + lost) // scale)
+    return lowest * scale - lost + 2 * valid_margin(settings)
+
+
+@torch.no_grad()
+def overlap_tile(model: UNet, images: Tensor, tile: int = 384) -> Tensor:
+    """Logits of whole images from a "valid" network, without gradients, in tiles whose border is mirrored.
+
+    The paper's section 2. images: float (n, bands, h, w), any h and w from 1, on any device; the logits
+    (n, outputs, h, w) lie there too. tile: least side of the logits of one tile, pixels; made a multiple of
+    2^depth, because tiles must start on one grid of pooling to give what the whole mirrored image gives in
+    one piece. They do, up to rounding, but not with "group" normalisation: its statistics are the tile's.
+    Raises SettingsError unless the network is "valid" and in evaluation mode.
+    """
+    settings = model.settings
+    if settings.padding != "valid" or model.training:
+        raise SettingsError("unet: overlap_tile needs padding valid and a model in evaluation mode")
+    scale, margin = 1 << settings.depth, valid_margin(settings)
+    height, width = images.shape[-2:]
+    steps = [-(-min(tile, side) // scale) * scale for side in (height, width)]
+    sizes = [valid_input_size(step, settings) for step in steps]
+    weight = model.head.weight
+    logits = images.new_empty(len(images), model.head.out_channels, height, width)
+    for top in range(0, height, steps[0]):
+        rows = mirrored(top - margin, top - margin + sizes[0], height).to(images.device)
+        for left in range(0, width, steps[1]):
+            columns = mirrored(left - margin, left - margin + sizes[1], width).to(images.device)
+            part = model(images[..., rows[:, None], columns].to(weight))
+            place = logits[..., top : top + steps[0], left : left + steps[1]]
+            place.copy_(part[..., : place.shape[-2], : place.shape[-1]])
+    return logits
+
+
+def _double_convolution(width_in: int, width_out: int, settings: UNetSettings) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (width_in, width_out):
+        padding = int(settings.padding == "same")
+        convolution = nn.Conv2d(width, width_out, kernel_size=3, padding=padding, bias=settings.bias)
+        # Standard deviation sqrt(2 / incoming values), the paper's section 3: the variance survives ReLU.
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+        layers += [convolution, *_norm(width_out, settings), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _norm(width: int, settings: UNetSettings) -> list[nn.Module]:
+    if settings.norm == "batch":
+        return [nn.BatchNorm2d(width)]
+    if settings.norm == "sync":
+        return [nn.SyncBatchNorm(width)]
+    return [nn.GroupNorm(settings.groups, width)] if settings.norm == "group" else []
+
+
+def _doubling(width: int, up: Up) -> nn.Module:
+    if up == "transposed":
+        return nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
+    # A 1 x 1 convolution and interpolation may change places; in this order it has a quarter of the work.
+    return nn.Sequential(nn.Conv2d(width, width // 2, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
+
+
+def _lost_in_doubling(settings: UNetSettings) -> int:
+    return 2 if settings.up == "bilinear" else 0
+
+
+def _halved(maps: Tensor) -> Tensor:
+    window = [min(2, side) for side in maps.shape[-2:]]
+    return functional.max_pool2d(maps, window)
+
+
+def _cut_or_filled(maps: Tensor, height: int, width: int) -> Tensor:
+    """Zeros to the right and below where the skip is larger, a cut where it is smaller."""
+    lower, right = height - maps.shape[-2], width - maps.shape[-1]
+    return functional.pad(maps, (0, right, 0, lower)) if lower or right else maps
+
+
+def _centre(maps: Tensor, height: int, width: int) -> Tensor:
+    top, left = (maps.shape[-2] - height) // 2, (maps.shape[-1] - width) // 2
+    return maps[..., top : top + height, left : left + width]
+
+
+def _checkpointed(block: nn.Module, maps: Tensor) -> Tensor:
+    result: Tensor
+    if torch.compiler.is_compiling():  # takes no contexts, and does not repeat what changes statistics
+        result = checkpoint(block, maps, use_reentrant=False)
+    else:
+        contexts = partial(_first_and_second, block)
+        result = checkpoint(block, maps, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return result
+
+
+def _first_and_second(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), statistics_kept(block)
