@@ -15,6 +15,15 @@ exit codes:
   0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
   130 interrupted, run again to continue"""
 
+TRAIN_EXAMPLES = """examples:
+  segray train --data people/train.csv --output out/people --epochs 30 --size 320 --fit resize
+  segray train --data s3://bucket/streets --output s3://bucket/model --arch unet:resnet50 --workers 4
+  segray train --config train.yaml
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects
+  130 interrupted, run again to continue"""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -23,6 +32,7 @@ Image archives into segmentation labels, on one machine or a Ray cluster.
 
 verbs:
   annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
+  train --data URL --output URL     a semantic model (U-Net and others) from pictures and label maps
   models [--json]                   what can be loaded, its licence and where the weights come from
   doctor [--json]                   what works on this machine, and what to install for the rest
 
@@ -39,6 +49,20 @@ def _annotate(arguments: Sequence[str]) -> int:
     from segray.annotate.job import annotate
 
     return annotate(settings)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from segray.settings import load_settings, printable
+    from segray.train.settings import TrainSettings
+
+    usage = "--data URL --output URL"
+    settings = load_settings(TrainSettings, arguments, "segray train", TRAIN_EXAMPLES, usage)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.train.job import train
+
+    return train(settings)
 
 
 def _models(arguments: Sequence[str]) -> int:
@@ -63,6 +87,7 @@ def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "annotate": _annotate,
+    "train": _train,
     "models": _models,
     "doctor": _doctor,
 }

@@ -198,14 +198,20 @@ class AnnotateSettings(JobSettings):
 S = TypeVar("S", bound=JobSettings)
 
 
-def load_settings(cls: type[S], arguments: Sequence[str], program: str, examples: str = "") -> S:
+def load_settings(
+    cls: type[S],
+    arguments: Sequence[str],
+    program: str,
+    examples: str = "",
+    usage: str = "SOURCE... --output URL",
+) -> S:
     """Settings from flags, environment and file.
 
     Raises SettingsError with one line for every problem at once. `--help` prints and exits 0.
     """
     parser = argparse.ArgumentParser(
         prog=program,
-        usage=f"{program} SOURCE... --output URL [options]",
+        usage=f"{program} {usage} [options]",
         description=inspect.cleandoc(cls.__doc__ or ""),
         epilog=examples,
         formatter_class=_HelpFormatter,
@@ -269,7 +275,7 @@ def printable(settings: JobSettings) -> str:
     """
     plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
     plain = _without_secrets(plain)
-    for name in ("output", "weights"):
+    for name in ("data", "output", "root", "weights"):
         if name in plain:
             plain[name] = shown(plain[name])
     if "sources" in plain:

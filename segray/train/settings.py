@@ -1,0 +1,75 @@
+"""What `segray train` can be told; flags, environment, YAML and help come from here."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from segray.settings import JobSettings
+from segray.train.losses import LossName
+from segray.train.optimizers import OptimizerName
+from segray.train.schedules import ScheduleName
+from segray.train.strength import AugmentSettings
+
+
+class TrainSettings(JobSettings):
+    """DDP training of a semantic segmentation model from pictures and label maps.
+
+    DATA is a folder with images/ and labels/ (of the same stems, with or without train, val and test below),
+    a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image label` a line; on
+    local disk or in a bucket. A killed run, run again with the same command, goes on from its last
+    checkpoint.
+    """
+
+    data: str = Field(pattern=r"\S", description="folder, manifest or list; local or a URL")
+    output: str = Field(pattern=r"\S", description="folder or bucket URL for model, metrics and checkpoints")
+    root: str | None = Field(None, description="what the paths of a manifest or list are relative to")
+    classes: list[str] | None = Field(
+        None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
+    )
+    values: Literal["auto", "indices", "binary"] = Field(
+        "auto", description="what labels hold: class indices, or 0 and 255"
+    )
+    void: list[int] = Field([], description="label values besides 255 that belong to no class")
+    arch: str = Field(
+        "unet",
+        description="unet, or FAMILY:ENCODER of unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet, fpn "
+        "(segmentation-models-pytorch) or fcn (torchvision), such as unet:resnet50",
+    )
+    arch_settings: dict[str, Any] = Field({}, description="of the architecture, such as width and depth")
+    pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
+    loss: LossName | Literal["auto"] = Field(
+        "auto", description="auto: bce_dice for two classes, else ce_dice"
+    )
+    epochs: int = Field(50, ge=1, description="times that all training pictures are seen")
+    batch_size: int = Field(8, ge=1, description="pictures of an optimiser step, of all workers together")
+    size: int = Field(320, ge=16, description="side of the training pictures, pixels")
+    fit: Literal["crop", "resize"] = Field(
+        "crop", description="crop pictures to `size` and score whole ones, or resize them, to score too"
+    )
+    augment: AugmentSettings = AugmentSettings()
+    optimizer: OptimizerName = Field("adamw", description="how weights are stepped")
+    lr: float = Field(1e-3, gt=0, description="highest learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="not of biases and norms")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    schedule: ScheduleName = Field("cosine", description="of the learning rate, over all steps")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate grows to `lr`")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are scored; 0: none")
+    seed: int = Field(0, description="of weights, order and augmentation")
+    split_seed: int = Field(0, description="of the split, where the data name none")
+    val_share: float = Field(0.12, gt=0, lt=1, description="of pictures that are dealt")
+    test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
+    workers: int = Field(1, ge=1, description="processes that train, by DDP")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they train")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU, fp32 on a CPU"
+    )
+    loaders: int = Field(2, ge=1, description="processes that decode, for each worker")
+    max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
+    max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of pairs is rejected")
+    max_failures: int = Field(3, ge=0, description="lost workers or nodes that one run survives")
+
+    @model_validator(mode="after")
+    def _shares_below_one(self) -> "TrainSettings":
+        if self.val_share + self.test_share >= 1:
+            raise ValueError("val_share and test_share leave nothing to train with")
+        return self
