@@ -118,13 +118,21 @@ def _stored(state_dict: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
     }
 
 
-def _parse(name: str, data: bytes) -> tuple[ModelCard, dict[str, Tensor]]:
+def plain_contents(name: str, data: bytes) -> Any:
+    """What `torch.save` wrote, on the CPU, without running code from it; `name` is said in errors.
+
+    Raises SettingsError, one line, for anything else.
+    """
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SettingsError(f"{name}: refused, it carries code or is no file of torch.save") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise SettingsError(f"{name}: damaged, or no file of torch.save") from error
+
+
+def _parse(name: str, data: bytes) -> tuple[ModelCard, dict[str, Tensor]]:
+    content = plain_contents(name, data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{name}: not a segray model file (format {FORMAT})")
     fields = {key: value for key, value in content.items() if key not in ("format", "state_dict")}

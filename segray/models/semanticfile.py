@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
+from segray.models.modelfile import plain_contents
 from segray.models.semantic import build_semantic
 
 FORMAT = "segray-semantic/1"
@@ -75,12 +75,7 @@ def load_semantic(name: str, data: bytes) -> LoadedSemantic:
     Raises SettingsError, one line, for a file that carries code, is damaged, is another format, or whose
     weights do not fit its architecture.
     """
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SettingsError(f"{name}: refused, it carries code or is no file of torch.save") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SettingsError(f"{name}: damaged, or no file of torch.save") from error
+    content = plain_contents(name, data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{name}: not a semantic segray model file (format {FORMAT})")
     fields = {key: value for key, value in content.items() if key not in ("format", "state_dict")}

@@ -1,7 +1,5 @@
 """State dicts of torchvision's Mask R-CNN: fetched, read without running code, put into the right network."""
 
-import io
-import pickle
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.errors import SettingsError
 from segray.models.catalog import bundled
+from segray.models.modelfile import plain_contents
 
 PUBLISHED = {
     "coco-v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
@@ -61,14 +60,7 @@ def fetch(name: str) -> Path:
 
 def read_checkpoint(name: str, data: bytes) -> dict[str, Any]:
     """The dict inside a file of `torch.save`, on the CPU. Raises SettingsError for anything else."""
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SettingsError(
-            f"weights {name}: refused, it carries code or is no file of torch.save"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise SettingsError(f"weights {name}: damaged, or no file of torch.save") from error
+    content = plain_contents(f"weights {name}", data)
     if not isinstance(content, dict):
         raise SettingsError(f"weights {name}: holds a {type(content).__name__}, not a state dict")
     return content

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from PIL import (  # the plugins by name, or Pillow imports all forty at the fir
 from segray.errors import ItemError
 from segray.sources.names import one_line
 from segray.sources.signature import FORMATS, describe_signature, ends_early, webp_canvas
+
+T = TypeVar("T")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,10 +83,24 @@ def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decod
     Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
     ends early), `corrupt`, `unsupported`, `memory`.
     """
+    return with_picture(data, max_pixels, lambda image: _decode(data, image, place))
+
+
+def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
+    """What `read` makes of Pillow's picture of `data`, whose header is read and whose pixels are not yet.
+
+    Raises ItemError as `decode_rgb`, for what fails in `read` too. One at a time in a process: Pillow's
+    limits and Python's warnings are the process's.
+    """
     with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
         warnings.simplefilter("always")
         try:
-            return _decode(data, max_pixels, place)
+            canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
+            if canvas is not None:
+                _check_size(*canvas, max_pixels)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size, max_pixels)
+                return read(image)
         except ItemError:
             raise
         except MemoryError:
@@ -111,25 +127,20 @@ def _pillow_set(max_pixels: int) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _decode(data: bytes, max_pixels: int, place: Place) -> Decoded:
-    canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
-    if canvas is not None:
-        _check_size(*canvas, max_pixels)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(*image.size, max_pixels)
-        if image.mode in _TOO_DEEP:
-            raise ItemError("unsupported", f"{image.format} with {_TOO_DEEP[image.mode]} has no 8-bit form")
-        if image.format == "JPEG":
-            pixels = _straight(data, image, place)
-            if pixels is not None:
-                return Decoded(pixels, 1)
-        bits = _bits(image)  # TIFF: the tags of the first page are gone once frames are counted
-        image.load()
-        upright = _upright(_to_rgb(image, bits), image)
-        shape = (upright.height, upright.width, 3)
-        pixels = place(math.prod(shape)).reshape(shape)
-        np.copyto(pixels, np.frombuffer(upright.tobytes(), np.uint8).reshape(shape))
-        return Decoded(pixels, _count_frames(image))
+def _decode(data: bytes, image: Image.Image, place: Place) -> Decoded:
+    if image.mode in _TOO_DEEP:
+        raise ItemError("unsupported", f"{image.format} with {_TOO_DEEP[image.mode]} has no 8-bit form")
+    if image.format == "JPEG":
+        pixels = _straight(data, image, place)
+        if pixels is not None:
+            return Decoded(pixels, 1)
+    bits = _bits(image)  # TIFF: the tags of the first page are gone once frames are counted
+    image.load()
+    turned = upright(_to_rgb(image, bits), image)
+    shape = (turned.height, turned.width, 3)
+    pixels = place(math.prod(shape)).reshape(shape)
+    np.copyto(pixels, np.frombuffer(turned.tobytes(), np.uint8).reshape(shape))
+    return Decoded(pixels, _count_frames(image))
 
 
 def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.uint8] | None:
@@ -167,10 +178,10 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """`rgb` turned as the EXIF of `image` says."""
+def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """`pixels` turned as the EXIF of `image` says."""
     method = _UPRIGHT.get(_orientation(image))
-    return rgb if method is None else rgb.transpose(method)
+    return pixels if method is None else pixels.transpose(method)
 
 
 def _orientation(image: Image.Image) -> int:

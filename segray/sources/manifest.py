@@ -3,6 +3,7 @@
 import csv
 import io
 import posixpath
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import IO, Any
@@ -24,6 +25,8 @@ TEXT_TYPES = (
     pa.types.is_large_binary, pa.types.is_dictionary, pa.types.is_null,
 )  # fmt: skip
 """Arrow types of a column `uri`; some writers do not say that their bytes are UTF-8."""
+_USER = re.compile(r"(?<=://)[^/@]*@")
+_QUERY = re.compile(r"\?.*")
 _BATCH = 512
 """Rows looked up at a time."""
 
@@ -34,7 +37,7 @@ def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source
     Relative uris are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or
     cannot be read, or when the storage of its first row cannot be opened.
     """
-    base = manifest.address.split("?", 1)[0].rpartition("/")[0]
+    base = base_of(manifest)
     try:
         with open_source(manifest, storage) as stream:
             rows = enumerate(_uris(stream, manifest), start=1)
@@ -46,6 +49,14 @@ def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source
         ) from error
     except (pa.ArrowException, csv.Error, OSError) as error:
         raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
+
+
+def base_of(manifest: Source) -> str:
+    """The address of the folder that a manifest lies in."""
+    address = manifest.address
+    if address.startswith(("http://", "https://")):
+        address = address.split("?", 1)[0]
+    return address.rpartition("/")[0]
 
 
 def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
@@ -72,7 +83,7 @@ def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
 
 def _column(names: list[str], manifest: Source) -> int:
     if "uri" not in names:
-        has = ", ".join(name if name.isprintable() else repr(name) for name in names[:20])[:300]
+        has = ", ".join(map(shown_name, names[:20]))[:300]
         raise SettingsError(f"{manifest.uri}: a manifest needs a column uri; it has: {has or 'none'}")
     return names.index("uri")
 
@@ -141,3 +152,9 @@ def _remote(protocol: str, path: str, info: dict[str, Any] | Exception) -> Sourc
         return remote_source(protocol, path, info)
     error, uri = as_item_error(info), remote_uri(protocol, path)
     return Source(uri, uri, "file", "", -1, error.error_type, error.reason)
+
+
+def shown_name(name: str) -> str:
+    """A column's name, which may be the first row of something else: without control signs and signatures."""
+    plain = _QUERY.sub("", _USER.sub("", name)) if "://" in name else name
+    return plain if plain.isprintable() else repr(plain)

@@ -21,7 +21,8 @@ Page = tuple[list[tuple[str, dict[str, Any]]], str | None]
 
 def remote_uri(protocol: str, path: str) -> str:
     """The canonical URL of a path inside a filesystem."""
-    return canonical_uri(path) if protocol in ("http", "https") else f"{protocol}://{path.lstrip('/')}"
+    is_whole = protocol in ("http", "https")
+    return canonical_uri(path if is_whole else f"{protocol}://{path.lstrip('/')}")
 
 
 def remote_source(protocol: str, path: str, info: dict[str, Any]) -> Source:

@@ -24,6 +24,8 @@ CONCURRENCY = 64
 """Requests in flight: about what one worker needs to fill a fast network with 100 kB files."""
 _THREADS = 8
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
+_USER = re.compile(r"""(?<=://)[^/\s]*@|(?<=["'])[^\s/"':]+:[^\s/"']+@""")
+"""What should not be in an address, but is: botocore quotes `user:secret@bucket`."""
 _QUERY = re.compile(r"\?\S+")
 """Query strings carry signatures."""
 
@@ -119,7 +121,7 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return str(error.strerror)
-    words = _QUERY.sub("", one_line(str(error))).partition(" RequestId:")[0]  # Azure's
+    words = _USER.sub("", _QUERY.sub("", one_line(str(error)))).partition(" RequestId:")[0]  # Azure's
     words = _ERRNO.sub("", words)
     if isinstance(error, PermissionError):
         words = f"access denied ({words})" if words else "access denied"

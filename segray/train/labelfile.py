@@ -4,9 +4,7 @@ Decoded with the limits and the words of `sources.decode`, but never to RGB: the
 colours, shallow grey is stretched and deep grey is cut.
 """
 
-import io
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError
-from segray.sources.decode import _check_size, _pillow_set, _rejection, _upright
-from segray.sources.signature import FORMATS, webp_canvas
+from segray.sources.decode import upright, with_picture
 
 _STRETCHED = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies the samples of shallow grey by."""
@@ -41,21 +38,7 @@ def read_stored(data: bytes, max_pixels: int, *, coloured: bool = False) -> Stor
 
     Raises ItemError as `decode_rgb` does, and `unsupported` for a picture that holds no numbers.
     """
-    with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
-        warnings.simplefilter("always")
-        try:
-            canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
-            if canvas is not None:
-                _check_size(*canvas, max_pixels)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(*image.size, max_pixels)
-                return _stored(image, _is_lossy(image, data), coloured)
-        except ItemError:
-            raise
-        except MemoryError:
-            raise ItemError("memory", "decoding it needs more memory than a decoder may have") from None
-        except Exception as error:  # plugins fail on hostile bytes with any type
-            raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
+    return with_picture(data, max_pixels, lambda image: _stored(image, _is_lossy(image, data), coloured))
 
 
 def _is_lossy(image: Image.Image, data: bytes) -> bool:
@@ -70,14 +53,14 @@ def _is_lossy(image: Image.Image, data: bytes) -> bool:
 def _stored(image: Image.Image, lossy: bool, coloured: bool) -> Stored:
     form, packing = image.format or "", _packing(image)
     image.load()
-    upright = _upright(image, image)
+    turned = upright(image, image)
     if coloured:
-        if upright.mode[0] in "IF":
-            raise ItemError("unsupported", f"{form} of mode {upright.mode} has numbers, not colours")
-        return Stored(np.asarray(upright.convert("RGB")), 255, lossy, form)
+        if turned.mode[0] in "IF":
+            raise ItemError("unsupported", f"{form} of mode {turned.mode} has numbers, not colours")
+        return Stored(np.asarray(turned.convert("RGB")), 255, lossy, form)
     if lossy:
-        return Stored(np.asarray(upright.convert("L")), 255, lossy, form)
-    values, white = _numbers(upright, packing, form)
+        return Stored(np.asarray(turned.convert("L")), 255, lossy, form)
+    values, white = _numbers(turned, packing, form)
     return Stored(values, white, lossy, form)
 
 

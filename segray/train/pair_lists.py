@@ -9,7 +9,6 @@ or absolute paths and URLs.
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from segray.errors import SettingsError
 from segray.sources.item import Source
-from segray.sources.manifest import TEXT_TYPES, look_up_rows
+from segray.sources.manifest import TEXT_TYPES, look_up_rows, shown_name
 from segray.sources.names import is_image_name, manifest_kind
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
@@ -31,8 +30,6 @@ COLUMNS = ("images", "masks", "split")
 """The last may be left out."""
 _BATCH = 512
 """Rows looked up at a time."""
-_USER = re.compile(r"(?<=://)[^/@]*@")
-_QUERY = re.compile(r"\?.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,6 @@ class _Line:
     label: str | None = None
     split: str | None = None
     problem: str | None = None
-
-
-def base_of(manifest: Source) -> str:
-    """The address of the folder that a manifest lies in."""
-    address = manifest.address
-    if address.startswith(("http://", "https://")):
-        address = address.split("?", 1)[0]
-    return address.rpartition("/")[0]
 
 
 def look_up(names: Sequence[str], where: Source, base: str, storage: StorageSettings) -> list[Source]:
@@ -163,7 +152,7 @@ def _parquet_lines(stream: IO[bytes], manifest: Source) -> Iterator[_Line]:
 def _columns(names: list[str], manifest: Source) -> list[int]:
     """The places of `images`, `masks` and, where there is one, `split`."""
     if not set(COLUMNS[:2]) <= set(names):
-        has = ", ".join(map(_shown, names[:20]))[:300]
+        has = ", ".join(map(shown_name, names[:20]))[:300]
         raise SettingsError(
             f"{manifest.uri}: a manifest needs the columns images and masks, a list without a header two "
             f"names of pictures a line; it has: {has or 'none'}"
@@ -172,9 +161,3 @@ def _columns(names: list[str], manifest: Source) -> list[int]:
     if twice:
         raise SettingsError(f"{manifest.uri}: the column {twice[0]} is there more than once")
     return [names.index(name) for name in COLUMNS if name in names]
-
-
-def _shown(name: str) -> str:
-    """A column's name, which may be the first row of something else: without control signs and signatures."""
-    plain = _QUERY.sub("", _USER.sub("", name)) if "://" in name else name
-    return plain if plain.isprintable() else repr(plain)

@@ -9,10 +9,9 @@ named in a rejection, and what is neither is counted as ignored.
 """
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +20,14 @@ from segray.errors import SegrayError, SettingsError
 from segray.retries import retrying
 from segray.sources.item import Source
 from segray.sources.local import local_source
+from segray.sources.manifest import base_of
 from segray.sources.names import DECODED_SUFFIXES, archive_kind, is_image_name
 from segray.sources.remote import remote_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 from segray.train.pair_folders import SPLIT_NAMES, Stem, folder_uri, read_folder
-from segray.train.pair_lists import Row, base_of, look_up, read_rows
+from segray.train.pair_lists import Row, look_up, read_rows
 
-_USER = re.compile(r"""(?<=://)[^/\s]*@|(?<=["'])[^\s/"':]+:[^\s/"']+@""")
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 _HELD_OUT = (None, "train", "val", "test")
@@ -109,7 +108,7 @@ def _named_file(data: str, storage: StorageSettings) -> Source | None:
     except FileNotFoundError as error:
         raise SettingsError(f"{uri}: no such file, folder or bucket") from error
     except Exception as error:  # each library has its own types
-        raise SettingsError(f"{uri}: {_without_user(describe(error))}") from error
+        raise SettingsError(f"{uri}: {describe(error)}") from error
     if file is None or file.uri.lower().endswith((".csv", ".parquet", ".txt")):
         return file
     if file.uri.lower().endswith(".json"):  # COCO: to be read here once there is training that takes it
@@ -232,18 +231,13 @@ def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:
     return None
 
 
-def _without_user(words: str) -> str:
-    """What should not be in an address, but is: botocore quotes `user:secret@bucket`."""
-    return _USER.sub("", words)
-
-
 def _checked(data: str, found: Iterator[Pair | Rejected] | list[Pair | Rejected], ignored: int) -> Pairs:
     pairs, rejected = list[Pair](), list[Rejected]()
     for one in found:
         if isinstance(one, Pair):
             pairs.append(one)
         else:
-            rejected.append(replace(one, uri=_without_user(one.uri), error=_without_user(one.error)))
+            rejected.append(one)
     rejected.sort(key=lambda one: (one.uri, one.error))
     listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, ignored)
     if pairs:

@@ -82,3 +82,22 @@ def test_object_store(server: Server, tmp_path: Path, suffix: str) -> None:
     assert found[:1] == rows(server.url("manifest/in"), server.storage)
     assert [source.error_type for source in found[3:]] == ["missing", "missing"]
     assert found[3].uri == server.url("manifest/in/b.jpg")
+
+
+def test_credentials_in_an_address_are_never_shown(tmp_path: Path) -> None:
+    hasty = StorageSettings(attempts=1, timeout_s=2)
+    found = rows(write(tmp_path / "m.csv", ["s3://user:hunter2@bucket/a.png"]), hasty)
+    assert found[0].error_type is not None
+    assert "hunter2" not in f"{found[0].uri} {found[0].error}"
+    (tmp_path / "no.csv").write_text("https://user:hunter2@host/a.png?X-Amz-Signature=abc123,label\n")
+    with pytest.raises(SettingsError, match="column uri") as told:
+        rows(tmp_path / "no.csv")
+    assert "hunter2" not in str(told.value)
+    assert "abc123" not in str(told.value)
+
+
+def test_a_folder_with_a_question_mark(tmp_path: Path) -> None:
+    folder = tmp_path / "a?b"
+    folder.mkdir()
+    (folder / "x.png").write_text("x")
+    assert [source.error_type for source in rows(write(folder / "m.csv", ["x.png"]))] == [None]
