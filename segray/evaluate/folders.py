@@ -16,9 +16,9 @@ from segray.errors import ItemError, SettingsError
 from segray.evaluate.semantic import SemanticScores
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
+from segray.sources.labels import LabelRules, read_label
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings, canonical_uri
-from segray.train.labels import LabelRules, read_label
 
 Labels = NDArray[np.uint8]
 

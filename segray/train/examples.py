@@ -12,9 +12,9 @@ from torch import Tensor
 
 from segray.errors import ItemError
 from segray.sources.fetch import read_all
+from segray.sources.labels import LabelRules, fit_to, read_label
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.train.labels import LabelRules, fit_to, read_label
 from segray.train.pairs import Pair
 from segray.train.splits import digest_of, perceptual_hash
 from segray.train.strength import AugmentSettings

@@ -20,8 +20,8 @@ from segray.errors import ExitCode, ItemError, SettingsError
 from segray.quiet import noise_to_file
 from segray.settings import printable
 from segray.sources.fetch import read_all
+from segray.sources.labels import LabelRules, decide_values
 from segray.storage import open_filesystem, shown
-from segray.train.labels import LabelRules, decide_values
 from segray.train.pairs import Pair, Pairs, list_pairs
 from segray.train.settings import TrainSettings
 from segray.train.splits import Deal, deal_alike, near_duplicates

@@ -33,9 +33,9 @@ from segray.atomic import put_atomically
 from segray.columns import packed, unpacked
 from segray.errors import ItemError, JobFailedError
 from segray.models.semanticfile import semantic_bytes
+from segray.sources.labels import LabelRules
 from segray.storage import StorageSettings, open_filesystem
 from segray.train.examples import Framing, Reader, Surveyed, order_of, share_of, surveyed
-from segray.train.labels import LabelRules
 from segray.train.pairs import Pair
 from segray.train.semantic import Batch, SemanticTraining, Task
 

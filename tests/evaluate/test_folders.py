@@ -11,7 +11,7 @@ from PIL import Image
 from segray.errors import SettingsError
 from segray.evaluate.folders import Comparison, compare_folders
 from segray.evaluate.semantic import SemanticScores
-from segray.train.labels import LabelRules
+from segray.sources.labels import LabelRules
 from tests import servers
 
 RULES = LabelRules(classes=4)

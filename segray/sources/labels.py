@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ItemError, SettingsError
-from segray.train.labelfile import Stored, read_stored
+from segray.sources.labelfile import Stored, read_stored
 
 VOID = 255
 ASPECT = 0.02

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError, SettingsError
-from segray.train.labels import LabelRules, decide_values, fit_to, read_label
+from segray.sources.labels import LabelRules, decide_values, fit_to, read_label
 
 PLENTY = 10**7
 ELEVEN = LabelRules(classes=11)
