@@ -11,7 +11,7 @@ them nor the number of steps; a run that goes on shows what it would have shown.
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,8 @@ CHECKPOINTS, STATE = "checkpoints", "state.pt"
 LOADER_CPUS = 0.1
 """Ray's tally, not a limit: training needs the cores more than decoding does."""
 SURVEYED_AT_ONCE = 16
+SCORING = -1
+"""Stands in the place of an epoch where nothing is drawn."""
 _BATCHES = pa.schema(
     [("epoch", pa.int32()), ("name", pa.string()), ("height", pa.int32()), ("width", pa.int32()),
      ("pixels", pa.large_binary()), ("classes", pa.large_binary())]
@@ -116,28 +118,39 @@ class _Survey:
 
 
 class _Places(Datasource):
-    """Which pairs come when: a read task an epoch, a table a batch."""
+    """Which pairs come when: read tasks that give a table a batch, in order."""
 
-    def __init__(self, epochs: dict[int, list[Any]]) -> None:
+    def __init__(self, tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._epochs = epochs
+        self._tasks = tasks
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
         nothing = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(partial(_tables, *each), nothing) for each in self._epochs.items()]
+        return [ReadTask(task, nothing) for task in self._tasks]
 
 
-def _tables(epoch: int, batches: list[Any]) -> Iterator[pa.Table]:
-    for batch in batches:
-        places = pa.array(batch, pa.int64())
-        yield packed(pa.table({"epoch": pa.array([epoch] * len(batch), pa.int32()), "place": places}))
+def _epoch(epoch: int, items: int, seed: int, batch_size: int, rank: int, workers: int) -> Iterator[pa.Table]:
+    """A worker's part of each global batch; drawn where it is read, so that no process holds all epochs."""
+    for batch in share_of(order_of(items, seed, epoch), batch_size, rank, workers):
+        yield _places(epoch, batch.tolist())
+
+
+def _each_alone(places: Sequence[int]) -> Iterator[pa.Table]:
+    """For scoring, where pictures have any size."""
+    for place in places:
+        yield _places(SCORING, [place])
+
+
+def _places(epoch: int, places: Sequence[int]) -> pa.Table:
+    columns = {"epoch": pa.array([epoch] * len(places), pa.int32()), "place": pa.array(places, pa.int64())}
+    return packed(pa.table(columns))
 
 
 class _Load:
-    """Places -> pixels and classes; an epoch of -1 is for scoring."""
+    """Places -> pixels and classes."""
 
     def __init__(self, pairs: Any, reading: Reading, framing: Framing) -> None:
         torch.set_num_threads(1)
@@ -156,7 +169,7 @@ class _Load:
         ):
             if isinstance(example, ItemError):  # it could be read when the data were surveyed
                 raise JobFailedError(f"{pair.name}: {example.reason}; the data changed, run again")
-            if epoch < 0:
+            if epoch == SCORING:
                 pixels, classes = self._framing.scoring(example)
             else:
                 pixels, classes = self._framing.training(example, epoch, pair.item)
@@ -170,11 +183,11 @@ class _Load:
         )
 
 
-def _stream(pairs: Any, epochs: dict[int, list[Any]], run: Run) -> Iterator[Batch]:
+def _stream(pairs: Any, tasks: Sequence[Callable[[], Iterator[pa.Table]]], run: Run) -> Iterator[Batch]:
     """Batches in order; one without a row is a picture that is void all over, so that all workers step."""
     _configure()
     batches = ray.data.read_datasource(
-        _Places(epochs), num_cpus=0.1, override_num_blocks=max(1, len(epochs))
+        _Places(tasks), num_cpus=0.1, override_num_blocks=max(1, len(tasks))
     ).map_batches(
         _Load,
         fn_constructor_args=(pairs, run.reading, run.framing),
@@ -268,19 +281,17 @@ def _worker(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             training.load_state_dict(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True))
     left = range(training.epoch, run.task.epochs)
-    orders = {epoch: order_of(numbers["train"], run.task.seed, epoch) for epoch in left}
-    batches = _stream(
-        lists["train"],
-        {epoch: share_of(order, run.batch_size, rank, workers) for epoch, order in orders.items()},
-        run,
-    )
-    own = [[place] for place in range(rank, numbers["val"], workers)]
+    share = (numbers["train"], run.task.seed, run.batch_size, rank, workers)
+    batches = _stream(lists["train"], [partial(_epoch, epoch, *share) for epoch in left], run)
+    own = range(rank, numbers["val"], workers)
     for _ in left:
         started, losses = time.monotonic(), []
         for _ in range(run.task.steps_per_epoch):
             losses.append(training.train_step(next(batches)))
         seconds = time.monotonic() - started
-        val_loss, scores = training.score(_stream(lists["val"], {-1: own}, run) if own else ())
+        val_loss, scores = training.score(
+            _stream(lists["val"], [partial(_each_alone, own)], run) if own else ()
+        )
         training.epoch += 1
         figures = scores.compute()
         training.schedule.observe(figures["miou"])
