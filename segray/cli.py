@@ -46,7 +46,7 @@ def _annotate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    from segray.annotate.job import annotate
+    from segray.bulk.job import annotate
 
     return annotate(settings)
 

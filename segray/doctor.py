@@ -73,7 +73,7 @@ def _accelerator() -> list[Finding]:
         import torch
         import torchvision
 
-        from segray.annotate.device import resolve_device, resolve_precision
+        from segray.models.device import resolve_device, resolve_precision
     except ImportError as error:
         return [Finding("torch", False, f"{error}; pip install torch torchvision")]
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"

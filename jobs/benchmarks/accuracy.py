@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.benchmarks.measure import Figure, Options
-from segray.annotate.device import Precision
 from segray.annotate.predictor import Predictor
 from segray.annotate.rle import encode_roi_masks
 from segray.evaluate.instance import InstanceScores
 from segray.models import bundled_models
+from segray.models.device import Precision
 from segray.models.modelfile import load_model_file
 from segray.models.weights import LoadedModel, load_weights
 from segray.storage import StorageSettings

@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from segray.annotate.device import resolve_precision
 from segray.annotate.predictor import Predictor
-from segray.annotate.resources import share_out
+from segray.bulk.resources import share_out
 from segray.cluster import Cluster
+from segray.models.device import resolve_precision
 from segray.models.weights import load_weights
 from segray.settings import AnnotateSettings
 from segray.sources.decoding import Decoder

@@ -35,9 +35,9 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
 
     os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
 
-    from segray.annotate.pipeline import decoded, tables_of
-    from segray.annotate.plan import Plan
-    from segray.annotate.resources import share_out
+    from segray.bulk.pipeline import decoded, tables_of
+    from segray.bulk.plan import Plan
+    from segray.bulk.resources import share_out
     from segray.cluster import start_ray
     from segray.settings import AnnotateSettings
     from segray.sources.listing import Listing

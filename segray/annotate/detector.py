@@ -23,10 +23,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.poolers import _setup_scales
 
-from segray.annotate.device import DTYPES, Precision, arithmetic
 from segray.annotate.folding import cast_weights, fold_batch_norms
 from segray.annotate.pyramid import InPlacePyramid
 from segray.annotate.roialign import BagRoIAlign
+from segray.models.device import DTYPES, Precision, arithmetic
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.annotate.detector import Detections
-from segray.annotate.device import arithmetic
 from segray.errors import JobFailedError
+from segray.models.device import arithmetic
 
 MOST_PIXELS = 2**30
 """A box coordinate beyond this is a mistake of the model."""

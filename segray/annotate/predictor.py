@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from segray.annotate.detector import Detections, MaskRCNNDetector, is_plain_maskrcnn
-from segray.annotate.device import Precision, is_out_of_memory
 from segray.annotate.foreign import ForeignDetector
 from segray.annotate.instances import Found, Outcome, annotated_table, found_instances
 from segray.annotate.rle import encode_image_masks, encode_roi_masks
 from segray.columns import byte_views
 from segray.errors import ItemError
+from segray.models.device import Precision, is_out_of_memory
 from segray.models.weights import LoadedModel
 
 Image = NDArray[np.uint8]

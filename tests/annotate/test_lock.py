@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from segray.annotate import lock as lock_module
-from segray.annotate.lock import NAME, Lock
-from segray.annotate.store import Store
+from segray.bulk import lock as lock_module
+from segray.bulk.lock import NAME, Lock
+from segray.bulk.store import Store
 from segray.errors import JobFailedError, SettingsError
 from segray.storage import StorageSettings
 
 HOLD = """
 import sys, time
-from segray.annotate.lock import Lock
-from segray.annotate.store import Store
+from segray.bulk.lock import Lock
+from segray.bulk.store import Store
 from segray.storage import StorageSettings
 with Lock(Store(sys.argv[1], StorageSettings())):
     print("held", flush=True)

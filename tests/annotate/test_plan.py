@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from segray.annotate import sink as sink_module
-from segray.annotate.lock import Lock
-from segray.annotate.plan import Plan
-from segray.annotate.sink import Sink
-from segray.annotate.store import Store
+from segray.bulk import sink as sink_module
+from segray.bulk.lock import Lock
+from segray.bulk.plan import Plan
+from segray.bulk.sink import Sink
+from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.sources.item import Source, SourceKind
 from segray.storage import StorageSettings

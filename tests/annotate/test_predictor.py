@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from segray.annotate.device import Precision, default_batch_size, resolve_device, resolve_precision
-from segray.annotate.identity import check_identity, identity_of
 from segray.annotate.predictor import Predictor
+from segray.bulk.identity import check_identity, identity_of
 from segray.errors import JobFailedError, SettingsError
+from segray.models.device import Precision, default_batch_size, resolve_device, resolve_precision
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
 from segray.models.weights import LoadedModel, load_weights
 from segray.schema import ANNOTATED

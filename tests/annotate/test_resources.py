@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from segray.annotate.resources import READ_CPUS, Resources, share_out
+from segray.bulk.resources import READ_CPUS, Resources, share_out
 from segray.cluster import Cluster
 from segray.errors import SettingsError
 from segray.settings import AnnotateSettings

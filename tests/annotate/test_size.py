@@ -13,12 +13,12 @@ from PIL import Image
 
 from jobs.benchmarks.processes import peak_bytes, started
 from segray import schema
-from segray.annotate import inventory as inventory_module
-from segray.annotate.inventory import Inventory
-from segray.annotate.lock import Lock
-from segray.annotate.plan import Plan
-from segray.annotate.sink import Sink
-from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, Store
+from segray.bulk import inventory as inventory_module
+from segray.bulk.inventory import Inventory
+from segray.bulk.lock import Lock
+from segray.bulk.plan import Plan
+from segray.bulk.sink import Sink
+from segray.bulk.store import IMAGES, INSTANCES, MERGE_BYTES, Store
 from segray.errors import JobFailedError
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from segray import schema
-from segray.annotate import sink as sink_module
-from segray.annotate.lock import Lock
-from segray.annotate.plan import Plan
-from segray.annotate.sink import Sink
-from segray.annotate.store import Store
+from segray.bulk import sink as sink_module
+from segray.bulk.lock import Lock
+from segray.bulk.plan import Plan
+from segray.bulk.sink import Sink
+from segray.bulk.store import Store
 from segray.errors import JobFailedError, SettingsError
 from segray.sources.item import Source
 from segray.storage import StorageSettings

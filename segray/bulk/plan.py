@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.store import TILE_ANSWERS, End, Part, Store, ends_of
+from segray.bulk.store import TILE_ANSWERS, End, Part, Store, ends_of
 from segray.errors import JobFailedError
 from segray.scenes.scene import scene_from
 from segray.sources.item import Source

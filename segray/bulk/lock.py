@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from segray.annotate.store import Store
+from segray.bulk.store import Store
 from segray.errors import JobFailedError, SettingsError
 
 NAME = "_segray/lease.json"

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray import schema
-from segray.annotate.lock import Lock
-from segray.annotate.plan import Plan
-from segray.annotate.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
+from segray.bulk.lock import Lock
+from segray.bulk.plan import Plan
+from segray.bulk.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
 from segray.errors import JobFailedError
 
 BUFFER_BYTES = 64 << 20

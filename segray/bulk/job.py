@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.identity import check_identity, identity_of
-from segray.annotate.inventory import Inventory
-from segray.annotate.lock import Lock
-from segray.annotate.plan import Plan
-from segray.annotate.progress import Progress
-from segray.annotate.report import dry_run_lines, run_record, say, summary_lines
-from segray.annotate.resources import Resources, share_out
-from segray.annotate.sink import Sink
-from segray.annotate.starting import StartingRay
-from segray.annotate.store import Store
+from segray.bulk.identity import check_identity, identity_of
+from segray.bulk.inventory import Inventory
+from segray.bulk.lock import Lock
+from segray.bulk.plan import Plan
+from segray.bulk.progress import Progress
+from segray.bulk.report import dry_run_lines, run_record, say, summary_lines
+from segray.bulk.resources import Resources, share_out
+from segray.bulk.sink import Sink
+from segray.bulk.starting import StartingRay
+from segray.bulk.store import Store
 from segray.cluster import RAY_ENVIRONMENT
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.quiet import noise_to_file
@@ -32,7 +32,7 @@ from segray.sources.listing import Listing
 from segray.storage import shown
 
 if TYPE_CHECKING:
-    from segray.annotate.device import Precision
+    from segray.models.device import Precision
     from segray.models.weights import LoadedModel
 
 PLAN, RUN = "_segray/plan.json", "run.json"
@@ -157,7 +157,7 @@ def _load(settings: AnnotateSettings) -> "LoadedModel":
 
 def _where(settings: AnnotateSettings, ray: StartingRay) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
-    from segray.annotate.device import resolve_device, resolve_precision
+    from segray.models.device import resolve_device, resolve_precision
 
     if not ray.in_cluster:
         device = resolve_device(settings.device)
@@ -274,7 +274,7 @@ def _answers(
     prepared: Prepared, plan: Plan, inventory: Inventory, resources: Resources, progress: Progress
 ) -> Iterator[pa.Table]:
     """One round of work; tells `progress` the total as soon as it is known."""
-    from segray.annotate import pipeline
+    from segray.bulk import pipeline
 
     total_told = False
     for table in pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources):

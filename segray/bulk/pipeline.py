@@ -28,9 +28,9 @@ from ray.data._internal.execution import streaming_executor_state
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segray.annotate.attempts import Attempts
-from segray.annotate.plan import Archive, Plan
-from segray.annotate.resources import READ_CPUS, Resources
+from segray.bulk.attempts import Attempts
+from segray.bulk.plan import Archive, Plan
+from segray.bulk.resources import READ_CPUS, Resources
 from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
@@ -60,7 +60,7 @@ BLOCK_BYTES = 1
 hundreds of small pictures that the model answers all at once or not at all."""
 
 if TYPE_CHECKING:  # workers that read or decode must not load torch
-    from segray.annotate.device import Precision
+    from segray.models.device import Precision
     from segray.models.weights import LoadedModel
 
 
@@ -181,8 +181,8 @@ class _Annotate:
         from segray.models.imports import import_torchvision
 
         import_torchvision()
-        from segray.annotate.model_step import Annotate
         from segray.annotate.predictor import Predictor
+        from segray.bulk.model_step import Annotate
 
         def make_predictor() -> Predictor:
             return Predictor(

@@ -41,7 +41,7 @@ class StartingRay:
     def _start(self) -> None:
         assert self._begun is not None
         try:
-            from segray.annotate import pipeline  # noqa: F401 - Ray Data is loaded meanwhile, too
+            from segray.bulk import pipeline  # noqa: F401 - Ray Data is loaded meanwhile, too
 
             self._begun.set_result(start_ray(self._settings.ray, self._log))
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for

@@ -39,7 +39,7 @@ def share_out(settings: AnnotateSettings, device: str, cluster: Cluster) -> Reso
     Raises SettingsError when the fewest model actors, one decoder and one reader do not: Ray would wait for
     ever without a word.
     """
-    from segray.annotate.device import default_batch_size
+    from segray.models.device import default_batch_size
 
     on_gpu, fewest, cpus = device == "cuda", settings.min_actors, cluster.cpus
     fit = _gpu_slots(settings.gpus_per_actor, cluster) if on_gpu else max(1, int(cpus) // 4)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.attempts import MOST_ATTEMPTS, AttemptsLike
-from segray.annotate.device import is_out_of_memory
 from segray.annotate.instances import rejected_rows
 from segray.annotate.predictor import Predictor
+from segray.bulk.attempts import MOST_ATTEMPTS, AttemptsLike
 from segray.errors import JobFailedError
+from segray.models.device import is_out_of_memory
 
 HOPELESS = 20
 """So many failures of the model without one success stop the job instead of rejecting everything."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from segray.annotate.plan import Plan
+from segray.bulk.plan import Plan
 from segray.settings import AnnotateSettings, printable
 from segray.storage import canonical_uri, shown
 from segray.versions import versions

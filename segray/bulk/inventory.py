@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from segray.annotate.plan import Plan
-from segray.annotate.progress import Progress
+from segray.bulk.plan import Plan
+from segray.bulk.progress import Progress
 from segray.errors import JobFailedError, SegrayError
 from segray.sources.item import Source
 from segray.sources.listing import Listing
