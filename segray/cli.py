@@ -46,9 +46,10 @@ def _annotate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    from segray.bulk.job import annotate
+    from segray.annotate.verb import Annotate
+    from segray.bulk.job import run
 
-    return annotate(settings)
+    return run(Annotate(settings))
 
 
 def _train(arguments: Sequence[str]) -> int:

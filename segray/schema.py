@@ -67,6 +67,7 @@ DECODED = pa.schema(
         *_IDENTITY,
         *_PICTURE,
         pa.field("pixels", pa.large_binary()),
+        pa.field("nodata", pa.binary()),  # see `scenes.nodata`; null where every pixel holds data
         *_ERROR,
         pa.field("end", ARCHIVE_END),
         _SCENE,

@@ -86,13 +86,8 @@ class JobSettings(BaseSettings):
         return env_settings, init_settings
 
 
-class AnnotateSettings(JobSettings):
-    """Mask R-CNN over a collection of images, into Parquet instance annotations.
-
-    A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
-    Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
-    with the same command, does only what is missing.
-    """
+class BulkSettings(JobSettings):
+    """What the verbs have that run a model over a collection of images."""
 
     sources: CliPositionalArg[list[Annotated[str, Field(pattern=r"\S")]]] = Field(
         default=[],
@@ -100,12 +95,8 @@ class AnnotateSettings(JobSettings):
         min_length=1,
         description="folders, files, globs, archives, manifests (also as `sources` in the YAML)",
     )
-    output: str = Field(pattern=r"\S", description="folder or bucket URL for the tables")
-    weights: str = Field(
-        "coco-v2",
-        description="model: a name (see `segray models`), a path or URL, or python:module:factory",
-    )
-    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
+    output: str = Field(pattern=r"\S", description="folder or bucket URL for what is written")
+    weights: str
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -134,9 +125,6 @@ class AnnotateSettings(JobSettings):
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
     batch_size: int | None = Field(None, ge=1, description="images a model call: 8 on a GPU, 1 on a CPU")
-    proposals: int | None = Field(
-        None, ge=1, description="most regions an image that a Mask R-CNN looks at; default the model's own"
-    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device is good at it"
@@ -187,12 +175,30 @@ class AnnotateSettings(JobSettings):
         return value
 
     @model_validator(mode="after")
-    def _fewest_and_most(self) -> "AnnotateSettings":
+    def _fewest_and_most(self) -> "BulkSettings":
         if self.actors is not None and self.min_actors > self.actors:
             raise ValueError(f"min_actors ({self.min_actors}) is above actors ({self.actors})")
         if self.overlap >= self.tile:
             raise ValueError(f"overlap ({self.overlap}) must be below tile ({self.tile})")
         return self
+
+
+class AnnotateSettings(BulkSettings):
+    """Mask R-CNN over a collection of images, into Parquet instance annotations.
+
+    A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
+    Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
+    with the same command, does only what is missing.
+    """
+
+    weights: str = Field(
+        "coco-v2",
+        description="model: a name (see `segray models`), a path or URL, or python:module:factory",
+    )
+    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
+    proposals: int | None = Field(
+        None, ge=1, description="most regions an image that a Mask R-CNN looks at; default the model's own"
+    )
 
 
 S = TypeVar("S", bound=JobSettings)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray.annotate.rle import EncodedMasks
-from segray.errors import ErrorType, ItemError
+from segray.bulk.answers import Outcome, answers_table
 from segray.schema import ANNOTATED, BOX, NESTED_INSTANCE, RLE
 
 
@@ -32,14 +31,10 @@ class Found:
     empty_masks: int
     """Detections that were dropped because no mask pixel was left."""
 
-
-Outcome = Found | ItemError | None
-"""What became of a row: annotated, rejected, or None for one without a picture: a control row, or a tile that
-holds no data."""
-
-
-_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "note", "tile_rows")
-"""Columns of an item that was joined from its tiles, null before that."""
+    @property
+    def instances(self) -> int:
+        """How many."""
+        return len(self.counts)
 
 
 def found_instances(
@@ -70,50 +65,11 @@ def found_instances(
 def annotated_table(
     decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]
 ) -> pa.Table:
-    """DECODED and what became of each of its rows -> ANNOTATED, one row out for each row in, in order.
+    """As `answers_table`, with the instances of each row in `found`.
 
-    Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
-    with, and all else in them is null or empty. `categories`: id to name; an id without one gets a null.
+    `categories`: id to name; an id without one gets a null.
     """
-    final = [
-        outcome or _earlier_error(*error)
-        for outcome, *error in zip(
-            outcomes, decoded["error_type"].to_pylist(), decoded["error"].to_pylist(), strict=True
-        )
-    ]
-    columns: dict[str, Any] = {
-        "status": [
-            _status(outcome) if outcome else "skipped" if tile is not None else None
-            for outcome, tile in zip(final, decoded["tile"].to_pylist(), strict=True)
-        ],
-        "instances": [
-            outcome and (len(outcome.counts) if isinstance(outcome, Found) else 0) for outcome in final
-        ],
-        "error_type": [getattr(outcome, "error_type", None) for outcome in final],
-        "error": [getattr(outcome, "reason", None) for outcome in final],
-        "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
-        "vanished": [None if outcome is None else False for outcome in final],
-        "crs": pa.nulls(decoded.num_rows, pa.string()),
-        "found": _nested(decoded, final, categories),
-        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
-    }
-    arrays = [columns[name] if name in columns else decoded[name] for name in ANNOTATED.names]
-    return pa.table(arrays, schema=ANNOTATED)
-
-
-def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.Table:
-    """DECODED -> ANNOTATED with every picture rejected for one reason; other rows pass through."""
-    error = ItemError(error_type, reason)
-    outcomes = [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
-    return annotated_table(decoded, outcomes, {})
-
-
-def _earlier_error(error_type: ErrorType | None, reason: str | None) -> ItemError | None:
-    return None if error_type is None else ItemError(error_type, reason or "")
-
-
-def _status(outcome: Found | ItemError) -> str:
-    return "annotated" if isinstance(outcome, Found) else "rejected"
+    return answers_table(decoded, outcomes, _nested(decoded, outcomes, categories))
 
 
 def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]) -> pa.Array:

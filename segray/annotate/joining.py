@@ -1,58 +1,35 @@
 """The tiles of one item become one row: seams closed, ids given, outlines on the map. No Ray, no storage."""
 
-from collections import Counter
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segray.annotate.instances import Outcome, annotated_table, found_instances
+from segray.annotate.instances import annotated_table, found_instances
 from segray.annotate.rle import EncodedMasks
-from segray.errors import ItemError
+from segray.bulk.answers import Outcome
+from segray.bulk.joining import all_rejected, item_of, joined_or_rejected, with_column
 from segray.scenes.crs import can_place
 from segray.scenes.outline import outlines
 from segray.scenes.place import Place, placed
-from segray.scenes.scene import Scene, scene_from
+from segray.scenes.scene import Scene
 from segray.scenes.seams import Joined, Views, join
 from segray.scenes.spans import Spans, area, bounds, counts_of, encoded, moved, spans_of
-from segray.schema import ANNOTATED, DECODED, GEOMETRY_BBOX, NESTED_INSTANCE
-from segray.sources.names import one_line
+from segray.schema import GEOMETRY_BBOX, NESTED_INSTANCE
 
 
 def joined_item(tiles: pa.Table, crs: str) -> pa.Table:
-    """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
-
-    The item is rejected when every tile that holds data is, and when joining fails: else the job would end
-    there, and at each start again. `crs`: of the outlines.
-    """
-    tiles = _each_once(tiles)
-    scene = scene_from(tiles["scene"][0].as_py())
-    try:
-        return _joined(tiles, scene, crs)
-    except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
-        said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
-        row = annotated_table(_item(tiles, scene), [ItemError("crashed", said)], {})
-        row = _account(row, tiles, scene)
-        return _with(row, "tiles_rejected", row["tiles"].combine_chunks())
+    """All tiles of one item (schema ANNOTATED) -> its row; `crs`: of the outlines."""
+    return joined_or_rejected(tiles, partial(_joined, crs=crs))
 
 
 def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
     objects = _sorted(join(_views(tiles, scene), scene.grid))
-    item = _item(tiles, scene)
-    row = annotated_table(item, [_outcome(tiles, objects, scene)], _categories(tiles))
-    row = _with(row, "found", _on_the_map(row["found"].combine_chunks(), objects, scene, crs))
-    row = _with(row, "note", pa.array([_note(scene, crs)], pa.string()))
-    row = _with(row, "crs", pa.array([_name(scene.crs)], pa.string()))
-    return _account(row, tiles, scene)
-
-
-def _each_once(tiles: pa.Table) -> pa.Table:
-    """Sorted by tile; of two answers the first."""
-    numbers = tiles["tile"].to_numpy()
-    _, first = np.unique(numbers, return_index=True)
-    return tiles.take(pa.array(first))
+    row = annotated_table(item_of(tiles, scene), [_outcome(tiles, objects, scene)], _categories(tiles))
+    row = with_column(row, "found", _on_the_map(row["found"].combine_chunks(), objects, scene, crs))
+    return with_column(row, "note", pa.array([_note(scene, crs)], pa.string()))
 
 
 def _views(tiles: pa.Table, scene: Scene) -> Views:
@@ -103,9 +80,8 @@ def _sorted(objects: Joined) -> Joined:
 
 
 def _outcome(tiles: pa.Table, objects: Joined, scene: Scene) -> Outcome:
-    statuses = Counter(tiles["status"].to_pylist())
-    if statuses["rejected"] and not statuses["annotated"]:
-        return _all_rejected(tiles, statuses["rejected"])
+    if (error := all_rejected(tiles)) is not None:
+        return error
     masks = EncodedMasks(
         encoded(objects.masks, scene.height, scene.width),
         np.array([area(mask) for mask in objects.masks], np.int64),
@@ -113,15 +89,6 @@ def _outcome(tiles: pa.Table, objects: Joined, scene: Scene) -> Outcome:
         np.array([_touches(mask, scene) for mask in objects.masks], bool),
     )
     return found_instances(objects.category_id, objects.score, objects.box, masks)
-
-
-def _all_rejected(tiles: pa.Table, number: int) -> ItemError:
-    """For the reason that most of them have."""
-    rejected = tiles.filter(pc.equal(tiles["status"], "rejected"))
-    (kind, reason), _ = Counter(
-        zip(rejected["error_type"].to_pylist(), rejected["error"].to_pylist(), strict=True)
-    ).most_common(1)[0]
-    return ItemError(kind, f"all {number} tiles: {reason}" if number > 1 else reason)
 
 
 def _boxes(masks: list[Spans]) -> NDArray[np.float32]:
@@ -143,18 +110,6 @@ def _categories(tiles: pa.Table) -> dict[int, str]:
     rows = pc.list_flatten(tiles["found"].combine_chunks())
     columns = (pc.struct_field(rows, name).to_pylist() for name in ("category_id", "category"))
     return dict(zip(*columns, strict=True))
-
-
-def _item(tiles: pa.Table, scene: Scene) -> pa.Table:
-    """The item as a row of DECODED, without pixels and without its tiles' errors."""
-    first = tiles.slice(0, 1)
-    columns: dict[str, Any] = {name: first[name] for name in DECODED.names if name in first.schema.names}
-    columns |= {"height": [scene.height], "width": [scene.width], "frames": [1], "pixels": [None]}
-    columns |= {"tile": [None], "error_type": [None], "error": [None]}
-    return pa.table(
-        [pa.array(each, f.type) if isinstance(each := columns[f.name], list) else each for f in DECODED],
-        schema=DECODED,
-    )
 
 
 def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) -> pa.ListArray:
@@ -182,40 +137,3 @@ def _note(scene: Scene, crs: str) -> str | None:
         return scene.note
     reason = can_place(scene.crs, crs)
     return None if reason is None else f"its CRS cannot be brought to {crs}: {reason}"
-
-
-def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
-    """The item's row with what became of its tiles."""
-    statuses = Counter(tiles["status"].to_pylist())
-    row = _with(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
-    row = _with(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
-    row = _with(row, "tiles_skipped", pa.array([statuses["skipped"]], pa.int32()))
-    row = _with(row, "empty_masks", pa.array([pc.sum(tiles["empty_masks"]).as_py() or 0], pa.int32()))
-    return _with(row, "tile_rows", pa.array([_tile_rows(tiles, scene)], ANNOTATED.field("tile_rows").type))
-
-
-def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
-    rows = []
-    for tile, *outcome in zip(
-        *(tiles[name].to_pylist() for name in ("tile", "status", "error_type", "error")), strict=True
-    ):
-        row, col = divmod(tile, scene.grid.cols)
-        window = scene.grid.window(tile)
-        place = {name: getattr(window, name) for name in ("row_start", "row_stop", "col_start", "col_stop")}
-        told = dict(zip(("status", "error_type", "error"), outcome, strict=True))
-        rows.append({"tile_row": row, "tile_col": col, **place, **told})
-    return rows
-
-
-def _name(crs: str | None) -> str | None:
-    """EPSG:32616 where it has such a name, else its WKT."""
-    if crs is None:
-        return None
-    from pyproj import CRS
-
-    authority = CRS.from_wkt(crs).to_authority()
-    return ":".join(authority) if authority else crs
-
-
-def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), ANNOTATED.field(name), column)

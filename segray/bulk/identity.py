@@ -1,31 +1,23 @@
 """Which settings make an output what it is: another identity may not write into it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from segray.bulk.verb import Model, Verb
 from segray.errors import SettingsError
-from segray.settings import AnnotateSettings
-
-if TYPE_CHECKING:
-    from segray.models.weights import LoadedModel
 
 
-def identity_of(settings: AnnotateSettings, model: "LoadedModel", precision: str) -> dict[str, Any]:
+def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
     """What results depend on; never workers, batch size or reject limit.
 
-    Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
+    Raises SettingsError for settings that do not fit the model.
     """
-    if settings.proposals is not None:
-        from segray.annotate.detector import is_plain_maskrcnn
-
-        if not is_plain_maskrcnn(model.module):
-            raise SettingsError(f"proposals: {model.name} is no Mask R-CNN of torchvision's: leave it out")
+    settings = verb.settings
     return {
         "format": 2,
         "model": model.name,
         "model_digest": model.digest,
-        "score_threshold": settings.score_threshold,
         "precision": precision,
-        "proposals": settings.proposals,
+        **verb.identity(model, precision),
         "max_pixels": settings.max_pixels,
         "tile": settings.tile,
         "overlap": settings.overlap,

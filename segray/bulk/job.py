@@ -1,4 +1,4 @@
-"""`segray annotate`, step by step: check, list, compare with the ledger, run, account."""
+"""A bulk job, step by step: check, list, compare with the ledger, run, account."""
 
 import math
 import os
@@ -24,16 +24,16 @@ from segray.bulk.resources import Resources, share_out
 from segray.bulk.sink import Sink
 from segray.bulk.starting import StartingRay
 from segray.bulk.store import Store
+from segray.bulk.verb import Model, Verb
 from segray.cluster import RAY_ENVIRONMENT
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.quiet import noise_to_file
-from segray.settings import AnnotateSettings
+from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
 
 if TYPE_CHECKING:
     from segray.models.device import Precision
-    from segray.models.weights import LoadedModel
 
 PLAN, RUN = "_segray/plan.json", "run.json"
 
@@ -50,9 +50,9 @@ IMPATIENCE_S = 5.0
 class Prepared:
     """What is known before work begins."""
 
-    settings: AnnotateSettings
+    verb: Verb
     store: Store
-    model: "LoadedModel"
+    model: Model
     device: str
     precision: "Precision"
     identity: dict[str, Any]
@@ -61,36 +61,36 @@ class Prepared:
     """Where Ray's messages go."""
 
 
-def annotate(settings: AnnotateSettings) -> ExitCode:
-    """Annotate every item of the sources, into `settings.output`.
+def run(verb: Verb) -> ExitCode:
+    """Answer every item of the sources, into `settings.output`.
 
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    settings = verb.settings
     with noise_to_file() as log, Plan() as plan:
-        prepared = _prepare(settings, log)
+        prepared = _prepare(verb, log)
         with Inventory(settings.sources, settings.storage, plan) as inventory:
             if settings.dry_run:
                 with Progress("listing") as progress:
                     inventory.complete(progress)
                 say(
-                    dry_run_lines(
-                        settings, plan, inventory.listing.ignored, prepared.model.name, prepared.device
-                    )
+                    dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
                 )
                 return ExitCode.DONE
             with Lock(prepared.store) as lock:
                 record, did = _run(prepared, plan, inventory, lock)
-        say(summary_lines(settings, plan, record, did))
+        say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
 
-def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
+def _prepare(verb: Verb, log: Path) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
     problems: list[str] = []
+    settings = verb.settings
 
     def attempt(step: Callable[[], T]) -> T | None:
         try:
@@ -99,7 +99,7 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
             problems.extend(error.lines)
             return None
 
-    store = attempt(lambda: _open_output(settings))
+    store = attempt(lambda: _open_output(verb))
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
         (shown(source), touched[1])
@@ -115,47 +115,39 @@ def _prepare(settings: AnnotateSettings, log: Path) -> Prepared:
     if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
         starting.begin()
     try:
-        model = attempt(lambda: _load(settings))
+        model = attempt(verb.load)
         where = attempt(lambda: _where(settings, starting))
         if problems or store is None or model is None or where is None:
             raise SettingsError(*problems)
         device, precision = where
-        identity = identity_of(settings, model, precision)
+        identity = identity_of(verb, model, precision)
         _check_identity(store, identity, settings)
     except SegrayError:
         starting.undo()
         raise
-    return Prepared(settings, store, model, device, precision, identity, starting, log)
+    return Prepared(verb, store, model, device, precision, identity, starting, log)
 
 
-def _touch(source: str, settings: AnnotateSettings) -> tuple[bool, int]:
+def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
     """(Whether there is anything to do in a source, ignored names before it)."""
     listing = Listing([source], settings.storage)
     return next(iter(listing), None) is not None, listing.ignored
 
 
-def _check_identity(store: Store, identity: dict[str, Any], settings: AnnotateSettings) -> None:
+def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettings) -> None:
     if store.has_items():
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(settings: AnnotateSettings) -> Store:
-    store = Store(settings.output, settings.storage, settings.crs)
+def _open_output(verb: Verb) -> Store:
+    settings = verb.settings
+    store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
     store.check_usable()
     Lock(store).refuse_second_run()
     return store
 
 
-def _load(settings: AnnotateSettings) -> "LoadedModel":
-    from segray.models.imports import import_torchvision
-
-    import_torchvision()
-    from segray.models.weights import load_weights
-
-    return load_weights(settings.weights, settings.storage)
-
-
-def _where(settings: AnnotateSettings, ray: StartingRay) -> "tuple[str, Precision]":
+def _where(settings: BulkSettings, ray: StartingRay) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.models.device import resolve_device, resolve_precision
 
@@ -171,7 +163,7 @@ def _where(settings: AnnotateSettings, ray: StartingRay) -> "tuple[str, Precisio
 
 def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
-    settings, store = prepared.settings, prepared.store
+    settings, store = prepared.verb.settings, prepared.store
     _INTERRUPTED.clear()
     _catch_interrupts()
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
@@ -181,7 +173,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     plan.settle()
     if settings.retry_rejected:
         plan.forget_rejected()
-    sink = Sink(store, plan, lock, parts, settings.commit_every_s)
+    sink = Sink(store, plan, lock, parts, settings.commit_every_s, prepared.verb)
     sink.join_whole()
     with Progress("listing") as listing:
         work = inventory.next_round(listing)
@@ -191,7 +183,11 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     resources = _ready(prepared) if work else None  # what cannot start changes nothing
     store.delete(RUN)
     store.write_json(PLAN, prepared.identity)
-    with Progress("annotate") as progress:
+    if resources is not None and prepared.verb.joins_in_workers:
+        from segray.bulk.pipeline import joined_in_workers
+
+        sink.joined = joined_in_workers(prepared.verb)
+    with Progress(prepared.verb.name, finds=prepared.verb.keeps_instances) as progress:
         progress.recount(*plan.units())
         while resources is not None and work:
             _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
@@ -259,7 +255,7 @@ def _catch_interrupts() -> None:
 
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
-    resources = share_out(prepared.settings, prepared.device, prepared.ray.cluster())
+    resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
     _catch_interrupts()  # again: Ray's C++ has put a handler of its own in the place of SIGTERM's
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
@@ -277,7 +273,7 @@ def _answers(
     from segray.bulk import pipeline
 
     total_told = False
-    for table in pipeline.annotated(plan, prepared.model, prepared.precision, prepared.settings, resources):
+    for table in pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources):
         if inventory.ended and not total_told:
             progress.total, total_told = plan.known_total(), True
         yield table

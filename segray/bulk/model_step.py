@@ -4,12 +4,12 @@ An error or a death costs one row: after either, the items that were in hand are
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.annotate.instances import rejected_rows
-from segray.annotate.predictor import Predictor
+from segray.bulk.answers import rejected_rows
 from segray.bulk.attempts import MOST_ATTEMPTS, AttemptsLike
 from segray.errors import JobFailedError
 from segray.models.device import is_out_of_memory
@@ -18,8 +18,15 @@ HOPELESS = 20
 """So many failures of the model without one success stop the job instead of rejecting everything."""
 
 
-class Annotate:
-    """DECODED -> ANNOTATED: the model step, and what happens when it raises or dies."""
+class Predictor(Protocol):
+    """One model on one device."""
+
+    def answer(self, table: pa.Table) -> pa.Table:
+        """DECODED -> ANNOTATED, one row out for each row in, in order. May raise anything."""
+
+
+class ModelStep:
+    """DECODED -> ANNOTATED: the model, and what happens when it raises or dies."""
 
     def __init__(
         self, make_predictor: Callable[[], Predictor], attempts: AttemptsLike, workers: int = 1
@@ -38,7 +45,7 @@ class Annotate:
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
         try:
-            answer = self.predictor.annotate(table)
+            answer = self.predictor.answer(table)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
@@ -55,12 +62,12 @@ class Annotate:
 
     def _alone(self, row: pa.Table) -> pa.Table:
         if not row["pixels"][0].is_valid:
-            return self.predictor.annotate(row)
+            return self.predictor.answer(row)
         ids = _names(row)
         if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
-            answer = self.predictor.annotate(row)
+            answer = self.predictor.answer(row)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - see above

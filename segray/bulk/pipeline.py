@@ -1,4 +1,4 @@
-"""The Ray side of `annotate`: read -> decode -> model, streamed by Ray Data; the only Ray file here.
+"""The Ray side of a bulk job: read -> decode -> model, streamed by Ray Data; the only Ray file here.
 
     read    tasks; one a stretch of files or an archive; tables of encoded bytes
     decode  actors; tables of uint8 pixels, cut so that no block is large
@@ -14,7 +14,7 @@ import os
 import pickle
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,10 +31,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray.bulk.attempts import Attempts
 from segray.bulk.plan import Archive, Plan
 from segray.bulk.resources import READ_CPUS, Resources
+from segray.bulk.verb import Model, Verb
 from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
-from segray.settings import AnnotateSettings, RaySettings
+from segray.settings import BulkSettings, RaySettings
 from segray.sources.archives import read_archive
 from segray.sources.decoding import Decoder
 from segray.sources.geotiff import read_files, scene_id
@@ -61,13 +62,12 @@ hundreds of small pictures that the model answers all at once or not at all."""
 
 if TYPE_CHECKING:  # workers that read or decode must not load torch
     from segray.models.device import Precision
-    from segray.models.weights import LoadedModel
 
 
 class _Work(Datasource):
     """What is to do, as read tasks: their sources lie in Ray's object store, not in the driver's memory."""
 
-    def __init__(self, plan: Plan, settings: AnnotateSettings, tiling: Tiling, cpus: float) -> None:
+    def __init__(self, plan: Plan, settings: BulkSettings, tiling: Tiling, cpus: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks = [
             partial(_read_archive, _put(archive), settings.storage, settings.max_file_mib << 20)
@@ -117,7 +117,7 @@ def _of(files: Sequence[Source], done: dict[str, list[int]]) -> dict[str, list[i
     return {key: done[key] for key in map(scene_id, files) if key in done}
 
 
-def _fetch(work: Any, settings: AnnotateSettings, tiling: Tiling) -> Iterator[pa.Table]:
+def _fetch(work: Any, settings: BulkSettings, tiling: Tiling) -> Iterator[pa.Table]:
     files, done = _get(work)
     most_bytes = settings.max_file_mib << 20
     with DecodeSandbox(timeout_s=settings.decode_timeout_s) as sandbox:
@@ -146,7 +146,7 @@ class _RemoteAttempts:
 class _Decode:
     """FETCHED -> DECODED, in a child process that a hostile file may kill."""
 
-    def __init__(self, settings: AnnotateSettings, tiling: Tiling, most_rows: int) -> None:
+    def __init__(self, settings: BulkSettings, tiling: Tiling, most_rows: int) -> None:
         self._decoder = Decoder(
             DecodeSandbox(timeout_s=settings.decode_timeout_s),
             settings.max_pixels,
@@ -165,13 +165,7 @@ class _Annotate:
     """DECODED -> ANNOTATED; see `model_step`."""
 
     def __init__(
-        self,
-        model: Any,
-        attempts: Any,
-        resources: Resources,
-        precision: "Precision",
-        score_threshold: float,
-        proposals: int | None,
+        self, verb: Verb, model: Any, attempts: Any, resources: Resources, precision: "Precision"
     ) -> None:
         # A thread of torch's that waits for another one should keep its core for a few milliseconds, not
         # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
@@ -181,29 +175,22 @@ class _Annotate:
         from segray.models.imports import import_torchvision
 
         import_torchvision()
-        from segray.annotate.predictor import Predictor
-        from segray.bulk.model_step import Annotate
+        from segray.bulk.model_step import ModelStep, Predictor
 
         def make_predictor() -> Predictor:
-            return Predictor(
-                ray.get(model),
-                device=resources.device,
-                precision=precision,
-                score_threshold=score_threshold,
-                batch_size=resources.batch_size,
-                threads=resources.threads,
-                proposals=proposals,
+            return verb.predictor(
+                ray.get(model), resources.device, precision, resources.batch_size, resources.threads
             )
 
-        self._step = Annotate(make_predictor, _RemoteAttempts(attempts), resources.actors)
+        self._step = ModelStep(make_predictor, _RemoteAttempts(attempts), resources.actors)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
             yield packed(self._step(table))
 
 
-def annotated(
-    plan: Plan, model: "LoadedModel", precision: "Precision", settings: AnnotateSettings, resources: Resources
+def answered(
+    verb: Verb, plan: Plan, model: Model, precision: "Precision", resources: Resources
 ) -> Iterator[pa.Table]:
     """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
 
@@ -212,13 +199,10 @@ def annotated(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
-    tiling = replace(settings.tiling, ranges=model.band_ranges)
-    answers = decoded(plan, settings, tiling, resources).map_batches(
+    tiling = replace(verb.settings.tiling, ranges=model.band_ranges)
+    answers = decoded(plan, verb.settings, tiling, resources).map_batches(
         _Annotate,
-        fn_constructor_args=(
-            *(ray.put(model), attempts, resources, precision),
-            *(settings.score_threshold, settings.proposals),
-        ),
+        fn_constructor_args=(verb, ray.put(model), attempts, resources, precision),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -241,7 +225,25 @@ def annotated(
             ray.kill(attempts)
 
 
-def decoded(plan: Plan, settings: AnnotateSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
+def joined_in_workers(verb: Verb) -> Callable[[Sequence[pa.Table]], Sequence[pa.Table]]:
+    """As `Verb.joined` for each of several items, each in a task."""
+
+    def join(tiles: pa.Table) -> pa.Table:
+        return verb.joined(tiles)
+
+    # no CPUs: the pipeline holds them all, and what it made waits for this
+    task: Any = ray.remote(num_cpus=0, max_retries=3)(join)
+
+    def all_of(items: Sequence[pa.Table]) -> Sequence[pa.Table]:
+        try:
+            return list(ray.get([task.remote(tiles) for tiles in items]))
+        except ray.exceptions.RayError as error:
+            raise JobFailedError(f"a scene's tiles cannot be put together: {_cause(error)}") from error
+
+    return all_of
+
+
+def decoded(plan: Plan, settings: BulkSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
     """The first two stages, read and decode: tables of schema DECODED, packed."""
     _configure(settings.ray)
     work = _Work(plan, settings, tiling, resources.cpus)

@@ -254,6 +254,11 @@ class Plan:
             ]
         )
 
+    def holds(self, image_id: str) -> bool:
+        """Whether the ledger has a row of that name."""
+        query = "SELECT EXISTS (SELECT 1 FROM ledger WHERE image_id = ?)"
+        return bool(self._db.execute(query, (image_id,)).fetchone()[0])
+
     def todo_archives(self) -> Iterator[Archive]:
         """Archives of which not every member has an answer."""
         rows = self._db.execute(_OPEN_ARCHIVES)

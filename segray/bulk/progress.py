@@ -22,8 +22,9 @@ class Progress:
     It counts items, and of those that are done in tiles, their tiles.
     """
 
-    def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
-        self.what, self._items, self.items = what, total, done
+    def __init__(self, what: str, total: int | None = None, done: int = 0, *, finds: bool = True) -> None:
+        """finds: whether instances are found, which are told."""
+        self.what, self._items, self.items, self._finds = what, total, done, finds
         self._scenes = set[str]()
         self._more = 0
         """Tiles beyond one an item, as far as they are known."""
@@ -119,7 +120,8 @@ class Progress:
     def _rates(self) -> str:
         if self.what == "listing":
             return ""
-        return f"{self.rate:,.1f} images/s, {self.instances:,} instances, {self.rejected:,} rejected"
+        found = f"{self.instances:,} instances, " if self._finds else ""
+        return f"{self.rate:,.1f} images/s, {found}{self.rejected:,} rejected"
 
     def _line(self) -> str:
         of = f" of {self.total:,}" if self.total else ""

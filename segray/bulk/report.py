@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from segray.bulk.plan import Plan
-from segray.settings import AnnotateSettings, printable
+from segray.bulk.verb import Verb
+from segray.settings import BulkSettings, printable
 from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
 
 def run_record(
-    settings: AnnotateSettings, identity: dict[str, Any], plan: Plan, ignored: int, seconds: float, items: int
+    settings: BulkSettings, identity: dict[str, Any], plan: Plan, ignored: int, seconds: float, items: int
 ) -> dict[str, Any]:
     """The contents of run.json: settings without secrets, versions, model, counts and rates.
 
@@ -38,14 +39,15 @@ def run_record(
     }
 
 
-def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any], did: str) -> list[str]:
+def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> list[str]:
     """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
     counts = record["counts"]
-    output = shown(settings.output).rstrip("/")
+    output = shown(verb.settings.output).rstrip("/")
+    found = f"{counts['instances']:,} instances; " if verb.keeps_instances else ""
     lines = [
         f"{did}",
         f"  {counts['items']:,} items: {counts['annotated']:,} annotated, {counts['rejected']:,} rejected; "
-        f"{counts['instances']:,} instances; {counts['ignored']:,} other names ignored",
+        f"{found}{counts['ignored']:,} other names ignored",
     ]
     if counts["vanished"]:
         lines.append(
@@ -61,14 +63,7 @@ def summary_lines(settings: AnnotateSettings, plan: Plan, record: dict[str, Any]
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
-    files = f"{output}/instances/*.parquet".replace("'", "''")
-    duckdb = f"SELECT category, count(*), avg(score) FROM '{files}' GROUP BY 1"
-    return [
-        *lines,
-        f"output: {canonical_uri(output)}",
-        f'  duckdb -c "{duckdb}"',
-        f'  python -c "import pandas; print(pandas.read_parquet({output + "/instances"!r}))"',
-    ]
+    return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in verb.opening(output))]
 
 
 def _twins(plan: Plan) -> list[str]:
@@ -84,13 +79,13 @@ def say(lines: Sequence[str]) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
 
 
-def dry_run_lines(settings: AnnotateSettings, plan: Plan, ignored: int, model: str, where: str) -> list[str]:
+def dry_run_lines(verb: Verb, plan: Plan, ignored: int, model: str, where: str) -> list[str]:
     """What a run would do."""
     files, archives = plan.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {ignored:,} names ignored",
         *_twins(plan),
-        f"model: {model} on {where}, score threshold {settings.score_threshold:g}",
-        f"output: {canonical_uri(settings.output)}",
+        f"model: {model} on {where}, {verb.about()}",
+        f"output: {canonical_uri(verb.settings.output)}",
         "dry run: nothing was written",
     ]

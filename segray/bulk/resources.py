@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from segray.cluster import Cluster
 from segray.errors import SettingsError
-from segray.settings import AnnotateSettings
+from segray.settings import BulkSettings
 
 READ_CPUS = 0.2
 """Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
@@ -33,7 +33,7 @@ class Resources:
         return max(16, 8 * self.batch_size)
 
 
-def share_out(settings: AnnotateSettings, device: str, cluster: Cluster) -> Resources:
+def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resources:
     """Shares with which all model actors, a decoder and a reader fit at the same time.
 
     Raises SettingsError when the fewest model actors, one decoder and one reader do not: Ray would wait for

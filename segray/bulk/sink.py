@@ -6,7 +6,7 @@ the item is like any other. So its instances become visible at once, and a kill 
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from segray import schema
 from segray.bulk.lock import Lock
 from segray.bulk.plan import Plan
 from segray.bulk.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
+from segray.bulk.verb import Verb
 from segray.errors import JobFailedError
 
 BUFFER_BYTES = 64 << 20
@@ -40,9 +41,14 @@ class Sink:
         lock: Lock,
         parts: Sequence[Part],
         every_s: float,
+        verb: Verb,
     ) -> None:
-        self.store, self.plan, self.lock = store, plan, lock
+        self.store, self.plan, self.lock, self.verb = store, plan, lock, verb
         self.every_s = every_s
+        self.joined: Callable[[Sequence[pa.Table]], Sequence[pa.Table]] = lambda items: [
+            verb.joined(tiles) for tiles in items
+        ]
+        """All tiles of each item -> its row."""
         self.items = 0
         """How many became safe."""
         self._tiles = {part.number: part for part in parts if part.folder == TILE_ANSWERS}
@@ -82,15 +88,14 @@ class Sink:
     def join_whole(self) -> None:
         """Items all of whose tiles are here become rows like any other, and their tiles are taken away."""
         whole = self.plan.whole()
-        if whole:  # not where nobody has scenes: it takes a while to load
-            from segray.annotate.joining import joined_item
         for some in _batches(whole, WHOLE_ITEMS):
             numbers = sorted({number for image_id in some for number in whole[image_id]})
             answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
-            of_item = (answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some)
-            self._commit_items(pa.concat_tables([joined_item(tiles, self.store.crs) for tiles in of_item]))
+            of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
+            self._commit_items(pa.concat_tables(self.joined(of_item)))
             for image_id in some:
                 self.plan.forget_tiles(image_id)
+                self.verb.after_join(image_id)
         for number, part in list(self._tiles.items()) if whole else ():
             if not self.plan.holds_tiles(part):
                 self.store.discard(self._tiles.pop(number))
@@ -132,6 +137,7 @@ class Sink:
         for part in self._tiles.values():  # of items that changed or vanished before they were whole
             self.store.discard(part)
         self._tiles = {}
+        self.verb.finish()
 
     def _merge_staged(self) -> None:
         group: list[Part] = []
@@ -150,6 +156,7 @@ class Sink:
         merged = self.store.merge(parts, stale, vanished)
         self.plan.moved(stale, merged, vanished)
         self._merged.append(merged)
+        self.verb.discard([gone for ids in stale.values() for gone in ids if not self.plan.holds(gone)])
 
 
 def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:

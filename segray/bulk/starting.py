@@ -7,13 +7,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from segray.cluster import Cluster, start_ray
-from segray.settings import AnnotateSettings
+from segray.settings import BulkSettings
 
 
 class StartingRay:
     """A Ray of our own, or the connection to a cluster; nothing happens before `begin` or `cluster`."""
 
-    def __init__(self, settings: AnnotateSettings, log: Path) -> None:
+    def __init__(self, settings: BulkSettings, log: Path) -> None:
         self.in_cluster = _in_cluster(settings)
         self._settings, self._log = settings, log
         self._begun: Future[Cluster] | None = None
@@ -49,7 +49,7 @@ class StartingRay:
         threading.Event().wait()  # Linux kills the processes of Ray with the thread that started them
 
 
-def _in_cluster(settings: AnnotateSettings) -> bool:
+def _in_cluster(settings: BulkSettings) -> bool:
     """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
     if "ray" in sys.modules:
         import ray

@@ -106,10 +106,12 @@ class Part:
 class Store:
     """Reads and writes the files of one output. Only one process may have it open (see `lock`)."""
 
-    def __init__(self, url: str, storage: StorageSettings, crs: str = CRS84) -> None:
+    def __init__(
+        self, url: str, storage: StorageSettings, crs: str = CRS84, keeps_instances: bool = True
+    ) -> None:
         """`crs`: of the outlines."""
         self.filesystem, self.root = open_filesystem(url, storage)
-        self.storage, self.crs = storage, crs
+        self.storage, self.crs, self.keeps_instances = storage, crs, keeps_instances
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
 
@@ -131,7 +133,7 @@ class Store:
             self.files(IMAGES) or self.files(INSTANCES) or self.read("run.json") is not None
         ):
             raise SettingsError(
-                f"output: {self.root} holds {IMAGES}/, {INSTANCES}/ or run.json that no annotate run made; "
+                f"output: {self.root} holds {IMAGES}/, {INSTANCES}/ or run.json that no run of segray made; "
                 "choose a folder of its own"
             )
 
@@ -312,12 +314,15 @@ class Store:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0)
         names = [part.name for part in parts]
-        instances, geo = on_the_map(instances, self.crs)
-        rows = _parquet(instances, {b"geo": geo})
-        self.write(merged.instances, rows)
+        written = None
+        if self.keeps_instances:
+            instances, geo = on_the_map(instances, self.crs)
+            rows = _parquet(instances, {b"geo": geo})
+            self.write(merged.instances, rows)
+            written = len(rows)
         if tiles.num_rows:
             self.write(merged.tiles, _parquet(tiles))
-        about = {"replaces": names, "ends": ends, "instances_bytes": len(rows)}
+        about = {"replaces": names, "ends": ends, "instances_bytes": written}
         data = _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()})
         self.write(merged.name, data)
         for name in [name for part in parts for name in part.names[::-1]]:
@@ -344,7 +349,9 @@ class Store:
             nested = nested.filter(pc.is_valid(nested["image_id"]))
             return nested.select(schema.IMAGES.names), flatten(nested), flatten_tiles(nested)
         images = self._parquet_file(part.name).read().cast(schema.IMAGES)
-        instances = self._parquet_file(part.instances).read().cast(schema.INSTANCES)
+        instances = schema.INSTANCES.empty_table()
+        if self.keeps_instances:
+            instances = self._parquet_file(part.instances).read().cast(schema.INSTANCES)
         if not pc.any(pc.is_valid(images["tiles"])).as_py():
             return images, instances, schema.TILES.empty_table()
         return images, instances, self._parquet_file(part.tiles).read().cast(schema.TILES)

@@ -78,8 +78,12 @@ class SceneReader:
         with _faults_told("make out what is in it"):
             return self._described(tiling)
 
-    def window(self, scene: Scene, window: Window, ahead: Sequence[Window] = ()) -> NDArray[np.uint8] | None:
-        """(height, width, 3) RGB of a window of the scene; None where it holds no data at all.
+    def window(
+        self, scene: Scene, window: Window, ahead: Sequence[Window] = ()
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None:
+        """Pixels (height, width, 3), RGB, of a window of the scene and which of them hold data, None: all.
+
+        None where none does.
 
         ahead: the windows that come next.
         """
@@ -113,7 +117,9 @@ class SceneReader:
             None if placed else "ground control points only: in pixels" if points else None,
         )
 
-    def _pixels(self, scene: Scene, window: Window, ahead: Sequence[Window]) -> NDArray[np.uint8] | None:
+    def _pixels(
+        self, scene: Scene, window: Window, ahead: Sequence[Window]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None:
         rows, cols = self._data.height / scene.height, self._data.width / scene.width
         part, *later = (
             RasterWindow(each.col_start * cols, each.row_start * rows, each.width * cols, each.height * rows)
@@ -123,7 +129,9 @@ class SceneReader:
         if not self._prefetch([part], scene.bands, max(rows, cols), later):
             return None
         values, valid = self._read(scene.bands, part, shape)
-        return self._coloured(values, valid, scene) if valid.any() else None
+        if not valid.any():
+            return None
+        return self._coloured(values, valid, scene), None if valid.all() else valid
 
     # --- what to read --------------------------------------------------------------------------------
 

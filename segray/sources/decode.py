@@ -67,6 +67,8 @@ class Decoded:
     """(height, width, 3), RGB, C-contiguous."""
     frames: int
     """Frames or pages in the file; the pixels are the first one's."""
+    nodata: str | None = None
+    """Of a window of a scene, which pixels hold no data (see `scenes.nodata`); None: none."""
 
 
 Place = Callable[[int], npt.NDArray[np.uint8]]

@@ -105,6 +105,7 @@ class _Scenes:
 
     def answer(self, request: dict[str, Any], targets: list[SharedFile]) -> dict[str, Any]:
         """Without `window`: what the file is; with it: its pixels in the target."""
+        from segray.scenes.nodata import packed_nodata
         from segray.scenes.scene import Tiling, scene_from
 
         reader = self._open(request["key"], request["size"])
@@ -113,12 +114,14 @@ class _Scenes:
             return {"found": None if scene is None else scene.to_json()}
         scene = scene_from(request["scene"])
         window, *ahead = (scene.grid.window(tile) for tile in (request["window"], *request["ahead"]))
-        pixels = reader.window(scene, window, ahead)
-        if pixels is None:
-            return {"height": window.height, "width": window.width, "empty": True}
-        place = targets[request["target"]].place(request["offset"], pixels.nbytes)
-        place[:] = pixels.reshape(-1)
-        return {"height": window.height, "width": window.width, "empty": False}
+        found = reader.window(scene, window, ahead)
+        answer: dict[str, Any] = {"height": window.height, "width": window.width, "empty": found is None}
+        if found is not None:
+            pixels, valid = found
+            place = targets[request["target"]].place(request["offset"], pixels.nbytes)
+            place[:] = pixels.reshape(-1)
+            answer["nodata"] = None if valid is None else packed_nodata(valid)
+        return answer
 
     def _open(self, key: str, size: int) -> Any:
         from segray.scenes.reading import SceneReader

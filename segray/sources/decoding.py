@@ -180,6 +180,7 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
     columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
     columns["frames"] = [None if one is None else one.frames for one in found]
     columns["pixels"] = _pixel_column(found, room)
+    columns["nodata"] = [None if one is None else one.nodata for one in found]
     columns["scene"] = [None if piece.scene is None else piece.scene.to_json() for piece in pieces]
     columns["tile"] = [piece.tile for piece in pieces]
     for name, attribute in (("error_type", "error_type"), ("error", "reason")):

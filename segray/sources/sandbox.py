@@ -271,7 +271,8 @@ class _Child:
         if answer["empty"]:
             return None
         shape = (answer["height"], answer["width"], 3)
-        return Decoded(room.file.place(room.used, math.prod(shape)).reshape(shape), 1)
+        pixels = room.file.place(room.used, math.prod(shape)).reshape(shape)
+        return Decoded(pixels, 1, answer["nodata"])
 
     def _ask_of_scene(self, request: dict[str, Any], file: ByteRanges, timeout_s: float) -> dict[str, Any]:
         """Its answer, after all the ranges of the file that it asks for. Raises what reading them raises."""

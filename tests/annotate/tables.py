@@ -5,6 +5,8 @@ from typing import Any
 import pyarrow as pa
 
 from segray import schema
+from segray.annotate.verb import Annotate
+from segray.settings import AnnotateSettings
 from segray.sources.item import image_id
 
 
@@ -62,3 +64,7 @@ def end(uri: str, items: int, version: str = "1", ignored: int = 0, broken: bool
 def table(*rows: dict[str, Any]) -> pa.Table:
     """Rows as schema ANNOTATED."""
     return pa.Table.from_pylist(list(rows), schema=schema.ANNOTATED)
+
+
+VERB = Annotate(AnnotateSettings.model_validate({"sources": ["x"], "output": "o"}))
+"""For a sink that joins tiles as `annotate` does."""

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco
 
-from segray.annotate.instances import annotated_table, found_instances, rejected_rows
+from segray.annotate.instances import annotated_table, found_instances
 from segray.annotate.rle import EncodedMasks, encode_image_masks
+from segray.bulk.answers import rejected_rows
 from segray.errors import ItemError
 from segray.schema import ANNOTATED
 from tests.annotate.pictures import decoded, failed_row, picture_row

@@ -13,7 +13,7 @@ from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.sources.item import Source, SourceKind
 from segray.storage import StorageSettings
-from tests.annotate.tables import answer, end, table
+from tests.annotate.tables import VERB, answer, end, table
 
 
 def source(uri: str, version: str = "1", kind: SourceKind = "file") -> Source:
@@ -35,7 +35,7 @@ def resume(plan: Plan, store: Store) -> Sink:
     parts = store.recover()
     for part in parts:
         plan.add_ledger(store, part)
-    return Sink(store, plan, Lock(store), parts, every_s=0)
+    return Sink(store, plan, Lock(store), parts, every_s=0, verb=VERB)
 
 
 def test_an_address_listed_twice_is_one_item(plan: Plan) -> None:

@@ -23,7 +23,7 @@ from segray.errors import JobFailedError
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings
 from tests.annotate.runs import MODELS, REAL, committed, running, tables, wait_for
-from tests.annotate.tables import answer, table
+from tests.annotate.tables import VERB, answer, table
 from tests.many_keys import BUCKET, many_keys
 
 BYTES_AT_MOST = 224 << 20
@@ -124,7 +124,8 @@ def test_work_begins_before_the_listing_ends_and_nothing_is_done_twice(
     monkeypatch.setattr(inventory_module, "FIRST_ROUND_S", 0.5)
     done: list[int] = []
     with many_keys(6_000, REAL[0], seconds=0.5) as storage:
-        sink = Sink(Store(str(tmp_path), storage), plan, Lock(Store(str(tmp_path), storage)), [], every_s=0)
+        store = Store(str(tmp_path), storage)
+        sink = Sink(store, plan, Lock(store), [], every_s=0, verb=VERB)
         with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
             began_early = False
             while inventory.next_round():
@@ -173,7 +174,7 @@ def test_a_source_that_is_listed_while_its_old_row_is_merged_leaves_one_row(
     parts = [store.commit(table(answer("a"), answer("b")))]
     plan.add_ledger(store, parts[0])
     plan.add_sources([Source("b", "b", "file", "1", 1)])
-    sink = Sink(store, plan, Lock(store), parts, every_s=0)
+    sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=VERB)
     sink._merge_staged()
     assert [file.version for file in plan.todo_files()] == ["2"]
     sink.add(table(answer("a", "2")))
@@ -235,7 +236,7 @@ def test_a_large_output_has_few_files_and_is_resumed_in_flat_memory(
     rows = request.config.getoption("--ledger-rows")
     store = Store(str(tmp_path), StorageSettings())
     with Plan() as first, Lock(store) as lock:
-        sink = Sink(store, first, lock, [], every_s=0)
+        sink = Sink(store, first, lock, [], every_s=0, verb=VERB)
         for start in range(0, rows, A_PIECE):
             piece = many_answers(start, min(A_PIECE, rows - start))
             first.add_sources(_source(uri) for uri in piece["uri"].to_pylist())

@@ -15,7 +15,7 @@ from segray.bulk.store import Store
 from segray.errors import JobFailedError, SettingsError
 from segray.sources.item import Source
 from segray.storage import StorageSettings
-from tests.annotate.tables import answer, end, table
+from tests.annotate.tables import VERB, answer, end, table
 
 
 class CutOffError(Exception):
@@ -79,7 +79,7 @@ def run(store: Store) -> None:
         for part in parts:
             plan.add_ledger(store, part)
         plan.forget_rejected()
-        sink = Sink(store, plan, Lock(store), parts, every_s=0)
+        sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=VERB)
         for file in list(plan.todo_files()):
             sink.add(table(answer(file.uri, file.version)))
         for archive in list(plan.todo_archives()):
@@ -181,7 +181,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_with_results_of_another_tool_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/photo.png").write_text("a photo")
-    with pytest.raises(SettingsError, match="no annotate run made"):
+    with pytest.raises(SettingsError, match="no run of segray made"):
         open_store(tmp_path).check_usable()
 
 

@@ -71,7 +71,8 @@ def seen(path: Path, tiling: Tiling = SMALL) -> tuple[Scene, NDArray[np.uint8], 
         assert scene_from(scene.to_json()) == scene
         pixels, empty = np.zeros((scene.height, scene.width, 3), np.uint8), []
         for number, window in enumerate(scene.grid):
-            part = reader.window(scene, window)
+            found = reader.window(scene, window)
+            part = None if found is None else found[0]
             if part is None:
                 empty.append(number)
             else:

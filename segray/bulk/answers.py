@@ -1,0 +1,77 @@
+"""What became of a row -> the ANNOTATED table, whichever verb asked."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.errors import ErrorType, ItemError
+from segray.schema import ANNOTATED
+
+
+class Answered(Protocol):
+    """A row that the model answered."""
+
+    @property
+    def instances(self) -> int:
+        """How many were found."""
+
+    @property
+    def empty_masks(self) -> int:
+        """How many were dropped because no pixel of them was left."""
+
+
+Outcome = Answered | ItemError | None
+"""What became of a row: answered, rejected, or None for one without a picture: a control row, or a tile that
+holds no data."""
+
+
+_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "note", "tile_rows")
+"""Columns of an item that was joined from its tiles, null before that."""
+
+
+def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
+    """DECODED and what became of each of its rows -> ANNOTATED, one row out for each row in, in order.
+
+    Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
+    with, and all else in them is null or empty. `found`: the column of that name; None: empty lists.
+    """
+    final = [
+        outcome or _earlier_error(*error)
+        for outcome, *error in zip(
+            outcomes, decoded["error_type"].to_pylist(), decoded["error"].to_pylist(), strict=True
+        )
+    ]
+    columns: dict[str, Any] = {
+        "status": [
+            _status(outcome) if outcome else "skipped" if tile is not None else None
+            for outcome, tile in zip(final, decoded["tile"].to_pylist(), strict=True)
+        ],
+        "instances": [outcome and getattr(outcome, "instances", 0) for outcome in final],
+        "error_type": [getattr(outcome, "error_type", None) for outcome in final],
+        "error": [getattr(outcome, "reason", None) for outcome in final],
+        "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
+        "vanished": [None if outcome is None else False for outcome in final],
+        "crs": pa.nulls(decoded.num_rows, pa.string()),
+        "found": pa.array([[]] * decoded.num_rows, ANNOTATED.field("found").type) if found is None else found,
+        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
+    }
+    arrays = [columns[name] if name in columns else decoded[name] for name in ANNOTATED.names]
+    return pa.table(arrays, schema=ANNOTATED)
+
+
+def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.Table:
+    """DECODED -> ANNOTATED with every picture rejected for one reason; other rows pass through."""
+    error = ItemError(error_type, reason)
+    return answers_table(
+        decoded, [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
+    )
+
+
+def _earlier_error(error_type: ErrorType | None, reason: str | None) -> ItemError | None:
+    return None if error_type is None else ItemError(error_type, reason or "")
+
+
+def _status(outcome: Answered | ItemError) -> str:
+    return "rejected" if isinstance(outcome, ItemError) else "annotated"
