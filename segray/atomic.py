@@ -1,6 +1,7 @@
 """Objects that are written whole or not at all, on every storage."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,21 @@ def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
         return
     with _written_beside(Path(path), data) as temporary:
         temporary.replace(path)
+
+
+def put_file_atomically(filesystem: fsspec.AbstractFileSystem, path: str, local: Path) -> None:
+    """As `put_atomically`, of a local file: it is never in memory as a whole."""
+    if "file" not in filesystem.protocol:
+        filesystem.put_file(str(local), path)  # an upload in parts counts when its last word is said
+        return
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        shutil.copyfile(local, temporary)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:

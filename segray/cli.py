@@ -24,6 +24,15 @@ exit codes:
   0 done   1 failed, run again to continue   2 bad settings   3 too many rejects
   130 interrupted, run again to continue"""
 
+PREDICT_EXAMPLES = """examples:
+  segray predict photos/ --weights out/people/model.pt --output out/maps
+  segray predict s3://bucket/scenes --weights s3://bucket/model/model.pt --output s3://bucket/maps --tta flip
+  segray predict scene.tif --weights model.pt --output out/roads --probabilities --polygons
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
+  130 interrupted, run again to continue"""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -33,6 +42,7 @@ Image archives into segmentation labels, on one machine or a Ray cluster.
 verbs:
   annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
   train --data URL --output URL     a semantic model (U-Net and others) from pictures and label maps
+  predict SOURCE... --output URL    label maps with such a model: PNG for pictures, COG for scenes
   models [--json]                   what can be loaded, its licence and where the weights come from
   doctor [--json]                   what works on this machine, and what to install for the rest
 
@@ -66,6 +76,20 @@ def _train(arguments: Sequence[str]) -> int:
     return train(settings)
 
 
+def _predict(arguments: Sequence[str]) -> int:
+    from segray.predict.settings import PredictSettings
+    from segray.settings import load_settings, printable
+
+    settings = load_settings(PredictSettings, arguments, "segray predict", PREDICT_EXAMPLES)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.bulk.job import run
+    from segray.predict.verb import Predict
+
+    return run(Predict(settings))
+
+
 def _models(arguments: Sequence[str]) -> int:
     from segray.models.catalog import show
 
@@ -89,6 +113,7 @@ def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "annotate": _annotate,
     "train": _train,
+    "predict": _predict,
     "models": _models,
     "doctor": _doctor,
 }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.bulk.answers import answers_table
-from segray.errors import ItemError
+from segray.errors import ItemError, JobFailedError
 from segray.scenes.scene import Scene, scene_from
 from segray.schema import ANNOTATED, DECODED
 from segray.sources.names import one_line
@@ -26,6 +26,8 @@ def joined_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Tab
     try:
         row = with_column(join(tiles, scene), "crs", pa.array([_name(scene.crs)], pa.string()))
         return _account(row, tiles, scene)
+    except JobFailedError:
+        raise  # the storage, which would fail for all scenes
     except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
         said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
         row = answers_table(item_of(tiles, scene), [ItemError("crashed", said)])

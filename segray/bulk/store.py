@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray import schema
-from segray.atomic import create_atomically, put_atomically
+from segray.atomic import create_atomically, put_atomically, put_file_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.retries import retrying
 from segray.schema import CRS84
@@ -151,6 +151,11 @@ class Store:
         path = f"{self.root}/{name}"
         self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
+    def put_file(self, name: str, path: Path) -> None:
+        """Put a local file, whole or not at all."""
+        target = f"{self.root}/{name}"
+        self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
+
     def create(self, name: str, data: bytes) -> None:
         """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
         path = f"{self.root}/{name}"
@@ -181,6 +186,12 @@ class Store:
         path = f"{self.root}/{name}"
         with suppress(FileNotFoundError):
             self._request("delete", path, lambda: self.filesystem.rm_file(path))
+
+    def delete_folder(self, name: str) -> None:
+        """Remove all objects below; it is no error if there are none."""
+        path = f"{self.root}/{name}"
+        with suppress(FileNotFoundError):
+            self._request("delete", path, lambda: self.filesystem.rm(path, recursive=True))
 
     def files(self, folder: str) -> dict[str, int]:
         """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""

@@ -83,7 +83,7 @@ def load_weights(spec: str, storage: StorageSettings) -> LoadedModel:
         return LoadedModel(spec, kind, **load_factory(spec))
     named = named_model(spec)
     if named is None:
-        return _from_bytes(canonical_uri(spec) if "://" in spec else spec, _read(spec, storage))
+        return _from_bytes(name_of(spec), read_weights(spec, storage))
     if kind == "bundled":
         return _bundled(named)
     return _torchvision(named)
@@ -115,8 +115,14 @@ def _torchvision(named: NamedModel) -> LoadedModel:
     return _from_bytes(named.name, path.read_bytes(), "torchvision", named.licence, named.origin)
 
 
-def _read(spec: str, storage: StorageSettings) -> bytes:
-    name = canonical_uri(spec) if "://" in spec else spec
+def name_of(spec: str) -> str:
+    """What `spec` is called where people read it: without credentials."""
+    return canonical_uri(spec) if "://" in spec else spec
+
+
+def read_weights(spec: str, storage: StorageSettings) -> bytes:
+    """The bytes of a file, local or in a bucket. Raises SettingsError where there is none."""
+    name = name_of(spec)
     filesystem, path = open_filesystem(spec, storage)
     try:
         data: bytes = retrying(lambda: filesystem.cat_file(path), storage)

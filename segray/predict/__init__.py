@@ -1,0 +1,1 @@
+"""Semantic label maps of pictures and scenes."""

@@ -1,0 +1,124 @@
+"""Label maps as files: PNG with a palette, cloud-optimised GeoTIFF with palette, nodata and overviews."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from segray.palette import VOID, palette
+from segray.scenes.scene import Scene
+from segray.tiles import Window
+
+BLOCK = 512
+"""Side of the blocks of a GeoTIFF, pixels."""
+TOGETHER = 2 * BLOCK
+"""Side of what is written at a time."""
+
+
+def png(labels: NDArray[np.uint8], classes: int) -> bytes:
+    """(h, w) classes -> PNG of indices with a palette."""
+    import io
+
+    from PIL import Image
+
+    image = Image.fromarray(labels, "P")
+    image.putpalette(palette(classes).tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def plain_tiff(probabilities: NDArray[np.uint8], names: tuple[str, ...]) -> bytes:
+    """(classes, h, w), 255 is 1 -> GeoTIFF without a place, a band a class."""
+    bands, height, width = probabilities.shape
+    with rasterio.MemoryFile() as file:
+        with file.open(driver="GTiff", **_profile(bands, height, width, None)) as data:
+            data.write(probabilities)
+            _describe(data, names)
+        return bytes(file.read())
+
+
+class Maps:
+    """The files of one scene while they grow in a folder for temporary files."""
+
+    def __init__(self, folder: Path, scene: Scene, names: tuple[str, ...], probabilities: bool) -> None:
+        self._folder, self._scene, self._names = folder, scene, names
+        self._wanted = ("labels", "probabilities") if probabilities else ("labels",)
+        self._files: dict[str, Any] = {}
+
+    def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint8]]]) -> None:
+        """Blocks of probabilities, 255 is 1; where all classes are 0 there is no data."""
+        with self._open() as files:
+            for block, values in blocks:
+                place = RasterWindow(block.col_start, block.row_start, block.width, block.height)
+                labels = np.where(values.any(0), values.argmax(0), VOID).astype(np.uint8)
+                files["labels"].write(labels, 1, window=place)
+                if "probabilities" in files:
+                    files["probabilities"].write(values, window=place)
+
+    def cogs(self) -> Iterator[tuple[str, Path]]:
+        """(labels or probabilities, cloud-optimised GeoTIFF); each is gone when the next is asked for."""
+        for kind in self._wanted:
+            path = self._folder / f"{kind}.cog.tif"
+            resampling = "mode" if kind == "labels" else "average"
+            rasterio.shutil.copy(
+                self.plain(kind), path, driver="COG", compress="DEFLATE", blocksize=BLOCK,
+                overview_resampling=resampling, bigtiff="IF_SAFER",
+            )  # fmt: skip
+            yield kind, path
+            path.unlink()
+
+    def plain(self, kind: str) -> Path:
+        """The file that `write` wrote."""
+        return self._folder / f"{kind}.tif"
+
+    @contextmanager
+    def _open(self) -> Iterator[dict[str, Any]]:
+        scene, files = self._scene, {}
+        try:
+            for kind in self._wanted:
+                bands = 1 if kind == "labels" else len(self._names)
+                profile = _profile(bands, scene.height, scene.width, scene)
+                files[kind] = rasterio.open(self.plain(kind), "w", driver="GTiff", **profile)
+            if "probabilities" in files:
+                _describe(files["probabilities"], self._names)
+            colours = palette(len(self._names)).tolist()
+            files["labels"].nodata = VOID
+            files["labels"].write_colormap(1, {k: (*colour, 255) for k, colour in enumerate(colours)})
+            files["labels"].update_tags(classes=", ".join(self._names))
+            yield files
+        finally:
+            for file in files.values():
+                file.close()
+
+
+@contextmanager
+def growing(scene: Scene, names: tuple[str, ...], probabilities: bool) -> Iterator[Maps]:
+    """The maps of a scene in a folder of their own, which goes with them."""
+    with TemporaryDirectory(prefix="segray-map-") as folder:
+        yield Maps(Path(folder), scene, names, probabilities)
+
+
+def _profile(bands: int, height: int, width: int, scene: Scene | None) -> dict[str, Any]:
+    profile: dict[str, Any] = {
+        "count": bands, "height": height, "width": width, "dtype": "uint8", "compress": "deflate",
+        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "zlevel": 1,
+        "bigtiff": "if_safer",
+    }  # fmt: skip
+    if scene is not None and scene.crs is not None and scene.transform is not None:
+        profile |= {"crs": scene.crs, "transform": Affine(*scene.transform)}
+    return profile
+
+
+def _describe(data: Any, names: tuple[str, ...]) -> None:
+    data.scales = [1 / 255] * len(names)
+    for band, name in enumerate(names, start=1):
+        data.set_band_description(band, name)

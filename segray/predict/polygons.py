@@ -1,0 +1,75 @@
+"""Regions of one class on the map, as GeoParquet: a row for each that hangs together along pixel edges."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rasterio
+import rasterio.features
+import shapely
+from shapely.geometry import shape
+
+from segray.bulk.store import Store
+from segray.palette import VOID
+from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
+from segray.scenes.place import Place, placed
+from segray.scenes.scene import Scene
+from segray.schema import GEOMETRY_BBOX
+
+BACKGROUND = "background"
+"""A class of this name has no polygons."""
+POLYGONS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("category_id", pa.int32()),  # the byte of the label map
+        pa.field("category", pa.string()),
+        pa.field("area", pa.int64()),  # pixels
+        pa.field("geometry", pa.binary()),
+        pa.field("geometry_bbox", GEOMETRY_BBOX),
+        pa.field("area_m2", pa.float64()),
+    ]
+)
+
+
+def write_polygons(
+    labels: Path, store: Store, image_id: str, scene: Scene, names: tuple[str, ...], crs: str
+) -> None:
+    """polygons/<image_id>.parquet of a label map; nothing for one without a place on Earth.
+
+    Pixels hang together along their edges, not over corners. All regions of one scene are in memory at once.
+    """
+    if scene.crs is None or scene.transform is None:
+        return
+    wanted = [number for number, name in enumerate(names) if name != BACKGROUND]
+    with rasterio.open(labels) as file:
+        band, identity = rasterio.band(file, 1), rasterio.Affine.identity()
+        regions = [
+            (shape(outline), int(value))
+            for outline, value in rasterio.features.shapes(band, connectivity=4, transform=identity)
+            if int(value) in wanted and int(value) != VOID
+        ]
+    # rings of GDAL's touch themselves where a region closes around a hole over a corner
+    outlines = shapely.make_valid(np.array([outline for outline, _ in regions], object))
+    number = np.array([value for _, value in regions], np.int32)
+    geometry, box, square_metres = placed(outlines, Place(scene.transform, scene.crs, crs))
+    order = hilbert_order(box)
+    corners = [pa.array(box[order, side], pa.float64()) for side in range(4)]
+    hidden = np.isnan(box[order]).any(1)
+    table = pa.table(
+        [
+            pa.array([image_id] * len(order), pa.string()),
+            pa.array(number[order]),
+            pa.array([names[value] for value in number[order]], pa.string()),
+            pa.array(np.rint(shapely.area(outlines[order])).astype(np.int64)),
+            pa.array([geometry[place] for place in order], pa.binary()),
+            pa.StructArray.from_arrays(corners, fields=list(GEOMETRY_BBOX), mask=pa.array(hidden)),
+            pa.array(square_metres[order], pa.float64(), mask=np.isnan(square_metres[order])),
+        ],
+        schema=POLYGONS,
+    )
+    shapes = shapely.from_wkb(table["geometry"].drop_null().to_pylist())
+    geo = geoparquet_metadata(crs, sorted({each.geom_type for each in shapes}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({b"geo": geo}), sink, compression="zstd")
+    store.write(f"polygons/{image_id}.parquet", sink.getvalue().to_pybytes())

@@ -1,0 +1,143 @@
+"""The model step of `predict`: DECODED -> ANNOTATED, with the maps beside it, written by the worker itself.
+
+A map's name is its item's id, and its contents follow from model and item: written twice, it is the same. The
+ledger's row comes after it, so what stands in the ledger has its map.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from segray.bulk.answers import Outcome, answers_table
+from segray.bulk.batches import Batches, Image, pictures_of
+from segray.bulk.store import Store
+from segray.errors import ItemError
+from segray.models.device import Precision
+from segray.models.semanticweights import SemanticModel
+from segray.predict.maps import plain_tiff, png
+from segray.predict.network import Network
+from segray.predict.settings import PredictSettings
+from segray.predict.windows import FOLDER, packed_window
+from segray.scenes.nodata import nodata_mask
+from segray.scenes.scene import Scene, scene_from
+
+WRITERS = 16
+"""Objects that are written at a time: a bucket answers in 50 to 100 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A row whose map is written."""
+
+    instances: int = 0
+    empty_masks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Border:
+    """Mirrored pixels around a window where its scene ends."""
+
+    above: int
+    below: int
+    left: int
+    right: int
+
+    def around(self, image: Image) -> Image:
+        return np.pad(image, ((self.above, self.below), (self.left, self.right), (0, 0)), mode="reflect")
+
+    def cut(self, maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(classes, h, w) without the border."""
+        rows, cols = maps.shape[1:]
+        return maps[:, self.above : rows - self.below, self.left : cols - self.right]
+
+
+class MapPredictor:
+    """One model on one device."""
+
+    def __init__(
+        self,
+        model: SemanticModel,
+        settings: PredictSettings,
+        device: str,
+        precision: Precision,
+        batch_size: int,
+        threads: int | None = None,
+    ) -> None:
+        """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model, self.settings = model, settings
+        self.network = Network(model, device, precision, settings.tta)
+        self._pictures = Batches(batch_size, lambda height, width: (height, width))
+        self._tiles = Batches(batch_size, lambda height, width: (height, width))
+        self._store = Store(settings.output, settings.storage, keeps_instances=False)
+        self._threads = ThreadPoolExecutor(WRITERS)
+
+    def answer(self, table: pa.Table) -> pa.Table:
+        """DECODED -> ANNOTATED, in the order of the rows, once all maps are written.
+
+        Raises JobFailedError where the output cannot be written, and whatever the model raises.
+        """
+        images = pictures_of(table)
+        tiles = table["tile"].to_pylist()
+        outcomes: list[Outcome] = [None] * table.num_rows
+        writing: list[Future[None]] = []
+        whole = {row: image for row, image in images.items() if tiles[row] is None}
+        for row, found in self._pictures.run(whole, self._maps):
+            outcomes[row] = found if isinstance(found, ItemError) else Labelled()
+            if not isinstance(found, ItemError):
+                image_id = table["image_id"][row].as_py()
+                writing.append(self._threads.submit(self._write_picture, image_id, found))
+        windows = {row: image for row, image in images.items() if tiles[row] is not None}
+        borders = {row: self._border(table, row) for row in windows}
+        bordered = {row: borders[row].around(image) for row, image in windows.items()}
+        for row, found in self._tiles.run(bordered, self._probabilities):
+            outcomes[row] = found if isinstance(found, ItemError) else Labelled()
+            if not isinstance(found, ItemError):
+                writing.append(self._threads.submit(self._write_window, table, row, borders[row].cut(found)))
+        for each in writing:
+            each.result()
+        return answers_table(table, outcomes)
+
+    def _maps(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
+        """Labels (h, w), or probabilities (classes, h, w) where they are wanted, too."""
+        if self.settings.probabilities:
+            return self._probabilities(images)
+        return list(self.network.labels(images))
+
+    def _probabilities(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
+        return list(self.network.probabilities(images))
+
+    def _border(self, table: pa.Table, row: int) -> _Border:
+        scene, tile = scene_from(table["scene"][row].as_py()), table["tile"][row].as_py()
+        return border_of(scene, tile)
+
+    def _write_picture(self, image_id: str, found: NDArray[np.uint8]) -> None:
+        labels = found
+        if found.ndim == 3:
+            self._store.write(f"probabilities/{image_id}.tif", plain_tiff(found, self.model.classes))
+            labels = found.argmax(0).astype(np.uint8)
+        self._store.write(f"labels/{image_id}.png", png(labels, len(self.model.classes)))
+
+    def _write_window(self, table: pa.Table, row: int, found: NDArray[np.uint8]) -> None:
+        image_id, tile = table["image_id"][row].as_py(), table["tile"][row].as_py()
+        packed = table["nodata"][row].as_py()
+        nodata = None if packed is None else nodata_mask(packed, *found.shape[1:])
+        self._store.write(f"{FOLDER}/{image_id}/{tile}", packed_window(found, nodata))
+
+
+def border_of(scene: Scene, tile: int) -> _Border:
+    """Half the overlap, where the window ends with its scene and has so many pixels."""
+    window = scene.grid.window(tile)
+    rows, cols = (max(0, min(scene.overlap // 2, side - 1)) for side in (window.height, window.width))
+    return _Border(
+        rows * (window.row_start == 0),
+        rows * (window.row_stop == scene.height),
+        cols * (window.col_start == 0),
+        cols * (window.col_stop == scene.width),
+    )

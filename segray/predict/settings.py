@@ -1,0 +1,31 @@
+"""What `segray predict` can be told; flags, environment, YAML and help come from here."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from segray.settings import BulkSettings
+
+
+class PredictSettings(BulkSettings):
+    """A semantic model over a collection of images, into label maps: PNG for pictures, COG for scenes.
+
+    A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
+    Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
+    with the same command, does only what is missing.
+    """
+
+    weights: str = Field(description="model.pt of `segray train`, a path or URL, or python:module:factory")
+    tta: Literal["none", "flip", "d4"] = Field(
+        "none", description="mean over picture and mirror image, or over all 8 flips and quarter turns"
+    )
+    probabilities: bool = Field(
+        False, description="also write probabilities/<image_id>.tif, a byte a class: 255 is certain"
+    )
+    polygons: bool = Field(
+        False, description="also write polygons/<image_id>.parquet of scenes: GeoParquet, a row a region"
+    )
+    tile_above: int = Field(
+        2_000_000, ge=1, description="pictures with more pixels (height x width) are done in windows, too"
+    )
+    overlap: int = Field(256, ge=0, description="pixels that neighbouring windows share and blend")

@@ -1,0 +1,90 @@
+"""`segray predict` as a bulk verb: a semantic model, label maps, blended windows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from segray.bulk.store import Store
+from segray.errors import JobFailedError
+from segray.predict.settings import PredictSettings
+from segray.predict.windows import FOLDER
+
+if TYPE_CHECKING:
+    from segray.models.device import Precision
+    from segray.models.semanticweights import SemanticModel
+    from segray.predict.predictor import MapPredictor
+
+
+@dataclass(frozen=True)
+class Predict:
+    """See `bulk.verb.Verb`."""
+
+    settings: PredictSettings
+    name = "predict"
+    keeps_instances = False
+    joins_in_workers = True
+
+    def load(self) -> "SemanticModel":
+        """Raises SettingsError."""
+        from segray.models.imports import import_torchvision
+
+        import_torchvision()
+        from segray.models.semanticweights import load_semantic_weights
+
+        return load_semantic_weights(self.settings.weights, self.settings.storage)
+
+    def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
+        """What a map depends on, and which files there are."""
+        wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
+        return {"verb": "predict", "classes": list(model.classes), **wanted}
+
+    def predictor(
+        self, model: "SemanticModel", device: str, precision: "Precision", batch_size: int, threads: int
+    ) -> "MapPredictor":
+        """The model on its device."""
+        from segray.predict.predictor import MapPredictor
+
+        return MapPredictor(model, self.settings, device, precision, batch_size, threads)
+
+    def joined(self, tiles: pa.Table) -> pa.Table:
+        """Windows blended, the map written."""
+        from segray.predict.joining import joined_map
+
+        plan = self._store().read_json("_segray/plan.json")
+        if not isinstance(plan, dict) or "classes" not in plan:
+            raise JobFailedError(f"{self.settings.output}: its _segray/plan.json is gone or damaged")
+        return joined_map(tiles, self.settings, tuple(plan["classes"]))
+
+    def after_join(self, image_id: str) -> None:
+        """Its windows go."""
+        self._store().delete_folder(f"{FOLDER}/{image_id}")
+
+    def discard(self, image_ids: Sequence[str]) -> None:
+        """Maps of items that were replaced."""
+        store = self._store() if image_ids else None
+        for image_id in image_ids:
+            assert store is not None
+            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
+                         f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
+                store.delete(name)
+
+    def finish(self) -> None:
+        """No window is needed any more."""
+        self._store().delete_folder(FOLDER)
+
+    def about(self) -> str:
+        """What is written."""
+        more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
+        return " and ".join(["label maps", *more])
+
+    def opening(self, output: str) -> list[str]:
+        """Labels beside the names of their pictures."""
+        files = f"{output}/images/*.parquet".replace("'", "''")
+        duckdb = f"SELECT uri, 'labels/' || image_id AS labels FROM '{files}' WHERE status = 'annotated'"
+        return [f"duckdb -c {json.dumps(duckdb)}"]
+
+    def _store(self) -> Store:
+        return Store(self.settings.output, self.settings.storage, keeps_instances=False)
