@@ -1,5 +1,6 @@
 """Label maps as files: PNG with a palette, cloud-optimised GeoTIFF with palette, nodata and overviews."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
@@ -39,7 +41,8 @@ def png(labels: NDArray[np.uint8], classes: int) -> bytes:
 def plain_tiff(probabilities: NDArray[np.uint8], names: tuple[str, ...]) -> bytes:
     """(classes, h, w), 255 is 1 -> GeoTIFF without a place, a band a class."""
     bands, height, width = probabilities.shape
-    with rasterio.MemoryFile() as file:
+    with warnings.catch_warnings(), rasterio.MemoryFile() as file:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with file.open(driver="GTiff", **_profile(bands, height, width, None)) as data:
             data.write(probabilities)
             _describe(data, names)
@@ -84,7 +87,7 @@ class Maps:
     def _open(self) -> Iterator[dict[str, Any]]:
         scene, files = self._scene, {}
         try:
-            for kind in self._wanted:
+            for kind in self._wanted:  # a scene without a place is one that rasterio warns of
                 bands = 1 if kind == "labels" else len(self._names)
                 profile = _profile(bands, scene.height, scene.width, scene)
                 files[kind] = rasterio.open(self.plain(kind), "w", driver="GTiff", **profile)

@@ -36,7 +36,7 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session
 
 @pytest.fixture(scope="session")
 def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images as 40 files, a tar and a zip, and a scene that is read by window; not to be changed."""
+    """The same images as 40 files, a tar and a zip, and two scenes that are read by window; not to be changed."""
     folder = tmp_path_factory.mktemp("mixed") / "all"
     folder.mkdir()
     files = sorted(images.iterdir())
@@ -48,8 +48,9 @@ def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(folder / "rest.zip", "w") as rest:
         for file in files[70:]:
             rest.write(file, file.name)
-    scene = write(folder / "scene.tif", town(1700, 1800), compress=None)
-    assert scene.stat().st_size > WHOLE_BYTES
+    for name, seed in (("scene.tif", 0), ("other.tif", 1)):
+        scene = write(folder / name, town(1700, 1700, seed), compress=None)
+        assert scene.stat().st_size > WHOLE_BYTES
     return folder
 
 

@@ -21,8 +21,8 @@ from segray.cli import main
 
 REAL = sorted((Path(__file__).parents[1] / "data/nuclei/images").glob("*.png"))
 MODELS = "python:tests.annotate.models:"
-TILING = ("--tile", "512", "--overlap", "128")
-"""Of the scene in `mixed`, which has 25 tiles so."""
+TILING = ("--tile", "640", "--overlap", "128")
+"""Of the two scenes in `mixed`, which have 16 tiles each so."""
 OTHER_NAMES = ("image_id", "instance_id", "uri", "member", "member_index", "version")
 
 
@@ -89,11 +89,14 @@ def by_base_name(output: object, filesystem: AbstractFileSystem | None = None) -
 
 @contextmanager
 def running(
-    *arguments: object, program: str = "segray.cli", env: Mapping[str, str] = MappingProxyType({})
+    *arguments: object,
+    program: str = "segray.cli",
+    env: Mapping[str, str] = MappingProxyType({}),
+    verb: str = "annotate",
 ) -> Iterator[subprocess.Popen[str]]:
     """The command as a process group of its own; all of it is killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", program, "annotate", *map(str, arguments)],
+        [sys.executable, "-m", program, verb, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

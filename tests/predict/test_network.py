@@ -1,0 +1,90 @@
+"""Images -> labels and probabilities: against torch's own functions and training's way of scoring."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segray.models.semanticweights import SemanticModel
+from segray.predict.network import Network
+from segray.train.examples import Example, Framing
+from segray.train.strength import AugmentSettings
+from tests.predict.networks import Local, local
+
+MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
+
+
+def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) -> SemanticModel:
+    names = tuple(f"class {number}" for number in range(classes))
+    return SemanticModel("test", module.eval(), names, MEAN, STD, resized_to, "digest")
+
+
+@pytest.fixture
+def images() -> list[NDArray[np.uint8]]:
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (2, 10, 13, 3), np.uint8)
+    return [np.kron(each, np.ones((4, 4, 1), np.uint8)) for each in coarse]
+
+
+def logits(module: nn.Module, pixels: NDArray[np.uint8]) -> Tensor:
+    """Of one picture, as one writes it down."""
+    normal = (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / (
+        torch.tensor(STD).view(3, 1, 1)
+    )
+    with torch.inference_mode():
+        found: Tensor = module(normal[None])
+    return found
+
+
+def test_labels_and_probabilities(images: list[NDArray[np.uint8]]) -> None:
+    network = Network(model(local()), "cpu", "fp32")
+    expected = torch.cat([logits(Local(), image) for image in images])
+    assert np.array_equal(network.labels(images), expected.argmax(1).numpy())
+    found = network.probabilities(images).astype(float) / 255
+    assert np.allclose(found, expected.softmax(1).numpy(), atol=0.5 / 255 + 1e-6)
+    assert len(np.unique(network.labels(images))) == 3
+
+
+class OneOutput(Local):
+    """The first logit alone: the probability of class 1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, :1]
+
+
+def test_one_output_is_two_classes(images: list[NDArray[np.uint8]]) -> None:
+    network = Network(model(OneOutput(), classes=2), "cpu", "fp32")
+    one = logits(OneOutput(), images[0])[0, 0].sigmoid().numpy()
+    found = network.probabilities(images[:1])[0]
+    assert np.allclose(found / 255, [1 - one, one], atol=0.5 / 255 + 1e-6)
+    assert np.array_equal(network.labels(images[:1])[0], one > 0.5)
+
+
+@pytest.mark.parametrize(("tta", "views"), [("flip", 2), ("d4", 8)])
+def test_views_are_averaged(tta: str, views: int, images: list[NDArray[np.uint8]]) -> None:
+    """Every view is turned, answered and turned back, by numpy."""
+    total = []
+    for quarters in range(4 if tta == "d4" else 1):
+        for mirrored in (False, True):
+            seen = np.rot90(images[0][:, ::-1] if mirrored else images[0], quarters, (0, 1))
+            back = np.rot90(logits(Local(), seen).softmax(1)[0].numpy(), -quarters, (1, 2))
+            total.append(back[:, :, ::-1] if mirrored else back)
+    assert len(total) == views
+    expected = np.mean(total, axis=0)
+    network = Network(model(local()), "cpu", "fp32", tta)
+    assert np.allclose(network.probabilities(images[:1])[0] / 255, expected, atol=0.5 / 255 + 1e-5)
+    assert not np.allclose(total[0], expected, atol=0.02)
+    sure = np.sort(expected, axis=0)[-1] - np.sort(expected, axis=0)[-2] > 1e-4
+    assert np.array_equal(network.labels(images[:1])[0][sure], expected.argmax(0)[sure])
+
+
+def test_a_resizing_model_sees_what_training_scored(images: list[NDArray[np.uint8]]) -> None:
+    """The pixels of `Framing.scoring`; the logits come back to the picture's size."""
+    framing = Framing(32, "resize", AugmentSettings(preset="off"), 0, (0, 0, 0))
+    example = Example(images[0], np.zeros(images[0].shape[:2], np.uint8), "", "")
+    pixels, _ = framing.scoring(example)
+    small = logits(Local(), pixels.permute(1, 2, 0).numpy())
+    large = nn.functional.interpolate(small, images[0].shape[:2], mode="bilinear", align_corners=False)
+    network = Network(model(local(), resized_to=32), "cpu", "fp32")
+    assert np.array_equal(network.labels(images[:1])[0], large.argmax(1)[0].numpy())
