@@ -43,14 +43,19 @@ def write_polygons(
         return
     wanted = [number for number, name in enumerate(names) if name != BACKGROUND]
     with rasterio.open(labels) as file:
-        band, identity = rasterio.band(file, 1), rasterio.Affine.identity()
-        regions = [
+        a, b, c, d, e, f = tuple(~file.transform)[:6]
+        regions = [  # in the scene's CRS, whatever transform is given: so it is for a band of a file
             (shape(outline), int(value))
-            for outline, value in rasterio.features.shapes(band, connectivity=4, transform=identity)
+            for outline, value in rasterio.features.shapes(rasterio.band(file, 1), connectivity=4)
             if int(value) in wanted and int(value) != VOID
         ]
+    outlines = shapely.transform(
+        np.array([outline for outline, _ in regions], object),
+        lambda x, y: (np.rint(a * x + b * y + c), np.rint(d * x + e * y + f)),
+        interleaved=False,
+    )
     # rings of GDAL's touch themselves where a region closes around a hole over a corner
-    outlines = shapely.make_valid(np.array([outline for outline, _ in regions], object))
+    outlines = shapely.make_valid(outlines)
     number = np.array([value for _, value in regions], np.int32)
     geometry, box, square_metres = placed(outlines, Place(scene.transform, scene.crs, crs))
     order = hilbert_order(box)

@@ -148,7 +148,7 @@ def test_a_scene_has_no_seams(scene: Path, mapped: Path) -> None:
     assert np.allclose(probabilities, shares, atol=1.01 / 255)
     first, second = np.sort(shares, axis=0)[:-3:-1]
     sure = (first - second > 2.1 / 255) | ~valid
-    assert sure.mean() > 0.97
+    assert sure.mean() > 0.85
     found = read(only(mapped / "labels"))[0]
     assert np.array_equal(found[sure], np.where(valid, expected.argmax(0), 255)[sure])
     assert (found == 255).sum() == (~valid).sum()
