@@ -33,6 +33,15 @@ exit codes:
   0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
   130 interrupted, run again to continue"""
 
+EVALUATE_EXAMPLES = """examples:
+  segray evaluate --predictions out/maps --labels streets/labels/test --classes road,tree --output out/scores
+  segray evaluate --predictions out/labels --labels s3://bucket/instances.json --output s3://bucket/scores
+  segray evaluate --weights out/people/model.pt --data out/people/splits.csv --split test --output out/scores
+
+exit codes:
+  0 done   1 failed, run again   2 bad settings   3 too many labels in no score   4 nothing to compare
+  130 interrupted, run again"""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -43,6 +52,7 @@ verbs:
   annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
   train --data URL --output URL     a semantic model (U-Net and others) from pictures and label maps
   predict SOURCE... --output URL    label maps with such a model: PNG for pictures, COG for scenes
+  evaluate --output URL             scores of predictions against labels, or of a model over data
   models [--json]                   what can be loaded, its licence and where the weights come from
   doctor [--json]                   what works on this machine, and what to install for the rest
 
@@ -90,6 +100,20 @@ def _predict(arguments: Sequence[str]) -> int:
     return run(Predict(settings))
 
 
+def _evaluate(arguments: Sequence[str]) -> int:
+    from segray.evaluate.settings import EvaluateSettings
+    from segray.settings import load_settings, printable
+
+    usage = "{--predictions P --labels L | --weights W --data D} --output URL"
+    settings = load_settings(EvaluateSettings, arguments, "segray evaluate", EVALUATE_EXAMPLES, usage)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.evaluate.job import evaluate
+
+    return evaluate(settings)
+
+
 def _models(arguments: Sequence[str]) -> int:
     from segray.models.catalog import show
 
@@ -114,6 +138,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "annotate": _annotate,
     "train": _train,
     "predict": _predict,
+    "evaluate": _evaluate,
     "models": _models,
     "doctor": _doctor,
 }

@@ -281,7 +281,7 @@ def printable(settings: JobSettings) -> str:
     """
     plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
     plain = _without_secrets(plain)
-    for name in ("data", "output", "root", "weights"):
+    for name in ("data", "labels", "output", "predictions", "root", "weights"):
         if name in plain:
             plain[name] = shown(plain[name])
     if "sources" in plain:

@@ -1,10 +1,11 @@
-"""Predicted label pictures against true ones: two folders -> pairs of one name -> scores and problems.
+"""Predicted label pictures against true ones: pairs of one name -> scores and problems.
 
-A pair has one path below the two folders, up to the suffix. Predictions must have exactly the size of their
-truth. What cannot be compared is a problem with a name and a reason, never an exception, and is in no score:
-whoever reports the scores reports the problems beside them.
+Of two folders, a pair has one path below them, up to the suffix. What cannot be compared is a problem with a
+name and a reason, never an exception, and is in no score: whoever reports the scores reports the problems
+beside them.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,15 +13,18 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.errors import ItemError, SettingsError
+from segray.errors import ItemError, NothingToDoError, SettingsError
+from segray.evaluate.matching import stem_of
 from segray.evaluate.semantic import SemanticScores
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
-from segray.sources.labels import LabelRules, read_label
+from segray.sources.labels import LabelRules, fit_to, read_label
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings, canonical_uri
 
 Labels = NDArray[np.uint8]
+Files = Mapping[str, Sequence[Source]]
+"""Name without suffix -> the files of that name; a good data set has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,24 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Matched:
+    """Which prediction belongs to which truth, before a picture is read."""
+
+    pairs: list[Pair]
+    problems: list[Problem]
+    """True pictures without one prediction."""
+    extra: int
+    """Predictions without a truth: nothing to compare them with."""
+    by_file_name: int = 0
+    """Pairs of which only the names of the files are the same, not the folders."""
+
+    @property
+    def labels(self) -> int:
+        """True pictures."""
+        return len(self.pairs) + len(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What was compared; `a + b` holds both."""
 
@@ -50,14 +72,13 @@ class Comparison:
     compared: int
     """Pairs that are in the scores."""
     problems: tuple[Problem, ...] = ()
-    """Those that are not, in order of names."""
-    extra: int = 0
-    """Predictions without a truth: nothing to compare them with."""
+    """Those that are not."""
+    contents: tuple[bytes, ...] = ()
+    """sha256 of name, truth and prediction of each pair that was compared."""
 
-    @property
-    def failed(self) -> int:
-        """How many true pictures are in no score."""
-        return len(self.problems)
+    def digest(self) -> str:
+        """sha256 over all that was compared, in whatever order and shards, hex."""
+        return hashlib.sha256(b"".join(sorted(self.contents))).hexdigest()
 
     def __add__(self, other: "Comparison") -> "Comparison":
         """Return both together; raises ValueError if they were counted by different rules."""
@@ -65,31 +86,66 @@ class Comparison:
             self.scores + other.scores,
             self.compared + other.compared,
             self.problems + other.problems,
-            self.extra + other.extra,
+            self.contents + other.contents,
         )
 
 
-def compare_folders(
-    predictions: str,
-    truth: str,
-    rules: LabelRules,
-    max_pixels: int,
-    storage: StorageSettings | None = None,
-    prediction_rules: LabelRules | None = None,
-) -> Comparison:
-    """Score the label pictures below the URL `predictions` with those below `truth`, which `rules` read.
+def match_folders(predictions: str, truth: str, storage: StorageSettings) -> Matched:
+    """The pairs of two folders of label pictures, by their paths below them.
 
-    Predictions are class indices unless `prediction_rules` say otherwise; what is no class in them counts as
-    wrong. Raises SettingsError for a folder that is not there, and for one of `truth` without a picture.
+    Raises SettingsError for a folder that is not there, NothingToDoError for one of `truth` without a
+    picture.
     """
-    storage = storage or StorageSettings()
-    true, found = _label_files(truth, storage), _label_files(predictions, storage)
+    return match_files(
+        label_files(truth, storage, "labels"), label_files(predictions, storage, "predictions")
+    )
+
+
+def label_files(url: str, storage: StorageSettings, setting: str) -> dict[str, list[Source]]:
+    """The pictures below a folder by their names in it without suffix; hidden files are none.
+
+    Raises SettingsError, which begins with the name of the setting, for what is no folder.
+    """
+    root = canonical_uri(url).rstrip("/") + "/"
+    files: dict[str, list[Source]] = {}
+    try:
+        for source in Listing([url], storage):
+            if not source.uri.startswith(root):
+                raise SettingsError(f"{canonical_uri(url)}: not a folder")
+            name = source.uri[len(root) :]
+            if source.kind == "file" and not PurePosixPath(name).name.startswith("."):
+                files.setdefault(stem_of(name), []).append(source)
+    except SettingsError as error:
+        raise SettingsError(*(f"{setting}: {line}" for line in error.lines)) from error
+    return files
+
+
+def match_files(true: Files, found: Files) -> Matched:
+    """A pair for each name that has one truth and one prediction, else a problem.
+
+    Raises NothingToDoError where there is no truth.
+    """
     if not true:
-        raise SettingsError(f"{canonical_uri(truth)}: no label picture in this folder")
-    pairs, problems = _paired(true, found)
-    compared = compare_pairs(pairs, rules, max_pixels, storage, prediction_rules)
-    in_order = sorted((*problems, *compared.problems), key=lambda problem: problem.name)
-    return Comparison(compared.scores, compared.compared, tuple(in_order), len(found.keys() - true.keys()))
+        raise NothingToDoError("labels: no label picture there: nothing to compare")
+    pairs, problems = list[Pair](), list[Problem]()
+    for name, files in sorted(true.items()):
+        predictions = found.get(name, ())
+        reason = _mismatch(files, predictions)
+        if reason is None:
+            pairs.append(Pair(name, files[0], predictions[0]))
+        else:
+            problems.append(Problem(name, reason))
+    return Matched(pairs, problems, sum(len(files) for name, files in found.items() if name not in true))
+
+
+def _mismatch(true: Sequence[Source], predictions: Sequence[Source]) -> str | None:
+    twice = next((files for files in (true, predictions) if len(files) > 1), None)
+    if twice:
+        ends = " and ".join(PurePosixPath(file.uri).name for file in twice[:3])
+        return f"{ends} have one name: which of them counts is not known"
+    if true[0].error is not None:
+        return f"truth: {true[0].error}"
+    return None if predictions else "missing: no prediction of this name"
 
 
 def compare_pairs(
@@ -98,55 +154,38 @@ def compare_pairs(
     max_pixels: int,
     storage: StorageSettings,
     prediction_rules: LabelRules | None = None,
+    *,
+    fit: bool = False,
 ) -> Comparison:
-    """Score pairs, whatever their names: a shard of `compare_folders`."""
+    """Score pairs, whatever their names; `rules` read the truth.
+
+    Predictions are class indices unless `prediction_rules` say otherwise; what is no class in them counts as
+    wrong. With `fit`, predictions have the size of their pictures, and a truth that is stored at another
+    scale is brought to it, as training does; without it, another size is a problem.
+    """
     found_rules = prediction_rules or LabelRules(rules.classes, unknown_is_void=True)
-    scores, problems = SemanticScores(rules.classes), list[Problem]()
+    scores, problems, contents = SemanticScores(rules.classes), list[Problem](), list[bytes]()
     files = _files((file for pair in pairs for file in (pair.truth, pair.prediction)), storage)
     for pair in pairs:
         true, found = next(files), next(files)
         try:
-            labels = (
-                _read("truth", true, rules, max_pixels),
-                _read("prediction", found, found_rules, max_pixels),
-            )
-            _check_sizes(*labels)
-            scores.add(*labels)
+            labels = _read("truth", true, rules, max_pixels)
+            predicted = _read("prediction", found, found_rules, max_pixels)
+            if fit:
+                labels = fit_to(labels, *predicted.shape)
+            _check_sizes(labels, predicted)
+            scores.add(labels, predicted)
         except ItemError as error:
             problems.append(Problem(pair.name, error.reason))
-    return Comparison(scores, len(pairs) - len(problems), tuple(problems))
-
-
-def _label_files(url: str, storage: StorageSettings) -> dict[str, list[Source]]:
-    """The pictures below a folder by their names in it without suffix; hidden files are none."""
-    root = canonical_uri(url).rstrip("/") + "/"
-    files: dict[str, list[Source]] = {}
-    for source in Listing([url], storage):
-        if not source.uri.startswith(root):
-            raise SettingsError(f"{canonical_uri(url)}: not a folder")
-        path = PurePosixPath(source.uri[len(root) :])
-        if source.kind == "file" and not path.name.startswith("."):
-            files.setdefault(str(path.with_suffix("")), []).append(source)
-    return files
-
-
-def _paired(
-    true: Mapping[str, list[Source]], found: Mapping[str, list[Source]]
-) -> tuple[list[Pair], list[Problem]]:
-    pairs, problems = [], []
-    for name, files in sorted(true.items()):
-        predictions = found.get(name, [])
-        twice = next((each for each in (files, predictions) if len(each) > 1), None)
-        if twice:
-            ends = " and ".join(PurePosixPath(file.uri).name for file in twice)
-            problems.append(Problem(name, f"{ends} have one name: which of them counts is not known"))
-        elif files[0].error is not None:
-            problems.append(Problem(name, f"truth: {files[0].error}"))
-        elif not predictions:
-            problems.append(Problem(name, "missing: no prediction of this name"))
         else:
-            pairs.append(Pair(name, files[0], predictions[0]))
-    return pairs, problems
+            contents.append(content_of(pair.name, true, found))
+    return Comparison(scores, len(contents), tuple(problems), tuple(contents))
+
+
+def content_of(name: str, *files: bytes | ItemError) -> bytes:
+    """sha256 over a name and the digests of files that could be read."""
+    digests = [hashlib.sha256(file).digest() for file in files if isinstance(file, bytes)]
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape") + b"\0" + b"".join(digests)).digest()
 
 
 def _files(sources: Iterable[Source], storage: StorageSettings) -> Iterator[bytes | ItemError]:

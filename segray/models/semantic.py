@@ -19,10 +19,13 @@ from torch import nn
 from segray.errors import SettingsError
 from segray.models import fcn, smp_networks
 from segray.models.batchnorm import tolerate_single_values
+from segray.models.recompute import recomputed
 from segray.models.samesize import SameSize, to_multiple
 from segray.models.unet import UNet, UNetSettings, valid_input_size, valid_margin
 
 FAMILIES = (*smp_networks.CLASSES, "fcn")
+_RESIDUAL = ("resnet", "resnext")
+"""How the names of encoders begin whose blocks stand in `layer1` to `layer4`."""
 
 
 def build_semantic(
@@ -69,6 +72,30 @@ def complete_settings(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values if encoder else asdict(UNetSettings(**values))
 
 
+def check_recomputing(arch: str) -> None:
+    """Raise SettingsError for an architecture that `recompute_blocks` does not know."""
+    encoder = arch.partition(":")[2]
+    if encoder and not encoder.startswith(_RESIDUAL):
+        raise SettingsError(
+            f"activation_checkpointing: {arch} cannot do it; unet can, and FAMILY:ENCODER with an encoder "
+            "whose name begins with resnet or resnext"
+        )
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let the blocks of a network from `build_semantic` be computed again in the backward pass, in place.
+
+    Our own U-Net: the double convolutions. ResNets: each residual block, and the decoder blocks of the
+    families that have some. Values, gradients, statistics and the names of the weights stay as they are.
+    """
+    inner: Any = network.network if isinstance(network, SameSize) else network
+    if isinstance(inner, UNet):
+        inner.checkpointing = True
+        return
+    for block in _blocks(inner):
+        block.forward = partial(recomputed, block, block.forward)
+
+
 def parameters_of(model: nn.Module) -> int:
     """How many numbers are learnt, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -107,6 +134,13 @@ def _is_plain(value: object) -> bool:
 def _near(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _blocks(network: Any) -> list[nn.Module]:
+    encoder = network.backbone if hasattr(network, "backbone") else network.encoder
+    stages = [stage for name, stage in encoder.named_children() if name.startswith("layer")]
+    decoder = getattr(getattr(network, "decoder", None), "blocks", nn.ModuleList())
+    return [block for stage in stages for block in stage.children()] + list(decoder.children())
 
 
 def _own_unet(bands: int, outputs: int, settings: UNetSettings, pretrained: bool) -> nn.Module:

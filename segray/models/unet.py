@@ -5,18 +5,16 @@ image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 
 large image is done in overlapping tiles with a mirrored border (`overlap_tile`).
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from segray.errors import SettingsError
-from segray.models.batchnorm import statistics_kept, tolerate_single_values
+from segray.models.batchnorm import tolerate_single_values
+from segray.models.recompute import recomputed
 from segray.models.samesize import mirrored
 
 Padding = Literal["same", "valid"]
@@ -70,6 +68,7 @@ class UNet(nn.Module):
     def __init__(self, bands: int, outputs: int, settings: UNetSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.checkpointing = settings.checkpointing
         widths = [settings.width * 2**level for level in range(settings.depth + 1)]
         self.down = nn.ModuleList(
             _double_convolution(width_in, width_out, settings)
@@ -106,9 +105,7 @@ class UNet(nn.Module):
         return torch.cat([_centre(skip, *maps.shape[-2:]), maps], dim=1)
 
     def _through(self, block: nn.Module, maps: Tensor) -> Tensor:
-        if self.settings.checkpointing and torch.is_grad_enabled():
-            return _checkpointed(block, maps)
-        result: Tensor = block(maps)
+        result: Tensor = recomputed(block, block, maps) if self.checkpointing else block(maps)
         return result
 
 
@@ -226,17 +223,3 @@ def _cut_or_filled(maps: Tensor, height: int, width: int) -> Tensor:
 def _centre(maps: Tensor, height: int, width: int) -> Tensor:
     top, left = (maps.shape[-2] - height) // 2, (maps.shape[-1] - width) // 2
     return maps[..., top : top + height, left : left + width]
-
-
-def _checkpointed(block: nn.Module, maps: Tensor) -> Tensor:
-    result: Tensor
-    if torch.compiler.is_compiling():  # takes no contexts, and does not repeat what changes statistics
-        result = checkpoint(block, maps, use_reentrant=False)
-    else:
-        contexts = partial(_first_and_second, block)
-        result = checkpoint(block, maps, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return result
-
-
-def _first_and_second(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), statistics_kept(block)

@@ -1,82 +1,174 @@
-"""`segray train`, step by step: check, list, survey, split, train, account."""
+"""`segray train`, step by step: check, list, survey, deal, train, account."""
 
-import hashlib
-import json
 import os
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import compress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from segray.atomic import put_atomically
-from segray.cluster import RAY_ENVIRONMENT, start_ray
-from segray.errors import ExitCode, ItemError, SettingsError
+from segray.bulk.lock import Lock
+from segray.bulk.progress import Progress
+from segray.bulk.store import Store
+from segray.cluster import RAY_ENVIRONMENT, Cluster, start_ray
+from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.quiet import noise_to_file
 from segray.settings import printable
 from segray.sources.fetch import read_all
 from segray.sources.labels import LabelRules, decide_values
-from segray.storage import open_filesystem, shown
-from segray.train.pairs import Pair, Pairs, list_pairs
+from segray.sources.pairs import Pairs, list_pairs
+from segray.storage import shown
+from segray.train.data import Data, dealt, splits_csv
+from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
+from segray.train.interrupts import Interrupts
+from segray.train.pair_table import pair_table
+from segray.train.resources import Shares, share_out
 from segray.train.settings import TrainSettings
-from segray.train.splits import Deal, deal_alike, near_duplicates
+from segray.train.splits import Deal
+from segray.train.survey import Survey
+from segray.train.watch import Watch, metrics, say
 from segray.versions import versions
 
+if TYPE_CHECKING:
+    from segray.train.trainer import Run
+
+T = TypeVar("T")
 SAMPLED = 64
 """Label pictures that are looked at to see what their numbers mean."""
+TRAIN_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+"""Of 60 s, a busy machine spends more on importing torch in every worker."""
 
 
 @dataclass(frozen=True)
-class Data:
-    """The pairs that can be used, and what is known of them."""
+class Design:
+    """What is trained, as far as it is known before the pictures are."""
 
-    pairs: dict[str, list[Pair]]
-    """Split -> pairs."""
-    counts: list[int]
-    """Pixels of each class in the training pairs."""
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    digest: str
-    """sha256 over the splits and the contents of all pairs, hex."""
-    rejected: list[tuple[str, str]]
-    """(address, reason)."""
-    listed: int
+    rules: LabelRules
+    names: tuple[str, ...]
+    """Of the classes."""
+    loss: str
+    outputs: int
+    arch_settings: dict[str, Any]
+
+
+class _Ray:
+    """A Ray of our own, or the connection to a cluster; nothing is started before `cluster` is asked for."""
+
+    def __init__(self, settings: TrainSettings, log: Path, interrupts: Interrupts) -> None:
+        self._settings, self._log, self._interrupts = settings, log, interrupts
+        self._cluster: Cluster | None = None
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
+        if "ray" in sys.modules:
+            import ray
+
+            if ray.is_initialized():
+                return True
+        return bool(self._settings.ray.address or os.environ.get("RAY_ADDRESS"))
+
+    def cluster(self) -> Cluster:
+        """What there is."""
+        if self._cluster is None:
+            import segray.train.trainer  # noqa: F401 - Ray's libraries set up the loggers that are sent to the file
+
+            self._cluster = start_ray(self._settings.ray, self._log)
+            self._interrupts.catch()
+        return self._cluster
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before work begins."""
+
+    settings: TrainSettings
+    store: Store
+    listed: Pairs
+    design: Design
+    device: str
+    precision: str
+    identity: dict[str, Any]
+    ray: _Ray
+    interrupts: Interrupts
+
+    def shares(self) -> Shares:
+        """Starts Ray. Raises SettingsError when the workers do not fit into it."""
+        settings = self.settings
+        return share_out(settings.workers, settings.loaders, self.device, self.ray.cluster())
 
 
 def train(settings: TrainSettings) -> ExitCode:
-    """Train a model on `settings.data` into `settings.output`.
+    """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
 
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in (RAY_ENVIRONMENT | TRAIN_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    with noise_to_file() as log:
-        listed = list_pairs(settings.data, settings.storage, settings.root)
-        rules, reason = _rules(settings, listed)
-        names = _class_names(settings, rules)
-        _say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
+    with noise_to_file() as log, Interrupts() as interrupts:
+        prepared = _prepare(settings, log, interrupts)
         if settings.dry_run:
             return ExitCode.DONE
-        started = time.monotonic()
-        import segray.train.trainer  # noqa: F401 - Ray's libraries set up the loggers that are sent to the file
+        with Lock(prepared.store) as lock:
+            data = _run(prepared, lock)
+    return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 
-        start_ray(settings.ray, log)
-        data = _surveyed(settings, listed, rules)
-        sizes = ", ".join(f"{len(pairs):,} {split}" for split, pairs in data.pairs.items())
-        _say(f"{sizes}; {len(data.rejected):,} of {data.listed:,} rejected")
-        for address, why in data.rejected[:10]:
-            _say(f"rejected: {address}: {why}")
-        _train(settings, data, rules, names)
-        best = _account(settings, data, time.monotonic() - started)
-        where = f"{shown(settings.output)}/model.pt"
-        _say(f"done: best mIoU {best['miou']:.4f} on val in epoch {best['epoch']}; {where}")
-    share = len(data.rejected) / max(1, data.listed)
-    return ExitCode.REJECTED if share > settings.max_rejects else ExitCode.DONE
+
+def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prepared:
+    """Look at the output, list the data, see what the labels hold: all problems at once."""
+    problems: list[str] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except SettingsError as error:
+            problems.extend(error.lines)
+            return None
+
+    ray = _Ray(settings, log, interrupts)
+    store = attempt(lambda: _open_output(settings))
+    listed = attempt(lambda: list_pairs(settings.data, settings.storage, settings.root))
+    design = listed and attempt(lambda: _design(settings, listed))
+    where = attempt(lambda: _where(settings, ray))
+    if problems or store is None or not listed or not design or where is None:
+        raise SettingsError(*problems)
+    device, precision = where
+    resolved = {
+        "classes": design.names,
+        "values": design.rules.values,
+        "loss": design.loss,
+        "arch_settings": design.arch_settings,
+        "precision": precision,
+    }
+    identity = identity_of(settings, resolved)
+    check_settings(store, identity, shown(settings.output))
+    return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
+
+
+def _open_output(settings: TrainSettings) -> Store:
+    store = Store(settings.output, settings.storage)
+    store.check_usable()
+    Lock(store).refuse_second_run()
+    return store
+
+
+def _design(settings: TrainSettings, listed: Pairs) -> Design:
+    """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
+    from segray.models.semantic import complete_settings
+    from segray.train.losses import outputs_for
+    from segray.train.schedules import Schedule, ScheduleSettings
+
+    rules, reason = _rules(settings, listed)
+    names = tuple(settings.classes) if settings.classes else ("background", "foreground")[: rules.classes]
+    say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
+    loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
+    Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
+    complete = complete_settings(settings.arch, settings.arch_settings)
+    return Design(rules, names, loss, outputs_for(loss, len(names)), complete)
 
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
@@ -94,166 +186,168 @@ def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
     return LabelRules(number, values, tuple(settings.void)), reason
 
 
-def _class_names(settings: TrainSettings, rules: LabelRules) -> tuple[str, ...]:
-    return tuple(settings.classes) if settings.classes else ("background", "foreground")[: rules.classes]
+def _where(settings: TrainSettings, ray: _Ray) -> tuple[str, str]:
+    """(device, precision): the cluster's where there is one, else this machine's."""
+    from segray.models.device import resolve_device
+
+    if not ray.in_cluster:
+        device = resolve_device(settings.device)
+    elif settings.device == "auto":
+        device = "cuda" if ray.cluster().gpus else "cpu"
+    else:
+        device = settings.device
+    if ray.in_cluster:
+        share_out(settings.workers, settings.loaders, device, ray.cluster())
+    if settings.precision == "auto":
+        return device, "bf16" if device == "cuda" else "fp32"
+    return device, settings.precision
 
 
-def _surveyed(settings: TrainSettings, listed: Pairs, rules: LabelRules) -> Data:
-    """Look at every pair, deal them to the splits; photos that look alike go together."""
-    from segray.train.examples import Surveyed, mean_and_deviation
-    from segray.train.trainer import Reading, survey
-
-    reading = Reading(rules, settings.max_pixels, settings.storage)
-    told = survey(listed.pairs, reading, settings.loaders)
-    good = [isinstance(each, Surveyed) for each in told]
-    rejected = [(one.uri, one.error) for one in listed.rejected]
-    rejected += [
-        (pair.image.uri, each.reason)
-        for pair, each in zip(listed.pairs, told, strict=True)
-        if isinstance(each, ItemError)
-    ]
-    pairs = list(compress(listed.pairs, good))
-    rows = [each for each in told if isinstance(each, Surveyed)]
-    deal = Deal.of(pairs, settings.split_seed, settings.val_share, settings.test_share)
-    groups = near_duplicates([row.likeness for row in rows])
-    splits = deal_alike(deal, pairs, [row.digest for row in rows], groups)
-    found: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
-    for pair, split in zip(pairs, splits, strict=True):
-        found[split].append(pair)
-    for split in ("train", "val"):
-        if not found[split]:
-            raise SettingsError(
-                f"data: no pair is left in {split} ({len(pairs):,} can be used); add some, name splits in "
-                "the data, or set another split_seed or val_share"
-            )
-    trained = [row for row, split in zip(rows, splits, strict=True) if split == "train"]
-    mean, deviation = mean_and_deviation(trained)
-    lines = sorted(f"{split} {row.digest}" for row, split in zip(rows, splits, strict=True))
-    counts = [sum(each) for each in zip(*(row.counts for row in trained), strict=True)]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    number = len(listed.pairs) + len(listed.rejected)
-    return Data(found, counts, mean, deviation, digest, rejected, number)
+def _run(prepared: Prepared, lock: Lock) -> Data:
+    """Do what is left, under the lease; returns what was trained on."""
+    settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
+    started = time.monotonic()
+    begun = check_settings(store, prepared.identity, output)  # again: another run may have begun meanwhile
+    data = _data(prepared, begun=begun)
+    say(f"{data.told()}; {len(data.rejected):,} of {data.listed:,} rejected")
+    for address, why in data.rejected[:10]:
+        say(f"rejected: {address}: {why}")
+    if begun:
+        check_data(store, data.told(), output)
+    record = store.read_json(RUN)
+    if record is not None and record["epochs"] >= settings.epochs:
+        _tell(record, output, f"nothing to do, {record['epochs']} epochs were trained before")
+        return data
+    shares = prepared.shares()
+    store.delete(RUN)
+    write_plan(store, prepared.identity, data.told())
+    store.write("splits.csv", splits_csv(data))
+    _train(prepared, data, shares, lock)
+    record = _record(prepared, data, time.monotonic() - started)
+    store.write_json(RUN, record)
+    _tell(record, output, "done")
+    return data
 
 
-def _train(settings: TrainSettings, data: Data, rules: LabelRules, names: Sequence[str]) -> None:
-    import torch
+def _tell(record: dict[str, Any], output: str, what: str) -> None:
+    best = record["best"]
+    say(f"{what}: best mIoU {best['miou']:.4f} on val in epoch {best['epoch']}; {output}/model.pt")
 
-    from segray.models.semantic import complete_settings
+
+def _data(prepared: Prepared, *, begun: bool) -> Data:
+    """Look at the pairs that no earlier run has seen, on Ray, and deal all of them."""
+    settings, listed = prepared.settings, prepared.listed
+    survey = Survey(listed.pairs, prepared.design.rules, settings.max_pixels, prepared.store, begun=begun)
+    if missing := survey.missing:
+        prepared.shares()  # what cannot start later needs no survey
+        _survey(prepared, survey, missing)
+    deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
+    return dealt(listed, survey.rows(), deal)
+
+
+def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
+    import pyarrow as pa
+
+    from segray.train.stream import Reading
+    from segray.train.stream import survey as surveyed
+
+    settings = prepared.settings
+    pairs = pair_table([prepared.listed.pairs[place] for place in missing])
+    reading = Reading(prepared.design.rules, settings.max_pixels, settings.storage)
+    places = pa.array(missing)
+    answers = surveyed(pairs, reading, prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
+    try:
+        with Progress("survey", len(missing), finds=False) as progress:
+            for table in answers:
+                number = table.schema.get_field_index("place")
+                survey.add(table.set_column(number, "place", places.take(table["place"])))
+                progress.add(table.num_rows, rejected=table.num_rows - table["error"].null_count)
+    finally:
+        survey.save()  # what was read is not read again
+
+
+def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
+    from segray.train.trainer import train
+
+    settings = prepared.settings
+    with Watch(prepared.store, settings.epochs, lock) as watch:
+        try:
+            run = _run_of(prepared, data)
+            train(run, data.table, settings.workers, shares, settings.max_failures)
+        except KeyboardInterrupt:
+            if watch.error is not None:
+                prepared.interrupts.forget()
+                raise watch.error from None
+            raise
+
+
+def _run_of(prepared: Prepared, data: Data) -> "Run":
     from segray.models.semanticfile import SemanticCard
     from segray.train.examples import Framing
-    from segray.train.losses import LossSettings, inverse_frequency, outputs_for
+    from segray.train.losses import LossSettings, inverse_frequency
     from segray.train.optimizers import OptimizerSettings
     from segray.train.schedules import ScheduleSettings
     from segray.train.semantic import Task
-    from segray.train.trainer import Reading, Run, train
+    from segray.train.stream import Feed, Reading
+    from segray.train.trainer import Run
 
-    loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
+    settings, design, sizes = prepared.settings, prepared.design, data.sizes
     card = SemanticCard(
         settings.arch,
-        complete_settings(settings.arch, settings.arch_settings),
-        outputs_for(loss, len(names)),
-        tuple(names),
+        design.arch_settings,
+        design.outputs,
+        design.names,
         data.mean,
         data.deviation,
         settings.size,
         settings.fit,
     )
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
-    train_pairs = data.pairs["train"]
-    weights = inverse_frequency(data.counts) if loss == "weighted_ce" else None
+    weights = inverse_frequency(data.counts) if design.loss == "weighted_ce" else None
     task = Task(
         card,
-        LossSettings(loss, class_weights=weights),
+        LossSettings(design.loss, class_weights=weights),
         OptimizerSettings(settings.optimizer, settings.lr, settings.weight_decay),
         ScheduleSettings(settings.schedule, settings.warmup_steps),
         settings.epochs,
-        -(-len(train_pairs) // settings.batch_size),
+        -(-sizes["train"] // settings.batch_size),
         settings.seed,
-        precision,
+        prepared.precision,
         settings.clip,
         settings.ema,
         settings.pretrained,
     )
     fill = tuple(round(255 * each) for each in data.mean)
-    framing = Framing(settings.size, settings.fit, settings.augment, settings.seed, fill)
-    reading = Reading(rules, settings.max_pixels, settings.storage)
-    run = Run(task, reading, framing, settings.batch_size, settings.loaders, device, settings.output)
-    with _Watch(settings):
-        train(run, data.pairs, settings.storage, settings.workers, settings.max_failures)
+    feed = Feed(
+        Reading(design.rules, settings.max_pixels, settings.storage),
+        Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
+        settings.batch_size,
+        settings.seed,
+        sizes["train"],
+        sizes["val"],
+        settings.loaders,
+        settings.ray.stall_timeout_s,
+    )
+    return Run(task, feed, prepared.device, settings.output, settings.storage, settings.checkpoint_every_s)
 
 
-class _Watch:
-    """Prints each epoch as its line comes into metrics.jsonl, with the time that is left."""
-
-    def __init__(self, settings: TrainSettings) -> None:
-        self._settings = settings
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "_Watch":
-        self._shown = len(_metrics(self._settings))
-        self._started, self._first = time.monotonic(), self._shown
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._show()
-
-    def _watch(self) -> None:
-        while not self._done.wait(2.0):
-            self._show()
-
-    def _show(self) -> None:
-        for line in _metrics(self._settings)[self._shown :]:
-            self._shown += 1
-            seconds = (time.monotonic() - self._started) / (self._shown - self._first)
-            left = int(seconds * (self._settings.epochs - self._shown))
-            _say(
-                f"epoch {line['epoch']} of {self._settings.epochs}: loss {line['train_loss']:.4f}, val "
-                f"{line['val_loss']:.4f}, mIoU {line['miou']:.4f}, {line['images_per_s']:.1f} images/s, "
-                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-            )
-
-
-def _metrics(settings: TrainSettings) -> list[dict[str, Any]]:
-    filesystem, path = open_filesystem(settings.output, settings.storage)
-    filesystem.invalidate_cache()
-    try:
-        text = filesystem.cat_file(f"{path}/metrics.jsonl").decode()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _account(settings: TrainSettings, data: Data, seconds: float) -> dict[str, Any]:
-    """Write run.json; returns the best epoch's line."""
-    best = max(_metrics(settings), key=lambda line: float(line["miou"]))
-    record = {
-        "settings": yaml.safe_load(printable(settings)),
+def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
+    """The contents of run.json; `seconds` are those of the run that finished."""
+    done = metrics(prepared.store)
+    if not done:
+        raise JobFailedError(f"output: {prepared.store.root}/metrics.jsonl is gone; run again to continue")
+    return {
+        "settings": yaml.safe_load(printable(prepared.settings)),
         "versions": versions(),
         "data": {
             "digest": data.digest,
             "listed": data.listed,
             "rejected": len(data.rejected),
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
-            **{split: len(pairs) for split, pairs in data.pairs.items()},
+            **data.sizes,
             "class_pixels": data.counts,
         },
-        "best": best,
+        "epochs": done[-1]["epoch"],
+        "best": max(done, key=lambda line: float(line["miou"])),
         "seconds": round(seconds, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    filesystem, path = open_filesystem(settings.output, settings.storage)
-    put_atomically(filesystem, f"{path}/run.json", json.dumps(record, indent=2).encode())
-    return best
-
-
-def _say(line: str) -> None:
-    print(f"segray: {line}", file=sys.stderr, flush=True)

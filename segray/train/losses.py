@@ -76,6 +76,8 @@ class Term(NamedTuple):
     length: int
     """How many sums there are."""
     factor: float = 1.0
+    fixed_slopes: bool = True
+    """Whether the slopes of `value` follow from the target alone, as a mean's do: 1 / what it divides by."""
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -138,6 +140,19 @@ class SemanticLoss:
         lengths = [term.length for term in self.terms]
         parts = zip(self.terms, torch.split(sums, lengths), strict=True)
         return torch.stack([term.factor * term.value(part) for term, part in parts]).sum()
+
+    @property
+    def fixed_slopes(self) -> bool:
+        """Whether `slopes` follow from the targets alone, so that those of any logits are right."""
+        return all(term.fixed_slopes for term in self.terms)
+
+    def slopes(self, sums: Tensor) -> Tensor:
+        """Return the derivative of `value` by each of the global sums, 1-D.
+
+        The gradient of the loss is then slopes . d(sums)/dw, and d(sums)/dw adds over parts of a batch.
+        """
+        sums = sums.detach().requires_grad_()
+        return torch.autograd.grad(self.value(sums), sums)[0]
 
     def _pixels(self, logits: Tensor, target: Tensor) -> Pixels:
         n, *size = target.shape
@@ -203,7 +218,7 @@ def inverse_frequency(counts: Sequence[int] | Tensor) -> tuple[float, ...]:
 def _dice(settings: LossSettings, outputs: int) -> Term:
     absent = settings.dice_classes == "all" or outputs == 1
     value = partial(dice_loss, outputs=outputs, smooth=settings.smooth, absent=absent)
-    return Term(dice_sums, value, length=3 * outputs)
+    return Term(dice_sums, value, length=3 * outputs, fixed_slopes=False)
 
 
 def _bce(settings: LossSettings) -> Term:

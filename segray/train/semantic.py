@@ -2,10 +2,15 @@
 
 One process is the rule of which several are the case: with an initialised process group, gradients are
 averaged by DDP and every sum (loss, confusion matrix) is added over the processes before it is divided.
+
+A global batch is the pictures of all processes and of all parts that a process does one after another
+(`Task.accumulate`). The loss and its gradient are those of the whole of it, whatever the processes and parts;
+only batch normalisation looks at the part.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +21,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
 from segray.evaluate.semantic import SemanticScores
+from segray.models.batchnorm import statistics_kept
+from segray.models.device import DTYPES
+from segray.models.semantic import recompute_blocks
 from segray.models.semanticfile import SemanticCard, classes_of, network_of
-from segray.train.losses import LossSettings, build_loss, reduce_over_ranks
+from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
 from segray.train.optimizers import OptimizerSettings, build_optimizer
 from segray.train.schedules import Schedule, ScheduleSettings
+
+LEAST_SCALE = 1e-4
+"""Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,21 @@ class Task:
     steps_per_epoch: int
     seed: int
     precision: str
-    """`bf16` (autocast) or `fp32`."""
+    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
     clip: float
     ema: float
     """Decay of the averaged weights; 0: none are kept."""
     pretrained: bool = False
+    accumulate: int = 1
+    """Parts in which each process does its pictures of a global batch: maps of one part fill the memory.
+
+    Costs one more forward pass, without a graph, for the losses with Dice, whose gradient depends on what the
+    network says of the whole batch; nothing for the others.
+    """
+    activation_checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their maps (`recompute_blocks`)."""
+    compile: bool = False
+    """Train with `torch.compile`; pictures are scored without, as they may have any size."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,9 @@ class SemanticTraining:
         self.task, self.device = task, device
         torch.manual_seed(task.seed)
         self.model = network_of(task.card, pretrained=task.pretrained).to(device)
+        freeze_unused(self.model, len(task.card.bands))
+        if task.activation_checkpointing:
+            recompute_blocks(self.model)
         self.model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, task.optimizer)
         self.average = (
@@ -67,11 +91,17 @@ class SemanticTraining:
             else None
         )
         self.schedule = Schedule(task.schedule)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=task.precision == "fp16")
         self.loss = build_loss(task.loss, task.card.outputs)
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
-        self._several = distributed.is_available() and distributed.is_initialized()
-        self._parallel: nn.Module = DistributedDataParallel(self.model) if self._several else self.model
+        several = distributed.is_available() and distributed.is_initialized()
+        self._workers = distributed.get_world_size() if several else 1
+        self._parallel = (
+            DistributedDataParallel(self.model, gradient_as_bucket_view=True) if several else None
+        )
+        network: nn.Module = self._parallel or self.model
+        self._network: Any = torch.compile(network) if task.compile else network
         shape = (1, len(task.card.bands), 1, 1)
         self._mean = torch.tensor(task.card.image_mean, device=device).reshape(shape)
         self._std = torch.tensor(task.card.image_std, device=device).reshape(shape)
@@ -79,28 +109,26 @@ class SemanticTraining:
     def train_step(self, batch: Batch) -> float:
         """One optimiser step; returns the loss of the global batch.
 
-        Raises JobFailedError, in every process, when the loss or the gradient is not finite.
+        In fp16 the step is left out, and the next loss scaled down, when a gradient is beyond the range.
+        Raises JobFailedError, in every process, when the loss is not finite, or the gradient for another
+        reason.
         """
-        total = self.task.epochs * self.task.steps_per_epoch
-        factor = self.schedule.rate(self.step, total)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.task.optimizer.lr * factor
-        self._parallel.train()
-        pixels, classes = self._on_device(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
-            logits = self._parallel(pixels)
-        loss = self.loss(logits, classes, reduce_over_ranks)
+            group["lr"] = self._rate()
+        self._network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
-        shown = loss.item()
-        if not (math.isfinite(shown) and math.isfinite(norm.item())):
-            raise JobFailedError(self._diverged(shown, batch.names))
-        self.optimizer.step()
-        if self.average is not None:
+        loss = self._backward(self._parts(batch)).item()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip).item()
+        beyond_range = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
+        if not math.isfinite(loss) or not (math.isfinite(norm) or beyond_range):
+            raise JobFailedError(self._diverged(loss, batch.names))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None and math.isfinite(norm):
             self.average.update_parameters(self.model)
         self.step += 1
-        return shown
+        return loss
 
     @property
     def scored(self) -> nn.Module:
@@ -114,16 +142,14 @@ class SemanticTraining:
         sums: Tensor | float = 0.0
         model = self.scored.eval()
         for batch in pictures:
-            pixels, classes = self._on_device(batch)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
-                logits = model(pixels)
-            sums = sums + self.loss.sums(logits, classes).double()
+            logits = self._logits(model, batch.pixels)
+            sums = sums + self.loss.sums(logits, batch.classes.to(self.device)).double()
             scores.add(batch.classes, classes_of(logits).cpu())
         length = sum(term.length for term in self.loss.terms)
         total = sums if isinstance(sums, Tensor) else torch.zeros(length, dtype=torch.float64)
         total = total.to(self.device)
         matrix = torch.from_numpy(scores.matrix).to(self.device)
-        if self._several:
+        if self._parallel is not None:
             distributed.all_reduce(total)
             distributed.all_reduce(matrix)
         merged = SemanticScores(scores.classes, matrix=matrix.cpu().numpy())
@@ -136,29 +162,107 @@ class SemanticTraining:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "history": self.history,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave, of a task with the same average and precision."""
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pixels = batch.pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-        return pixels.contiguous(memory_format=torch.channels_last), batch.classes.to(self.device)
+    def _rate(self) -> float:
+        total = self.task.epochs * self.task.steps_per_epoch
+        return self.task.optimizer.lr * self.schedule.rate(self.step, total)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """As many in every process, as exchanges and synchronised norms need; void where one has fewer."""
+        images = torch.tensor(len(batch.classes), device=self.device)
+        if self._parallel is not None and self.task.accumulate > 1:
+            distributed.all_reduce(images, distributed.ReduceOp.MAX)
+        number = min(self.task.accumulate, int(images))
+        pixels, classes = batch.pixels, batch.classes
+        if (missing := number - len(classes)) > 0:
+            pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).expand(missing, -1, -1, -1)])
+            classes = torch.cat([classes, torch.full_like(classes[:1], IGNORE_INDEX).expand(missing, -1, -1)])
+        parts = zip(pixels.tensor_split(number), classes.tensor_split(number), strict=True)
+        return [Batch(*part, names=[]) for part in parts]
+
+    def _backward(self, parts: Sequence[Batch]) -> Tensor:
+        """Leave the gradient of the global batch's loss in the parameters; returns the loss, a scalar."""
+        if len(parts) == 1:
+            loss = self.loss.value(reduce_over_ranks(self._sums(self._network, parts[0])))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        # as `reduce_over_ranks` says: DDP takes the mean over processes of what is to be added
+        slopes = self._workers * self.scaler.scale(self._slopes(parts))
+        total = torch.zeros_like(slopes)
+        for part in parts:
+            with self._alone(part is not parts[-1]):
+                sums = self._sums(self._network, part)
+                sums.backward(slopes)  # type: ignore[no-untyped-call]
+            total += sums.detach()
+        return self.loss.value(reduce_over_ranks(total))
+
+    @torch.no_grad()
+    def _slopes(self, parts: Sequence[Batch]) -> Tensor:
+        """The derivative of the loss by each of the sums over the global batch.
+
+        Where it takes what the network says of the whole batch, that is asked in advance, without a graph, as
+        in Gao et al. 2021, GradCache, https://arxiv.org/abs/2101.06983; dropout draws the same again.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), statistics_kept(self.model):
+            total = torch.stack([self._sums(self._asked, part) for part in parts]).sum(0)
+        return self.loss.slopes(reduce_over_ranks(total))
+
+    def _asked(self, pixels: Tensor) -> Tensor:
+        if not self.loss.fixed_slopes:
+            logits: Tensor = self.model(pixels)
+            return logits
+        return pixels.new_zeros(len(pixels), self.task.card.outputs, *pixels.shape[-2:])
+
+    def _sums(self, network: Callable[[Tensor], Tensor], part: Batch) -> Tensor:
+        return self.loss.sums(self._logits(network, part.pixels), part.classes.to(self.device))
+
+    def _logits(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        """pixels: uint8 (n, bands, height, width)."""
+        normal = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
+        kind, narrow = DTYPES[self.task.precision], self.task.precision != "fp32"
+        with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
+            return network(normal.contiguous(memory_format=torch.channels_last))
+
+    def _alone(self, alone: bool) -> AbstractContextManager[None]:
+        """Whether gradients stay in this process for now; those of the last part carry all to the others."""
+        return self._parallel.no_sync() if alone and self._parallel is not None else nullcontext()
 
     def _diverged(self, loss: float, names: list[str]) -> str:
         everyone: list[list[str]] = [names]
-        if self._several:
-            everyone = [[]] * distributed.get_world_size()
+        if self._parallel is not None:
+            everyone = [[]] * self._workers
             distributed.all_gather_object(everyone, names)
         items = ", ".join(name for part in everyone for name in part)
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
         return f"step {self.step}: {what}; lower lr, or look at its pictures: {items}"
+
+
+def freeze_unused(network: nn.Module, bands: int) -> None:
+    """Take the gradient from parameters on which no logit depends, as the lower half of PSPNet's encoder.
+
+    DDP would wait for their gradients. Found by one small picture in evaluation mode.
+    """
+    parameters = list(network.parameters())
+    picture = torch.zeros(1, bands, 64, 64, device=parameters[0].device)
+    network.eval()
+    logits = network(picture).sum()
+    network.train()
+    gradients = torch.autograd.grad(logits, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -67,6 +67,9 @@ class TrainSettings(JobSettings):
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of pairs is rejected")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes that one run survives")
+    checkpoint_every_s: float = Field(
+        600.0, ge=0, description="seconds between checkpoints; one is also made after each epoch"
+    )
 
     @model_validator(mode="after")
     def _shares_below_one(self) -> "TrainSettings":

@@ -9,7 +9,6 @@ that are added move no other. Photos that look alike share a fate: `near_duplica
 deals a group as one picture.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segray.sources.pair_reader import digest_of
+from segray.sources.pairs import Pair
 from segray.train.dataset import SPLITS, split_of
-from segray.train.pairs import Pair
 
 ALIKE = 5
 """Bits of 64. Measured on 366 photos, streets and aerial images, each as JPEG of quality 50 and 90, at half
@@ -59,11 +59,6 @@ class Deal:
         if named == "train" and self.val_from_train:
             return split_of(digest, seed=self.seed, val_share=self.val_share, test_share=0.0)
         return named
-
-
-def digest_of(content: bytes) -> str:
-    """sha256 of a file's bytes, hex."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def deal_alike(

@@ -36,7 +36,7 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory, ray_session
 
 @pytest.fixture(scope="session")
 def mixed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images as 40 files, a tar and a zip, and two scenes that are read by window; not to be changed."""
+    """The same images as 40 files, a tar and a zip, and two scenes read by window; not to be changed."""
     folder = tmp_path_factory.mktemp("mixed") / "all"
     folder.mkdir()
     files = sorted(images.iterdir())

@@ -8,10 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.errors import SettingsError
-from segray.evaluate.folders import Comparison, compare_folders
+from segray.errors import NothingToDoError, SettingsError
+from segray.evaluate.folders import Comparison, Matched, compare_pairs, match_folders
 from segray.evaluate.semantic import SemanticScores
 from segray.sources.labels import LabelRules
+from segray.storage import StorageSettings
 from tests import servers
 
 RULES = LabelRules(classes=4)
@@ -39,12 +40,15 @@ def predictions(tmp_path: Path) -> Path:
     return tmp_path / "predictions"
 
 
-def compared(predictions: Path, truth: Path, **options: Any) -> Comparison:
-    return compare_folders(str(predictions), str(truth), options.pop("rules", RULES), PLENTY, **options)
+def compared(predictions: object, truth: object, **options: Any) -> tuple[Comparison, Matched]:
+    storage = options.pop("storage", StorageSettings())
+    matched = match_folders(str(predictions), str(truth), storage)
+    rules = options.pop("rules", RULES)
+    return compare_pairs(matched.pairs, rules, PLENTY, storage, **options), matched
 
 
-def told(comparison: Comparison) -> dict[str, str]:
-    return {problem.name: problem.reason for problem in comparison.problems}
+def told(comparison: Comparison, matched: Matched) -> dict[str, str]:
+    return {problem.name: problem.reason for problem in (*matched.problems, *comparison.problems)}
 
 
 def test_pairs_of_one_name_whatever_the_suffix_and_folder(truth: Path, predictions: Path) -> None:
@@ -57,10 +61,10 @@ def test_pairs_of_one_name_whatever_the_suffix_and_folder(truth: Path, predictio
     write(predictions / "val/b.png", label(0))
     write(predictions / ".c.png", label(0))
     (truth / "notes.txt").write_text("not a picture")
-    result = compared(predictions, truth)
+    result, matched = compared(predictions, truth)
     assert np.array_equal(result.scores.matrix, expected.matrix)
     assert expected.matrix.sum() > 500
-    assert (result.compared, result.failed, result.extra) == (4, 0, 1)
+    assert (result.compared, result.problems, matched.problems, matched.extra) == (4, (), [], 1)
 
 
 def test_more_pictures_than_one_read_fetches(truth: Path, predictions: Path) -> None:
@@ -71,7 +75,7 @@ def test_more_pictures_than_one_read_fetches(truth: Path, predictions: Path) -> 
         found[:, 0] = true[:, 0]
         write(truth / f"{number}.png", true)
         write(predictions / f"{number}.png", found)
-    result = compared(predictions, truth)
+    result, _ = compared(predictions, truth)
     assert result.compared == 80
     assert result.scores.compute()["pixel_accuracy"] == pytest.approx(1 / 17)
 
@@ -93,10 +97,9 @@ def test_every_problem_is_a_line_and_the_rest_is_scored(truth: Path, predictions
     (truth / "both.png").write_bytes(b"")
     (predictions / "both.png").write_bytes(b"")
     (truth / "gone.png").symlink_to(truth / "nowhere.png")
-    result = compared(predictions, truth)
+    result, matched = compared(predictions, truth)
 
-    problems = told(result)
-    assert list(problems) == sorted(problems)
+    problems = told(result, matched)
     assert problems.keys() == {
         "missing", "size", "turned", "cut", "unreadable", "colour", "value", "twice", "both", "gone"
     }  # fmt: skip
@@ -111,7 +114,7 @@ def test_every_problem_is_a_line_and_the_rest_is_scored(truth: Path, predictions
     assert problems["both"] == "truth: the file is empty"
     assert problems["gone"].startswith("truth: a symbolic link to nothing")
     assert not any("\n" in reason for reason in problems.values())
-    assert (result.compared, result.failed) == (1, 10)
+    assert (result.compared, len(problems), matched.labels) == (1, 10, 11)
     alone = SemanticScores(4)
     alone.add(*good)
     assert np.array_equal(result.scores.matrix, alone.matrix)
@@ -120,7 +123,7 @@ def test_every_problem_is_a_line_and_the_rest_is_scored(truth: Path, predictions
 def test_what_is_no_class_in_a_prediction_counts_as_wrong(truth: Path, predictions: Path) -> None:
     write(truth / "a.png", np.array([[0, 0, 1, 1, 255]], np.uint8))
     write(predictions / "a.png", np.array([[0, 255, 1, 9, 9]], np.uint8))
-    figures = compared(predictions, truth).scores.compute()
+    figures = compared(predictions, truth)[0].scores.compute()
     assert figures["pixels"] == 4
     assert figures["pixel_accuracy"] == pytest.approx(2 / 4)
     assert figures["per_class"]["recall"][:2] == pytest.approx([1 / 2, 1 / 2])
@@ -134,10 +137,10 @@ def test_each_side_has_its_rules(truth: Path, predictions: Path) -> None:
     binary = LabelRules(classes=2, values="binary")
     expected = SemanticScores(2)
     expected.add(mask // 255, found)
-    by_index = compared(predictions, truth, rules=binary)
+    by_index, _ = compared(predictions, truth, rules=binary)
     assert np.array_equal(by_index.scores.matrix, expected.matrix)
     write(predictions / "a.png", found * 255)
-    by_mask = compared(predictions, truth, rules=binary, prediction_rules=binary)
+    by_mask, _ = compared(predictions, truth, rules=binary, prediction_rules=binary)
     assert np.array_equal(by_mask.scores.matrix, expected.matrix)
 
 
@@ -147,13 +150,38 @@ def test_parts_of_a_collection_add(truth: Path, predictions: Path) -> None:
         write(predictions / f"{number % 2}/{number}.png", label(number + 9))
     (predictions / "1/3.png").unlink()
     write(predictions / "1/more.png", label(0))
-    whole = compared(predictions, truth)
-    parts = [compared(predictions / part, truth / part) for part in ("0", "1")]
+    whole, matched = compared(predictions, truth)
+    pairs = matched.pairs
+    parts = [compare_pairs(some, RULES, PLENTY, StorageSettings()) for some in (pairs[:2], pairs[2:])]
     both = parts[1] + parts[0]
     assert np.array_equal(both.scores.matrix, whole.scores.matrix)
-    assert (
-        (both.compared, both.failed, both.extra) == (whole.compared, whole.failed, whole.extra) == (5, 1, 1)
-    )
+    assert both.compared == whole.compared == 5
+    assert both.digest() == whole.digest() != parts[0].digest()
+    for folder in (truth, predictions):
+        (folder / "0/0.png").rename(folder / "0/9.png")
+    renamed = compared(predictions, truth)[0]
+    assert np.array_equal(renamed.scores.matrix, whole.scores.matrix)
+    assert renamed.digest() != whole.digest()
+    for folder in (truth, predictions):
+        (folder / "0/9.png").rename(folder / "0/0.png")
+    assert compared(predictions, truth)[0].digest() == whole.digest()
+    write(predictions / "0/0.png", label(99))
+    assert compared(predictions, truth)[0].digest() != whole.digest()
+
+
+def test_a_label_at_another_scale_fits_its_picture(truth: Path, predictions: Path) -> None:
+    """Each truth pixel stands for 2 x 2 of the picture; another shape stays a problem."""
+    small = write(truth / "a.png", label(1))
+    write(truth / "b.png", label(1).T)
+    large = write(predictions / "a.png", np.random.default_rng(2).integers(0, 4, (24, 34)).astype(np.uint8))
+    write(predictions / "b.png", large)
+    expected = SemanticScores(4)
+    expected.add(small.repeat(2, axis=0).repeat(2, axis=1), large)
+    result, _ = compared(predictions, truth, fit=True)
+    assert np.array_equal(result.scores.matrix, expected.matrix)
+    (problem,) = result.problems
+    assert problem.name == "b"
+    assert "another shape, not another scale" in problem.reason
 
 
 def test_folders_in_object_storage(s3_server: servers.Server, truth: Path, predictions: Path) -> None:
@@ -165,21 +193,21 @@ def test_folders_in_object_storage(s3_server: servers.Server, truth: Path, predi
         for path in folder.rglob("*.png"):
             s3_server.put(f"folders/{path.relative_to(truth.parent).as_posix()}", path.read_bytes())
     urls = s3_server.url("folders/predictions"), s3_server.url("folders/truth/")
-    result = compare_folders(*urls, RULES, PLENTY, s3_server.storage)
-    assert np.array_equal(result.scores.matrix, compared(predictions, truth).scores.matrix)
-    assert told(result) == {"val/2": "missing: no prediction of this name"}
+    result, matched = compared(*urls, storage=s3_server.storage)
+    assert np.array_equal(result.scores.matrix, compared(predictions, truth)[0].scores.matrix)
+    assert told(result, matched) == {"val/2": "missing: no prediction of this name"}
     assert result.compared == 2
 
 
 def test_folders_that_are_none(truth: Path, predictions: Path) -> None:
     write(truth / "a.png", label(1))
-    with pytest.raises(SettingsError, match="predictions: no such file, folder"):
+    with pytest.raises(SettingsError, match=r"^predictions: .*predictions: no such file, folder"):
         compared(predictions, truth)
     predictions.mkdir()
-    with pytest.raises(SettingsError, match="predictions: no label picture in this folder"):
-        compare_folders(str(truth), str(predictions), RULES, PLENTY)
-    with pytest.raises(SettingsError, match=r"a\.png: not a folder"):
+    with pytest.raises(NothingToDoError, match="labels: no label picture there"):
+        compared(truth, predictions)
+    with pytest.raises(SettingsError, match=r"^labels: .*a\.png: not a folder"):
         compared(truth, truth / "a.png")
-    result = compared(predictions, truth)
-    assert (result.compared, result.failed) == (0, 1)
+    result, matched = compared(predictions, truth)
+    assert (result.compared, len(matched.problems)) == (0, 1)
     assert result.scores.compute()["pixels"] == 0

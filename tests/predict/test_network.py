@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from segray.models.semanticweights import SemanticModel
 from segray.predict.network import Network
-from segray.train.examples import Example, Framing
+from segray.sources.pair_reader import Example
+from segray.train.examples import Framing
 from segray.train.strength import AugmentSettings
 from tests.predict.networks import Local, local
 

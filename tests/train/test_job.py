@@ -1,6 +1,7 @@
 """`segray train` on a real Ray: pictures of bright squares, from a folder to a model file."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,73 +10,26 @@ import pytest
 import torch
 from PIL import Image
 
-from segray.cli import main
+from segray.bulk.lock import Lock
+from segray.bulk.store import Store
 from segray.models.semanticfile import classes_of, load_semantic
+from segray.storage import StorageSettings
+from segray.train import job, trainer
+from tests.train.squares import EPOCHS, SCORED, STEPS, TRAINED, figures, lines, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-UNET = '{"width": 4, "depth": 2, "norm": "group", "groups": 2}'
-SMALL = (
-    "--size", "32", "--arch-settings", UNET, "--lr", "0.02", "--batch-size", "5", "--loaders", "1",
-    "--augment.preset", "off", "--precision", "fp32",
-)  # fmt: skip
-TRAINED, SCORED = 13, 5
 
-
-def squares(folder: Path, split: str, number: int, seed: int) -> None:
-    """Noise with a bright square each, which the label holds as 255."""
-    random = np.random.default_rng(seed)
-    for part in ("images", "labels"):
-        (folder / part / split).mkdir(parents=True)
-    for index in range(number):
-        pixels = random.integers(0, 90, (40, 36, 3), np.uint8)
-        label = np.zeros((40, 36), np.uint8)
-        row, col, side = random.integers(2, 20), random.integers(2, 16), random.integers(10, 18)
-        pixels[row : row + side, col : col + side] += 120
-        label[row : row + side, col : col + side] = 255
-        Image.fromarray(pixels).save(folder / "images" / split / f"{index}.png")
-        Image.fromarray(label).save(folder / "labels" / split / f"{index}.png")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
-    folder = tmp_path_factory.mktemp("squares")
-    squares(folder, "train", TRAINED, 0)
-    squares(folder, "val", SCORED, 1)
-    (folder / "images/train/broken.png").write_bytes(b"no picture")
-    Image.new("L", (40, 36)).save(folder / "labels/train/broken.png")
-    return folder
-
-
-def train(data: Path, output: Path, *options: object) -> int:
-    return main(["train", "--data", str(data), "--output", str(output), *SMALL, *map(str, options)])
-
-
-def lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """One worker, four epochs; not to be changed."""
-    output = tmp_path_factory.mktemp("trained") / "out"
-    assert train(data, output, "--epochs", 4) == 3  # one pair is broken
-    return output
-
-
-def test_from_pictures_to_a_model_that_finds_squares(data: Path, trained: Path) -> None:
-    record = json.loads((trained / "run.json").read_text())
+def test_from_pictures_to_a_model_that_finds_squares(data: Path, whole: Path) -> None:
+    record = json.loads((whole / "run.json").read_text())
     assert record["data"]["listed"] == TRAINED + SCORED + 1
-    assert (record["data"]["train"], record["data"]["val"], record["data"]["rejected"]) == (
-        TRAINED,
-        SCORED,
-        1,
-    )
-    found = lines(trained)
-    assert [(line["epoch"], line["step"]) for line in found] == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    counts = [record["data"][name] for name in ("train", "val", "test", "rejected")]
+    assert counts == [TRAINED, SCORED, 0, 1]
+    found = lines(whole)
+    epochs = range(1, EPOCHS + 1)
+    assert [(line["epoch"], line["step"]) for line in found] == [(each, each * STEPS) for each in epochs]
     assert record["best"]["miou"] == max(line["miou"] for line in found) > 0.7
-    model = load_semantic("model.pt", (trained / "model.pt").read_bytes())
+    model = load_semantic("model.pt", (whole / "model.pt").read_bytes())
     with Image.open(data / "images/val/0.png") as image, Image.open(data / "labels/val/0.png") as label:
         pixels, truth = np.asarray(image), np.asarray(label) == 255
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.card.image_mean, model.card.image_std))
@@ -85,20 +39,129 @@ def test_from_pictures_to_a_model_that_finds_squares(data: Path, trained: Path) 
     assert (guess & truth).sum() / (guess | truth).sum() > 0.6
 
 
-def test_goes_on_where_it_stopped(data: Path, trained: Path, tmp_path: Path) -> None:
-    """Two epochs, then two more, at a constant rate: what four give at once."""
-    constant = ("--schedule", "constant", "--max-rejects", 1)
-    for output, epochs in (("parts", 2), ("parts", 4), ("whole", 4)):
-        assert train(data, tmp_path / output, "--epochs", epochs, *constant) == 0
-    names = ("epoch", "step", "train_loss", "val_loss", "miou")
-    parts, whole = ([[line[name] for name in names] for line in lines(tmp_path / each)]
-                    for each in ("parts", "whole"))  # fmt: skip
-    assert np.allclose(parts, whole, rtol=1e-5)
+def test_a_run_is_made_longer_by_two_workers_and_learns_what_one_learns(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """13 pictures in batches of 2: an uneven share for each."""
+    assert train(data, tmp_path / "out", "--epochs", 2) == 0
+    assert train(data, tmp_path / "out", "--epochs", EPOCHS, "--workers", 2) == 0
+    parts, undisturbed = (figures((each / "metrics.jsonl").read_text()) for each in (tmp_path / "out", whole))
+    assert np.allclose(parts, undisturbed, atol=1e-4)
+    assert json.loads((tmp_path / "out/run.json").read_text())["epochs"] == EPOCHS
 
 
-def test_two_workers_learn_what_one_learns(data: Path, trained: Path, tmp_path: Path) -> None:
-    """13 pictures in batches of 5, an uneven share for each, group norm: the same losses."""
-    assert train(data, tmp_path / "out", "--epochs", 4, "--workers", 2, "--max-rejects", 1) == 0
-    one, two = ([line["train_loss"] for line in lines(each)] for each in (trained, tmp_path / "out"))
-    assert np.allclose(one, two, atol=1e-4)
-    assert [line["step"] for line in lines(tmp_path / "out")] == [3, 6, 9, 12]
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name -> size and time of change of all files."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray seems not to run, and must not be started."""
+
+    def start(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(job._Ray, "in_cluster", False)
+    monkeypatch.setattr(job, "start_ray", start)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_run_that_is_done_does_nothing(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(whole)
+    assert train(data, whole, "--epochs", EPOCHS) == 0
+    assert train(data, whole, "--epochs", EPOCHS, "--max-rejects", 0, "--loaders", 3, "--workers", 2) == 3
+    assert train(data, whole, "--epochs", 1) == 0
+    assert contents(whole) == before
+    told = capsys.readouterr().err
+    assert told.count("nothing to do, 4 epochs were trained before: best mIoU") == 3
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_other_settings_are_refused_before_ray_starts_and_all_are_named(
+    data: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(whole)
+    other = ("--lr", 0.03, "--augment.preset", "light", "--loss", "focal", "--epochs", 9, "--workers", 2)
+    assert train(data, whole, *other) == 2
+    told = capsys.readouterr().err
+    assert "was begun with other settings; use another --output" in told
+    for line in ("  lr: 0.02 there, 0.03 now", "  augment.preset: off there, light now",
+                 "  loss: bce_dice there, focal now"):  # fmt: skip
+        assert f"segray: {line}\n" in told
+    assert told.count(" there, ") == 3
+    assert "Traceback" not in told
+    assert contents(whole) == before
+
+
+def test_other_data_are_refused(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One label was corrected, and all lies elsewhere."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(whole, tmp_path / "out")
+    Image.new("L", (36, 40)).save(tmp_path / "data/labels/train/3.png")
+    assert train(tmp_path / "data", tmp_path / "out", "--epochs", EPOCHS) == 2
+    told = capsys.readouterr().err
+    assert "was begun with other data; use another --output" in told
+    digest = json.loads((whole / "run.json").read_text())["data"]["digest"][:16]
+    assert f"  data: 13 train, 5 val, 0 test (sha256 {digest}) there, 13 train, 5 val, 0 test (sha256" in told
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_model_of_unknown_origin_is_not_written_over(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.pt").write_bytes(b"of somebody else")
+    assert train(data, tmp_path) == 2
+    assert "holds model.pt, but its _segray/plan.json is gone or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_second_live_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Lock(Store(str(tmp_path), StorageSettings())):
+        assert train(data, tmp_path) == 2
+    assert "is being written by another run (process " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_all_problems_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert train(tmp_path / "none", tmp_path / "file" / "out", "--device", "cuda") == 2
+    told = capsys.readouterr().err
+    assert ("output: " in told, "none: the file is not there" in told, "device: " in told) == (True,) * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--workers", 9, "--loaders", 5), "workers: 9 with 5 loaders each do not fit into 4 CPUs"),
+        (("--device", "cuda"), "workers: 1 with a GPU each are asked for, there are 0"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused_before_any_work(
+    data: Path, tmp_path: Path, options: tuple[object, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "out", *options) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_was_lost_after_the_survey_ends_the_run_in_words(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    lost = tmp_path / "data/images/train/7.png"
+    begin = trainer.train
+
+    def lose(*arguments: Any) -> None:
+        lost.rename(tmp_path / "kept.png")
+        begin(*arguments)
+
+    monkeypatch.setattr(trainer, "train", lose)
+    assert train(tmp_path / "data", tmp_path / "out", "--epochs", 1) == 1
+    told = capsys.readouterr().err
+    assert "segray: images/train/7.png: " in told
+    assert "it could be read when the data were surveyed: put it back and run the same command again" in told
+    assert "Traceback" not in told

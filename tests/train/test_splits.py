@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from segray.sources.item import Source
+from segray.sources.pair_reader import digest_of
+from segray.sources.pairs import Pair
 from segray.train.dataset import split_of
-from segray.train.pairs import Pair
-from segray.train.splits import ALIKE, Deal, deal_alike, digest_of, near_duplicates, perceptual_hash
+from segray.train.splits import ALIKE, Deal, deal_alike, near_duplicates, perceptual_hash
 
 Pixels = npt.NDArray[np.uint8]
 NUCLEI = Path(__file__).parents[1] / "data/nuclei/images"

@@ -22,8 +22,8 @@ from segray.errors import SettingsError
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
 from segray.sources.listing import Listing
+from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import StorageSettings
-from segray.train.pairs import Pairs, list_pairs
 from tests.servers import LoopbackServer, Server
 
 STORAGE = StorageSettings(attempts=2)
@@ -538,6 +538,6 @@ def test_folders_listed_in_another_order(tmp_path: Path, monkeypatch: pytest.Mon
         def __iter__(self) -> Iterator[Source]:
             return reversed(list(super().__iter__()))
 
-    monkeypatch.setattr("segray.train.pair_folders.Listing", Backwards)
+    monkeypatch.setattr("segray.sources.pair_folders.Listing", Backwards)
     assert place.listed() == expected
     assert expected.counts() == {"pairs": 10, "no_image": 1, "no_label": 2, "ignored": 0}

@@ -22,11 +22,11 @@ from segray.sources.item import Source
 from segray.sources.local import local_source
 from segray.sources.manifest import base_of
 from segray.sources.names import DECODED_SUFFIXES, archive_kind, is_image_name
+from segray.sources.pair_folders import SPLIT_NAMES, Stem, folder_uri, read_folder
+from segray.sources.pair_lists import Row, look_up, read_rows
 from segray.sources.remote import remote_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
-from segray.train.pair_folders import SPLIT_NAMES, Stem, folder_uri, read_folder
-from segray.train.pair_lists import Row, look_up, read_rows
 
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
@@ -60,6 +60,8 @@ class Rejected:
     reason: Reason
     error: str
     """One line, without credentials."""
+    split: str | None = None
+    """As of a pair; None also where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +154,18 @@ def _of_stem(stem: Stem, base: str) -> Iterator[Pair | Rejected]:
         if problem is None:
             images.append(image)
         else:
-            yield Rejected(image.uri, *problem)
+            yield Rejected(image.uri, *problem, stem.split)
     if not stem.images:
-        yield from (Rejected(label.uri, "no_image", "no image has its stem") for label in stem.labels)
+        error = "no image has its stem"
+        yield from (Rejected(label.uri, "no_image", error, stem.split) for label in stem.labels)
     elif len(images) == 1 and len(stem.labels) == 1:
         yield _pair(images[0], stem.labels[0], stem.split, base)
     elif not stem.labels:
-        yield from (Rejected(image.uri, "no_label", "no label has its stem") for image in images)
+        error = "no label has its stem"
+        yield from (Rejected(image.uri, "no_label", error, stem.split) for image in images)
     else:
         error = f"one stem: {_some([one.uri for one in [*images, *stem.labels]])}"
-        yield from (Rejected(image.uri, "ambiguous", error) for image in images)
+        yield from (Rejected(image.uri, "ambiguous", error, stem.split) for image in images)
 
 
 def _of_rows(rows: list[Row], base: str) -> Iterator[Pair | Rejected]:
@@ -177,13 +181,14 @@ def _of_rows(rows: list[Row], base: str) -> Iterator[Pair | Rejected]:
         labels = sorted({pair.label.uri for _, pair in same})
         if len(labels) > 1:
             error = f"one image, several labels: {_some(labels)}"
-            yield from (Rejected(row.place, "ambiguous", f"{pair.image.uri}: {error}") for row, pair in same)
+            for row, pair in same:
+                yield Rejected(row.place, "ambiguous", f"{pair.image.uri}: {error}", pair.split)
             continue
         kept = max(same, key=lambda one: _HELD_OUT.index(one[1].split))
         yield kept[1]
         for row, pair in same:
             if row is not kept[0]:
-                yield Rejected(row.place, "listed_twice", _twice(pair, kept[1]))
+                yield Rejected(row.place, "listed_twice", _twice(pair, kept[1]), pair.split)
 
 
 def _some(uris: list[str]) -> str:
@@ -199,21 +204,21 @@ def _twice(pair: Pair, kept: Pair) -> str:
 
 def _of_row(row: Row, base: str) -> Pair | Rejected:
     if row.problem is not None:
-        return Rejected(row.place, "ambiguous", row.problem)
+        return Rejected(row.place, "ambiguous", row.problem, row.split)
     if row.image is None:
-        return Rejected(row.place, "no_image", "the row names no image")
+        return Rejected(row.place, "no_image", "the row names no image", row.split)
     problem = _problem(row.image, "no_image")
     if problem is not None:
-        return Rejected(row.image.uri, *problem)
+        return Rejected(row.image.uri, *problem, row.split)
     if row.label is None:
-        return Rejected(row.image.uri, "no_label", f"{row.place} names no label")
+        return Rejected(row.image.uri, "no_label", f"{row.place} names no label", row.split)
     return _pair(row.image, row.label, row.split, base)
 
 
 def _pair(image: Source, label: Source, split: str | None, base: str) -> Pair | Rejected:
     problem = _problem(label, "no_label")
     if problem is not None:
-        return Rejected(image.uri, problem[0], f"its label {label.uri}: {problem[1]}")
+        return Rejected(image.uri, problem[0], f"its label {label.uri}: {problem[1]}", split)
     item = hashlib.sha256(image.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return Pair(item, image.uri.removeprefix(base), image, label, split)
 

@@ -21,10 +21,10 @@ from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.sources.manifest import TEXT_TYPES, look_up_rows, shown_name
 from segray.sources.names import is_image_name, manifest_kind
+from segray.sources.pair_folders import SPLIT_NAMES
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings
-from segray.train.pair_folders import SPLIT_NAMES
 
 COLUMNS = ("images", "masks", "split")
 """The last may be left out."""

@@ -1,0 +1,47 @@
+"""The category of a prediction -> that of the labels, by name or by number."""
+
+from collections import Counter
+
+from segray.errors import SettingsError
+
+
+class CategoryMap:
+    """The category of a prediction -> that of the labels.
+
+    `name`: of the same name, whatever its case and its number. `id`: of the same number, whatever its name.
+    """
+
+    def __init__(self, truth: dict[int, str], by: str) -> None:
+        """Raise SettingsError where two categories of the labels have one name and names decide."""
+        self.by, self.known = by, 0
+        self.unknown: Counter[str] = Counter()
+        """Predicted instances of categories that the labels do not have."""
+        self._truth = truth
+        self._ids = {_plain(name): number for number, name in truth.items()}
+        if by == "name" and len(self._ids) < len(truth):
+            raise SettingsError("labels: two categories have one name; set categories to id")
+
+    def of(self, number: int, name: str | None) -> int | None:
+        """None for one that the labels do not have."""
+        found = self._ids.get(_plain(name or "")) if self.by == "name" else number
+        if found not in self._truth:
+            self.unknown[name or str(number)] += 1
+            return None
+        self.known += 1
+        return found
+
+    def check(self) -> None:
+        """Raise SettingsError where predictions have categories, and labels have none of them."""
+        if self.unknown and not self.known:
+            names = [name if self.by == "name" else str(number) for number, name in self._truth.items()]
+            both = f"predictions hold {_some(list(self.unknown))}, labels {_some(names)}"
+            advice = "; set categories to id to compare their numbers" if self.by == "name" else ""
+            raise SettingsError(f"categories: {both}: no {self.by} in common{advice}")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

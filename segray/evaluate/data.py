@@ -1,0 +1,65 @@
+"""Pairs of pictures and labels for scoring: which split, by which rules their labels are read."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segray.errors import SettingsError
+from segray.evaluate.folders import Problem
+from segray.evaluate.settings import EvaluateSettings
+from segray.sources.fetch import read_all
+from segray.sources.item import Source
+from segray.sources.labels import LabelRules, decide_values
+from segray.sources.pairs import Pair, Pairs
+
+SAMPLED = 64
+"""Label pictures that are looked at to see what their numbers mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The pairs of a split, and what is wrong with others that may be in it."""
+
+    pairs: list[Pair]
+    problems: list[Problem]
+
+
+def label_rules(
+    settings: EvaluateSettings, labels: Sequence[Source], names: Sequence[str] | None
+) -> tuple[LabelRules, tuple[str, ...], str]:
+    """(How labels are read, names of the classes, why).
+
+    Raises SettingsError for indices without `names` and for rules that contradict each other.
+    """
+    if settings.values == "auto":
+        decision = decide_values(sample(labels, settings), settings.max_pixels, tuple(settings.void))
+        values, reason = decision.values, decision.reason
+    else:
+        values, reason = settings.values, "as the settings say"
+    if values == "indices" and not names:
+        raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
+    known = tuple(names) if names else ("background", "foreground")
+    rules = LabelRules(len(known), values, tuple(settings.void))
+    return rules, known, f"labels are {values}: {reason}"
+
+
+def sample(files: Sequence[Source], settings: EvaluateSettings) -> list[bytes]:
+    """The contents of some that can be read, from all parts of the list."""
+    some = list(files[:: max(1, len(files) // SAMPLED)][:SAMPLED])
+    return [each for each in read_all(some, settings.storage) if isinstance(each, bytes)]
+
+
+def choose(listed: Pairs, split: str) -> Chosen:
+    """The pairs of which the data say that they are in `split`; `all`: all of them.
+
+    Rejected ones of no known split may be in it: they are problems, too. A pair that is listed twice is one.
+    """
+    rejected = [one for one in listed.rejected if one.reason != "listed_twice"]
+    problems = [Problem(one.uri, one.error) for one in rejected if split in ("all", one.split or split)]
+    return Chosen([pair for pair in listed.pairs if split in ("all", pair.split)], problems)
+
+
+def split_sizes(listed: Pairs) -> str:
+    """`120 train, 20 test, 7 of no split`."""
+    sizes = Counter(pair.split or "of no split" for pair in listed.pairs)
+    return ", ".join(f"{number:,} {split}" for split, number in sorted(sizes.items()))

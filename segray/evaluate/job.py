@@ -1,0 +1,46 @@
+"""`segray evaluate`, step by step: find what belongs together, compare, account. One process, no Ray."""
+
+import time
+
+from segray.errors import ExitCode, NothingToDoError
+from segray.evaluate.files import check_output, write_metrics
+from segray.evaluate.report import Evaluation, metrics_record, problem_lines, say, summary_lines
+from segray.evaluate.settings import EvaluateSettings
+
+
+def evaluate(settings: EvaluateSettings) -> ExitCode:
+    """Score what the settings name, into `metrics.json` in `settings.output`.
+
+    Raises SettingsError for what can be known before work begins, NothingToDoError where nothing can be
+    compared, JobFailedError for what broke later.
+    """
+    started = time.monotonic()
+    check_output(settings.output, settings.storage)
+    evaluation = find(settings)
+    if settings.dry_run:
+        say([*evaluation.about(), "dry run: nothing was compared"])
+        return ExitCode.DONE
+    outcome = evaluation.run()
+    if not outcome.compared:
+        lines = problem_lines(outcome.problems)
+        raise NothingToDoError(f"none of {outcome.labels:,} labels could be compared", *lines)
+    seconds = time.monotonic() - started
+    where = write_metrics(settings.output, metrics_record(settings, outcome, seconds), settings.storage)
+    say(summary_lines(outcome, where, seconds))
+    return ExitCode.REJECTED if outcome.failed_share > settings.max_rejects else ExitCode.DONE
+
+
+def find(settings: EvaluateSettings) -> Evaluation:
+    """What is to be compared, by the settings: a model, instances or label maps."""
+    if settings.weights is not None and settings.data is not None:
+        from segray.evaluate.model import find_model  # torch, which nothing else needs
+
+        return find_model(settings, settings.weights, settings.data)
+    predictions, labels = settings.predictions or "", settings.labels or ""
+    if labels.lower().endswith(".json"):
+        from segray.evaluate.instances import find_instances
+
+        return find_instances(settings, predictions, labels)
+    from segray.evaluate.maps import find_maps
+
+    return find_maps(settings, predictions, labels)

@@ -1,0 +1,81 @@
+"""What `segray evaluate` can be told; flags, environment, YAML and help come from here."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from segray.evaluate.instance import COCO_DETECTIONS
+from segray.settings import JobSettings
+
+
+class EvaluateSettings(JobSettings):
+    """Scores of predictions against labels, or of a model over data, into metrics.json.
+
+    Label maps: PREDICTIONS is a folder of label pictures or an output of `segray predict`, LABELS a folder of
+    label pictures or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
+    of `segray annotate` or a COCO results file, LABELS a COCO JSON file. A semantic model is scored with
+    --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
+    """
+
+    predictions: str | None = Field(
+        None,
+        pattern=r"\S",
+        description="folder of label pictures, output of predict or annotate, COCO results",
+    )
+    labels: str | None = Field(
+        None,
+        pattern=r"\S",
+        description="folder of label pictures, manifest (.csv, .parquet, .txt), COCO .json",
+    )
+    weights: str | None = Field(
+        None, pattern=r"\S", description="semantic model to score: a path or URL, or python:module:factory"
+    )
+    data: str | None = Field(
+        None, pattern=r"\S", description="pictures and labels for it: folder, manifest or list"
+    )
+    output: str = Field(pattern=r"\S", description="folder or bucket URL for metrics.json")
+    root: str | None = Field(None, description="what the paths of a manifest or list are relative to")
+    split: Literal["train", "val", "test", "all"] | None = Field(
+        None, description="of a manifest, data or COCO JSON; default test of data, all of labels"
+    )
+    classes: list[str] | None = Field(
+        None,
+        description="names of the classes, from 0 up; default the model's, or background and foreground for "
+        "0/255 masks",
+    )
+    values: Literal["auto", "indices", "binary"] = Field(
+        "auto", description="what labels hold: class indices, or 0 and 255"
+    )
+    void: list[int] = Field([], description="label values besides 255 that belong to no class")
+    prediction_values: Literal["auto", "indices", "binary"] = Field(
+        "auto", description="what predicted label pictures hold"
+    )
+    categories: Literal["auto", "name", "id"] = Field(
+        "auto",
+        description="how predicted categories are found in COCO labels; auto: by name, of COCO results by id",
+    )
+    detections: int = Field(
+        COCO_DETECTIONS, ge=1, description="most predicted instances of an image and category that count"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto, as in training: bf16 on a GPU, fp32 on a CPU"
+    )
+    max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
+    max_rejects: float = Field(
+        0.0, ge=0, le=1, description="exit 3 when a larger share of the labels is in no score"
+    )
+
+    @model_validator(mode="after")
+    def _one_task(self) -> "EvaluateSettings":
+        """Predictions and labels, or weights and data."""
+        wanted, others = ("predictions", "labels"), ("weights", "data")
+        if self.weights is not None or self.data is not None:
+            wanted, others = others, wanted
+        problems = [f"{name} is required" for name in wanted if getattr(self, name) is None]
+        given = [name for name in others if getattr(self, name) is not None]
+        if given:
+            problems.append(f"give predictions and labels, or weights and data; not {', '.join(given)} too")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,117 @@
+"""A survey -> which pairs are trained on, validated on and held out, and what is known of them."""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.errors import SettingsError
+from segray.sources.item import Source
+from segray.sources.pair_lists import COLUMNS
+from segray.sources.pairs import Pair, Pairs
+from segray.storage import split_protocol
+from segray.train.dataset import SPLITS
+from segray.train.pair_table import pair_table
+from segray.train.splits import Deal, deal_alike, near_duplicates
+from segray.train.survey import column_sums, mean_and_deviation
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs that can be used, and what is known of them."""
+
+    pairs: list[Pair]
+    """In the order of the listing."""
+    splits: list[str]
+    """Of each: train, val or test."""
+    table: pa.Table
+    """PAIRS: those of train, then those of val."""
+    counts: list[int]
+    """Pixels of each class in the training pairs."""
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    digest: str
+    """sha256 over the splits and the contents of all pairs, hex."""
+    rejected: list[tuple[str, str]]
+    """(address, reason)."""
+    listed: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> pairs."""
+        number = Counter(self.splits)
+        return {split: number[split] for split in SPLITS}
+
+    @property
+    def rejected_share(self) -> float:
+        """Of all that was listed."""
+        return len(self.rejected) / max(1, self.listed)
+
+    def told(self) -> str:
+        """One line for a person; two data sets with the same line are the same."""
+        parts = ", ".join(f"{number:,} {split}" for split, number in self.sizes.items())
+        return f"{parts} (sha256 {self.digest[:16]})"
+
+
+def dealt(listed: Pairs, rows: pa.Table, deal: Deal) -> Data:
+    """Deal the pairs that could be read to the splits; photos that look alike go together.
+
+    rows: FIGURES of `listed.pairs`. Raises SettingsError when none is left to train or to validate with.
+    """
+    good = pc.is_null(rows["error_type"])
+    pairs = list(compress(listed.pairs, good.to_pylist()))
+    bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
+    rejected = [(one.uri, one.error) for one in listed.rejected]
+    rejected += [(pair.image.uri, str(error)) for pair, error, is_good in bad if not is_good]
+    kept = rows.filter(good)
+    digests = kept["digest"].to_pylist()
+    splits = deal_alike(deal, pairs, digests, near_duplicates(kept["likeness"].to_pylist()))
+    for split in ("train", "val"):
+        if split not in splits:
+            raise SettingsError(
+                f"data: no pair is left in {split} ({len(pairs):,} can be used); add some, name splits in "
+                "the data, or set another split_seed or val_share"
+            )
+    train, val = ([place for place, each in enumerate(splits) if each == split] for split in ("train", "val"))
+    trained = kept.take(pa.array(train))
+    mean, deviation = mean_and_deviation(trained)
+    return Data(
+        pairs,
+        splits,
+        pair_table([pairs[place] for place in train + val], kept.take(pa.array(train + val))),
+        column_sums(trained["counts"]).tolist(),
+        mean,
+        deviation,
+        _digest(splits, digests, kept["label_digest"].to_pylist()),
+        rejected,
+        len(listed.pairs) + len(listed.rejected),
+    )
+
+
+def _digest(splits: Sequence[str], images: Sequence[str], labels: Sequence[str]) -> str:
+    """Neither names nor their order matter."""
+    lines = sorted(map(" ".join, zip(splits, images, labels, strict=True)))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def splits_csv(data: Data) -> bytes:
+    """A manifest that `--data` reads back: the same pairs in the same splits.
+
+    Local paths are absolute; URLs come without credentials and query strings.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for pair, split in zip(data.pairs, data.splits, strict=True):
+        rows.writerow([_openable(pair.image), _openable(pair.label), split])
+    return text.getvalue().encode()
+
+
+def _openable(file: Source) -> str:
+    return file.address if split_protocol(file.uri)[0] == "file" else file.uri

@@ -1,0 +1,80 @@
+"""Which settings and data make a model what it is: another identity may not write into an output."""
+
+import json
+from typing import Any
+
+from segray.bulk.store import Store
+from segray.errors import SettingsError
+from segray.train.loop import CHECKPOINT, MODEL
+from segray.train.settings import TrainSettings
+
+PLAN, RUN = "_segray/plan.json", "run.json"
+FORMAT = 1
+UNDECIDING = frozenset(
+    {
+        *("config", "print_config", "dry_run", "storage", "ray"),
+        *("data", "root", "output"),  # what is in the data decides, not where they are
+        *("device", "workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
+        "epochs",  # a run may be made longer
+    }
+)
+"""Settings that may change when a run goes on; every other one is part of its identity."""
+
+
+def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, Any]:
+    """What weights depend on besides the data, by dotted names.
+
+    resolved: what settings that say `auto` came to.
+    """
+    plain = settings.model_dump(mode="json", exclude=set(UNDECIDING)) | resolved
+    kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
+    return kept
+
+
+def _flat(plain: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = value
+    return found
+
+
+def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
+    """Whether a run has begun in the output.
+
+    Raises SettingsError naming every difference when it was begun with other settings, and when there is a
+    model of which nothing is known.
+    """
+    there = store.read_json(PLAN)
+    if not isinstance(there, dict) or not isinstance(there.get("settings"), dict):
+        for name in (MODEL, CHECKPOINT):
+            if store.read(name) is not None:
+                raise SettingsError(
+                    f"output: {output} holds {name}, but its {PLAN} is gone or damaged; use another --output"
+                )
+        return False
+    kept = there["settings"]
+    names = [name for name in {**kept, **identity} if kept.get(name) != identity.get(name)]
+    if names:
+        raise SettingsError(
+            f"output: {output} was begun with other settings; use another --output, or the same settings:",
+            *(f"  {name}: {kept.get(name)} there, {identity.get(name)} now" for name in names),
+        )
+    return True
+
+
+def check_data(store: Store, told: str, output: str) -> None:
+    """Raise SettingsError when the output was made from other data; told: what tells data sets apart."""
+    there = store.read_json(PLAN)["data"]
+    if there != told:
+        raise SettingsError(
+            f"output: {output} was begun with other data; use another --output, or the same data:",
+            f"  data: {there} there, {told} now",
+        )
+
+
+def write_plan(store: Store, identity: dict[str, Any], told: str) -> None:
+    """To be done before anything is trained."""
+    store.write_json(PLAN, {"settings": identity, "data": told})

@@ -1,0 +1,137 @@
+"""The training loop of one process: steps, scores, reports, and checkpoints it goes on from. No Ray.
+
+    checkpoints/last.pt   network, average, optimiser, schedule, history, position in the epoch, its losses
+    model.pt              the best network so far
+    metrics.jsonl         the history, a line an epoch
+
+All of it is written by the process of rank 0, each file whole or not at all. Every other draw and sum is a
+function of the seed and the step, so what is done again after a kill is done as it was.
+
+Ray Train's own registry of checkpoints was tried: its snapshot file is written in place, so a kill in that
+moment leaves a run that cannot go on, and what was reported in the last two seconds before a crash is lost.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import distributed
+
+from segray.bulk.store import Store
+from segray.models.modelfile import plain_contents
+from segray.models.semanticfile import semantic_bytes
+from segray.train.semantic import Batch, SemanticTraining
+
+CHECKPOINT, MODEL, METRICS = "checkpoints/last.pt", "model.pt", "metrics.jsonl"
+
+
+class Loop:
+    """Epoch by epoch to the last, from where the output stands."""
+
+    def __init__(
+        self, training: SemanticTraining, store: Store, rank: int, checkpoint_every_s: float
+    ) -> None:
+        self.training, self._store, self._rank = training, store, rank
+        self._every_s = checkpoint_every_s
+        self.position = 0
+        """Steps of the present epoch that are done."""
+        self._losses = self._seconds = 0.0
+        """Of these steps, summed."""
+        self._saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint in the output, if there is one. Raises SettingsError if it is damaged."""
+        data = self._store.read(CHECKPOINT)
+        if data is None:
+            return
+        state = plain_contents(f"{self._store.root}/{CHECKPOINT}", data)
+        self.training.load_state_dict(state["training"])
+        self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
+
+    def run(self, stream: Iterator[Batch], train: int, scored: int) -> None:
+        """The steps that are left.
+
+        stream: from `position` of the present epoch on, this process's part of each global batch, then its
+        pictures to score, then the next epoch. train: pictures of an epoch, of all processes; scored: this
+        process's pictures to score.
+        """
+        task = self.training.task
+        while self.training.epoch < task.epochs:
+            while self.position < task.steps_per_epoch:
+                self._step(stream)
+            self._share_statistics()
+            val_loss, scores = self.training.score(islice(stream, scored))
+            figures = scores.compute()
+            self.training.epoch += 1
+            self.training.schedule.observe(figures["miou"])
+            self._report(
+                {
+                    "epoch": self.training.epoch,
+                    "step": self.training.step,
+                    "train_loss": self._losses / task.steps_per_epoch,
+                    "val_loss": val_loss,
+                    "miou": figures["miou"],
+                    "dice": figures["dice"],
+                    "pixel_accuracy": figures["pixel_accuracy"],
+                    "iou": figures["per_class"]["iou"],
+                    "lr": self.training.optimizer.param_groups[0]["lr"],
+                    "images_per_s": train / self._seconds,
+                }
+            )
+            self.position, self._losses, self._seconds = 0, 0.0, 0.0
+            self._save()
+
+    def _step(self, stream: Iterator[Batch]) -> None:
+        started = time.monotonic()
+        # dropout and its like draw from here: the same after a restart as without one
+        torch.manual_seed(_drawn(self.training.task.seed, self.training.step, self._rank))
+        self._losses += self.training.train_step(next(stream))
+        self.position += 1
+        self._seconds += time.monotonic() - started
+        if time.monotonic() - self._saved >= self._every_s:
+            self._save()
+
+    def _share_statistics(self) -> None:
+        """Rank 0's running statistics of the norms for all: they are what is kept, so they are scored."""
+        if distributed.is_initialized():
+            for buffer in self.training.scored.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def _report(self, line: dict[str, Any]) -> None:
+        """Everything that is shown of an epoch; written again, the same, if the epoch is done again."""
+        history = self.training.history
+        best = max((each["miou"] for each in history), default=-1.0)
+        history.append(line)
+        if self._rank != 0:
+            return
+        if not line["miou"] <= best:
+            card = self.training.task.card
+            self._store.write(MODEL, semantic_bytes(card, self.training.scored.state_dict()))
+        self._store.write(METRICS, "".join(json.dumps(each) + "\n" for each in history).encode())
+
+    def _save(self) -> None:
+        """Only one process does: what counts is the same in all."""
+        self._saved = time.monotonic()
+        if self._rank != 0:
+            return
+        state = {
+            "training": self.training.state_dict(),
+            "position": self.position,
+            "losses": self._losses,
+            "seconds": self._seconds,
+        }
+        file = io.BytesIO()
+        torch.save(state, file)
+        self._store.write(CHECKPOINT, file.getvalue())
+        self._saved = time.monotonic()
+
+
+def _drawn(seed: int, step: int, rank: int) -> int:
+    """63 bits for a step of a process."""
+    digest = hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,72 @@
+"""What a person sees while a model is trained: a line an epoch, as it comes into metrics.jsonl."""
+
+import _thread
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from segray.bulk.lock import Lock
+from segray.bulk.store import Store
+from segray.errors import JobFailedError
+
+_METRICS = "metrics.jsonl"
+_LOOK_EVERY_S = 2.0
+
+
+def metrics(store: Store) -> list[dict[str, Any]]:
+    """The epochs that are done."""
+    return [json.loads(line) for line in (store.read(_METRICS) or b"").decode().splitlines()]
+
+
+def say(line: str) -> None:
+    """To the terminal."""
+    print(f"segray: {line}", file=sys.stderr, flush=True)
+
+
+class Watch:
+    """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
+
+    def __init__(self, store: Store, epochs: int, lock: Lock) -> None:
+        self._store, self._epochs, self._lock = store, epochs, lock
+        self.error: JobFailedError | None = None
+        """Set before the main thread is interrupted."""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="segray-watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._shown = len(metrics(self._store))
+        self._started, self._first = time.monotonic(), self._shown
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        if error is None:
+            self._show()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_LOOK_EVERY_S):
+            try:
+                self._lock.check()
+                self._show()
+            except JobFailedError as error:
+                self.error = error
+                _thread.interrupt_main()
+                return
+
+    def _show(self) -> None:
+        for line in metrics(self._store)[self._shown :]:
+            self._shown += 1
+            seconds = (time.monotonic() - self._started) / (self._shown - self._first)
+            left = int(seconds * (self._epochs - self._shown))
+            say(
+                f"epoch {line['epoch']} of {self._epochs}: loss {line['train_loss']:.4f}, val "
+                f"{line['val_loss']:.4f}, mIoU {line['miou']:.4f}, {line['images_per_s']:.1f} images/s, "
+                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            )

@@ -1,0 +1,36 @@
+"""What training workers reserve: all of it fits, or the command says so."""
+
+from itertools import product
+
+import pytest
+
+from segray.cluster import Cluster
+from segray.errors import SettingsError
+from segray.train.resources import LOADER_CPUS, PLACES_CPUS, share_out
+
+CPUS, WORKERS, LOADERS = (1, 2, 3, 4, 7, 16, 96), (1, 2, 3, 4, 8, 31), (1, 2, 4, 16)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_all_workers_and_loaders_fit_at_the_same_time_or_are_refused(device: str) -> None:
+    refused = 0
+    for cpus, workers, loaders in product(CPUS, WORKERS, LOADERS):
+        cluster = Cluster(cpus, 8, cpus, 8)
+        streams = workers * (loaders * LOADER_CPUS + PLACES_CPUS)
+        try:
+            shares = share_out(workers, loaders, device, cluster)
+        except SettingsError:
+            refused += 1
+            assert streams + workers * 0.1 > cpus - 1e-9 or (device == "cuda" and workers > 8)
+            continue
+        assert workers * shares.cpus + streams <= cpus + 1e-9
+        assert 0.0999 < shares.cpus <= 1
+        assert shares.of_a_worker.get("GPU", 0.0) == (device == "cuda")
+    assert 0 < refused < len(CPUS) * len(WORKERS) * len(LOADERS)
+
+
+def test_a_refusal_says_what_to_ask_for() -> None:
+    with pytest.raises(SettingsError, match=r"workers: 8 with 4 loaders each do not fit into 4 CPUs"):
+        share_out(8, 4, "cpu", Cluster(4, 0, 4, 0))
+    with pytest.raises(SettingsError, match=r"workers: 2 with a GPU each are asked for, there are 1; "):
+        share_out(2, 1, "cuda", Cluster(16, 1, 16, 1))
