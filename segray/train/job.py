@@ -158,7 +158,7 @@ def _open_output(settings: TrainSettings) -> Store:
 
 def _design(settings: TrainSettings, listed: Pairs) -> Design:
     """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
-    from segray.models.semantic import complete_settings
+    from segray.models.semantic import check_recomputing, complete_settings
     from segray.train.losses import outputs_for
     from segray.train.schedules import Schedule, ScheduleSettings
 
@@ -168,6 +168,8 @@ def _design(settings: TrainSettings, listed: Pairs) -> Design:
     loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
     Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
     complete = complete_settings(settings.arch, settings.arch_settings)
+    if settings.activation_checkpointing:
+        check_recomputing(settings.arch)
     return Design(rules, names, loss, outputs_for(loss, len(names)), complete)
 
 
@@ -198,6 +200,8 @@ def _where(settings: TrainSettings, ray: _Ray) -> tuple[str, str]:
         device = settings.device
     if ray.in_cluster:
         share_out(settings.workers, settings.loaders, device, ray.cluster())
+    if settings.precision == "fp16" and device == "cpu":
+        raise SettingsError("precision: fp16 needs a GPU; take fp32 or bf16 on a CPU")
     if settings.precision == "auto":
         return device, "bf16" if device == "cuda" else "fp32"
     return device, settings.precision
@@ -315,6 +319,9 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
         settings.clip,
         settings.ema,
         settings.pretrained,
+        settings.accumulate,
+        settings.activation_checkpointing,
+        settings.compile,
     )
     fill = tuple(round(255 * each) for each in data.mean)
     feed = Feed(

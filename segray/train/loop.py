@@ -2,7 +2,8 @@
 
     checkpoints/last.pt   network, average, optimiser, schedule, history, position in the epoch, its losses
     model.pt              the best network so far
-    metrics.jsonl         the history, a line an epoch
+    metrics.jsonl         the history, a line an epoch; tensorboard/ and curves.png show the same
+    samples/              panels of a few pictures, as the best network sees them
 
 All of it is written by the process of rank 0, each file whole or not at all. Every other draw and sum is a
 function of the seed and the step, so what is done again after a kill is done as it was.
@@ -14,8 +15,10 @@ moment leaves a run that cannot go on, and what was reported in the last two sec
 import hashlib
 import io
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -27,6 +30,8 @@ from segray.models.modelfile import plain_contents
 from segray.models.semanticfile import semantic_bytes
 from segray.train.semantic import Batch, SemanticTraining
 
+DRAWN_EVERY_S = 20.0
+"""Curves take most of a second, where an epoch may take one."""
 CHECKPOINT, MODEL, METRICS = "checkpoints/last.pt", "model.pt", "metrics.jsonl"
 
 
@@ -34,15 +39,22 @@ class Loop:
     """Epoch by epoch to the last, from where the output stands."""
 
     def __init__(
-        self, training: SemanticTraining, store: Store, rank: int, checkpoint_every_s: float
+        self,
+        training: SemanticTraining,
+        store: Store,
+        rank: int,
+        checkpoint_every_s: float,
+        shown: Sequence[Batch] = (),
     ) -> None:
-        self.training, self._store, self._rank = training, store, rank
+        """shown: pictures, each alone, of which panels are drawn."""
+        self.training, self._store, self._rank, self._shown = training, store, rank, shown
         self._every_s = checkpoint_every_s
         self.position = 0
         """Steps of the present epoch that are done."""
         self._losses = self._seconds = 0.0
         """Of these steps, summed."""
         self._saved = time.monotonic()
+        self._drawn = -math.inf
 
     def restore(self) -> None:
         """Go on from the checkpoint in the output, if there is one. Raises SettingsError if it is damaged."""
@@ -81,6 +93,7 @@ class Loop:
                     "iou": figures["per_class"]["iou"],
                     "lr": self.training.optimizer.param_groups[0]["lr"],
                     "images_per_s": train / self._seconds,
+                    "time": time.time(),
                 }
             )
             self.position, self._losses, self._seconds = 0, 0.0, 0.0
@@ -112,7 +125,34 @@ class Loop:
         if not line["miou"] <= best:
             card = self.training.task.card
             self._store.write(MODEL, semantic_bytes(card, self.training.scored.state_dict()))
+            self._draw_samples()
         self._store.write(METRICS, "".join(json.dumps(each) + "\n" for each in history).encode())
+        self._draw_history()
+
+    def _draw_samples(self) -> None:
+        from segray.train.samples import Sample, write_sample
+
+        filesystem, folder = self._store.filesystem, f"{self._store.root}/samples"
+        for batch in self._shown:
+            picture = batch.pixels[0].permute(1, 2, 0).numpy()
+            found = self.training.classes(batch.pixels)[0].numpy()
+            sample = Sample(batch.names[0], picture, batch.classes[0].numpy(), found)
+            with suppress(OSError):  # what a storage does not take ends no training
+                write_sample(filesystem, folder, sample, self.training.task.card.classes)
+
+    def _draw_history(self) -> None:
+        from segray.train.curves import write_curves
+        from segray.train.events import write_events
+
+        task, store, history = self.training.task, self._store, self.training.history
+        with suppress(OSError):
+            write_events(store.filesystem, f"{store.root}/tensorboard", history, task.card.classes)
+        last = self.training.epoch == task.epochs
+        if last or time.monotonic() - self._drawn >= DRAWN_EVERY_S:
+            with suppress(OSError):
+                path = f"{store.root}/curves.png"
+                write_curves(store.filesystem, path, history, task.card.classes)
+            self._drawn = time.monotonic()
 
     def _save(self) -> None:
         """Only one process does: what counts is the same in all."""

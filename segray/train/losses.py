@@ -152,7 +152,8 @@ class SemanticLoss:
         The gradient of the loss is then slopes . d(sums)/dw, and d(sums)/dw adds over parts of a batch.
         """
         sums = sums.detach().requires_grad_()
-        return torch.autograd.grad(self.value(sums), sums)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad(self.value(sums), sums)[0]
 
     def _pixels(self, logits: Tensor, target: Tensor) -> Pixels:
         n, *size = target.shape

@@ -155,6 +155,11 @@ class SemanticTraining:
         merged = SemanticScores(scores.classes, matrix=matrix.cpu().numpy())
         return self.loss.value(total).item(), merged
 
+    @torch.inference_mode()
+    def classes(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, bands, h, w) -> uint8 (n, h, w) on the CPU: what the network that is scored sees."""
+        return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on exactly, plain types and tensors: all random draws follow from the step."""
         return {

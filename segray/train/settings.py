@@ -60,9 +60,16 @@ class TrainSettings(JobSettings):
     test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
     workers: int = Field(1, ge=1, description="processes that train, by DDP")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they train")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU, fp32 on a CPU"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp16, with a scaled loss, on a GPU alone"
     )
+    accumulate: int = Field(
+        1, ge=1, description="parts in which a worker does its pictures of a step, to take less memory"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute maps again in the backward pass instead of keeping them"
+    )
+    compile: bool = Field(False, description="train with torch.compile")
     loaders: int = Field(2, ge=1, description="processes that decode, for each worker")
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of pairs is rejected")

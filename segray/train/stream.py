@@ -30,6 +30,7 @@ from segray.storage import StorageSettings
 from segray.train.examples import Framing, order_of, share_of
 from segray.train.pair_table import as_surveyed, pairs_at
 from segray.train.resources import LOADER_CPUS, PLACES_CPUS
+from segray.train.samples import chosen
 from segray.train.semantic import Batch
 from segray.train.survey import FIGURES, PASSING, figures
 
@@ -127,6 +128,19 @@ _MAPPED: dict[str, Any] = {
     "max_restarts": -1,
     "max_task_retries": _RETRIES,
 }
+
+
+def pictured(pairs: Any, feed: Feed) -> list[Batch]:
+    """A few of the pictures that are scored, each alone, for a person; fewer where some cannot be read."""
+    table: pa.Table = ray.get(pairs)
+    names = table["name"].slice(feed.train, feed.val).to_pylist()
+    some = pairs_at(table, [feed.train + place for place in chosen(names)])
+    found = []
+    for pair, example in zip(some, feed.reading.reader().read(some), strict=True):
+        if isinstance(example, Example):
+            pixels, classes = feed.framing.scoring(example)
+            found.append(Batch(pixels[None], classes[None], [pair.name]))
+    return found
 
 
 def _read(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:

@@ -27,7 +27,7 @@ from segray.train.identity import PLAN
 from segray.train.loop import Loop
 from segray.train.resources import Shares
 from segray.train.semantic import SemanticTraining, Task
-from segray.train.stream import Feed, Part, batches
+from segray.train.stream import Feed, Part, batches, pictured
 
 _FAILED = "_segray/failed.json"
 _ABORT_S = 20.0
@@ -135,7 +135,8 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
     if run.device == "cpu":  # Ray sets one thread for each CPU that is reserved, a share of what there is
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     training = SemanticTraining(run.task, ray.train.torch.get_device())
-    loop = Loop(training, store, part.rank, run.checkpoint_every_s)
+    shown = pictured(pairs, run.feed) if part.rank == 0 else []
+    loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown)
     loop.restore()
     epochs = range(training.epoch, run.task.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)

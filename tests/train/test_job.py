@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segray.bulk.lock import Lock
 from segray.bulk.store import Store
@@ -37,6 +38,21 @@ def test_from_pictures_to_a_model_that_finds_squares(data: Path, whole: Path) ->
     with torch.inference_mode():
         guess = classes_of(model.module(normal[None]))[0].numpy() == 1
     assert (guess & truth).sum() / (guess | truth).sum() > 0.6
+
+
+def test_what_a_person_looks_at(whole: Path) -> None:
+    panels = sorted((whole / "samples").iterdir())
+    assert len(panels) == 4
+    for panel in panels:
+        with Image.open(panel) as image:
+            colours = set(map(tuple, np.asarray(image).reshape(-1, 3).tolist()))
+        assert (128, 0, 0) in colours
+    with Image.open(whole / "curves.png") as image:
+        assert image.width > 1000
+    (file,) = (whole / "tensorboard").iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("val/miou")]
+    assert np.allclose(shown, [(line["step"], line["miou"]) for line in lines(whole)])
 
 
 def test_a_run_is_made_longer_by_two_workers_and_learns_what_one_learns(
