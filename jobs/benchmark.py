@@ -88,6 +88,7 @@ from jobs.benchmarks import (
     scenes,
     seams,
     start,
+    step,
 )
 from jobs.benchmarks.measure import Figure, Options, UnequalError
 
@@ -101,6 +102,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "start": start.figures,
     "seams": seams.figures,
     "scenes": scenes.figures,
+    "step": step.figures,
     "accuracy": accuracy.figures,
     "plain": plain.figures,
 }
