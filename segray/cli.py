@@ -18,6 +18,7 @@ exit codes:
 TRAIN_EXAMPLES = """examples:
   segray train --data people/train.csv --output out/people --epochs 30 --size 320 --fit resize
   segray train --data s3://bucket/streets --output s3://bucket/model --arch unet:resnet50 --workers 4
+  segray train --data nuclei/instances.json --root nuclei/images --output out/nuclei --arch compact-maskrcnn
   segray train --config train.yaml
 
 exit codes:
@@ -50,7 +51,7 @@ Image archives into segmentation labels, on one machine or a Ray cluster.
 
 verbs:
   annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
-  train --data URL --output URL     a semantic model (U-Net and others) from pictures and label maps
+  train --data URL --output URL     a model: U-Net and others from label maps, Mask R-CNN from COCO
   predict SOURCE... --output URL    label maps with such a model: PNG for pictures, COG for scenes
   evaluate --output URL             scores of predictions against labels, or of a model over data
   models [--json]                   what can be loaded, its licence and where the weights come from

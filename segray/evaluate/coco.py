@@ -24,6 +24,8 @@ class TrueImage:
     """`file_name`."""
     size: tuple[int, int]
     """Height, width in pixels."""
+    split: object = None
+    """What the data say, unchecked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
             raise SettingsError(f"{where}: image {entry['id']} has no file_name")
         if not all(type(side) is int and side > 0 for side in size) or size[0] * size[1] > MOST_PIXELS:
             raise SettingsError(f"{where}: image {entry['id']} has no height and width that can be used")
-        images[entry["id"]] = TrueImage(f"{rank:09d} {name}", name, size)
+        images[entry["id"]] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"))
     return images
 
 

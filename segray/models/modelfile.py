@@ -3,7 +3,7 @@
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,9 +14,15 @@ from torchvision.models.detection import MaskRCNN
 
 from segray.errors import SettingsError
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
+from segray.models.resnetmaskrcnn import ResNetSettings, build_resnet50, build_resnet50_v2
 
 FORMAT = "segray-model/1"
-ARCHITECTURES = {"compact-maskrcnn": (build_compact_maskrcnn, CompactSettings)}
+ARCHITECTURES: dict[str, tuple[Callable[[int, Any], MaskRCNN], type[Any]]] = {
+    "compact-maskrcnn": (build_compact_maskrcnn, CompactSettings),
+    "maskrcnn_resnet50_fpn": (build_resnet50, ResNetSettings),
+    "maskrcnn_resnet50_fpn_v2": (build_resnet50_v2, ResNetSettings),
+}
+"""`INSTANCE_ARCHITECTURES`, what builds each and what it takes."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,16 @@ def save_model_file(
 
     Raises OSError if the folder cannot be written.
     """
-    content = {"format": FORMAT, **asdict(card), "state_dict": _stored(state_dict, half)}
     temporary = path.with_name(f".{path.name}.partial")
-    torch.save(content, temporary)
+    temporary.write_bytes(model_bytes(card, state_dict, half=half))
     temporary.replace(path)
+
+
+def model_bytes(card: ModelCard, state_dict: Mapping[str, Tensor], *, half: bool = True) -> bytes:
+    """The contents of a model file."""
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, **asdict(card), "state_dict": _stored(state_dict, half)}, file)
+    return file.getvalue()
 
 
 def load_model_file(file: Path | BinaryIO) -> LoadedModel:

@@ -66,7 +66,10 @@ def curves(history: Sequence[Line], classes: Sequence[str]) -> bytes:
     (loss, scores), (rate, ious) = above.subplots(1, 2), below.subplots(1, 2, width_ratios=(1, 2))
     _plot_losses(loss, history)
     _plot_scores(scores, history)
-    _plot_classes(ious, history, classes)
+    if _decides(history) == "miou":
+        _plot_classes(ious, history, classes)
+    else:
+        ious.set_visible(False)  # AP of each category is not kept an epoch
     _plot(rate, "learning rate", history, [_curve(history, "lr", "")])
     if best is not None:
         for axes in (loss, scores, ious):
@@ -77,9 +80,14 @@ def curves(history: Sequence[Line], classes: Sequence[str]) -> bytes:
 
 
 def best_of(history: Sequence[Line]) -> Line | None:
-    """The first epoch of the highest mIoU; None if none has one."""
-    scored = [line for line in history if math.isfinite(_number(line.get("miou")))]
-    return max(scored, key=lambda line: float(line["miou"]), default=None)
+    """The first epoch of the highest mIoU, or AP; None if none has one."""
+    name = _decides(history)
+    scored = [line for line in history if math.isfinite(_number(line.get(name)))]
+    return max(scored, key=lambda line: float(line[name]), default=None)
+
+
+def _decides(history: Sequence[Line]) -> str:
+    return "ap" if any("ap" in line for line in history) else "miou"
 
 
 def class_curves(history: Sequence[Line], classes: Sequence[str]) -> list[Curve]:
@@ -102,7 +110,9 @@ def lowest(found: list[Curve], number: int) -> list[Curve]:
 def _title(history: Sequence[Line], best: Line | None) -> str:
     if best is None:
         return f"epoch {history[-1]['epoch']}" if history else "no epoch yet"
-    return f"epoch {history[-1]['epoch']}; best mIoU {best['miou']:.4f} at epoch {best['epoch']} (dotted)"
+    name = _decides(history)
+    figure = f"{SCORES[name]} {best[name]:.4f}"
+    return f"epoch {history[-1]['epoch']}; best {figure} at epoch {best['epoch']} (dotted)"
 
 
 def _curve(history: Sequence[Line], key: str, name: str) -> Curve:
@@ -114,7 +124,9 @@ def _number(value: Any) -> float:
 
 
 def _plot_losses(axes: "Axes", history: Sequence[Line]) -> None:
-    drawn = [_curve(history, "train_loss", "train"), _curve(history, "val_loss", "val")]
+    drawn = [_curve(history, "train_loss", "train")]
+    if any("val_loss" in line for line in history) or not history:
+        drawn.append(_curve(history, "val_loss", "val"))
     _plot(axes, "loss", history, drawn)
     values = [value for curve in drawn for value in curve.values if math.isfinite(value)]
     if values and min(values) > 0 and max(values) > _LOGARITHMIC * min(values):

@@ -33,7 +33,7 @@ class Data:
     table: pa.Table
     """PAIRS: those of train, then those of val."""
     counts: list[int]
-    """Pixels of each class in the training pairs."""
+    """Pixels of each class in the training pairs; of instance models instances of each category."""
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     digest: str
@@ -41,6 +41,8 @@ class Data:
     rejected: list[tuple[str, str]]
     """(address, reason)."""
     listed: int
+    trained: pa.Table
+    """FIGURES of the training pairs, in the order of `table`."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -91,6 +93,7 @@ def dealt(listed: Pairs, rows: pa.Table, deal: Deal) -> Data:
         _digest(splits, digests, kept["label_digest"].to_pylist()),
         rejected,
         len(listed.pairs) + len(listed.rejected),
+        trained,
     )
 
 

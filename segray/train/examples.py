@@ -2,14 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.sources.pair_reader import Example
+from segray.train.semantic import Batch
 from segray.train.strength import AugmentSettings
 from segray.train.transforms import augmented, fitted
 
@@ -40,6 +42,35 @@ class Framing:
         pixels, classes = fitted(*_tensors(example), crop=crop, fit=self.fit)
         return pixels, classes
 
+    columns = pa.schema(
+        [("name", pa.string()), ("height", pa.int32()), ("width", pa.int32()),
+         ("pixels", pa.large_binary()), ("classes", pa.large_binary()),
+         ("error_type", pa.string()), ("error", pa.string())]
+    )  # fmt: skip
+    """Of a table a batch."""
+
+    def row(self, example: Example, epoch: int | None, item: str) -> dict[str, Any]:
+        """The columns of a picture but its name; epoch None: to score."""
+        found = self.scoring(example) if epoch is None else self.training(example, epoch, item)
+        pixels, classes = (part.numpy() for part in found)
+        return dict(zip(("height", "width"), classes.shape, strict=True)) | {
+            "pixels": pixels.tobytes(),
+            "classes": classes.tobytes(),
+        }
+
+    def batch(self, table: pa.Table) -> Batch:
+        """One without a row is a picture that is void all over: all workers step together."""
+        if not table.num_rows:
+            pixels = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
+            return Batch(pixels, torch.full_like(pixels[:, 0], 255), [])
+        height, width = table["height"][0].as_py(), table["width"][0].as_py()
+        pixels, classes = (
+            torch.from_numpy(np.stack([np.frombuffer(each.as_buffer(), np.uint8) for each in table[name]]))
+            for name in ("pixels", "classes")
+        )
+        shape = (height, width)
+        return Batch(pixels.view(-1, 3, *shape), classes.view(-1, *shape), table["name"].to_pylist())
+
 
 def _tensors(example: Example) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.ascontiguousarray(example.pixels.transpose(2, 0, 1)))
@@ -50,6 +81,22 @@ def order_of(items: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch shows them: another one each epoch, the same in every process."""
     draw = hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()
     return np.random.default_rng(np.frombuffer(draw, np.uint64)).permutation(items)
+
+
+def drawn_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """As many as there are weights, drawn by them with replacement: some come twice, some not at all."""
+    draw = hashlib.sha256(f"drawn:{seed}:{epoch}".encode()).digest()
+    random = np.random.default_rng(np.frombuffer(draw, np.uint64))
+    return random.choice(len(weights), len(weights), p=weights / weights.sum())
+
+
+def turns_of(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each item of an order came before, in the order."""
+    sort = np.argsort(order, kind="stable")
+    starts = np.searchsorted(order[sort], order[sort])
+    turns = np.empty(len(order), np.int64)
+    turns[sort] = np.arange(len(order)) - starts
+    return turns
 
 
 def share_of(order: NDArray[np.int64], batch_size: int, rank: int, workers: int) -> list[NDArray[np.int64]]:

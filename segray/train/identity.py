@@ -6,7 +6,7 @@ from typing import Any
 from segray.bulk.store import Store
 from segray.errors import SettingsError
 from segray.train.loop import CHECKPOINT, MODEL
-from segray.train.settings import TrainSettings
+from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
 PLAN, RUN = "_segray/plan.json", "run.json"
 FORMAT = 1
@@ -26,7 +26,8 @@ def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, 
 
     resolved: what settings that say `auto` came to.
     """
-    plain = settings.model_dump(mode="json", exclude=set(UNDECIDING)) | resolved
+    others = set() if settings.is_instance else set(INSTANCE_ONLY)
+    plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
     kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
     return kept
 

@@ -1,240 +1,159 @@
-"""Train an instance model: images in memory, augment, step, average, checkpoint, score.
+"""The training of an instance model, torchvision's Mask R-CNN: what a step and a score are. No Ray.
 
-One process is the rule; a launcher such as `torchrun` may start several, see `parallel`.
-
-Every draw of a step comes from a generator seeded by (seed, step) and every rate from the step alone, so the
-step number is the whole random state: a killed run that is started again ends with the same weights.
+The loss of a global batch is the mean over its pictures of what torchvision makes of each part: a process and
+a part (`InstanceTask.accumulate`) count by the pictures that they have. Torchvision divides by the proposals
+that it drew for a part, so parts and processes change the loss a little, unlike in semantic training.
 """
 
-import json
-import math
-import time
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.models.detection import MaskRCNN
+from pycocotools import mask as coco_mask
+from torch import Tensor, distributed
 
-from segray.errors import SettingsError
-from segray.models.maskrcnn import CompactSettings
-from segray.models.modelfile import ModelCard, build_model, save_model_file
-from segray.train import parallel
-from segray.train.augment import AugmentSettings, augmented, training_transform
-from segray.train.checkpoint import load_checkpoint, save_checkpoint
-from segray.train.dataset import InstanceImage, load_coco, split_images
-from segray.train.optimizers import decayed_groups
-from segray.train.scoring import score_model
+from segray.evaluate.instance import InstanceScores, Rle
+from segray.models.device import DTYPES
+from segray.models.modelfile import ModelCard, build_model, model_bytes
+from segray.models.resnetmaskrcnn import load_imagenet
+from segray.train.instance_batches import InstanceBatch, InstancePicture
+from segray.train.optimizers import OptimizerSettings
+from segray.train.schedules import ScheduleSettings
+from segray.train.scoring import encode
+from segray.train.training import Training
+
+_BLANK = 64
+"""Side of a picture without anything, for a process that has none in a step."""
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """One training run; a flag `--name value` of the command sets a field that is a number or a path."""
+class InstanceTask:
+    """What is trained and how; everything that decides the weights, but the pictures."""
 
-    data: Path
-    """Folder with instances.json and images/."""
-    output: Path
-    """Folder for model.pt, metrics.jsonl and the checkpoint."""
-    steps: int = 3000
-    """Optimiser steps; the learning rate falls to zero over them."""
-    batch_size: int = 8
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
-    gradient_norm: float = 5.0
-    ema_decay: float = 0.998
-    checkpoint_every: int = 50
-    score_every: int = 250
-    seed: int = 0
-    split_seed: int = 0
-    precision: str = "bf16"
-    """bf16 (autocast) or fp32."""
-    arch: str = "compact-maskrcnn"
-    arch_settings: dict[str, Any] = field(default_factory=lambda: asdict(CompactSettings()))
-    min_size: int = 512
-    max_size: int = 1024
-    licence: str = ""
-    source: str = ""
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    card: ModelCard
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+    precision: str
+    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
+    clip: float
+    ema: float
+    """Decay of the averaged weights; 0: none are kept."""
+    pretrained: bool = False
+    """Begin with ImageNet's weights in the ResNet."""
+    accumulate: int = 1
+    """Parts in which each process does its pictures of a global batch."""
 
 
-class InstanceTraining:
-    """The state of a run: network, its moving average, optimiser, step and the metrics so far."""
+class InstanceTraining(Training):
+    """A detector with masks."""
 
-    def __init__(self, settings: TrainSettings) -> None:
-        self.settings = settings
-        self.rank, self.workers = parallel.start()
-        settings.output.mkdir(parents=True, exist_ok=True)
-        images, categories = load_coco(settings.data)
-        self.splits = split_images(images, seed=settings.split_seed)
-        if not self.splits["train"] or not self.splits["val"]:
-            raise SettingsError(f"{settings.data}: too few images to have some in train and in val")
-        self.card = model_card(settings, self.splits["train"], categories)
-        self.weights = sampling_weights(self.splits["train"])
-        self.transform = training_transform(settings.augment)
-        torch.manual_seed(settings.seed)
-        self.model = build_model(self.card)
-        if settings.precision == "bf16":  # in fp32 this order made oneDNN's backward pass corrupt the heap
-            self.model.to(memory_format=torch.channels_last)
-        self.model.transform._skip_resize = True  # in training only: crops have their size already
-        averaging = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(decayed_groups(self.model, settings.weight_decay), lr=settings.lr)
-        self.step = 0
-        self.history: list[dict[str, float]] = []
-        self.losses: list[float] = []
+    best = "ap"
+    task: InstanceTask
 
-    def run(self) -> list[dict[str, float]]:
-        """Train to the last step from where the output folder stands; return the metrics of every score."""
-        self.resume()
-        started, first = time.monotonic(), self.step
-        while self.step < self.settings.steps:
-            self.losses.append(self.train_step())
-            self.step += 1
-            if self._due(self.settings.score_every):
-                seconds = time.monotonic() - started
-                self.score((self.step - first) * self.settings.batch_size / seconds)
-                started, first = time.monotonic(), self.step
-            if self.rank == 0 and self._due(self.settings.checkpoint_every):
-                self.save()
-        return self.history
+    def __init__(self, task: InstanceTask, device: torch.device) -> None:
+        torch.manual_seed(task.seed)
+        model = build_model(task.card)
+        if task.pretrained:
+            load_imagenet(model)
+        model.to(device)
+        if task.precision != "fp32":  # in fp32 this order made oneDNN's backward pass corrupt the heap
+            model.to(memory_format=torch.channels_last)
+        model.transform._skip_resize = True  # in training only: crops have their size already
+        super().__init__(task, model, device)
 
-    def train_step(self) -> float:
-        """One optimiser step; returns the sum of the losses. Raises ArithmeticError when it is not finite."""
-        settings = self.settings
-        torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1000 + self.rank)
-        pixels, targets = self.batch()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
-        self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss: Tensor = sum(self.model(pixels, targets).values(), torch.zeros(()))
-        if not math.isfinite(loss.item()):
-            raise ArithmeticError(f"the loss is {loss.item()} at step {self.step}: lower the learning rate")
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        shown = parallel.average(self.model, loss.item(), self.workers)
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_norm)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
-        return shown
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See Training."""
+        return tuple(name for _, name in sorted(self.task.card.categories.items()))
 
-    def batch(self) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Draw and augment this worker's images of the present step."""
-        count = self.settings.batch_size // self.workers
-        chosen = torch.multinomial(self.weights, count, replacement=True).tolist()
-        train = self.splits["train"]
-        samples = [augmented(train[index], self.transform, self.settings.augment) for index in chosen]
-        labels = {category: label for label, category in enumerate(sorted(self.card.categories), start=1)}
-        for _, target in samples:
-            target["labels"].apply_(labels.__getitem__)
-        return [pixels for pixels, _ in samples], [target for _, target in samples]
+    def figures(self, pictures: Iterable[InstanceBatch]) -> dict[str, Any]:
+        """See Training: AP of masks, and by size."""
+        scores = self.score(pictures)
+        if self._parallel is not None:
+            shards: list[InstanceScores] = [scores] * self._workers
+            distributed.all_gather_object(shards, scores)
+            scores = sum(shards, InstanceScores())
+        return dict(scores.compute())
 
-    def score(self, images_per_second: float) -> None:
-        """Score the averaged weights on the validation images; keep them as model.pt if they are the best."""
-        model = self.averaged_model()
-        own = score_model(model, self.card, self.splits["val"][self.rank :: self.workers])
-        scores = parallel.gathered(own, self.workers).compute()
-        losses, self.losses = self.losses, []
-        if self.rank != 0:
-            return
-        best = max((line.get("val_ap", -1.0) for line in self.history), default=-1.0)
-        if not scores["ap"] < best:
-            save_model_file(self.settings.output / "model.pt", self.card, model.state_dict())
-        self.history.append(
-            {
-                "step": self.step,
-                "train_loss": sum(losses) / max(1, len(losses)),
-                "lr": learning_rate(self.settings, self.step - 1),
-                "images_per_s": images_per_second,
-                **{f"val_{name}": value for name, value in scores.items() if not math.isnan(value)},
-            }
-        )
-        lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        temporary = self.settings.output / ".metrics.jsonl.partial"
-        temporary.write_text(lines)
-        temporary.replace(self.settings.output / "metrics.jsonl")
-        print(json.dumps(self.history[-1]), flush=True)
+    def score(self, pictures: Iterable[InstanceBatch]) -> InstanceScores:
+        """Truth and predictions of this process's pictures; in float32, whatever the precision."""
+        scores = InstanceScores()
+        ids = sorted(self.task.card.categories)
+        for batch in pictures:
+            for picture in batch.pictures:
+                scores.add_image(picture.name, picture.size)
+                for true in picture.truth:
+                    rle: Rle = {"size": list(picture.size), "counts": true["counts"]}
+                    scores.add_truth(
+                        picture.name, rle, true["category"], crowd=true["crowd"], area=true["area"]
+                    )
+                found = self.predict(picture.pixels)
+                masks, labels = encode(found["masks"] > 0.5), found["labels"].tolist()
+                for mask, label, score in zip(masks, labels, found["scores"].tolist(), strict=True):
+                    scores.add_prediction(picture.name, mask, ids[label - 1], score)
+        return scores
 
-    def averaged_model(self) -> MaskRCNN:
-        """Return the moving average, in evaluation mode."""
-        model = self.average.module
-        assert isinstance(model, MaskRCNN)
-        return model.eval()
+    @torch.inference_mode()
+    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
+        """uint8 (3, h, w) -> `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes`, on the CPU."""
+        model = self.scored.eval()
+        (found,) = model([pixels.to(self.device).float() / 255])
+        return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}
 
-    def save(self) -> None:
-        """Write the checkpoint; all random state is the step number."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "losses": self.losses,
-        }
-        save_checkpoint(self.settings.output / "checkpoint.pt", state)
+    def model_file(self) -> bytes:
+        """See Training."""
+        return model_bytes(self.task.card, self.scored.state_dict())
 
-    def resume(self) -> None:
-        """Go on from the output folder's checkpoint, if there is one."""
-        state = load_checkpoint(self.settings.output / "checkpoint.pt")
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.history, self.losses = state["step"], state["history"], state["losses"]
+    def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
+        """See Training: picture | truth | prediction, instances outlined."""
+        from segray.train.instance_samples import write_outlined
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.settings.steps
+        (one,) = picture.pictures
+        found = self.predict(one.pixels)
+        sure = found["scores"] >= 0.5
+        truth = [coco_mask.decode({"size": one.size, "counts": true["counts"]}) > 0 for true in one.truth]
+        masks = (found["masks"][sure] > 0.5).numpy()
+        write_outlined(filesystem, folder, one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+
+    def _backward(self, batch: InstanceBatch) -> Tensor:
+        """See Training."""
+        numbers = torch.tensor([len(batch.pictures)] * 2, dtype=torch.float64, device=self.device)
+        if self._parallel is not None:
+            distributed.all_reduce(numbers[:1])
+            distributed.all_reduce(numbers[1:], distributed.ReduceOp.MAX)
+        everyone, most = numbers.tolist()
+        parts = max(1, min(self.task.accumulate, int(most)))  # as many in every process
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in range(parts):
+            pictures = batch.pictures[part::parts]
+            share = len(pictures) / everyone
+            with self._alone(part < parts - 1):
+                loss = self._loss(pictures or [_blank()])
+                # DDP takes the mean over processes of what is to be added
+                self.scaler.scale(loss * share * self._workers).backward()
+            total += loss.detach().double() * share
+        if self._parallel is not None:
+            distributed.all_reduce(total)
+        return total
+
+    def _loss(self, pictures: list[InstancePicture]) -> Tensor:
+        pixels = [each.pixels.to(self.device).float() / 255 for each in pictures]
+        targets = [{name: t.to(self.device) for name, t in each.target.items()} for each in pictures]
+        kind, narrow = DTYPES[self.task.precision], self.task.precision != "fp32"
+        with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
+            losses: dict[str, Tensor] = self._network(pixels, targets)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero at the last step (Loshchilov and Hutter, SGDR)."""
-    warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    return settings.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-def sampling_weights(images: list[InstanceImage]) -> Tensor:
-    """Return how often to draw each image: a kind with n images is drawn as the square root of n."""
-    kinds = [image.kind for image in images]
-    return torch.tensor([kinds.count(kind) ** -0.5 for kind in kinds])
-
-
-def model_card(settings: TrainSettings, images: list[InstanceImage], categories: dict[int, str]) -> ModelCard:
-    """Describe the model to train; mean and deviation of the bands are those of the training images."""
-    means = torch.stack([image.pixels.float().mean((1, 2)) for image in images]) / 255
-    squares = torch.stack([(image.pixels.float() / 255).square().mean((1, 2)) for image in images])
-    mean = means.mean(0)
-    deviation = (squares.mean(0) - mean.square()).sqrt()
-    return ModelCard(
-        arch=settings.arch,
-        arch_settings=settings.arch_settings,
-        categories=categories,
-        image_mean=tuple(round(value, 4) for value in mean.tolist()),
-        image_std=tuple(round(value, 4) for value in deviation.tolist()),
-        min_size=settings.min_size,
-        max_size=settings.max_size,
-        licence=settings.licence,
-        source=settings.source,
-    )
-
-
-def parse_settings(arguments: list[str]) -> TrainSettings:
-    """Read `--name value` pairs; every field that is a number, text or path can be set."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m segray.train.instances", description=__doc__)
-    simple = [item for item in fields(TrainSettings) if item.type in (int, float, str, Path)]
-    for item in simple:
-        flag = "--" + item.name.replace("_", "-")
-        parser.add_argument(flag, type=item.type, required=item.name in ("data", "output"))
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    return replace(TrainSettings(given.pop("data"), given.pop("output")), **given)
-
-
-if __name__ == "__main__":
-    import sys
-
-    InstanceTraining(parse_settings(sys.argv[1:])).run()
+def _blank() -> InstancePicture:
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, _BLANK, _BLANK, dtype=torch.uint8),
+    }
+    return InstancePicture("", torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), target)

@@ -18,22 +18,26 @@ from segray.cluster import RAY_ENVIRONMENT, Cluster, start_ray
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.quiet import noise_to_file
 from segray.settings import printable
+from segray.sources.coco_listing import CocoListing, list_coco
 from segray.sources.fetch import read_all
 from segray.sources.labels import LabelRules, decide_values
 from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import shown
 from segray.train.data import Data, dealt, splits_csv
+from segray.train.events import SCORES
 from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
+from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
 from segray.train.interrupts import Interrupts
 from segray.train.pair_table import pair_table
 from segray.train.resources import Shares, share_out
-from segray.train.settings import TrainSettings
+from segray.train.settings import INSTANCE_ONLY, TrainSettings
 from segray.train.splits import Deal
 from segray.train.survey import Survey
-from segray.train.watch import Watch, metrics, say
+from segray.train.watch import Watch, figure, metrics, say
 from segray.versions import versions
 
 if TYPE_CHECKING:
+    from segray.train.stream import Reading
     from segray.train.trainer import Run
 
 T = TypeVar("T")
@@ -53,6 +57,24 @@ class Design:
     loss: str
     outputs: int
     arch_settings: dict[str, Any]
+    best = "miou"
+    counted = "class_pixels"
+    """What `Data.counts` holds."""
+
+    def resolved(self) -> dict[str, Any]:
+        """For the identity of a run."""
+        return {
+            "classes": self.names,
+            "values": self.rules.values,
+            "loss": self.loss,
+            "arch_settings": self.arch_settings,
+        }
+
+    def reading(self, settings: TrainSettings) -> "Reading":
+        """How pairs are read."""
+        from segray.train.stream import Reading
+
+        return Reading(self.rules, settings.max_pixels, settings.storage)
 
 
 class _Ray:
@@ -89,7 +111,7 @@ class Prepared:
     settings: TrainSettings
     store: Store
     listed: Pairs
-    design: Design
+    design: Design | InstanceDesign
     device: str
     precision: str
     identity: dict[str, Any]
@@ -131,21 +153,15 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
 
     ray = _Ray(settings, log, interrupts)
     store = attempt(lambda: _open_output(settings))
-    listed = attempt(lambda: list_pairs(settings.data, settings.storage, settings.root))
-    design = listed and attempt(lambda: _design(settings, listed))
+    found = attempt(lambda: _listed(settings))
+    design = found and attempt(lambda: _design(settings, found))
     where = attempt(lambda: _where(settings, ray))
-    if problems or store is None or not listed or not design or where is None:
+    if problems or store is None or not found or not design or where is None:
         raise SettingsError(*problems)
     device, precision = where
-    resolved = {
-        "classes": design.names,
-        "values": design.rules.values,
-        "loss": design.loss,
-        "arch_settings": design.arch_settings,
-        "precision": precision,
-    }
-    identity = identity_of(settings, resolved)
+    identity = identity_of(settings, design.resolved() | {"precision": precision})
     check_settings(store, identity, shown(settings.output))
+    listed = found.listed if isinstance(found, CocoListing) else found
     return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
 
 
@@ -156,12 +172,28 @@ def _open_output(settings: TrainSettings) -> Store:
     return store
 
 
-def _design(settings: TrainSettings, listed: Pairs) -> Design:
+def _listed(settings: TrainSettings) -> Pairs | CocoListing:
+    list_data = list_coco if settings.is_instance else list_pairs
+    return list_data(settings.data, settings.storage, settings.root)
+
+
+def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | InstanceDesign:
+    if isinstance(listed, CocoListing):
+        return design_instances(settings, listed)
+    return _design_semantic(settings, listed)
+
+
+def _design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
     """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
     from segray.models.semantic import check_recomputing, complete_settings
     from segray.train.losses import outputs_for
     from segray.train.schedules import Schedule, ScheduleSettings
 
+    defaults = TrainSettings.model_fields
+    if given := [name for name in INSTANCE_ONLY if getattr(settings, name) != defaults[name].default]:
+        raise SettingsError(
+            *(f"{name}: is for instance models, {settings.arch} is a semantic one" for name in given)
+        )
     rules, reason = _rules(settings, listed)
     names = tuple(settings.classes) if settings.classes else ("background", "foreground")[: rules.classes]
     say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
@@ -220,22 +252,25 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         check_data(store, data.told(), output)
     record = store.read_json(RUN)
     if record is not None and record["epochs"] >= settings.epochs:
-        _tell(record, output, f"nothing to do, {record['epochs']} epochs were trained before")
+        _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
         return data
     shares = prepared.shares()
     store.delete(RUN)
     write_plan(store, prepared.identity, data.told())
     store.write("splits.csv", splits_csv(data))
+    if isinstance(prepared.design, InstanceDesign):
+        store.write("splits.json", splits_json(prepared.design, data))
     _train(prepared, data, shares, lock)
     record = _record(prepared, data, time.monotonic() - started)
     store.write_json(RUN, record)
-    _tell(record, output, "done")
+    _tell(prepared, record, "done")
     return data
 
 
-def _tell(record: dict[str, Any], output: str, what: str) -> None:
-    best = record["best"]
-    say(f"{what}: best mIoU {best['miou']:.4f} on val in epoch {best['epoch']}; {output}/model.pt")
+def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
+    best, name, output = record["best"], prepared.design.best, shown(prepared.settings.output)
+    found = f"{SCORES[name]} {figure(best[name])}"
+    say(f"{what}: best {found} on val in epoch {best['epoch']}; {output}/model.pt")
 
 
 def _data(prepared: Prepared, *, begun: bool) -> Data:
@@ -252,12 +287,11 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
 def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
     import pyarrow as pa
 
-    from segray.train.stream import Reading
     from segray.train.stream import survey as surveyed
 
     settings = prepared.settings
     pairs = pair_table([prepared.listed.pairs[place] for place in missing])
-    reading = Reading(prepared.design.rules, settings.max_pixels, settings.storage)
+    reading = prepared.design.reading(settings)
     places = pa.array(missing)
     answers = surveyed(pairs, reading, prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
     try:
@@ -292,10 +326,12 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
     from segray.train.optimizers import OptimizerSettings
     from segray.train.schedules import ScheduleSettings
     from segray.train.semantic import Task
-    from segray.train.stream import Feed, Reading
+    from segray.train.stream import Feed
     from segray.train.trainer import Run
 
     settings, design, sizes = prepared.settings, prepared.design, data.sizes
+    if isinstance(design, InstanceDesign):
+        return run_of_instances(settings, design, data, prepared.device, prepared.precision)
     card = SemanticCard(
         settings.arch,
         design.arch_settings,
@@ -325,7 +361,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
     )
     fill = tuple(round(255 * each) for each in data.mean)
     feed = Feed(
-        Reading(design.rules, settings.max_pixels, settings.storage),
+        design.reading(settings),
         Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
         settings.batch_size,
         settings.seed,
@@ -339,7 +375,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
 
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
     """The contents of run.json; `seconds` are those of the run that finished."""
-    done = metrics(prepared.store)
+    done, best = metrics(prepared.store), prepared.design.best
     if not done:
         raise JobFailedError(f"output: {prepared.store.root}/metrics.jsonl is gone; run again to continue")
     return {
@@ -351,10 +387,10 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             "rejected": len(data.rejected),
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
             **data.sizes,
-            "class_pixels": data.counts,
+            prepared.design.counted: data.counts,
         },
         "epochs": done[-1]["epoch"],
-        "best": max(done, key=lambda line: float(line["miou"])),
+        "best": max(done, key=lambda line: -1.0 if line[best] is None else float(line[best])),
         "seconds": round(seconds, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

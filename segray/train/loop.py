@@ -27,8 +27,7 @@ from torch import distributed
 
 from segray.bulk.store import Store
 from segray.models.modelfile import plain_contents
-from segray.models.semanticfile import semantic_bytes
-from segray.train.semantic import Batch, SemanticTraining
+from segray.train.training import Training
 
 DRAWN_EVERY_S = 20.0
 """Curves take most of a second, where an epoch may take one."""
@@ -40,11 +39,11 @@ class Loop:
 
     def __init__(
         self,
-        training: SemanticTraining,
+        training: Training,
         store: Store,
         rank: int,
         checkpoint_every_s: float,
-        shown: Sequence[Batch] = (),
+        shown: Sequence[Any] = (),
     ) -> None:
         """shown: pictures, each alone, of which panels are drawn."""
         self.training, self._store, self._rank, self._shown = training, store, rank, shown
@@ -65,7 +64,7 @@ class Loop:
         self.training.load_state_dict(state["training"])
         self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
 
-    def run(self, stream: Iterator[Batch], train: int, scored: int) -> None:
+    def run(self, stream: Iterator[Any], train: int, scored: int) -> None:
         """The steps that are left.
 
         stream: from `position` of the present epoch on, this process's part of each global batch, then its
@@ -77,20 +76,15 @@ class Loop:
             while self.position < task.steps_per_epoch:
                 self._step(stream)
             self._share_statistics()
-            val_loss, scores = self.training.score(islice(stream, scored))
-            figures = scores.compute()
+            figures = self.training.figures(islice(stream, scored))
             self.training.epoch += 1
-            self.training.schedule.observe(figures["miou"])
+            self.training.schedule.observe(figures[self.training.best])
             self._report(
                 {
                     "epoch": self.training.epoch,
                     "step": self.training.step,
                     "train_loss": self._losses / task.steps_per_epoch,
-                    "val_loss": val_loss,
-                    "miou": figures["miou"],
-                    "dice": figures["dice"],
-                    "pixel_accuracy": figures["pixel_accuracy"],
-                    "iou": figures["per_class"]["iou"],
+                    **{name: _finite(value) for name, value in figures.items()},
                     "lr": self.training.optimizer.param_groups[0]["lr"],
                     "images_per_s": train / self._seconds,
                     "time": time.time(),
@@ -99,7 +93,7 @@ class Loop:
             self.position, self._losses, self._seconds = 0, 0.0, 0.0
             self._save()
 
-    def _step(self, stream: Iterator[Batch]) -> None:
+    def _step(self, stream: Iterator[Any]) -> None:
         started = time.monotonic()
         # dropout and its like draw from here: the same after a restart as without one
         torch.manual_seed(_drawn(self.training.task.seed, self.training.step, self._rank))
@@ -117,28 +111,22 @@ class Loop:
 
     def _report(self, line: dict[str, Any]) -> None:
         """Everything that is shown of an epoch; written again, the same, if the epoch is done again."""
-        history = self.training.history
-        best = max((each["miou"] for each in history), default=-1.0)
+        history, best = self.training.history, self.training.best
+        known = [each[best] for each in history if each[best] is not None]
         history.append(line)
         if self._rank != 0:
             return
-        if not line["miou"] <= best:
-            card = self.training.task.card
-            self._store.write(MODEL, semantic_bytes(card, self.training.scored.state_dict()))
+        if not known or (line[best] is not None and line[best] > max(known)):
+            self._store.write(MODEL, self.training.model_file())
             self._draw_samples()
-        self._store.write(METRICS, "".join(json.dumps(each) + "\n" for each in history).encode())
+        lines = (json.dumps(each, allow_nan=False) + "\n" for each in history)
+        self._store.write(METRICS, "".join(lines).encode())
         self._draw_history()
 
     def _draw_samples(self) -> None:
-        from segray.train.samples import Sample, write_sample
-
-        filesystem, folder = self._store.filesystem, f"{self._store.root}/samples"
-        for batch in self._shown:
-            picture = batch.pixels[0].permute(1, 2, 0).numpy()
-            found = self.training.classes(batch.pixels)[0].numpy()
-            sample = Sample(batch.names[0], picture, batch.classes[0].numpy(), found)
+        for picture in self._shown:
             with suppress(OSError):  # what a storage does not take ends no training
-                write_sample(filesystem, folder, sample, self.training.task.card.classes)
+                self.training.draw(picture, self._store.filesystem, f"{self._store.root}/samples")
 
     def _draw_history(self) -> None:
         from segray.train.curves import write_curves
@@ -146,12 +134,12 @@ class Loop:
 
         task, store, history = self.training.task, self._store, self.training.history
         with suppress(OSError):
-            write_events(store.filesystem, f"{store.root}/tensorboard", history, task.card.classes)
+            write_events(store.filesystem, f"{store.root}/tensorboard", history, self.training.names)
         last = self.training.epoch == task.epochs
         if last or time.monotonic() - self._drawn >= DRAWN_EVERY_S:
             with suppress(OSError):
                 path = f"{store.root}/curves.png"
-                write_curves(store.filesystem, path, history, task.card.classes)
+                write_curves(store.filesystem, path, history, self.training.names)
             self._drawn = time.monotonic()
 
     def _save(self) -> None:
@@ -175,3 +163,10 @@ def _drawn(seed: int, step: int, rank: int) -> int:
     """63 bits for a step of a process."""
     digest = hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _finite(value: Any) -> Any:
+    """A figure as JSON has it: None where it is not a number."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,14 +4,20 @@ As a list of `Pair`, each process that reads would hold its own, at 1.1 KB a pai
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from segray.errors import ItemError
+from segray.sources.coco_listing import AnnotatedPair
 from segray.sources.item import Source
 from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
+
+if TYPE_CHECKING:
+    from segray.train.coco_reader import CocoExample
+
+T = TypeVar("T", bound="Example | CocoExample | ItemError")
 
 _FILE = ("uri", "address", "version", "size")
 PAIRS = pa.schema(
@@ -21,9 +27,9 @@ PAIRS = pa.schema(
         for part in ("image", "label")
         for name in _FILE
     ]
-    + [("digest", pa.string()), ("label_digest", pa.string())]
+    + [("digest", pa.string()), ("label_digest", pa.string()), ("annotations", pa.large_string())]
 )
-"""`digest`s: sha256 of the two files when they were surveyed, hex."""
+"""`digest`s: sha256 of the two files when they were surveyed, hex; `annotations` as of an `AnnotatedPair`."""
 
 
 def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Table:
@@ -33,6 +39,7 @@ def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Tab
         "name": [pair.name for pair in pairs],
         "digest": [None] * len(pairs) if digests is None else digests["digest"],
         "label_digest": [None] * len(pairs) if digests is None else digests["label_digest"],
+        "annotations": [getattr(pair, "annotations", None) for pair in pairs],
     }
     for part in ("image", "label"):
         files = [getattr(pair, part) for pair in pairs]
@@ -43,7 +50,14 @@ def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Tab
 def pairs_at(table: pa.Table, places: Sequence[int]) -> list[Pair]:
     """The pairs in these rows; their split is left out."""
     rows = table.take(pa.array(places, pa.int64())).to_pylist()
-    return [Pair(row["item"], row["name"], _file(row, "image"), _file(row, "label"), None) for row in rows]
+    return [_pair(row) for row in rows]
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    image, label = _file(row, "image"), _file(row, "label")
+    if row["annotations"] is None:
+        return Pair(row["item"], row["name"], image, label, None)
+    return AnnotatedPair(row["item"], row["name"], image, label, None, row["annotations"])
 
 
 def _file(row: dict[str, Any], part: str) -> Source:
@@ -51,7 +65,7 @@ def _file(row: dict[str, Any], part: str) -> Source:
     return Source(uri, address, "file", version, size)
 
 
-def as_surveyed(example: Example | ItemError, digest: str, label_digest: str) -> Example | ItemError:
+def as_surveyed(example: T, digest: str, label_digest: str) -> T | ItemError:
     """The example, or an error where its files are not those that were surveyed."""
     if isinstance(example, ItemError):
         return example

@@ -1,36 +1,29 @@
-"""The training of a semantic network: step, average, score, state; alike in each of its processes. No Ray.
+"""The training of a semantic network: what a step and a score are. No Ray.
 
-One process is the rule of which several are the case: with an initialised process group, gradients are
-averaged by DDP and every sum (loss, confusion matrix) is added over the processes before it is divided.
+With several processes every sum (loss, confusion matrix) is added over them before it is divided.
 
 A global batch is the pictures of all processes and of all parts that a process does one after another
 (`Task.accumulate`). The loss and its gradient are those of the whole of it, whatever the processes and parts;
 only batch normalisation looks at the part.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segray.errors import JobFailedError
 from segray.evaluate.semantic import SemanticScores
 from segray.models.batchnorm import statistics_kept
 from segray.models.device import DTYPES
 from segray.models.semantic import recompute_blocks
-from segray.models.semanticfile import SemanticCard, classes_of, network_of
+from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
 from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
-from segray.train.optimizers import OptimizerSettings, build_optimizer
-from segray.train.schedules import Schedule, ScheduleSettings
-
-LEAST_SCALE = 1e-4
-"""Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
+from segray.train.optimizers import OptimizerSettings
+from segray.train.schedules import ScheduleSettings
+from segray.train.training import Training
 
 
 @dataclass(frozen=True)
@@ -73,67 +66,51 @@ class Batch:
     names: list[str]
 
 
-class SemanticTraining:
-    """Network, averaged weights, optimiser, schedule, epoch and step."""
+class SemanticTraining(Training):
+    """A network that gives each pixel a class."""
+
+    best = "miou"
+    task: Task
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        self.task, self.device = task, device
         torch.manual_seed(task.seed)
-        self.model = network_of(task.card, pretrained=task.pretrained).to(device)
-        freeze_unused(self.model, len(task.card.bands))
+        model = network_of(task.card, pretrained=task.pretrained).to(device)
+        freeze_unused(model, len(task.card.bands))
         if task.activation_checkpointing:
-            recompute_blocks(self.model)
-        self.model.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, task.optimizer)
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(task.ema), use_buffers=True)  # type: ignore[no-untyped-call]
-            if task.ema
-            else None
-        )
-        self.schedule = Schedule(task.schedule)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=task.precision == "fp16")
+            recompute_blocks(model)
+        model.to(memory_format=torch.channels_last)
+        super().__init__(task, model, device)
         self.loss = build_loss(task.loss, task.card.outputs)
-        self.epoch = self.step = 0
-        self.history: list[dict[str, Any]] = []
-        several = distributed.is_available() and distributed.is_initialized()
-        self._workers = distributed.get_world_size() if several else 1
-        self._parallel = (
-            DistributedDataParallel(self.model, gradient_as_bucket_view=True) if several else None
-        )
-        network: nn.Module = self._parallel or self.model
-        self._network: Any = torch.compile(network) if task.compile else network
+        if task.compile:
+            self._network = torch.compile(self._network)
         shape = (1, len(task.card.bands), 1, 1)
         self._mean = torch.tensor(task.card.image_mean, device=device).reshape(shape)
         self._std = torch.tensor(task.card.image_std, device=device).reshape(shape)
 
-    def train_step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss of the global batch.
-
-        In fp16 the step is left out, and the next loss scaled down, when a gradient is beyond the range.
-        Raises JobFailedError, in every process, when the loss is not finite, or the gradient for another
-        reason.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        self._network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(self._parts(batch)).item()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip).item()
-        beyond_range = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
-        if not math.isfinite(loss) or not (math.isfinite(norm) or beyond_range):
-            raise JobFailedError(self._diverged(loss, batch.names))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None and math.isfinite(norm):
-            self.average.update_parameters(self.model)
-        self.step += 1
-        return loss
-
     @property
-    def scored(self) -> nn.Module:
-        """The network that is scored and kept."""
-        return self.model if self.average is None else self.average.module
+    def names(self) -> tuple[str, ...]:
+        """See Training."""
+        return self.task.card.classes
+
+    def figures(self, pictures: Iterable[Batch]) -> dict[str, Any]:
+        """See Training."""
+        loss, scores = self.score(pictures)
+        found = scores.compute()
+        kept = {name: found[name] for name in ("miou", "dice", "pixel_accuracy")}
+        return {"val_loss": loss, **kept, "iou": found["per_class"]["iou"]}
+
+    def model_file(self) -> bytes:
+        """See Training."""
+        return semantic_bytes(self.task.card, self.scored.state_dict())
+
+    def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
+        """See Training: picture | truth | prediction | error."""
+        from segray.train.samples import Sample, write_sample
+
+        pixels = picture.pixels[0].permute(1, 2, 0).numpy()
+        found = self.classes(picture.pixels)[0].numpy()
+        sample = Sample(picture.names[0], pixels, picture.classes[0].numpy(), found)
+        write_sample(filesystem, folder, sample, self.names)
 
     @torch.inference_mode()
     def score(self, pictures: Iterable[Batch]) -> tuple[float, SemanticScores]:
@@ -160,33 +137,6 @@ class SemanticTraining:
         """uint8 (n, bands, h, w) -> uint8 (n, h, w) on the CPU: what the network that is scored sees."""
         return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to go on exactly, plain types and tensors: all random draws follow from the step."""
-        return {
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "history": self.history,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, of a task with the same average and precision."""
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-
-    def _rate(self) -> float:
-        total = self.task.epochs * self.task.steps_per_epoch
-        return self.task.optimizer.lr * self.schedule.rate(self.step, total)
-
     def _parts(self, batch: Batch) -> list[Batch]:
         """As many in every process, as exchanges and synchronised norms need; void where one has fewer."""
         images = torch.tensor(len(batch.classes), device=self.device)
@@ -200,8 +150,9 @@ class SemanticTraining:
         parts = zip(pixels.tensor_split(number), classes.tensor_split(number), strict=True)
         return [Batch(*part, names=[]) for part in parts]
 
-    def _backward(self, parts: Sequence[Batch]) -> Tensor:
-        """Leave the gradient of the global batch's loss in the parameters; returns the loss, a scalar."""
+    def _backward(self, batch: Batch) -> Tensor:
+        """See Training."""
+        parts = self._parts(batch)
         if len(parts) == 1:
             loss = self.loss.value(reduce_over_ranks(self._sums(self._network, parts[0])))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -243,19 +194,6 @@ class SemanticTraining:
         kind, narrow = DTYPES[self.task.precision], self.task.precision != "fp32"
         with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
             return network(normal.contiguous(memory_format=torch.channels_last))
-
-    def _alone(self, alone: bool) -> AbstractContextManager[None]:
-        """Whether gradients stay in this process for now; those of the last part carry all to the others."""
-        return self._parallel.no_sync() if alone and self._parallel is not None else nullcontext()
-
-    def _diverged(self, loss: float, names: list[str]) -> str:
-        everyone: list[list[str]] = [names]
-        if self._parallel is not None:
-            everyone = [[]] * self._workers
-            distributed.all_gather_object(everyone, names)
-        items = ", ".join(name for part in everyone for name in part)
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-        return f"step {self.step}: {what}; lower lr, or look at its pictures: {items}"
 
 
 def freeze_unused(network: nn.Module, bands: int) -> None:

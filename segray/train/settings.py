@@ -4,25 +4,30 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from segray.models.instancearchs import INSTANCE_ARCHITECTURES
 from segray.settings import JobSettings
 from segray.train.losses import LossName
 from segray.train.optimizers import OptimizerName
 from segray.train.schedules import ScheduleName
 from segray.train.strength import AugmentSettings
 
+INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds")
+"""Settings that semantic training does not know."""
+
 
 class TrainSettings(JobSettings):
-    """DDP training of a semantic segmentation model from pictures and label maps.
+    """DDP training of a segmentation model, semantic or instance: `arch` says which.
 
-    DATA is a folder with images/ and labels/ (of the same stems, with or without train, val and test below),
-    a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image label` a line; on
-    local disk or in a bucket. A killed run, run again with the same command, goes on from its last
-    checkpoint.
+    For a semantic one, DATA is a folder with images/ and labels/ (of the same stems, with or without train,
+    val and test below), a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image
+    label` a line; for an instance one (compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2) a
+    COCO JSON file, or a folder with instances.json and images/. All of it lies on local disk or in a bucket.
+    A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
-    data: str = Field(pattern=r"\S", description="folder, manifest or list; local or a URL")
+    data: str = Field(pattern=r"\S", description="folder, manifest, list or COCO JSON; local or a URL")
     output: str = Field(pattern=r"\S", description="folder or bucket URL for model, metrics and checkpoints")
-    root: str | None = Field(None, description="what the paths of a manifest or list are relative to")
+    root: str | None = Field(None, description="what the paths in DATA are relative to")
     classes: list[str] | None = Field(
         None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
     )
@@ -33,7 +38,8 @@ class TrainSettings(JobSettings):
     arch: str = Field(
         "unet",
         description="unet, or FAMILY:ENCODER of unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet, fpn "
-        "(segmentation-models-pytorch) or fcn (torchvision), such as unet:resnet50",
+        "(segmentation-models-pytorch) or fcn (torchvision), such as unet:resnet50; instances: "
+        "compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2",
     )
     arch_settings: dict[str, Any] = Field({}, description="of the architecture, such as width and depth")
     pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
@@ -45,6 +51,16 @@ class TrainSettings(JobSettings):
     size: int = Field(320, ge=16, description="side of the training pictures, pixels")
     fit: Literal["crop", "resize"] = Field(
         "crop", description="crop pictures to `size` and score whole ones, or resize them, to score too"
+    )
+    min_size: int = Field(
+        512,
+        ge=32,
+        description="instance models: shorter side of a whole picture when it is looked at, pixels",
+    )
+    max_size: int = Field(1024, ge=32, description="instance models: longer side of it, at most")
+    balance_kinds: bool = Field(
+        False,
+        description="instance models: draw pictures of rare kinds (by size and colour) more often",
     )
     augment: AugmentSettings = AugmentSettings()
     optimizer: OptimizerName = Field("adamw", description="how weights are stepped")
@@ -77,6 +93,17 @@ class TrainSettings(JobSettings):
     checkpoint_every_s: float = Field(
         600.0, ge=0, description="seconds between checkpoints; one is also made after each epoch"
     )
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether an instance model is trained."""
+        return self.arch in INSTANCE_ARCHITECTURES
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> "TrainSettings":
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size ({self.min_size}) is above max_size ({self.max_size})")
+        return self
 
     @model_validator(mode="after")
     def _shares_below_one(self) -> "TrainSettings":

@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -27,11 +28,12 @@ from segray.errors import ItemError, JobFailedError
 from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example, Reader
 from segray.storage import StorageSettings
-from segray.train.examples import Framing, order_of, share_of
+from segray.train.coco_reader import CocoReading
+from segray.train.examples import Framing, drawn_order, order_of, share_of, turns_of
+from segray.train.instance_batches import InstanceFraming
 from segray.train.pair_table import as_surveyed, pairs_at
 from segray.train.resources import LOADER_CPUS, PLACES_CPUS
 from segray.train.samples import chosen
-from segray.train.semantic import Batch
 from segray.train.survey import FIGURES, PASSING, figures
 
 SURVEYED_AT_ONCE = 16
@@ -41,11 +43,6 @@ _SCORING = -1
 """Stands in the place of an epoch where nothing is drawn."""
 _RETRIES = 3
 """Times that a batch is given to another loader when one died over it; Ray's own number has no end."""
-_BATCHES = pa.schema(
-    [("name", pa.string()), ("height", pa.int32()), ("width", pa.int32()),
-     ("pixels", pa.large_binary()), ("classes", pa.large_binary()),
-     ("error_type", pa.string()), ("error", pa.string())]
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,17 @@ class Reading:
         """One for this process."""
         return Reader(self.rules, self.max_pixels, self.storage)
 
+    def figures(self, example: Example | ItemError) -> dict[str, Any]:
+        """One row of FIGURES."""
+        return figures(example, self.rules.classes)
+
 
 @dataclass(frozen=True)
 class Feed:
     """What all workers are fed with; of a table of pairs, the first `train` are trained on, then `val`."""
 
-    reading: Reading
-    framing: Framing
+    reading: Reading | CocoReading
+    framing: Framing | InstanceFraming
     batch_size: int
     seed: int
     train: int
@@ -74,6 +75,14 @@ class Feed:
     loaders: int
     """Processes that decode, for each worker."""
     stall_timeout_s: float
+    weights: NDArray[np.float64] | None = None
+    """How often each of `train` is drawn; None: once an epoch."""
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """What an epoch shows of `train`, in order."""
+        if self.weights is not None:
+            return drawn_order(self.weights, self.seed, epoch)
+        return order_of(self.train, self.seed, epoch)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,9 @@ class Part:
         return range(self.rank, val, self.workers)
 
 
-def survey(pairs: pa.Table, reading: Reading, cpus: float, stall_timeout_s: float) -> Iterator[pa.Table]:
+def survey(
+    pairs: pa.Table, reading: Reading | CocoReading, cpus: float, stall_timeout_s: float
+) -> Iterator[pa.Table]:
     """Tables of FIGURES with the column `place`, the row in `pairs` (schema PAIRS), as they come."""
     _configure(stall_timeout_s)
     processes = min(int(cpus), -(-pairs.num_rows // SURVEYED_AT_ONCE))
@@ -102,7 +113,7 @@ def survey(pairs: pa.Table, reading: Reading, cpus: float, stall_timeout_s: floa
     return _tables(answers, prefetch=0)
 
 
-def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) -> Iterator[Batch]:
+def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) -> Iterator[Any]:
     """From the batch `position` of the first of `epochs`, counted from 0, to the end of the last.
 
     pairs: reference to a table of schema PAIRS. Raises JobFailedError for a pair that could be read in the
@@ -119,7 +130,7 @@ def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) ->
         **_MAPPED,
     )
     for table in _tables(loaded, prefetch=2):
-        yield _batch(table, feed.framing.size)
+        yield _batch(table, feed.framing)
 
 
 _MAPPED: dict[str, Any] = {
@@ -130,16 +141,17 @@ _MAPPED: dict[str, Any] = {
 }
 
 
-def pictured(pairs: Any, feed: Feed) -> list[Batch]:
+def pictured(pairs: Any, feed: Feed) -> list[Any]:
     """A few of the pictures that are scored, each alone, for a person; fewer where some cannot be read."""
     table: pa.Table = ray.get(pairs)
     names = table["name"].slice(feed.train, feed.val).to_pylist()
     some = pairs_at(table, [feed.train + place for place in chosen(names)])
+    framing: Any = feed.framing
     found = []
     for pair, example in zip(some, feed.reading.reader().read(some), strict=True):
-        if isinstance(example, Example):
-            pixels, classes = feed.framing.scoring(example)
-            found.append(Batch(pixels[None], classes[None], [pair.name]))
+        if not isinstance(example, ItemError):
+            row = {"name": pair.name, **framing.row(example, None, pair.item)}
+            found.append(framing.batch(pa.Table.from_pylist([row], framing.columns)))
     return found
 
 
@@ -191,81 +203,77 @@ def _epoch(epoch: int, position: int, feed: Feed, part: Part) -> Iterator[pa.Tab
 
     Pictures that are scored may have any size.
     """
-    order = order_of(feed.train, feed.seed, epoch)
-    for batch in share_of(order, feed.batch_size, part.rank, part.workers)[position:]:
-        yield _places(epoch, batch.tolist())
+    order = feed.order(epoch)
+    turns = turns_of(order)
+    for batch in share_of(np.arange(len(order)), feed.batch_size, part.rank, part.workers)[position:]:
+        yield _places(epoch, order[batch].tolist(), turns[batch].tolist())
     for place in part.scored(feed.val):
         yield _places(_SCORING, [feed.train + place])
 
 
-def _places(epoch: int, places: Sequence[int]) -> pa.Table:
-    columns = {"epoch": pa.array([epoch] * len(places), pa.int32()), "place": pa.array(places, pa.int64())}
+def _places(epoch: int, places: Sequence[int], turns: Sequence[int] | None = None) -> pa.Table:
+    """turns: which time of the epoch it is that each comes, from 0."""
+    columns = {
+        "epoch": pa.array([epoch] * len(places), pa.int32()),
+        "place": pa.array(places, pa.int64()),
+        "turn": pa.array(turns or [0] * len(places), pa.int32()),
+    }
     return packed(pa.table(columns))
 
 
 class _Survey:
     """Places -> FIGURES with their places."""
 
-    def __init__(self, pairs: Any, reading: Reading) -> None:
+    def __init__(self, pairs: Any, reading: Reading | CocoReading) -> None:
         torch.set_num_threads(1)
         self._pairs: pa.Table = ray.get(pairs)
-        self._reader, self._classes = reading.reader(), reading.rules.classes
+        self._reading: Any = reading
+        self._reader = reading.reader()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
             places = table["place"]
             examples = self._reader.read(pairs_at(self._pairs, places.to_pylist()))
-            rows = [figures(example, self._classes) for example in examples]
+            rows = [self._reading.figures(example) for example in examples]
             yield packed(pa.Table.from_pylist(rows, FIGURES).append_column("place", places))
 
 
 class _Load:
-    """Places -> pixels and classes; a batch with a pair that cannot be used becomes one row with its error.
+    """Places -> pixels and labels; a batch with a pair that cannot be used becomes one row with its error.
 
     An exception would come to the worker as Ray's own, in many lines.
     """
 
-    def __init__(self, pairs: Any, reading: Reading, framing: Framing) -> None:
+    def __init__(
+        self, pairs: Any, reading: Reading | CocoReading, framing: Framing | InstanceFraming
+    ) -> None:
         torch.set_num_threads(1)
         self._pairs: pa.Table = ray.get(pairs)
-        self._reader, self._framing = reading.reader(), framing
+        self._framing: Any = framing
+        self._reader = reading.reader()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
-            yield packed(self._loaded(table["place"].to_pylist(), table["epoch"].to_pylist()))
+            yield packed(self._loaded(*(table[name].to_pylist() for name in ("place", "epoch", "turn"))))
 
-    def _loaded(self, places: list[int], epochs: list[int]) -> pa.Table:
+    def _loaded(self, places: list[int], epochs: list[int], turns: list[int]) -> pa.Table:
         rows = []
         pairs = pairs_at(self._pairs, places)
-        for place, pair, epoch, read in zip(places, pairs, epochs, self._reader.read(pairs), strict=True):
+        drawn = zip(places, pairs, epochs, turns, self._reader.read(pairs), strict=True)
+        for place, pair, epoch, turn, read in drawn:
             digests = (self._pairs[name][place].as_py() for name in ("digest", "label_digest"))
-            example = as_surveyed(read, *digests)
+            example: Any = as_surveyed(read, *digests)
             if isinstance(example, ItemError):
                 error = {"name": pair.name, "error_type": example.error_type, "error": example.reason}
-                return pa.Table.from_pylist([error], _BATCHES)
-            rows.append({"name": pair.name, **self._framed(example, epoch, pair.item)})
-        return pa.Table.from_pylist(rows, _BATCHES)
-
-    def _framed(self, example: Example, epoch: int, item: str) -> dict[str, Any]:
-        if epoch == _SCORING:
-            pixels, classes = self._framing.scoring(example)
-        else:
-            pixels, classes = self._framing.training(example, epoch, item)
-        height, width = classes.shape
-        return {
-            "height": height,
-            "width": width,
-            "pixels": pixels.numpy().tobytes(),
-            "classes": classes.numpy().tobytes(),
-        }
+                return pa.Table.from_pylist([error], self._framing.columns)
+            item = f"{pair.item}:{turn}" if turn else pair.item  # another crop each time
+            framed = self._framing.row(example, None if epoch == _SCORING else epoch, item)
+            rows.append({"name": pair.name, **framed})
+        return pa.Table.from_pylist(rows, self._framing.columns)
 
 
-def _batch(table: pa.Table, size: int) -> Batch:
-    """One without a row is a picture that is void all over: all workers step together."""
-    if not table.num_rows:
-        pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        return Batch(pixels, torch.full((1, size, size), 255, dtype=torch.uint8), [])
-    if table["error"][0].is_valid:
+def _batch(table: pa.Table, framing: Framing | InstanceFraming) -> Any:
+    if table.num_rows and table["error"][0].is_valid:
         name, kind, reason = (table[column][0].as_py() for column in ("name", "error_type", "error"))
         if kind in PASSING:
             raise OSError(f"{name}: {reason}")
@@ -273,12 +281,4 @@ def _batch(table: pa.Table, size: int) -> Batch:
             f"{name}: {reason}; it could be read when the data were surveyed: put it back and run the same "
             "command again, or train into another --output"
         )
-    height, width = table["height"][0].as_py(), table["width"][0].as_py()
-    arrays = (
-        np.stack([np.frombuffer(value.as_buffer(), np.uint8) for value in table[name]])
-        for name in ("pixels", "classes")
-    )
-    pixels, classes = map(torch.from_numpy, arrays)
-    return Batch(
-        pixels.view(-1, 3, height, width), classes.view(-1, height, width), table["name"].to_pylist()
-    )
+    return framing.batch(table)

@@ -9,7 +9,7 @@ pass goes on, so a kill costs the last minute of it.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from segray.bulk.store import Store
 from segray.errors import ItemError
-from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
 from segray.train.splits import perceptual_hash
+
+if TYPE_CHECKING:
+    from segray.train.coco_reader import CocoExample
 
 SURVEY = "_segray/survey.parquet"
 FIGURES = pa.schema(
@@ -31,7 +33,7 @@ FIGURES = pa.schema(
         ("label_digest", pa.string()),
         ("likeness", pa.uint64()),  # `perceptual_hash` of the picture
         ("pixels", pa.int64()),
-        ("counts", pa.list_(pa.int64())),  # pixels of each class
+        ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
         ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
         ("squares", pa.list_(pa.float64())),
     ]
@@ -51,13 +53,18 @@ def figures(example: Example | ItemError, classes: int) -> dict[str, Any]:
     """One row of FIGURES."""
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
+    counts = np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist()
+    return {**picture_figures(example), "counts": counts}
+
+
+def picture_figures(example: "Example | CocoExample") -> dict[str, Any]:
+    """What does not depend on the kind of the labels."""
     counts = [np.bincount(example.pixels[..., band].ravel(), minlength=256) for band in range(3)]
     return {
         "digest": example.digest,
         "label_digest": example.label_digest,
         "likeness": perceptual_hash(example.pixels),
         "pixels": example.pixels.shape[0] * example.pixels.shape[1],
-        "counts": np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist(),
         "sums": [float(count @ _LEVELS) for count in counts],
         "squares": [float(count @ _LEVELS**2) for count in counts],
     }
@@ -82,9 +89,12 @@ class Survey:
     """What is known of the pairs of one listing."""
 
     def __init__(
-        self, pairs: Sequence[Pair], rules: LabelRules, max_pixels: int, store: Store, *, begun: bool
+        self, pairs: Sequence[Pair], rules: object, max_pixels: int, store: Store, *, begun: bool
     ) -> None:
-        """Takes over what the output holds; `begun`: what was trained there stands on all that is in it."""
+        """Takes over what the output holds; `begun`: what was trained there stands on all that is in it.
+
+        rules: how labels are read; what was read by others is not taken over.
+        """
         self._store = store
         self._reading = f"{rules}, max_pixels {max_pixels}".encode()
         self._addresses = pa.table(

@@ -24,10 +24,12 @@ from segray.bulk.store import Store
 from segray.errors import JobFailedError, SegrayError
 from segray.storage import StorageSettings
 from segray.train.identity import PLAN
+from segray.train.instances import InstanceTask, InstanceTraining
 from segray.train.loop import Loop
 from segray.train.resources import Shares
 from segray.train.semantic import SemanticTraining, Task
 from segray.train.stream import Feed, Part, batches, pictured
+from segray.train.training import Training
 
 _FAILED = "_segray/failed.json"
 _ABORT_S = 20.0
@@ -37,7 +39,7 @@ _ABORT_S = 20.0
 class Run:
     """What every worker is given."""
 
-    task: Task
+    task: Task | InstanceTask
     feed: Feed
     device: str
     output: str
@@ -134,7 +136,12 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
         )
     if run.device == "cpu":  # Ray sets one thread for each CPU that is reserved, a share of what there is
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-    training = SemanticTraining(run.task, ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    training: Training
+    if isinstance(run.task, InstanceTask):
+        training = InstanceTraining(run.task, device)
+    else:
+        training = SemanticTraining(run.task, device)
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
     loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown)
     loop.restore()

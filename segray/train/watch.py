@@ -14,11 +14,17 @@ from segray.errors import JobFailedError
 
 _METRICS = "metrics.jsonl"
 _LOOK_EVERY_S = 2.0
+_SHOWN = {"train_loss": "loss", "val_loss": "val", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:
     """The epochs that are done."""
     return [json.loads(line) for line in (store.read(_METRICS) or b"").decode().splitlines()]
+
+
+def figure(value: float | None) -> str:
+    """A figure of metrics.jsonl for a person; None where there was nothing to score."""
+    return "none" if value is None else f"{value:.4f}"
 
 
 def say(line: str) -> None:
@@ -65,8 +71,8 @@ class Watch:
             self._shown += 1
             seconds = (time.monotonic() - self._started) / (self._shown - self._first)
             left = int(seconds * (self._epochs - self._shown))
+            shown = ", ".join(f"{name} {figure(line[key])}" for key, name in _SHOWN.items() if key in line)
             say(
-                f"epoch {line['epoch']} of {self._epochs}: loss {line['train_loss']:.4f}, val "
-                f"{line['val_loss']:.4f}, mIoU {line['miou']:.4f}, {line['images_per_s']:.1f} images/s, "
+                f"epoch {line['epoch']} of {self._epochs}: {shown}, {line['images_per_s']:.1f} images/s, "
                 f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
             )

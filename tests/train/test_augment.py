@@ -7,11 +7,15 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from segray.train.augment import AugmentSettings, augmented, pasted_boxes, target_of, training_transform
+from segray.train.augment import CropSettings, augmented, pasted_boxes, target_of, training_transform
 from segray.train.dataset import InstanceImage, load_coco
+from segray.train.strength import AugmentSettings
 from tests.train.cells import write_cells
 
-SETTINGS = AugmentSettings(crop=128, resize_to=160, smallest_area=20)
+SETTINGS = CropSettings(crop=128, resize_to=160, smallest_area=20)
+TRANSFORM = training_transform(
+    SETTINGS, AugmentSettings(preset="strong", smallest_scale=0.75, largest_scale=1.5, quarter_turns=0.5)
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +40,20 @@ def test_boxes_are_those_of_the_moved_masks(images: list[InstanceImage], seed: i
     """The oracle is pycocotools' `toBbox`; the boxes to learn lie half an original pixel inside."""
     torch.manual_seed(seed)
     for image in images:
-        pixels, target = augmented(image, training_transform(SETTINGS), SETTINGS)
+        pixels, layers = augmented(image.pixels, image.instances[None], TRANSFORM)
         assert pixels.shape == (3, 128, 128)
-        assert pixels.dtype == torch.float32
-        assert pixels.min() >= 0
-        assert pixels.max() <= 1
+        assert pixels.dtype == torch.uint8
+        target = target_of(layers, image.categories, SETTINGS.smallest_area)
         rles = coco_mask.encode(np.asfortranarray(target["masks"].permute(1, 2, 0).numpy()))
         x, y, width, height = (torch.from_numpy(column) for column in coco_mask.toBbox(rles).T)
         expected = torch.stack([x, y, x + width, y + height], dim=1).float()
         pixel = SETTINGS.resize_to / 96
+        boxes = pasted_boxes(target["boxes"], pixel=pixel)
         wide = (width > 2 + pixel) & (height > 2 + pixel)  # thinner slivers at the border keep two pixels
         moved = expected + torch.tensor([0.5, 0.5, -0.5, -0.5]) * pixel
         assert wide.any()
-        assert torch.allclose(target["boxes"][wide], moved[wide], atol=1e-4)
-        assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).min() >= 1.99
+        assert torch.allclose(boxes[wide], moved[wide], atol=1e-4)
+        assert (boxes[:, 2:] - boxes[:, :2]).min() >= 1.99
         assert target["masks"].sum(0).max() <= 1
         assert target["masks"].sum((1, 2)).min() >= SETTINGS.smallest_area
 
@@ -60,7 +64,7 @@ def test_pixels_and_masks_move_together(images: list[InstanceImage], seed: int) 
     torch.manual_seed(seed)
     numbers = images[0].instances
     picture = (numbers > 0).to(torch.uint8).expand(3, -1, -1) * 255
-    geometry = training_transform(SETTINGS).transforms[:4]  # crop, two flips, quarter turn
+    geometry = TRANSFORM.transforms[:4]  # crop, two flips, quarter turn
     moved, mask = tv_tensors.Image(picture), tv_tensors.Mask(numbers)
     for step in geometry:
         moved, mask = step(moved, mask)

@@ -1,0 +1,71 @@
+"""Two ways to get batches out of a folder of pairs, each a program of its own.
+
+    python -m jobs.benchmarks.feeds segray|torch FOLDER SIZE BATCH EPOCHS PROCESSES
+
+segray: `segray.train.stream` by Ray Data; torch: a DataLoader with the same decoder and framing.
+Prints one JSON object: `batches`, a checksum of each, and `times`, when each was there, in seconds.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.benchmarks.loader import MAX_PIXELS, Loaded, loaded, plan
+from jobs.benchmarks.pairs import RULES, SEED, framing, split_pairs
+
+FILL = (0, 0, 0)
+
+
+def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: int) -> Iterator[Loaded]:
+    """What feeds a training worker."""
+    from segray.cluster import RAY_ENVIRONMENT
+
+    os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
+
+    import pyarrow as pa
+    import ray
+
+    from segray.cluster import start_ray
+    from segray.settings import RaySettings
+    from segray.sources.pair_reader import digest_of
+    from segray.storage import StorageSettings
+    from segray.train.pair_table import pair_table
+    from segray.train.stream import Feed, Part, Reading, batches
+
+    settings = RaySettings()
+    start_ray(settings, Path(tempfile.mkdtemp()) / "log")
+    train, _ = split_pairs(folder)
+    files = [(Path(pair.image.address), Path(pair.label.address)) for pair in train]
+    digests = [[digest_of(file.read_bytes()) for file in pair] for pair in files]
+    table = pair_table(
+        train, pa.table(list(map(list, zip(*digests, strict=True))), ["digest", "label_digest"])
+    )
+    reading = Reading(RULES, MAX_PIXELS, StorageSettings())
+    feed = Feed(
+        reading, framing(size, FILL), batch_size, SEED, len(train), 0, processes, settings.stall_timeout_s
+    )
+    for batch in batches(ray.put(table), feed, range(epochs), 0, Part(0, 1)):
+        yield batch.pixels, batch.classes
+
+
+def by_torch(folder: Path, size: int, batch_size: int, epochs: int, processes: int) -> Iterator[Loaded]:
+    """As PyTorch's documentation teaches it."""
+    train, _ = split_pairs(folder)
+    return loaded(plan(train, [], batch_size, epochs, 0, 1), framing(size, FILL), processes)
+
+
+FEEDS = {"segray": by_segray, "torch": by_torch}
+
+if __name__ == "__main__":
+    name, folder, *numbers = sys.argv[1:]
+    sums: list[int] = []
+    times: list[float] = []
+    for pixels, classes in FEEDS[name](Path(folder), *map(int, numbers)):
+        times.append(time.perf_counter())
+        sums.append(zlib.crc32(classes.numpy().data, zlib.crc32(pixels.numpy().data)))
+    print(json.dumps({"batches": sums, "times": times}))

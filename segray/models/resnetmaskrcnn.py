@@ -1,0 +1,75 @@
+"""torchvision's Mask R-CNN on a ResNet-50 with a feature pyramid, for categories of one's own."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from segray.models.maskrcnn import Float32BoxPredictor, Float32MaskPredictor, Float32RPNHead
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """The architecture; a model file stores all of it."""
+
+    norm: Literal["batch", "frozen"] = "batch"
+    """Of the ResNet: frozen statistics suit small batches, but make sense only with pretrained weights."""
+    trainable_layers: int = 5
+    """Of the ResNet, from its end; the first layers stay as they are. Torchvision's 3 for pretrained ones."""
+    detections_per_image: int = 100
+
+
+def build_resnet50(classes: int, settings: ResNetSettings) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn` (He et al. 2017) with random weights, in training mode.
+
+    `classes` counts the categories without background. Raises ValueError for settings out of range.
+    """
+    if settings.norm not in ("batch", "frozen"):
+        raise ValueError(f"norm is {settings.norm!r}, but must be batch or frozen")
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        norm_layer=FrozenBatchNorm2d if settings.norm == "frozen" else nn.BatchNorm2d,
+        trainable_layers=settings.trainable_layers,
+    )
+    model = MaskRCNN(backbone, classes + 1, box_detections_per_img=settings.detections_per_image)
+    return _in_float32(model, classes, rpn_depth=1)
+
+
+def build_resnet50_v2(classes: int, settings: ResNetSettings) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn_v2` (Li et al. 2021), with batch norm in its heads too."""
+    if settings != ResNetSettings(detections_per_image=settings.detections_per_image):
+        raise ValueError("norm and trainable_layers are those of maskrcnn_resnet50_fpn alone")
+    model = maskrcnn_resnet50_fpn_v2(
+        weights=None,
+        weights_backbone=None,
+        num_classes=classes + 1,
+        box_detections_per_img=settings.detections_per_image,
+    )
+    return _in_float32(model, classes, rpn_depth=2)
+
+
+def load_imagenet(model: MaskRCNN) -> None:
+    """Put the ImageNet weights that torchvision publishes into the ResNet; fetched once, by torch.hub.
+
+    Raises OSError where they cannot be fetched.
+    """
+    state = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1).state_dict()
+    body = model.backbone.body
+    body.load_state_dict({name: state[name] for name in body.state_dict()})
+
+
+def _in_float32(model: MaskRCNN, classes: int, *, rpn_depth: int) -> MaskRCNN:
+    """The same network with heads whose results are float32 whatever the precision (see `Float32RPNHead`)."""
+    width = model.backbone.out_channels
+    anchors = model.rpn.anchor_generator.num_anchors_per_location()[0]
+    heads = model.roi_heads
+    model.rpn.head = Float32RPNHead(width, anchors, conv_depth=rpn_depth)
+    heads.box_predictor = Float32BoxPredictor(heads.box_predictor.cls_score.in_features, classes + 1)
+    mask = heads.mask_predictor.conv5_mask
+    heads.mask_predictor = Float32MaskPredictor(mask.in_channels, mask.out_channels, classes + 1)
+    return model

@@ -1,0 +1,141 @@
+"""COCO JSON -> pictures with their annotations, looked up in their storage; no picture is opened.
+
+    file      FILE.json: `file_name`s are relative to the file, or to `root`; or absolute paths and URLs
+    folder    FOLDER/instances.json: they are relative to FOLDER/images
+
+An image may name its `split` (not part of COCO's format). Nothing vanishes: every image of the file is listed
+or rejected with a reason.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from segray.errors import ItemError, SettingsError
+from segray.evaluate.coco import TrueImage, TrueInstance, Truth, read_truth, true_instances
+from segray.sources.fetch import read_all
+from segray.sources.item import Source
+from segray.sources.manifest import base_of
+from segray.sources.pair_folders import SPLIT_NAMES, folder_uri
+from segray.sources.pair_lists import look_up
+from segray.sources.pairs import Pair, Pairs, Rejected
+from segray.storage import StorageSettings, canonical_uri
+
+FOLDER_FILE, FOLDER_IMAGES = "instances.json", "images"
+_KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
+"""Of an annotation; its box is that of its mask."""
+_AT_ONCE = 4096
+"""Pictures looked up at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedPair(Pair):
+    """A picture of a COCO file; its label is a part of the file, which it carries."""
+
+    annotations: str
+    """JSON: `size` (height, width) and `annotations` of the picture, in COCO's form."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoListing:
+    """What a COCO file lists."""
+
+    listed: Pairs
+    categories: dict[int, str]
+    """Id to name."""
+
+
+def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> CocoListing:
+    """List the pictures of a COCO file.
+
+    Raises SettingsError for what does not exist, is not COCO JSON, names a split that is none, or lists no
+    picture that is there.
+    """
+    file, base = _file(data, storage, root)
+    (content,) = read_all([file], storage)
+    if isinstance(content, ItemError):
+        raise SettingsError(f"{file.uri}: {content.reason}")
+    truth = read_truth(content, file.uri)
+    del content
+    if not truth.categories:
+        raise SettingsError(f"{file.uri}: it names no category")
+    pairs, rejected = list[AnnotatedPair](), list[Rejected]()
+    seen: set[str] = set()
+    for found in _found(truth, file, base, storage):
+        if isinstance(found, Rejected):
+            rejected.append(found)
+        elif found.image.uri in seen:
+            rejected.append(Rejected(found.label.uri, "listed_twice", f"{found.image.uri}: listed again"))
+        else:
+            seen.add(found.image.uri)
+            pairs.append(found)
+    if not pairs:
+        first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
+        raise SettingsError(
+            f"{file.uri}: none of its {len(rejected):,} images is there; say with root what its names are "
+            f"relative to{first}"
+        )
+    listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, truth.strays)
+    return CocoListing(listed, truth.categories)
+
+
+def instances_of(annotations: str, categories: dict[int, str]) -> tuple[tuple[int, int], list[TrueInstance]]:
+    """(Height, width), the instances with their run lengths. Raises ItemError for one that cannot be used."""
+    content = json.loads(annotations)
+    height, width = content["size"]
+    image = TrueImage("", "", (height, width))
+    truth = Truth({0: image}, {0: content["annotations"]}, categories, 0)
+    return (height, width), true_instances(truth, 0, masks=True)
+
+
+def _file(data: str, storage: StorageSettings, root: str | None) -> tuple[Source, str]:
+    """(The COCO file, what its names are relative to)."""
+    is_file = canonical_uri(data).lower().endswith(".json")
+    address = data if is_file else f"{data.rstrip('/')}/{FOLDER_FILE}"
+    (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), "", storage)
+    if file.error_type is not None:
+        hint = (
+            "" if is_file else f"; for an instance model data is a COCO .json, or a folder with {FOLDER_FILE}"
+        )
+        raise SettingsError(f"{file.uri}: {file.error}{hint}")
+    if root is not None:
+        return file, root.rstrip("/")
+    return file, base_of(file) if is_file else f"{data.rstrip('/')}/{FOLDER_IMAGES}"
+
+
+def _found(
+    truth: Truth, file: Source, base: str, storage: StorageSettings
+) -> Iterator[AnnotatedPair | Rejected]:
+    left = iter(list(truth.images.items()))
+    below = folder_uri(base or "/")
+    while some := list(islice(left, _AT_ONCE)):
+        sources = look_up([image.name for _, image in some], file, base, storage)
+        for (number, image), source in zip(some, sources, strict=True):
+            uri = f"{file.uri}#image={number}"
+            split = _split(image.split, uri)
+            if source.error_type is not None:
+                reason = "no_image" if source.error_type == "missing" else "storage"
+                yield Rejected(source.uri, reason, source.error or "", split)  # type: ignore[arg-type]
+                continue
+            annotations = _annotations(image, truth.annotations.pop(number, []))
+            version = hashlib.sha256(annotations.encode()).hexdigest()
+            label = Source(uri, file.address, "file", version, len(annotations))
+            item = hashlib.sha256(source.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+            yield AnnotatedPair(item, source.uri.removeprefix(below), source, label, split, annotations)
+
+
+def _split(name: object, where: str) -> str | None:
+    if name is None:
+        return None
+    split = SPLIT_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+    if split is None:
+        raise SettingsError(f"{where}: split {str(name)[:40]!r} is none of {', '.join(SPLIT_NAMES)}")
+    return split
+
+
+def _annotations(image: TrueImage, annotations: Sequence[dict[str, Any]]) -> str:
+    kept = [{name: each[name] for name in _KEPT if name in each} for each in annotations]
+    return json.dumps({"size": image.size, "annotations": kept}, separators=(",", ":"))

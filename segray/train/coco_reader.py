@@ -1,0 +1,82 @@
+"""A picture of a COCO file -> its pixels and its instances, in memory; and what the survey says of them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import ItemError
+from segray.evaluate.coco import TrueInstance
+from segray.sources.coco_listing import AnnotatedPair, instances_of
+from segray.sources.fetch import read_all
+from segray.sources.pair_reader import digest_of
+from segray.sources.pairs import Pair
+from segray.sources.sandbox import DecodeSandbox
+from segray.storage import StorageSettings
+from segray.train.survey import picture_figures
+
+
+@dataclass(frozen=True, slots=True)
+class CocoExample:
+    """One picture in memory."""
+
+    pixels: NDArray[np.uint8]
+    """(height, width, 3)."""
+    instances: list[TrueInstance]
+    """Crowds too."""
+    digest: str
+    """sha256 of the image's bytes, hex."""
+    label_digest: str
+    """sha256 of its annotations, hex."""
+
+
+@dataclass(frozen=True)
+class CocoReading:
+    """How pictures and annotations are read, in any process."""
+
+    categories: dict[int, str]
+    max_pixels: int
+    storage: StorageSettings
+
+    def reader(self) -> "CocoReader":
+        """One for this process."""
+        return CocoReader(self)
+
+    def figures(self, example: CocoExample | ItemError) -> dict[str, Any]:
+        """One row of FIGURES; `counts` are the instances of each category, in the order of the ids."""
+        if isinstance(example, ItemError):
+            return {"error_type": example.error_type, "error": example.reason}
+        found = [each.category for each in example.instances if not each.crowd]
+        counts = [found.count(category) for category in sorted(self.categories)]
+        return {**picture_figures(example), "counts": counts}
+
+
+class CocoReader:
+    """Reads pictures; they are decoded in a child process that a hostile file may kill."""
+
+    def __init__(self, reading: CocoReading) -> None:
+        self._reading = reading
+        self._sandbox = DecodeSandbox()
+
+    def read(self, pairs: Sequence[Pair]) -> list[CocoExample | ItemError]:
+        """Each picture, or why it cannot be used."""
+        data = read_all([pair.image for pair in pairs], self._reading.storage)
+        return [self._example(pair, image) for pair, image in zip(pairs, data, strict=True)]
+
+    def _example(self, pair: Pair, image: bytes | ItemError) -> CocoExample | ItemError:
+        assert isinstance(pair, AnnotatedPair)
+        try:
+            if isinstance(image, ItemError):
+                raise image
+            pixels = self._sandbox.decode(image, self._reading.max_pixels).pixels
+            size, instances = instances_of(pair.annotations, self._reading.categories)
+        except ItemError as error:
+            return error
+        if pixels.shape[:2] != size:
+            there = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            return ItemError("unsupported", f"the picture is {there}, its COCO entry {size[1]} x {size[0]}")
+        digest = hashlib.sha256(pair.annotations.encode()).hexdigest()
+        return CocoExample(pixels, instances, digest_of(image), digest)

@@ -1,0 +1,196 @@
+"""What `segray train` does otherwise for an instance model: what is checked, read, trained and kept."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.errors import SettingsError
+from segray.sources.coco_listing import AnnotatedPair, CocoListing
+from segray.storage import split_protocol
+from segray.train.data import Data
+from segray.train.settings import TrainSettings
+from segray.train.watch import say
+
+if TYPE_CHECKING:
+    from segray.train.coco_reader import CocoReading
+    from segray.train.trainer import Run
+
+_SEMANTIC = ("classes", "values", "void", "loss", "fit", "activation_checkpointing", "compile")
+"""Settings of semantic training alone."""
+_COLOURED = 2 / 255
+"""Pictures whose bands differ by more in their means are coloured."""
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InstanceDesign:
+    """What is trained, as far as it is known before the pictures are."""
+
+    categories: dict[int, str]
+    arch_settings: dict[str, Any]
+    best = "ap"
+    counted = "instances"
+    """What `Data.counts` holds."""
+
+    @property
+    def rules(self) -> str:
+        """What decides how labels are read."""
+        return f"COCO categories {sorted(self.categories)}"
+
+    def resolved(self) -> dict[str, Any]:
+        """For the identity of a run."""
+        categories = {str(number): name for number, name in self.categories.items()}
+        return {"classes": categories, "arch_settings": self.arch_settings}
+
+    def reading(self, settings: TrainSettings) -> "CocoReading":
+        """How pictures are read."""
+        from segray.train.coco_reader import CocoReading
+
+        return CocoReading(self.categories, settings.max_pixels, settings.storage)
+
+
+def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceDesign:
+    """Raises SettingsError for settings that do not fit an instance model, all at once."""
+    from segray.models.modelfile import ARCHITECTURES
+    from segray.train.augment import APPLIED
+    from segray.train.schedules import Schedule, ScheduleSettings
+
+    defaults = TrainSettings.model_fields
+    problems = [
+        f"{name}: is for semantic models, {settings.arch} is an instance model"
+        for name in _SEMANTIC
+        if getattr(settings, name) != defaults[name].default
+    ]
+    given = settings.augment.model_dump(exclude={"preset", *APPLIED}, exclude_none=True)
+    problems += [f"augment.{name}: is for semantic models" for name in given]
+    if settings.pretrained and settings.arch == "compact-maskrcnn":
+        problems.append("pretrained: there are no weights for compact-maskrcnn")
+    _, kind = ARCHITECTURES[settings.arch]
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(settings.arch_settings.keys() - known):
+        problems.append(
+            f"arch_settings: {settings.arch} has no {', '.join(unknown)}; {', '.join(sorted(known))}"
+        )
+    try:
+        Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
+    except SettingsError as error:
+        problems += error.lines
+    if problems:
+        raise SettingsError(*problems)
+    usual = {}
+    if settings.pretrained and settings.arch == "maskrcnn_resnet50_fpn":
+        usual = {"norm": "frozen", "trainable_layers": 3}
+    complete = json.loads(
+        json.dumps(asdict(kind(**usual | settings.arch_settings)))
+    )  # lists, as they come back
+    design = InstanceDesign(listing.categories, complete)
+    _build(settings, design)
+    say(f"{len(listing.listed.pairs):,} pictures, {len(listing.categories)} categories")
+    return design
+
+
+def _build(settings: TrainSettings, design: InstanceDesign) -> None:
+    """Raises SettingsError for settings that the architecture does not take."""
+    import torch
+
+    from segray.models.modelfile import build_model
+
+    with torch.device("meta"):
+        build_model(_card(settings, design, (0.5,) * 3, (0.5,) * 3))
+
+
+def _card(
+    settings: TrainSettings, design: InstanceDesign, mean: tuple[float, ...], deviation: tuple[float, ...]
+) -> Any:
+    from segray.models.modelfile import ModelCard
+
+    return ModelCard(
+        settings.arch,
+        design.arch_settings,
+        design.categories,
+        mean,
+        deviation,
+        settings.min_size,
+        settings.max_size,
+    )
+
+
+def run_of_instances(
+    settings: TrainSettings, design: InstanceDesign, data: Data, device: str, precision: str
+) -> "Run":
+    """What every worker is given."""
+    from segray.train.augment import CropSettings
+    from segray.train.instance_batches import InstanceFraming
+    from segray.train.instances import InstanceTask
+    from segray.train.optimizers import OptimizerSettings
+    from segray.train.schedules import ScheduleSettings
+    from segray.train.stream import Feed
+    from segray.train.trainer import Run
+
+    sizes = data.sizes
+    mean, deviation = data.mean, data.deviation
+    if settings.pretrained:
+        mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+    task = InstanceTask(
+        _card(settings, design, mean, deviation),
+        OptimizerSettings(settings.optimizer, settings.lr, settings.weight_decay),
+        ScheduleSettings(settings.schedule, settings.warmup_steps),
+        settings.epochs,
+        -(-sizes["train"] // settings.batch_size),
+        settings.seed,
+        precision,
+        settings.clip,
+        settings.ema,
+        settings.pretrained,
+        settings.accumulate,
+    )
+    categories = tuple(sorted(design.categories))
+    feed = Feed(
+        design.reading(settings),
+        InstanceFraming(
+            CropSettings(settings.size, settings.min_size), settings.augment, categories, settings.seed
+        ),
+        settings.batch_size,
+        settings.seed,
+        sizes["train"],
+        sizes["val"],
+        settings.loaders,
+        settings.ray.stall_timeout_s,
+        kind_weights(data) if settings.balance_kinds else None,
+    )
+    return Run(task, feed, device, settings.output, settings.storage, settings.checkpoint_every_s)
+
+
+def kind_weights(data: Data) -> NDArray[np.float64]:
+    """How often to draw each training picture: a kind with n pictures is drawn as the square root of n.
+
+    The kind is height, width and whether there is colour: a cheap name for what took the picture.
+    """
+    means = np.stack(data.trained["sums"].to_pylist()) / data.trained["pixels"].to_numpy()[:, None]
+    coloured = np.ptp(means, axis=1) > _COLOURED
+    annotations = data.table["annotations"].slice(0, data.sizes["train"]).to_pylist()
+    sizes = np.array([json.loads(each)["size"] for each in annotations])
+    kinds = np.column_stack([sizes, coloured])
+    _, number, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(counts[number.ravel()])
+
+
+def splits_json(design: InstanceDesign, data: Data) -> bytes:
+    """A COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
+
+    Local paths are absolute; URLs come without credentials and query strings.
+    """
+    images, annotations = [], []
+    for number, (pair, split) in enumerate(zip(data.pairs, data.splits, strict=True), start=1):
+        assert isinstance(pair, AnnotatedPair)
+        local = split_protocol(pair.image.uri)[0] == "file"
+        content = json.loads(pair.annotations)
+        height, width = content["size"]
+        name = pair.image.address if local else pair.image.uri
+        images.append({"id": number, "file_name": name, "height": height, "width": width, "split": split})
+        annotations += [{**each, "image_id": number} for each in content["annotations"]]
+    categories = [{"id": number, "name": name} for number, name in sorted(design.categories.items())]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()

@@ -1,0 +1,170 @@
+"""COCO JSON -> listing, examples, batches: as pycocotools decodes it, and nothing vanishes."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from segray.errors import ItemError, SettingsError
+from segray.sources.coco_listing import CocoListing, list_coco
+from segray.storage import StorageSettings
+from segray.train.augment import CropSettings
+from segray.train.coco_reader import CocoExample, CocoReading
+from segray.train.examples import drawn_order, turns_of
+from segray.train.instance_batches import InstanceBatch, InstanceFraming, layered
+from segray.train.pair_table import pair_table, pairs_at
+from segray.train.strength import AugmentSettings
+from tests.train.cells import write_cells
+from tests.train.coco import HEIGHT, WIDTH, write_mixed
+
+STORAGE = StorageSettings()
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "data")
+
+
+def examples(listing: CocoListing) -> list[CocoExample | ItemError]:
+    """By way of the table that the loaders share."""
+    reader = CocoReading(listing.categories, 10_000, STORAGE).reader()
+    table = pair_table(listing.listed.pairs)
+    return reader.read(pairs_at(table, range(table.num_rows)))
+
+
+def batch(framing: InstanceFraming, example: CocoExample, epoch: int | None) -> InstanceBatch:
+    """By way of the table that a loader gives."""
+    row = {"name": "x", **framing.row(example, epoch, "item")}
+    return framing.batch(pa.Table.from_pylist([row], framing.columns))
+
+
+def framing(preset: str = "off", seed: int = 0) -> InstanceFraming:
+    augment = AugmentSettings.model_validate({"preset": preset})
+    return InstanceFraming(CropSettings(64, 64, smallest_area=1), augment, (3, 7), seed)
+
+
+def test_masks_are_those_of_pycocotools(truth: Path) -> None:
+    with redirect_stdout(io.StringIO()):
+        oracle = COCO(str(truth))
+    expected = {number: oracle.annToMask(row) > 0 for number, row in oracle.anns.items()}
+    (example,) = examples(list_coco(str(truth), STORAGE))
+    assert isinstance(example, CocoExample)
+    assert [each.crowd for each in example.instances] == [False] * 4 + [True]
+    assert [each.category for each in example.instances] == [7, 7, 3, 3, 7]
+    maps, places = layered([each.mask for each in example.instances if each.mask], (HEIGHT, WIDTH))
+    assert 1 < len(maps) < 5  # some overlap
+    for number, place in enumerate(places):
+        assert np.array_equal(maps[place] == number + 1, expected[10 + number])
+
+
+def test_crowds_are_no_targets_and_are_scored_as_crowds(truth: Path) -> None:
+    (example,) = examples(list_coco(str(truth), STORAGE))
+    assert isinstance(example, CocoExample)
+    (trained,) = batch(framing(), example, 0).pictures
+    assert sorted(trained.target["labels"].tolist()) == [1, 1, 2, 2]  # ids 3 and 7 in ascending order
+    (scored,) = batch(framing(), example, None).pictures
+    assert [each["crowd"] for each in scored.truth] == [False] * 4 + [True]
+    assert np.array_equal(scored.pixels.permute(1, 2, 0).numpy(), example.pixels)
+    assert scored.size == (HEIGHT, WIDTH)
+
+
+def test_a_target_comes_over_whole(truth: Path) -> None:
+    (example,) = examples(list_coco(str(truth), STORAGE))
+    assert isinstance(example, CocoExample)
+    pixels, target = framing("strong").training(example, 3, "item")
+    (picture,) = batch(framing("strong"), example, 3).pictures
+    assert torch.equal(picture.pixels, pixels)
+    for name, value in target.items():
+        assert torch.equal(picture.target[name], value), name
+    assert target["masks"].sum() > 0
+
+
+def test_what_is_drawn_follows_from_seed_epoch_and_item(truth: Path) -> None:
+    (example,) = examples(list_coco(str(truth), STORAGE))
+    assert isinstance(example, CocoExample)
+
+    def drawn(seed: int, epoch: int, item: str) -> torch.Tensor:
+        torch.rand(seed + epoch + 1)  # the state of the process does not matter
+        return framing("strong", seed).training(example, epoch, item)[0]
+
+    first = drawn(0, 0, "a")
+    assert torch.equal(first, drawn(0, 0, "a"))
+    for other in ((1, 0, "a"), (0, 1, "a"), (0, 0, "b")):
+        assert not torch.equal(first, drawn(*other)), other
+
+
+def test_nothing_vanishes(tmp_path: Path) -> None:
+    """A broken picture, one of another size, a bad annotation, one that is not there, one listed twice."""
+    folder = write_cells(tmp_path / "cells", images=6)
+    file = folder / "instances.json"
+    content = json.loads(file.read_text())
+    (folder / "images/cells-0.png").write_bytes(b"no picture")
+    Image.new("RGB", (20, 30)).save(folder / "images/cells-1.png")
+    bad = next(each for each in content["annotations"] if each["image_id"] == 2)
+    bad["segmentation"] = [[1, 2, 3]]
+    (folder / "images/cells-3.png").unlink()
+    content["images"].append({**content["images"][4], "id": 99})
+    file.write_text(json.dumps(content))
+    listing = list_coco(str(folder), STORAGE)
+    assert [one.reason for one in listing.listed.rejected] == ["no_image", "listed_twice"]
+    found = dict(zip((pair.name for pair in listing.listed.pairs), examples(listing), strict=True))
+    assert list(found) == [f"cells-{number}.png" for number in (0, 1, 2, 4, 5)]
+    reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
+    assert len(reasons) == 3
+    assert reasons[1] == "the picture is 20 x 30, its COCO entry 96 x 96"
+    assert "a polygon is x, y" in reasons[2]
+
+
+def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.json"
+    moved.write_bytes(truth.read_bytes())
+    with pytest.raises(SettingsError, match="none of its 1 images is there; say with root"):
+        list_coco(str(moved), STORAGE)
+    (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).listed.pairs
+    assert (pair.name, pair.image.address) == ("one.png", str(truth.parent / "one.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"categories": []}, "it names no category"),
+        ({"annotations": None}, "it needs images, annotations and categories"),
+        (
+            {"images": [{"id": 1, "file_name": "one.png", "height": 60, "width": 80, "split": "all"}]},
+            "split 'all'",
+        ),
+    ],
+)
+def test_what_is_no_coco_is_told(truth: Path, tmp_path: Path, change: dict[str, object], words: str) -> None:
+    (tmp_path / "one.png").write_bytes((truth.parent / "one.png").read_bytes())
+    (tmp_path / "truth.json").write_text(json.dumps(json.loads(truth.read_text()) | change))
+    with pytest.raises(SettingsError, match=words):
+        list_coco(str(tmp_path / "truth.json"), STORAGE)
+
+
+def test_a_folder_without_coco_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data is a COCO \.json, or a folder with instances\.json"):
+        list_coco(str(tmp_path), STORAGE)
+
+
+def test_rare_kinds_come_more_often_and_the_rest_follows_from_the_seed() -> None:
+    """Ten pictures of one kind, a thousand of another: by the roots, one in eleven draws each epoch."""
+    weights = np.array([10**-0.5] * 10 + [1000**-0.5] * 1000)
+    orders = [drawn_order(weights, 0, epoch) for epoch in range(20)]
+    assert all(len(order) == 1010 for order in orders)
+    assert np.array_equal(orders[3], drawn_order(weights, 0, 3))
+    assert not np.array_equal(orders[3], drawn_order(weights, 1, 3))
+    assert np.mean(np.concatenate(orders) < 10) == pytest.approx(1 / 11, abs=0.01)
+
+
+def test_turns_count_what_came_before() -> None:
+    order = np.array([4, 1, 4, 4, 0, 1])
+    expected = [list(order[:place]).count(item) for place, item in enumerate(order)]
+    assert turns_of(order).tolist() == expected
