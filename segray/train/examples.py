@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.sources.pair_reader import Example
+from segray.train.repeats import drawn
 from segray.train.strength import AugmentSettings
 from segray.train.transforms import augmented, fitted
 
@@ -46,10 +47,16 @@ def _tensors(example: Example) -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(example.classes.copy())
 
 
-def order_of(items: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows them: another one each epoch, the same in every process."""
+def order_of(
+    items: int, seed: int, epoch: int, repeats: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """The order in which an epoch shows them: another one each epoch, the same in every process.
+
+    repeats: how often each is shown in the mean, `items` in all; None: once.
+    """
     draw = hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(draw, np.uint64)).permutation(items)
+    random = np.random.default_rng(np.frombuffer(draw, np.uint64))
+    return random.permutation(items if repeats is None else drawn(repeats, random))
 
 
 def share_of(order: NDArray[np.int64], batch_size: int, rank: int, workers: int) -> list[NDArray[np.int64]]:

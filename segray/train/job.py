@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
@@ -34,7 +34,9 @@ from segray.train.watch import Watch, metrics, say
 from segray.versions import versions
 
 if TYPE_CHECKING:
+    from segray.train.stream import Reading
     from segray.train.trainer import Run
+    from segray.train.windows import Windows
 
 T = TypeVar("T")
 SAMPLED = 64
@@ -101,6 +103,14 @@ class Prepared:
         settings = self.settings
         return share_out(settings.workers, settings.loaders, self.device, self.ray.cluster())
 
+    def reading(self) -> "Reading":
+        """How pairs are read, or windows; Ray must run."""
+        from segray.train.stream import Reading
+
+        usual = Reading(self.design.rules, self.settings.max_pixels, self.settings.storage)
+        is_scene = self.settings.footprints is not None
+        return cast("Windows", self.listed).reading(usual) if is_scene else usual
+
 
 def train(settings: TrainSettings) -> ExitCode:
     """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
@@ -131,7 +141,7 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
 
     ray = _Ray(settings, log, interrupts)
     store = attempt(lambda: _open_output(settings))
-    listed = attempt(lambda: list_pairs(settings.data, settings.storage, settings.root))
+    listed = attempt(lambda: _list(settings))
     design = listed and attempt(lambda: _design(settings, listed))
     where = attempt(lambda: _where(settings, ray))
     if problems or store is None or not listed or not design or where is None:
@@ -149,6 +159,18 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
 
 
+def _list(settings: TrainSettings) -> Pairs:
+    if settings.footprints is None:
+        return list_pairs(settings.data, settings.storage, settings.root)
+    from segray.train.windows import list_windows
+
+    return list_windows(settings, _names(settings))
+
+
+def _names(settings: TrainSettings) -> tuple[str, ...]:
+    return tuple(settings.classes or ("background", "foreground"))
+
+
 def _open_output(settings: TrainSettings) -> Store:
     store = Store(settings.output, settings.storage)
     store.check_usable()
@@ -163,7 +185,7 @@ def _design(settings: TrainSettings, listed: Pairs) -> Design:
     from segray.train.schedules import Schedule, ScheduleSettings
 
     rules, reason = _rules(settings, listed)
-    names = tuple(settings.classes) if settings.classes else ("background", "foreground")[: rules.classes]
+    names = _names(settings)
     say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
     loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
     Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
@@ -174,6 +196,8 @@ def _design(settings: TrainSettings, listed: Pairs) -> Design:
 
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
+    if settings.footprints is not None:
+        return LabelRules(len(_names(settings))), cast("Windows", listed).told
     if settings.values != "auto":
         values, reason = settings.values, "as the settings say"
     else:
@@ -245,21 +269,21 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
     if missing := survey.missing:
         prepared.shares()  # what cannot start later needs no survey
         _survey(prepared, survey, missing)
-    deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
-    return dealt(listed, survey.rows(), deal)
+    deal = None
+    if settings.footprints is None:
+        deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
+    return dealt(listed, survey.rows(), deal, settings.oversample)
 
 
 def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
     import pyarrow as pa
 
-    from segray.train.stream import Reading
     from segray.train.stream import survey as surveyed
 
     settings = prepared.settings
     pairs = pair_table([prepared.listed.pairs[place] for place in missing])
-    reading = Reading(prepared.design.rules, settings.max_pixels, settings.storage)
     places = pa.array(missing)
-    answers = surveyed(pairs, reading, prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
+    answers = surveyed(pairs, prepared.reading(), prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress:
             for table in answers:
@@ -286,13 +310,15 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
 
 
 def _run_of(prepared: Prepared, data: Data) -> "Run":
+    import ray
+
     from segray.models.semanticfile import SemanticCard
     from segray.train.examples import Framing
     from segray.train.losses import LossSettings, inverse_frequency
     from segray.train.optimizers import OptimizerSettings
     from segray.train.schedules import ScheduleSettings
     from segray.train.semantic import Task
-    from segray.train.stream import Feed, Reading
+    from segray.train.stream import Feed
     from segray.train.trainer import Run
 
     settings, design, sizes = prepared.settings, prepared.design, data.sizes
@@ -325,7 +351,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
     )
     fill = tuple(round(255 * each) for each in data.mean)
     feed = Feed(
-        Reading(design.rules, settings.max_pixels, settings.storage),
+        prepared.reading(),
         Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
         settings.batch_size,
         settings.seed,
@@ -333,6 +359,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
         sizes["val"],
         settings.loaders,
         settings.ray.stall_timeout_s,
+        None if data.repeats is None else ray.put(data.repeats),
     )
     return Run(task, feed, prepared.device, settings.output, settings.storage, settings.checkpoint_every_s)
 
@@ -349,6 +376,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             "digest": data.digest,
             "listed": data.listed,
             "rejected": len(data.rejected),
+            "empty": data.empty,
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
             **data.sizes,
             "class_pixels": data.counts,

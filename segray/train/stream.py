@@ -74,6 +74,8 @@ class Feed:
     loaders: int
     """Processes that decode, for each worker."""
     stall_timeout_s: float
+    repeats: Any = None
+    """Reference to how often each of the first `train` is shown in an epoch; None: once."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ def _epoch(epoch: int, position: int, feed: Feed, part: Part) -> Iterator[pa.Tab
 
     Pictures that are scored may have any size.
     """
-    order = order_of(feed.train, feed.seed, epoch)
+    repeats = None if feed.repeats is None else ray.get(feed.repeats)
+    order = order_of(feed.train, feed.seed, epoch, repeats)
     for batch in share_of(order, feed.batch_size, part.rank, part.workers)[position:]:
         yield _places(epoch, batch.tolist())
     for place in part.scored(feed.val):
