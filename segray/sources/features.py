@@ -1,6 +1,6 @@
 """A vector file -> its polygons, each with the value of one attribute; local or in a bucket.
 
-    GeoJSON      a feature collection; longitude and latitude unless it has a member `crs` (RFC 7946 and before)
+    GeoJSON      a feature collection; longitude and latitude unless it has a member `crs`
     GeoParquet   1.0 or 1.1, geometry as WKB; longitude and latitude unless its metadata say otherwise
     GeoPackage   with one layer of features
 
@@ -167,8 +167,8 @@ def _geopackage(database: sqlite3.Connection, column: str | None) -> FeatureFile
         " WHERE data_type = 'features'"
     ).fetchall()
     if len(layers) != 1:
-        names = ", ".join(sorted(str(layer[0]) for layer in layers)) or "none"
-        raise SettingsError(f"a GeoPackage with one layer of features is wanted, it has {names}")
+        found = ", ".join(sorted(str(layer[0]) for layer in layers)) or "none"
+        raise SettingsError(f"a GeoPackage with one layer of features is wanted, it has {found}")
     table, geometry, organisation, number, definition = layers[0]
     names: list[str] = [row[1] for row in database.execute(f"PRAGMA table_info({_quoted(table)})")]
     if column is not None and column not in names:

@@ -1,4 +1,4 @@
-"""Scenes and footprints -> windows that are trained on as pairs are: a part of a scene, and what is drawn there.
+"""Scenes and footprints -> windows, trained on as pairs are: a part of a scene and what is drawn there.
 
 A scene is cut into squares of `window` pixels from its first pixel on, the last ones moved back to end with
 it. Where two squares see the same pixels, each has a label for its own half and void for the other, so no
