@@ -1,8 +1,7 @@
-"""A made scene in UTM with bright rectangles, and the same rectangles as footprints in longitude and latitude."""
+"""A made scene in UTM with bright rectangles, and these as footprints in longitude and latitude."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -27,9 +26,8 @@ def rectangles(number: int = 60, seed: int = 0) -> list[shapely.Polygon]:
     random = np.random.default_rng(seed)
     corners = np.stack([random.integers(-10, WIDTH, number), random.integers(-10, HEIGHT, number)], 1)
     sides = random.integers(6, 30, (number, 2))
-    return [
-        shapely.box(*corner, *(corner + side)) for corner, side in zip(corners + 0.23, sides, strict=True)
-    ]
+    pairs = zip(corners + 0.23, sides, strict=True)
+    return [shapely.box(*corner, *(corner + side)) for corner, side in pairs]
 
 
 def truth(shapes: list[shapely.Polygon], classes: list[int] | None = None) -> NDArray[np.uint8]:
@@ -40,7 +38,7 @@ def truth(shapes: list[shapely.Polygon], classes: list[int] | None = None) -> ND
     return found
 
 
-def write_scene(path: Path, shapes: list[shapely.Polygon], **more: Any) -> Path:
+def write_scene(path: Path, shapes: list[shapely.Polygon]) -> Path:
     """Noise, brighter where a shape is; tiled, with nodata 0."""
     random = np.random.default_rng(1)
     pixels = random.integers(1, 90, (3, HEIGHT, WIDTH), np.uint8)
@@ -49,18 +47,18 @@ def write_scene(path: Path, shapes: list[shapely.Polygon], **more: Any) -> Path:
         pixels[:, *part] = 0
     with rasterio.open(
         path, "w", driver="GTiff", height=HEIGHT, width=WIDTH, count=3, dtype="uint8", crs=CRS,
-        transform=TO_MAP, nodata=0, tiled=True, blockxsize=64, blockysize=64, **{"compress": "deflate", **more},
+        transform=TO_MAP, nodata=0, tiled=True, blockxsize=64, blockysize=64, compress="deflate",
     ) as file:  # fmt: skip
         file.write(pixels)
     return path
 
 
-def on_earth(shapes: list[shapely.Polygon], crs: str = "OGC:CRS84") -> list[shapely.Polygon]:
+def on_earth(shapes: list[shapely.Polygon]) -> list[shapely.Polygon]:
     """From pixels to longitude and latitude."""
-    way = Transformer.from_crs(CRS, crs, always_xy=True)
+    way = Transformer.from_crs(CRS, "OGC:CRS84", always_xy=True)
 
     def moved(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack(way.transform(*(TO_MAP * points.T)), axis=1)
+        return np.stack(way.transform(*(TO_MAP @ tuple(points.T))), axis=1)
 
     return [shapely.transform(shape, moved) for shape in shapes]
 

@@ -13,7 +13,7 @@ from segray.errors import ItemError, SettingsError
 from segray.scenes.footprints import Footprints
 from segray.sources.pairs import Pair
 from segray.train.settings import TrainSettings
-from segray.train.windows import Windows, WindowReader, list_windows
+from segray.train.windows import WindowReader, Windows, list_windows
 from tests.train import grounds
 from tests.train.squares import lines, train
 
