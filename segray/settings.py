@@ -86,7 +86,40 @@ class JobSettings(BaseSettings):
         return env_settings, init_settings
 
 
-class BulkSettings(JobSettings):
+class SceneSettings(JobSettings):
+    """How scenes are read."""
+
+    bands: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(,[1-9]\d*,[1-9]\d*)?$",
+        description="of a scene, one number or three (3,2,1), from 1; default red, green, blue where named",
+    )
+    resolution: float | None = Field(
+        None, gt=0, description="metres a pixel; finer scenes are read coarser, from their overviews"
+    )
+    scaling: str = Field(
+        "auto",
+        pattern=r"^(auto|percentiles|-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?)$",
+        description="of a scene to 0..255: auto (bytes stay, others by the ranges in the model file, else by "
+        "the 2nd and 98th percentile), percentiles, or LOW,HIGH",
+    )
+
+    @property
+    def band_numbers(self) -> tuple[int, ...] | None:
+        """See `Tiling.bands`."""
+        return None if self.bands is None else tuple(int(band) for band in self.bands.split(","))
+
+    @field_validator("scaling")
+    @classmethod
+    def _low_below_high(cls, value: str) -> str:
+        if "," in value:
+            low, high = (float(number) for number in value.split(","))
+            if not low < high:
+                raise ValueError("LOW must be below HIGH")
+        return value
+
+
+class BulkSettings(SceneSettings):
     """What the verbs have that run a model over a collection of images."""
 
     sources: CliPositionalArg[list[Annotated[str, Field(pattern=r"\S")]]] = Field(
@@ -106,20 +139,6 @@ class BulkSettings(JobSettings):
     overlap: int = Field(OVERLAP, ge=0, description="pixels that neighbouring windows share; below tile")
     tile_above: int = Field(
         40_000_000, ge=1, description="pictures with more pixels (height x width) are done in windows, too"
-    )
-    bands: str | None = Field(
-        None,
-        pattern=r"^[1-9]\d*(,[1-9]\d*,[1-9]\d*)?$",
-        description="of a scene, one number or three (3,2,1), from 1; default red, green, blue where named",
-    )
-    resolution: float | None = Field(
-        None, gt=0, description="metres a pixel; finer scenes are read coarser, from their overviews"
-    )
-    scaling: str = Field(
-        "auto",
-        pattern=r"^(auto|percentiles|-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?)$",
-        description="of a scene to 0..255: auto (bytes stay, others by the ranges in the model file, else by "
-        "the 2nd and 98th percentile), percentiles, or LOW,HIGH",
     )
     crs: str = Field("OGC:CRS84", description="of the outlines in the output, one a run")
     decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
@@ -142,17 +161,8 @@ class BulkSettings(JobSettings):
     @property
     def tiling(self) -> Tiling:
         """What is said of scenes."""
-        bands = None if self.bands is None else tuple(int(band) for band in self.bands.split(","))
-        return Tiling(self.tile, self.overlap, bands, self.resolution, self.scaling, self.tile_above)
-
-    @field_validator("scaling")
-    @classmethod
-    def _low_below_high(cls, value: str) -> str:
-        if "," in value:
-            low, high = (float(number) for number in value.split(","))
-            if not low < high:
-                raise ValueError("LOW must be below HIGH")
-        return value
+        how = self.band_numbers, self.resolution, self.scaling
+        return Tiling(self.tile, self.overlap, *how, self.tile_above)
 
     @field_validator("crs")
     @classmethod

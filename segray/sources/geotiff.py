@@ -32,8 +32,12 @@ _PLACE_TAGS = (33922, 34264, 34735)
 
 def is_large_tiff(source: Source) -> bool:
     """Whether a source is to be looked at before it is fetched."""
-    named = source.uri.lower().endswith(_SUFFIXES)
-    return named and source.size > WHOLE_BYTES and source.error_type is None
+    return is_tiff(source) and source.size > WHOLE_BYTES and source.error_type is None
+
+
+def is_tiff(source: Source) -> bool:
+    """By its name."""
+    return source.uri.lower().endswith(_SUFFIXES)
 
 
 def may_be_scene(data: memoryview) -> bool:

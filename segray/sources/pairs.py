@@ -33,6 +33,9 @@ _FIRST_ATTEMPTS = 3
 _HELD_OUT = (None, "train", "val", "test")
 """Of a pair listed in two splits the last one here stays: nothing that is tested may be trained on."""
 
+FRAGMENT = "#xywh="
+"""Between the address of a scene and a window in it, as in W3C's Media Fragments."""
+
 Reason = Literal["no_label", "no_image", "listed_twice", "ambiguous", "unsupported", "storage"]
 """`ambiguous`: several images or labels of one stem, several labels of one image, a line of three names."""
 

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.sources.pair_lists import COLUMNS
-from segray.sources.pairs import Pair, Pairs
+from segray.sources.pairs import FRAGMENT, Pair, Pairs
 from segray.storage import split_protocol
 from segray.train.dataset import SPLITS
 from segray.train.pair_table import pair_table
+from segray.train.repeats import repeat_factors
 from segray.train.splits import Deal, deal_alike, near_duplicates
 from segray.train.survey import column_sums, mean_and_deviation
 
@@ -34,6 +37,8 @@ class Data:
     """PAIRS: those of train, then those of val."""
     counts: list[int]
     """Pixels of each class in the training pairs; of instance models instances of each category."""
+    repeats: NDArray[np.float64] | None
+    """How often each training pair is shown in an epoch; None: once."""
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     digest: str
@@ -43,6 +48,8 @@ class Data:
     listed: int
     trained: pa.Table
     """FIGURES of the training pairs, in the order of `table`."""
+    empty: int = 0
+    """Windows of scenes that hold no data."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,24 +68,30 @@ class Data:
         return f"{parts} (sha256 {self.digest[:16]})"
 
 
-def dealt(listed: Pairs, rows: pa.Table, deal: Deal) -> Data:
+def dealt(listed: Pairs, rows: pa.Table, deal: Deal | None, oversample: float = 0.0) -> Data:
     """Deal the pairs that could be read to the splits; photos that look alike go together.
 
-    rows: FIGURES of `listed.pairs`. Raises SettingsError when none is left to train or to validate with.
+    rows: FIGURES of `listed.pairs`. deal: None for windows, whose blocks were dealt when they were listed;
+    those without a pixel of a class are left out. oversample: see `repeat_factors`. Raises SettingsError when
+    none is left to train or to validate with.
     """
     good = pc.is_null(rows["error_type"])
-    pairs = list(compress(listed.pairs, good.to_pylist()))
     bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
     rejected = [(one.uri, one.error) for one in listed.rejected]
     rejected += [(pair.image.uri, str(error)) for pair, error, is_good in bad if not is_good]
-    kept = rows.filter(good)
+    used = good if deal is not None else pc.and_(good, _labelled(rows["counts"]))
+    pairs = list(compress(listed.pairs, used.to_pylist()))
+    kept = rows.filter(used)
     digests = kept["digest"].to_pylist()
-    splits = deal_alike(deal, pairs, digests, near_duplicates(kept["likeness"].to_pylist()))
+    if deal is None:
+        splits = [str(pair.split) for pair in pairs]
+    else:
+        splits = deal_alike(deal, pairs, digests, near_duplicates(kept["likeness"].to_pylist()))
     for split in ("train", "val"):
         if split not in splits:
             raise SettingsError(
                 f"data: no pair is left in {split} ({len(pairs):,} can be used); add some, name splits in "
-                "the data, or set another split_seed or val_share"
+                f"the data, or set another split_seed{'' if deal else ', a smaller block'} or val_share"
             )
     train, val = ([place for place, each in enumerate(splits) if each == split] for split in ("train", "val"))
     trained = kept.take(pa.array(train))
@@ -88,13 +101,24 @@ def dealt(listed: Pairs, rows: pa.Table, deal: Deal) -> Data:
         splits,
         pair_table([pairs[place] for place in train + val], kept.take(pa.array(train + val))),
         column_sums(trained["counts"]).tolist(),
+        repeat_factors(_matrix(trained["counts"]), oversample) if oversample else None,
         mean,
         deviation,
         _digest(splits, digests, kept["label_digest"].to_pylist()),
         rejected,
         len(listed.pairs) + len(listed.rejected),
         trained,
+        pc.sum(good).as_py() - len(pairs),
     )
+
+
+def _labelled(counts: pa.ChunkedArray) -> pa.Array:
+    return pa.array([bool(each) and any(each) for each in counts.to_pylist()])
+
+
+def _matrix(lists: pa.ChunkedArray) -> NDArray[np.int64]:
+    flat: NDArray[np.int64] = lists.combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(lists), -1)
 
 
 def _digest(splits: Sequence[str], images: Sequence[str], labels: Sequence[str]) -> str:
@@ -106,7 +130,8 @@ def _digest(splits: Sequence[str], images: Sequence[str], labels: Sequence[str])
 def splits_csv(data: Data) -> bytes:
     """A manifest that `--data` reads back: the same pairs in the same splits.
 
-    Local paths are absolute; URLs come without credentials and query strings.
+    Local paths are absolute; URLs come without credentials and query strings. Windows of scenes are told by
+    their addresses, for a person.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -117,4 +142,5 @@ def splits_csv(data: Data) -> bytes:
 
 
 def _openable(file: Source) -> str:
-    return file.address if split_protocol(file.uri)[0] == "file" else file.uri
+    is_window = FRAGMENT in file.uri
+    return file.uri if is_window or split_protocol(file.uri)[0] != "file" else file.address

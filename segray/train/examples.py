@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.sources.pair_reader import Example
+from segray.train.repeats import drawn
 from segray.train.semantic import Batch
 from segray.train.strength import AugmentSettings
 from segray.train.transforms import augmented, fitted
@@ -77,17 +78,16 @@ def _tensors(example: Example) -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(example.classes.copy())
 
 
-def order_of(items: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows them: another one each epoch, the same in every process."""
+def order_of(
+    items: int, seed: int, epoch: int, repeats: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """The order in which an epoch shows them: another one each epoch, the same in every process.
+
+    repeats: how often each is shown in the mean, `items` in all; None: once.
+    """
     draw = hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(draw, np.uint64)).permutation(items)
-
-
-def drawn_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """As many as there are weights, drawn by them with replacement: some come twice, some not at all."""
-    draw = hashlib.sha256(f"drawn:{seed}:{epoch}".encode()).digest()
     random = np.random.default_rng(np.frombuffer(draw, np.uint64))
-    return random.choice(len(weights), len(weights), p=weights / weights.sum())
+    return random.permutation(items if repeats is None else drawn(repeats, random))
 
 
 def turns_of(order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ FORMAT = 1
 UNDECIDING = frozenset(
     {
         *("config", "print_config", "dry_run", "storage", "ray"),
-        *("data", "root", "output"),  # what is in the data decides, not where they are
+        *("data", "root", "footprints", "output"),  # what is in the data decides, not where they are
         *("device", "workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
         "epochs",  # a run may be made longer
     }

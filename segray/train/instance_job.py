@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from segray.train.coco_reader import CocoReading
     from segray.train.trainer import Run
 
-_SEMANTIC = ("classes", "values", "void", "loss", "fit", "activation_checkpointing", "compile")
+_SEMANTIC = (
+    "classes", "values", "void", "loss", "fit", "oversample", "activation_checkpointing", "compile",
+)  # fmt: skip
 """Settings of semantic training alone."""
 _COLOURED = 2 / 255
 """Pictures whose bands differ by more in their means are coloured."""
@@ -122,6 +124,8 @@ def run_of_instances(
     settings: TrainSettings, design: InstanceDesign, data: Data, device: str, precision: str
 ) -> "Run":
     """What every worker is given."""
+    import ray
+
     from segray.train.augment import CropSettings
     from segray.train.instance_batches import InstanceFraming
     from segray.train.instances import InstanceTask
@@ -159,13 +163,13 @@ def run_of_instances(
         sizes["val"],
         settings.loaders,
         settings.ray.stall_timeout_s,
-        kind_weights(data) if settings.balance_kinds else None,
+        ray.put(kind_repeats(data)) if settings.balance_kinds else None,
     )
     return Run(task, feed, device, settings.output, settings.storage, settings.checkpoint_every_s)
 
 
-def kind_weights(data: Data) -> NDArray[np.float64]:
-    """How often to draw each training picture: a kind with n pictures is drawn as the square root of n.
+def kind_repeats(data: Data) -> NDArray[np.float64]:
+    """How often each training picture is shown: a kind with n of them comes as the square root of n does.
 
     The kind is height, width and whether there is colour: a cheap name for what took the picture.
     """
@@ -175,7 +179,8 @@ def kind_weights(data: Data) -> NDArray[np.float64]:
     sizes = np.array([json.loads(each)["size"] for each in annotations])
     kinds = np.column_stack([sizes, coloured])
     _, number, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
-    return 1 / np.sqrt(counts[number.ravel()])
+    weights = 1 / np.sqrt(counts[number.ravel()])
+    return np.asarray(weights / weights.mean(), np.float64)
 
 
 def splits_json(design: InstanceDesign, data: Data) -> bytes:

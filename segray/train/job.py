@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
@@ -39,6 +39,7 @@ from segray.versions import versions
 if TYPE_CHECKING:
     from segray.train.stream import Reading
     from segray.train.trainer import Run
+    from segray.train.windows import Windows
 
 T = TypeVar("T")
 SAMPLED = 64
@@ -123,6 +124,13 @@ class Prepared:
         settings = self.settings
         return share_out(settings.workers, settings.loaders, self.device, self.ray.cluster())
 
+    def reading(self) -> Any:
+        """How pairs are read, or windows, or what a COCO file says; Ray must run."""
+        usual = self.design.reading(self.settings)
+        if self.settings.footprints is None:
+            return usual
+        return cast("Windows", self.listed).reading(cast("Reading", usual))
+
 
 def train(settings: TrainSettings) -> ExitCode:
     """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
@@ -165,6 +173,10 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
 
 
+def _names(settings: TrainSettings) -> tuple[str, ...]:
+    return tuple(settings.classes or ("background", "foreground"))
+
+
 def _open_output(settings: TrainSettings) -> Store:
     store = Store(settings.output, settings.storage)
     store.check_usable()
@@ -173,8 +185,13 @@ def _open_output(settings: TrainSettings) -> Store:
 
 
 def _listed(settings: TrainSettings) -> Pairs | CocoListing:
-    list_data = list_coco if settings.is_instance else list_pairs
-    return list_data(settings.data, settings.storage, settings.root)
+    if settings.is_instance:
+        return list_coco(settings.data, settings.storage, settings.root)
+    if settings.footprints is None:
+        return list_pairs(settings.data, settings.storage, settings.root)
+    from segray.train.windows import list_windows
+
+    return list_windows(settings, _names(settings))
 
 
 def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | InstanceDesign:
@@ -195,7 +212,7 @@ def _design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
             *(f"{name}: is for instance models, {settings.arch} is a semantic one" for name in given)
         )
     rules, reason = _rules(settings, listed)
-    names = tuple(settings.classes) if settings.classes else ("background", "foreground")[: rules.classes]
+    names = _names(settings)
     say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
     loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
     Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
@@ -206,6 +223,8 @@ def _design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
 
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
+    if settings.footprints is not None:
+        return LabelRules(len(_names(settings))), cast("Windows", listed).told
     if settings.values != "auto":
         values, reason = settings.values, "as the settings say"
     else:
@@ -280,8 +299,10 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
     if missing := survey.missing:
         prepared.shares()  # what cannot start later needs no survey
         _survey(prepared, survey, missing)
-    deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
-    return dealt(listed, survey.rows(), deal)
+    deal = None
+    if settings.footprints is None:
+        deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
+    return dealt(listed, survey.rows(), deal, settings.oversample)
 
 
 def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
@@ -291,9 +312,8 @@ def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
 
     settings = prepared.settings
     pairs = pair_table([prepared.listed.pairs[place] for place in missing])
-    reading = prepared.design.reading(settings)
     places = pa.array(missing)
-    answers = surveyed(pairs, reading, prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
+    answers = surveyed(pairs, prepared.reading(), prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress:
             for table in answers:
@@ -320,6 +340,8 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
 
 
 def _run_of(prepared: Prepared, data: Data) -> "Run":
+    import ray
+
     from segray.models.semanticfile import SemanticCard
     from segray.train.examples import Framing
     from segray.train.losses import LossSettings, inverse_frequency
@@ -361,7 +383,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
     )
     fill = tuple(round(255 * each) for each in data.mean)
     feed = Feed(
-        design.reading(settings),
+        prepared.reading(),
         Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
         settings.batch_size,
         settings.seed,
@@ -369,6 +391,7 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
         sizes["val"],
         settings.loaders,
         settings.ray.stall_timeout_s,
+        None if data.repeats is None else ray.put(data.repeats),
     )
     return Run(task, feed, prepared.device, settings.output, settings.storage, settings.checkpoint_every_s)
 
@@ -385,6 +408,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             "digest": data.digest,
             "listed": data.listed,
             "rejected": len(data.rejected),
+            "empty": data.empty,
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
             **data.sizes,
             prepared.design.counted: data.counts,

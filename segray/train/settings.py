@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from segray.models.instancearchs import INSTANCE_ARCHITECTURES
-from segray.settings import JobSettings
+from segray.scenes.scene import Tiling
+from segray.settings import SceneSettings
 from segray.train.losses import LossName
 from segray.train.optimizers import OptimizerName
 from segray.train.schedules import ScheduleName
@@ -15,17 +16,21 @@ INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds")
 """Settings that semantic training does not know."""
 
 
-class TrainSettings(JobSettings):
+class TrainSettings(SceneSettings):
     """DDP training of a segmentation model, semantic or instance: `arch` says which.
 
     For a semantic one, DATA is a folder with images/ and labels/ (of the same stems, with or without train,
     val and test below), a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image
-    label` a line; for an instance one (compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2) a
+    label` a line; with `--footprints` a GeoTIFF scene or a folder of them, and the footprints (polygons) are
+    the label. For an instance one (compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2) it is a
     COCO JSON file, or a folder with instances.json and images/. All of it lies on local disk or in a bucket.
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
-    data: str = Field(pattern=r"\S", description="folder, manifest, list or COCO JSON; local or a URL")
+    data: str = Field(
+        pattern=r"\S",
+        description="folder, manifest, list or COCO JSON; with footprints, scenes; local or a URL",
+    )
     output: str = Field(pattern=r"\S", description="folder or bucket URL for model, metrics and checkpoints")
     root: str | None = Field(None, description="what the paths in DATA are relative to")
     classes: list[str] | None = Field(
@@ -35,6 +40,23 @@ class TrainSettings(JobSettings):
         "auto", description="what labels hold: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
+    footprints: str | None = Field(
+        None,
+        description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet or "
+        "GeoPackage, in any coordinate system; what has none is class 0, nodata belong to no class",
+    )
+    class_column: str | None = Field(
+        None, description="attribute of the footprints that names one of `classes`; default: all are class 1"
+    )
+    window: int | None = Field(
+        None,
+        ge=16,
+        description="side of the windows that scenes are cut into; default twice `size`, or `size`"
+        " where `fit` is resize",
+    )
+    block: int = Field(
+        4, ge=1, description="blocks of so many windows a side are dealt to train, val and test as one"
+    )
     arch: str = Field(
         "unet",
         description="unet, or FAMILY:ENCODER of unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet, fpn "
@@ -71,6 +93,13 @@ class TrainSettings(JobSettings):
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate grows to `lr`")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are scored; 0: none")
     seed: int = Field(0, description="of weights, order and augmentation")
+    oversample: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="classes in a smaller share of the training pictures than this are shown more often, by "
+        "the root of how much smaller (repeat factors of LVIS); 0: none",
+    )
     split_seed: int = Field(0, description="of the split, where the data name none")
     val_share: float = Field(0.12, gt=0, lt=1, description="of pictures that are dealt")
     test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
@@ -103,6 +132,30 @@ class TrainSettings(JobSettings):
     def _min_below_max(self) -> "TrainSettings":
         if self.min_size > self.max_size:
             raise ValueError(f"min_size ({self.min_size}) is above max_size ({self.max_size})")
+        return self
+
+    @property
+    def tiling(self) -> Tiling:
+        """The windows of scenes."""
+        side = self.window or self.size * (2 if self.fit == "crop" else 1)
+        return Tiling(side, 0, self.band_numbers, self.resolution, self.scaling)
+
+    @model_validator(mode="after")
+    def _footprints_or_pairs(self) -> "TrainSettings":
+        alone = {"class_column": None, "window": None, "bands": None, "resolution": None, "scaling": "auto"}
+        if self.footprints is None:
+            wrong = [name for name, usual in alone.items() if getattr(self, name) != usual]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)}: of scenes, name their footprints too")
+            return self
+        if self.is_instance:
+            raise ValueError(f"footprints: are for semantic models, {self.arch} is an instance model")
+        if self.root or self.void or self.values != "auto":
+            raise ValueError("root, void and values: of label pictures, not of footprints")
+        if self.class_column and not self.classes:
+            raise ValueError("class_column: name the classes, the one without footprints first")
+        if not self.class_column and self.classes and len(self.classes) != 2:
+            raise ValueError("classes: footprints without a class_column have two, background and foreground")
         return self
 
     @model_validator(mode="after")

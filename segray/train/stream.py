@@ -19,7 +19,6 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -29,7 +28,7 @@ from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example, Reader
 from segray.storage import StorageSettings
 from segray.train.coco_reader import CocoReading
-from segray.train.examples import Framing, drawn_order, order_of, share_of, turns_of
+from segray.train.examples import Framing, order_of, share_of, turns_of
 from segray.train.instance_batches import InstanceFraming
 from segray.train.pair_table import as_surveyed, pairs_at
 from segray.train.resources import LOADER_CPUS, PLACES_CPUS
@@ -75,14 +74,8 @@ class Feed:
     loaders: int
     """Processes that decode, for each worker."""
     stall_timeout_s: float
-    weights: NDArray[np.float64] | None = None
-    """How often each of `train` is drawn; None: once an epoch."""
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """What an epoch shows of `train`, in order."""
-        if self.weights is not None:
-            return drawn_order(self.weights, self.seed, epoch)
-        return order_of(self.train, self.seed, epoch)
+    repeats: Any = None
+    """Reference to how often each of the first `train` is shown in an epoch; None: once."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,8 @@ def _epoch(epoch: int, position: int, feed: Feed, part: Part) -> Iterator[pa.Tab
 
     Pictures that are scored may have any size.
     """
-    order = feed.order(epoch)
+    repeats = None if feed.repeats is None else ray.get(feed.repeats)
+    order = order_of(feed.train, feed.seed, epoch, repeats)
     turns = turns_of(order)
     for batch in share_of(np.arange(len(order)), feed.batch_size, part.rank, part.workers)[position:]:
         yield _places(epoch, order[batch].tolist(), turns[batch].tolist())

@@ -17,7 +17,7 @@ from segray.sources.coco_listing import CocoListing, list_coco
 from segray.storage import StorageSettings
 from segray.train.augment import CropSettings
 from segray.train.coco_reader import CocoExample, CocoReading
-from segray.train.examples import drawn_order, turns_of
+from segray.train.examples import order_of, turns_of
 from segray.train.instance_batches import InstanceBatch, InstanceFraming, layered
 from segray.train.pair_table import pair_table, pairs_at
 from segray.train.strength import AugmentSettings
@@ -157,10 +157,11 @@ def test_a_folder_without_coco_is_told(tmp_path: Path) -> None:
 def test_rare_kinds_come_more_often_and_the_rest_follows_from_the_seed() -> None:
     """Ten pictures of one kind, a thousand of another: by the roots, one in eleven draws each epoch."""
     weights = np.array([10**-0.5] * 10 + [1000**-0.5] * 1000)
-    orders = [drawn_order(weights, 0, epoch) for epoch in range(20)]
+    repeats = weights / weights.mean()
+    orders = [order_of(1010, 0, epoch, repeats) for epoch in range(20)]
     assert all(len(order) == 1010 for order in orders)
-    assert np.array_equal(orders[3], drawn_order(weights, 0, 3))
-    assert not np.array_equal(orders[3], drawn_order(weights, 1, 3))
+    assert np.array_equal(orders[3], order_of(1010, 0, 3, repeats))
+    assert not np.array_equal(orders[3], order_of(1010, 1, 3, repeats))
     assert np.mean(np.concatenate(orders) < 10) == pytest.approx(1 / 11, abs=0.01)
 
 
