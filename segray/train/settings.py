@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from segray.models.instancearchs import INSTANCE_ARCHITECTURES
 from segray.scenes.scene import Tiling
@@ -157,6 +157,13 @@ class TrainSettings(SceneSettings):
         if not self.class_column and self.classes and len(self.classes) != 2:
             raise ValueError("classes: footprints without a class_column have two, background and foreground")
         return self
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, names: list[str] | None) -> list[str] | None:
+        if names and (twice := sorted({name for name in names if names.count(name) > 1})):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return names
 
     @model_validator(mode="after")
     def _shares_below_one(self) -> "TrainSettings":

@@ -22,7 +22,7 @@ HALF_EMPTY = (slice(64, 128), slice(0, 32))
 
 
 def rectangles(number: int = 60, seed: int = 0) -> list[shapely.Polygon]:
-    """In pixels of the scene, corners off the pixels' centres; some touch, overlap or leave the scene."""
+    """In pixels of the scene, corners at no pixel's centre; some overlap, some leave the scene."""
     random = np.random.default_rng(seed)
     corners = np.stack([random.integers(-10, WIDTH, number), random.integers(-10, HEIGHT, number)], 1)
     sides = random.integers(6, 30, (number, 2))

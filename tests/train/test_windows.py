@@ -7,6 +7,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 
 from segray.errors import ItemError, SettingsError
@@ -99,7 +100,7 @@ def test_an_attribute_names_the_class(place: Path, tmp_path: Path) -> None:
 
 def test_no_pixel_is_in_windows_of_two_splits(place: Path, tmp_path: Path) -> None:
     (tmp_path / "other.tif").write_bytes((place / "scene.tif").read_bytes())
-    seeds = [listed(place / "scene.tif", place / "footprints.geojson", split_seed=seed) for seed in range(12)]
+    seeds = [listed(place / "scene.tif", place / "footprints.geojson", split_seed=seed) for seed in range(8)]
     several = 0
     for windows in seeds:
         owner: NDArray[np.object_] = np.full((grounds.HEIGHT, grounds.WIDTH), None)
@@ -109,8 +110,8 @@ def test_no_pixel_is_in_windows_of_two_splits(place: Path, tmp_path: Path) -> No
             assert all(each in (None, pair.split) for each in part.ravel())
             part[:] = pair.split
         several += len({pair.split for pair in windows.pairs}) > 1
-    assert several > 6
-    assert len({tuple(pair.split for pair in windows.pairs) for windows in seeds}) > 6
+    assert several > 4
+    assert len({tuple(pair.split for pair in windows.pairs) for windows in seeds}) > 4
     moved = listed(
         tmp_path, place / "footprints.geojson", split_seed=3
     )  # another name and time, same content
@@ -156,16 +157,8 @@ def test_from_a_scene_to_a_model(place: Path, tmp_path: Path) -> None:
     hurt = damaged_block(place / "scene.tif", col=3, row=1)
     data[hurt] = b"\xff" * (hurt.stop - hurt.start)
     (tmp_path / "scene.tif").write_bytes(data)
-    options = (
-        "--footprints",
-        place / "footprints.geojson",
-        "--block",
-        1,
-        "--val-share",
-        0.3,
-        "--oversample",
-        0.9,
-    )
+    options = ["--footprints", place / "footprints.geojson", "--block", 1, "--val-share", 0.3]
+    options += ["--oversample", 0.9]
     output = tmp_path / "out"
     assert train(tmp_path / "scene.tif", output, "--epochs", 2, *options) == 0
     told = json.loads((output / "run.json").read_text())["data"]
@@ -176,12 +169,9 @@ def test_from_a_scene_to_a_model(place: Path, tmp_path: Path) -> None:
     learned = {pair.image.uri for pair in windows.pairs if pair.split == "train"} & {*rows}
     assert len(learned) == told["train"]
     truth = expected(grounds.truth(grounds.rectangles()))
-    examples = zip(windows.pairs, reader(windows).read(windows.pairs), strict=True)
-    parts = [
-        example.classes
-        for pair, example in examples
-        if pair.image.uri in learned and not isinstance(example, ItemError)
-    ]
+    read = zip(windows.pairs, reader(windows).read(windows.pairs), strict=True)
+    usable = [(pair, found) for pair, found in read if not isinstance(found, ItemError)]
+    parts = [found.classes for pair, found in usable if pair.image.uri in learned]
     counted = [int(sum((part == number).sum() for part in parts)) for number in (0, 1)]
     assert told["class_pixels"] == counted
     assert counted[1] < (truth == 1).sum()
@@ -191,8 +181,6 @@ def test_from_a_scene_to_a_model(place: Path, tmp_path: Path) -> None:
 
 def damaged_block(scene: Path, *, col: int, row: int) -> slice:
     """The bytes of one compressed block, that of one window."""
-    import rasterio
-
     with rasterio.open(scene) as file:
         offset, size = (
             int(file.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")
