@@ -26,9 +26,9 @@ from pycocotools import mask as coco_mask
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 from shapely.geometry import MultiPolygon, shape
-from shapely.geometry.base import BaseGeometry
 
 from segray.errors import SettingsError
+from segray.scenes.footprints import areas_of
 from segray.train.dataset import SPLITS
 
 WGS84 = "OGC:CRS84"  # a GeoJSON without `crs` member: longitude, latitude (RFC 7946, section 4)
@@ -142,13 +142,6 @@ def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
 
     outlines = [areas_of(shapely.transform(shapely.force_2d(each), placed)) for each in shapes]
     return sorted((each for each in outlines if each.area > 0), key=lambda each: -each.area)
-
-
-def areas_of(geometry: BaseGeometry) -> MultiPolygon:
-    """Return the areas of a geometry, made valid; empty for points and lines."""
-    parts = shapely.get_parts(shapely.make_valid(geometry)).tolist()
-    nested = [part for each in parts for part in shapely.get_parts(each).tolist()]
-    return MultiPolygon([part for part in nested if part.geom_type == "Polygon"])
 
 
 def windows_of(height: int, width: int, settings: FootprintSettings) -> list[Window]:

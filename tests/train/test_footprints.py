@@ -16,13 +16,13 @@ from rasterio.transform import Affine
 from shapely.geometry import LineString, MultiPolygon, Point, box
 
 from segray.errors import SettingsError
+from segray.scenes.footprints import areas_of
 from segray.train.dataset import load_coco, split_images
 from segray.train.footprints import (
     FootprintSettings,
     Scene,
     Shares,
     Window,
-    areas_of,
     block_means,
     draw,
     main,
