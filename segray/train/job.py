@@ -19,8 +19,6 @@ from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.quiet import noise_to_file
 from segray.settings import printable
 from segray.sources.coco_listing import CocoListing, list_coco
-from segray.sources.fetch import read_all
-from segray.sources.labels import LabelRules, decide_values
 from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import shown
 from segray.train.data import Data, dealt, splits_csv
@@ -30,7 +28,8 @@ from segray.train.instance_job import InstanceDesign, design_instances, run_of_i
 from segray.train.interrupts import Interrupts
 from segray.train.pair_table import pair_table
 from segray.train.resources import Shares, share_out
-from segray.train.settings import INSTANCE_ONLY, TrainSettings
+from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
+from segray.train.settings import TrainSettings
 from segray.train.splits import Deal
 from segray.train.survey import Survey
 from segray.train.watch import Watch, figure, metrics, say
@@ -42,40 +41,8 @@ if TYPE_CHECKING:
     from segray.train.windows import Windows
 
 T = TypeVar("T")
-SAMPLED = 64
-"""Label pictures that are looked at to see what their numbers mean."""
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
 """Of 60 s, a busy machine spends more on importing torch in every worker."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """What is trained, as far as it is known before the pictures are."""
-
-    rules: LabelRules
-    names: tuple[str, ...]
-    """Of the classes."""
-    loss: str
-    outputs: int
-    arch_settings: dict[str, Any]
-    best = "miou"
-    counted = "class_pixels"
-    """What `Data.counts` holds."""
-
-    def resolved(self) -> dict[str, Any]:
-        """For the identity of a run."""
-        return {
-            "classes": self.names,
-            "values": self.rules.values,
-            "loss": self.loss,
-            "arch_settings": self.arch_settings,
-        }
-
-    def reading(self, settings: TrainSettings) -> "Reading":
-        """How pairs are read."""
-        from segray.train.stream import Reading
-
-        return Reading(self.rules, settings.max_pixels, settings.storage)
 
 
 class _Ray:
@@ -173,10 +140,6 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
 
 
-def _names(settings: TrainSettings) -> tuple[str, ...]:
-    return tuple(settings.classes or ("background", "foreground"))
-
-
 def _open_output(settings: TrainSettings) -> Store:
     store = Store(settings.output, settings.storage)
     store.check_usable()
@@ -191,52 +154,13 @@ def _listed(settings: TrainSettings) -> Pairs | CocoListing:
         return list_pairs(settings.data, settings.storage, settings.root)
     from segray.train.windows import list_windows
 
-    return list_windows(settings, _names(settings))
+    return list_windows(settings, names_of(settings))
 
 
 def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | InstanceDesign:
     if isinstance(listed, CocoListing):
         return design_instances(settings, listed)
-    return _design_semantic(settings, listed)
-
-
-def _design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
-    """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
-    from segray.models.semantic import check_recomputing, complete_settings
-    from segray.train.losses import outputs_for
-    from segray.train.schedules import Schedule, ScheduleSettings
-
-    defaults = TrainSettings.model_fields
-    if given := [name for name in INSTANCE_ONLY if getattr(settings, name) != defaults[name].default]:
-        raise SettingsError(
-            *(f"{name}: is for instance models, {settings.arch} is a semantic one" for name in given)
-        )
-    rules, reason = _rules(settings, listed)
-    names = _names(settings)
-    say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
-    loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
-    Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
-    complete = complete_settings(settings.arch, settings.arch_settings)
-    if settings.activation_checkpointing:
-        check_recomputing(settings.arch)
-    return Design(rules, names, loss, outputs_for(loss, len(names)), complete)
-
-
-def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
-    if settings.footprints is not None:
-        return LabelRules(len(_names(settings))), cast("Windows", listed).told
-    if settings.values != "auto":
-        values, reason = settings.values, "as the settings say"
-    else:
-        step = max(1, len(listed.pairs) // SAMPLED)
-        sample = read_all([pair.label for pair in listed.pairs[::step][:SAMPLED]], settings.storage)
-        data = [each for each in sample if isinstance(each, bytes)]
-        decision = decide_values(data, settings.max_pixels, tuple(settings.void))
-        values, reason = decision.values, decision.reason
-    if values == "indices" and not settings.classes:
-        raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
-    number = len(settings.classes) if settings.classes else 2
-    return LabelRules(number, values, tuple(settings.void)), reason
+    return design_semantic(settings, listed)
 
 
 def _where(settings: TrainSettings, ray: _Ray) -> tuple[str, str]:
@@ -340,60 +264,11 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
 
 
 def _run_of(prepared: Prepared, data: Data) -> "Run":
-    import ray
-
-    from segray.models.semanticfile import SemanticCard
-    from segray.train.examples import Framing
-    from segray.train.losses import LossSettings, inverse_frequency
-    from segray.train.optimizers import OptimizerSettings
-    from segray.train.schedules import ScheduleSettings
-    from segray.train.semantic import Task
-    from segray.train.stream import Feed
-    from segray.train.trainer import Run
-
-    settings, design, sizes = prepared.settings, prepared.design, data.sizes
+    settings, design = prepared.settings, prepared.design
+    where = (prepared.device, prepared.precision)
     if isinstance(design, InstanceDesign):
-        return run_of_instances(settings, design, data, prepared.device, prepared.precision)
-    card = SemanticCard(
-        settings.arch,
-        design.arch_settings,
-        design.outputs,
-        design.names,
-        data.mean,
-        data.deviation,
-        settings.size,
-        settings.fit,
-    )
-    weights = inverse_frequency(data.counts) if design.loss == "weighted_ce" else None
-    task = Task(
-        card,
-        LossSettings(design.loss, class_weights=weights),
-        OptimizerSettings(settings.optimizer, settings.lr, settings.weight_decay),
-        ScheduleSettings(settings.schedule, settings.warmup_steps),
-        settings.epochs,
-        -(-sizes["train"] // settings.batch_size),
-        settings.seed,
-        prepared.precision,
-        settings.clip,
-        settings.ema,
-        settings.pretrained,
-        settings.accumulate,
-        settings.activation_checkpointing,
-        settings.compile,
-    )
-    fill = tuple(round(255 * each) for each in data.mean)
-    feed = Feed(
-        prepared.reading(),
-        Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
-        settings.batch_size,
-        settings.seed,
-        sizes["train"],
-        sizes["val"],
-        settings.loaders,
-        settings.ray.stall_timeout_s,
-        None if data.repeats is None else ray.put(data.repeats),
-    )
-    return Run(task, feed, prepared.device, settings.output, settings.storage, settings.checkpoint_every_s)
+        return run_of_instances(settings, design, data, *where)
+    return run_of_semantic(settings, design, data, *where, prepared.reading())
 
 
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
