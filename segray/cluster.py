@@ -31,6 +31,8 @@ class Cluster:
     gpus: float
     node_cpus: float
     node_gpus: float
+    nodes: tuple[tuple[float, float], ...] = ()
+    """(CPUs, GPUs) of each."""
 
 
 def start_ray(settings: RaySettings, log: Path) -> Cluster:
@@ -59,7 +61,7 @@ def start_ray(settings: RaySettings, log: Path) -> Cluster:
     ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
-    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus))
+    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus), tuple(zip(cpus, gpus, strict=True)))
 
 
 def _to_log(said: dict[str, Any], **_: Any) -> None:

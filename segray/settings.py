@@ -318,7 +318,8 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
         return f"{dotted}: {wanted}"
     given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
     shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
-    return f"{dotted}: {problem['msg']}{shown}"
+    told = problem["msg"].removeprefix("Value error, ")  # pydantic's mark of a ValueError of ours
+    return f"{dotted}: {told}{shown}"
 
 
 def _known(cls: type[BaseModel]) -> list[str]:

@@ -1,10 +1,15 @@
 """Flags, environment, file, defaults; and everything that is wrong told at once."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic_settings import BaseSettings
 
 from segray.errors import SettingsError
+from segray.evaluate.settings import EvaluateSettings
+from segray.predict.settings import PredictSettings
 from segray.settings import AnnotateSettings, load_settings, printable
 
 
@@ -45,6 +50,29 @@ def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.yaml").write_text("output: o\n")
     monkeypatch.setenv("SEGRAY_CONFIG", str(tmp_path / "a.yaml"))
     assert load("x").output == "o"
+
+
+SETTING = re.compile(r"# ( *\w+: .*)|# ( *\w+:)$")
+
+
+@pytest.mark.parametrize("kind", [AnnotateSettings, PredictSettings, EvaluateSettings])
+def test_the_file_to_copy_holds_every_setting_and_its_default(kind: type[BaseSettings]) -> None:
+    """What is commented out and not marked as an example is the default."""
+    verb = kind.__name__.removesuffix("Settings").lower()
+    lines = (Path(__file__).parents[1] / f"jobs/{verb}.yaml").read_text().splitlines()[5:]
+    bare = [SETTING.sub(lambda found: found[1] or found[2], line) for line in lines]
+    whole = yaml.safe_load("\n".join(bare))
+    fields = kind.model_fields
+    assert whole.keys() - {"ray"} == fields.keys() - {"config", "print_config", "dry_run", "ray"}
+    for nested in {"storage", "ray"} & whole.keys():
+        type(fields[nested].default).model_validate(whole[nested])  # unknown names are refused
+    usual = [
+        name
+        for name, old in zip((line.split(":")[0] for line in bare), lines, strict=True)
+        if name in fields and old.startswith(f"# {name}: ") and "# example" not in old
+    ]
+    assert {name: whole[name] for name in usual} == {name: fields[name].default for name in usual}
+    assert len(usual) > 3
 
 
 def test_sources_may_stand_anywhere() -> None:
@@ -111,7 +139,7 @@ def test_no_secret_is_told_whatever_is_wrong(tmp_path: Path) -> None:
 
 def test_actors_must_make_sense() -> None:
     run = ("x", "--output", "o")
-    assert "settings: Value error, min_actors (4) is above actors (2)" in problems(
+    assert "settings: min_actors (4) is above actors (2)" in problems(
         *run, "--actors", "2", "--min-actors", "4"
     )
     assert any(line.startswith("gpus_per_actor: ") for line in problems(*run, "--gpus-per-actor", "1.5"))

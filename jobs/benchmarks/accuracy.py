@@ -16,7 +16,7 @@ from segray.models.device import Precision
 from segray.models.modelfile import load_model_file
 from segray.models.weights import LoadedModel, load_weights
 from segray.storage import StorageSettings
-from segray.train.augment import target_of
+from segray.train.augment.instances import target_of
 from segray.train.dataset import InstanceImage, load_coco, split_images
 from segray.train.scoring import encode, score_model
 

@@ -2,7 +2,7 @@
 
     python -m jobs.benchmarks.feeds segray|torch FOLDER SIZE BATCH EPOCHS PROCESSES
 
-segray: `segray.train.stream` by Ray Data; torch: a DataLoader with the same decoder and framing.
+segray: `segray.train.feed.stream` by Ray Data; torch: a DataLoader with the same decoder and framing.
 Prints one JSON object: `batches`, a checksum of each, and `times`, when each was there, in seconds.
 """
 
@@ -34,8 +34,10 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     from segray.settings import RaySettings
     from segray.sources.pair_reader import digest_of
     from segray.storage import StorageSettings
-    from segray.train.pair_table import pair_table
-    from segray.train.stream import Feed, Part, Reading, batches
+    from segray.train.feed.pair_table import pair_table
+    from segray.train.feed.places import Order, Part
+    from segray.train.feed.stream import Feed, batches
+    from segray.train.feed.survey_stream import Reading
 
     settings = RaySettings()
     start_ray(settings, Path(tempfile.mkdtemp()) / "log")
@@ -47,7 +49,11 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     )
     reading = Reading(RULES, MAX_PIXELS, StorageSettings())
     feed = Feed(
-        reading, framing(size, FILL), batch_size, SEED, len(train), 0, processes, settings.stall_timeout_s
+        reading,
+        framing(size, FILL),
+        Order(batch_size, SEED, len(train), 0),
+        processes,
+        settings.stall_timeout_s,
     )
     for batch in batches(ray.put(table), feed, range(epochs), 0, Part(0, 1)):
         yield batch.pixels, batch.classes

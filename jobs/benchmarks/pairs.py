@@ -11,8 +11,8 @@ from jobs.benchmarks.pictures import BUNDLED, DIFFERENT, tiled
 from segray.sources.labels import LabelRules
 from segray.sources.pairs import Pair, list_pairs
 from segray.storage import StorageSettings
-from segray.train.examples import Framing
-from segray.train.strength import AugmentSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.examples import Framing
 
 SIZE = (480, 640)
 """Height and width."""

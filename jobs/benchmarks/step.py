@@ -14,10 +14,11 @@ from torch import nn
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
 from segray.models.semantic import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of
-from segray.train.losses import LossSettings
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.semantic import Batch, SemanticTraining, Task
+from segray.train.feed.examples import Batch
+from segray.train.steps.losses import LossSettings
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.semantic import SemanticTraining, Task
 
 CLASSES, BATCH, LR = 11, 8, 1e-3
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from segray.errors import SettingsError
 from segray.evaluate.folders import Problem
 from segray.evaluate.settings import EvaluateSettings
-from segray.sources.fetch import read_all
 from segray.sources.item import Source
-from segray.sources.labels import LabelRules, decide_values
+from segray.sources.label_sample import decide_from
+from segray.sources.labels import LabelRules
 from segray.sources.pairs import Pair, Pairs
-
-SAMPLED = 64
-"""Label pictures that are looked at to see what their numbers mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ def label_rules(
     Raises SettingsError for indices without `names` and for rules that contradict each other.
     """
     if settings.values == "auto":
-        decision = decide_values(sample(labels, settings), settings.max_pixels, tuple(settings.void))
+        decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
         values, reason = decision.values, decision.reason
     else:
         values, reason = settings.values, "as the settings say"
@@ -41,12 +38,6 @@ def label_rules(
     known = tuple(names) if names else ("background", "foreground")
     rules = LabelRules(len(known), values, tuple(settings.void))
     return rules, known, f"labels are {values}: {reason}"
-
-
-def sample(files: Sequence[Source], settings: EvaluateSettings) -> list[bytes]:
-    """The contents of some that can be read, from all parts of the list."""
-    some = list(files[:: max(1, len(files) // SAMPLED)][:SAMPLED])
-    return [each for each in read_all(some, settings.storage) if isinstance(each, bytes)]
 
 
 def choose(listed: Pairs, split: str) -> Chosen:

@@ -18,7 +18,8 @@ from segray.evaluate.matching import stem_of
 from segray.evaluate.semantic import SemanticScores
 from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
-from segray.sources.labels import LabelRules, fit_to, read_label
+from segray.sources.labelfile import read_stored
+from segray.sources.labels import LabelRules, ReadStored, fit_to, read_label
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings, canonical_uri
 
@@ -156,6 +157,7 @@ def compare_pairs(
     prediction_rules: LabelRules | None = None,
     *,
     fit: bool = False,
+    read: ReadStored = read_stored,
 ) -> Comparison:
     """Score pairs, whatever their names; `rules` read the truth.
 
@@ -169,8 +171,8 @@ def compare_pairs(
     for pair in pairs:
         true, found = next(files), next(files)
         try:
-            labels = _read("truth", true, rules, max_pixels)
-            predicted = _read("prediction", found, found_rules, max_pixels)
+            labels = _read("truth", true, rules, max_pixels, read)
+            predicted = _read("prediction", found, found_rules, max_pixels, read)
             if fit:
                 labels = fit_to(labels, *predicted.shape)
             _check_sizes(labels, predicted)
@@ -195,12 +197,12 @@ def _files(sources: Iterable[Source], storage: StorageSettings) -> Iterator[byte
             yield row["data"] if row["error_type"] is None else ItemError(row["error_type"], row["error"])
 
 
-def _read(what: str, file: bytes | ItemError, rules: LabelRules, max_pixels: int) -> Labels:
+def _read(what: str, file: bytes | ItemError, rules: LabelRules, max_pixels: int, read: ReadStored) -> Labels:
     """Raises ItemError that says which of the two it is."""
     try:
         if isinstance(file, ItemError):
             raise file
-        return read_label(file, rules, max_pixels)
+        return read_label(file, rules, max_pixels, read)
     except ItemError as error:
         raise ItemError(error.error_type, f"{what}: {error.reason}") from error
 

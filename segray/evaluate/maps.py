@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from segray.errors import NothingToDoError, SettingsError
-from segray.evaluate.data import choose, label_rules, sample, split_sizes
+from segray.evaluate.data import choose, label_rules, split_sizes
 from segray.evaluate.folders import (
     Comparison,
     Files,
@@ -21,8 +21,10 @@ from segray.evaluate.report import Outcome, Progress
 from segray.evaluate.semantic import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
 from segray.sources.item import Source
-from segray.sources.labels import LabelRules, decide_values
+from segray.sources.label_sample import decide_from
+from segray.sources.labels import LabelRules
 from segray.sources.pairs import list_pairs
+from segray.sources.sandbox import DecodeSandbox
 
 MANIFESTS = (".csv", ".parquet", ".txt")
 _SHARD = 64
@@ -57,17 +59,19 @@ class MapEvaluation:
         """Compare all pairs."""
         pairs, settings = self.matched.pairs, self.settings
         total, progress = Comparison(SemanticScores(self.rules.classes), 0), Progress(len(pairs))
-        for start in range(0, len(pairs), _SHARD):
-            shard = pairs[start : start + _SHARD]
-            total += compare_pairs(
-                shard,
-                self.rules,
-                settings.max_pixels,
-                settings.storage,
-                self.prediction_rules,
-                fit=self.has_pictures_size,
-            )
-            progress.add(len(shard))
+        with DecodeSandbox() as sandbox:
+            for start in range(0, len(pairs), _SHARD):
+                shard = pairs[start : start + _SHARD]
+                total += compare_pairs(
+                    shard,
+                    self.rules,
+                    settings.max_pixels,
+                    settings.storage,
+                    self.prediction_rules,
+                    fit=self.has_pictures_size,
+                    read=sandbox.stored,
+                )
+                progress.add(len(shard))
         problems = [*self.unlisted, *self.matched.problems, *total.problems]
         return semantic_outcome(total, self.classes, problems, self.matched.extra, notes=self.reasons)
 
@@ -196,7 +200,7 @@ def _prediction_rules(
     """Masks of 0 and 255 are looked for only where the labels are such masks, too."""
     values, reason = settings.prediction_values, []
     if values == "auto" and rules.values == "binary":
-        decision = decide_values(sample(files, settings), settings.max_pixels)
+        decision = decide_from(files, settings.max_pixels, settings.storage)
         values, reason = decision.values, [f"predictions are {decision.values}: {decision.reason}"]
     elif values == "auto":
         values = "indices"

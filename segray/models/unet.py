@@ -35,7 +35,7 @@ class UNetSettings:
     up: Up = "transposed"
     """How maps are doubled: a transposed 2 x 2 convolution, or a 1 x 1 convolution and interpolation."""
     norm: Norm = "batch"
-    """"sync" is "batch" over all workers; it needs accelerators where there is more than one worker."""
+    """"sync" is "batch" over all workers; training it needs GPUs, even with one worker."""
     bias: bool = True
     """Whether the 3 x 3 convolutions have one; in front of a normalisation it changes nothing."""
     groups: int = 8

@@ -4,6 +4,8 @@ Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT...`
 A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in the OUTPUT it names: files
 in memory that the parent maps too. The end of the connection ends the process.
 
+A label picture becomes the numbers that it holds, of whatever depth, instead of RGB.
+
 A scene is read by window: instead of its bytes, the child asks the parent for ranges of them, as often as it
 needs to. So it has neither network nor keys.
 """
@@ -26,6 +28,7 @@ import numpy as np
 from segray.errors import ItemError
 from segray.scenes.rangefile import Range
 from segray.sources.decode import Decoded, Place, decode_rgb
+from segray.sources.labelfile import read_stored
 from segray.sources.names import one_line
 from segray.sources.shared import SharedFile
 
@@ -70,7 +73,11 @@ def serve(decode: Decoder) -> None:
         else:
             growing = 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"]
             _limit_memory(own_bytes + BASE_BYTES + shared + growing)
-            work = partial(_decoded, decode, request, source, targets[request["target"]])
+            target = targets[request["target"]]
+            if "coloured" in request:
+                work = partial(_stored, source, request, target)
+            else:
+                work = partial(_decoded, decode, source, request, target)
         answer = _answer(work)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answer).encode())
@@ -88,12 +95,21 @@ def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _decoded(
-    decode: Decoder, request: dict[str, int], source: SharedFile, target: SharedFile
+    decode: Decoder, source: SharedFile, request: dict[str, int], target: SharedFile
 ) -> dict[str, Any]:
     data = source.place(0, request["size"]).tobytes()
     decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
     height, width, _ = decoded.pixels.shape
     return {"height": height, "width": width, "frames": decoded.frames}
+
+
+def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> dict[str, Any]:
+    data = source.place(0, request["size"]).tobytes()
+    stored = read_stored(data, request["max_pixels"], coloured=request["coloured"])
+    values = np.ascontiguousarray(stored.values)
+    target.place(0, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
+    told = {"white": stored.white, "lossy": stored.lossy, "form": stored.form}
+    return {"shape": values.shape, "dtype": values.dtype.str, **told}
 
 
 class _Scenes:

@@ -22,7 +22,7 @@ form. Everything else is an ItemError that names the value: a wrong class costs 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,13 +93,19 @@ class Decision:
     """One line for a person."""
 
 
-def read_label(data: bytes, rules: LabelRules, max_pixels: int) -> Labels:
+class ReadStored(Protocol):
+    """`read_stored`, or a sandbox's `stored`, which does it where a hostile file does no harm."""
+
+    def __call__(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored: ...
+
+
+def read_label(data: bytes, rules: LabelRules, max_pixels: int, read: ReadStored = read_stored) -> Labels:
     """The classes in the encoded picture `data` of at most `max_pixels` (height * width).
 
     Raises ItemError: as `decode_rgb` for what cannot be decoded; `unsupported` for a number or colour that
     the rules do not know, and for a form that holds no classes.
     """
-    stored = read_stored(data, max_pixels, coloured=rules.colours is not None)
+    stored = read(data, max_pixels, coloured=rules.colours is not None)
     if rules.colours is not None:
         return _by_colour(stored, rules.colours, rules)
     if stored.lossy:
@@ -107,7 +113,9 @@ def read_label(data: bytes, rules: LabelRules, max_pixels: int) -> Labels:
     return _by_number(stored, rules)
 
 
-def decide_values(sample: Iterable[bytes], max_pixels: int, void: tuple[int, ...] = ()) -> Decision:
+def decide_values(
+    sample: Iterable[bytes], max_pixels: int, void: tuple[int, ...] = (), read: ReadStored = read_stored
+) -> Decision:
     """Whether label pictures hold indices or 0 and 255, from some encoded pictures of the data set.
 
     Binary if 255 occurs in them and nothing else but 0; values in `void` are left aside. Pictures of 1 bit
@@ -117,7 +125,7 @@ def decide_values(sample: Iterable[bytes], max_pixels: int, void: tuple[int, ...
     looked, failed = 0, list[str]()
     for data in sample:
         try:
-            seen |= _numbers(read_stored(data, max_pixels))
+            seen |= _numbers(read(data, max_pixels))
             looked += 1
         except ItemError as error:
             failed.append(error.reason)
@@ -188,12 +196,14 @@ def _unknown(values: NDArray[Any], rules: LabelRules) -> ItemError:
     found, pixels = np.unique(values, return_counts=True)
     most = int(pixels.argmax())
     others = f" and {len(found) - 1} other values" if len(found) > 1 else ""
-    known = (
-        "0 and 255, or 0 and 1" if rules.values == "binary" else f"0 to {rules.classes - 1}, and 255 for void"
-    )
+    binary = rules.values == "binary"
+    known = "0 and 255, or 0 and 1" if binary else f"0 to {rules.classes - 1}, and 255 for void"
+    ask = "name others that are void" if binary else "name more --classes, or what is void"
     void = f", besides {_listed(set(rules.void))} for void" if rules.void else ""
     return ItemError(
-        "unsupported", f"value {found[most]} in {pixels[most]:,} pixels{others}: labels hold {known}{void}"
+        "unsupported",
+        f"value {found[most]} in {pixels[most]:,} pixels{others}: labels hold {known}{void}; "
+        f"{ask} with --void",
     )
 
 

@@ -30,7 +30,7 @@ class Example:
 
 
 class Reader:
-    """Reads pairs; pictures are decoded in a child process that a hostile file may kill."""
+    """Reads pairs; pictures and labels are decoded in a child process that a hostile file may kill."""
 
     def __init__(self, rules: LabelRules, max_pixels: int, storage: StorageSettings) -> None:
         self.rules, self.max_pixels, self.storage = rules, max_pixels, storage
@@ -50,7 +50,8 @@ class Reader:
                 raise ItemError(label.error_type, f"label: {label.reason}")
             pixels = self._sandbox.decode(image, self.max_pixels).pixels
             try:
-                classes = fit_to(read_label(label, self.rules, self.max_pixels), *pixels.shape[:2])
+                stored = read_label(label, self.rules, self.max_pixels, self._sandbox.stored)
+                classes = fit_to(stored, *pixels.shape[:2])
             except ItemError as error:
                 raise ItemError(error.error_type, f"label: {error.reason}") from error
         except ItemError as error:

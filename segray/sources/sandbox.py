@@ -31,6 +31,7 @@ from segray.scenes.rangefile import Range
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.decode import Decoded
 from segray.sources.decoder_process import READY
+from segray.sources.labelfile import Stored
 from segray.sources.shared import SharedFile, shared_file
 
 T = TypeVar("T")
@@ -136,6 +137,11 @@ class DecodeSandbox:
             return self._decode(data, max_pixels, room)
         decoded = self._decode(data, max_pixels, self._scratch.begin())
         return Decoded(decoded.pixels.copy(), decoded.frames)
+
+    def stored(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
+        """As `read_stored`, for label pictures; also raises ItemError as `decode` does."""
+        room = self._scratch.begin()
+        return self._twice(lambda child: child.stored(data, max_pixels, coloured, self.timeout_s, room))
 
     def describe(self, file: "ByteRanges", tiling: Tiling) -> Scene | None:
         """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
@@ -243,16 +249,31 @@ class _Child:
 
     def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: Room) -> Decoded:
         """The pixels lie in `room` behind its `used` bytes."""
+        request = {"max_pixels": max_pixels, "target": room.number, "offset": room.used}
+        answer = self._ask_of_bytes(request, data, timeout_s)
+        shape = (answer["height"], answer["width"], 3)
+        pixels = room.file.place(room.used, math.prod(shape))
+        return Decoded(pixels.reshape(shape), answer["frames"])
+
+    def stored(self, data: bytes, max_pixels: int, coloured: bool, timeout_s: float, room: Room) -> Stored:
+        """The numbers in an array of their own; they came through `room`, which is empty."""
+        request = {"max_pixels": max_pixels, "target": room.number, "coloured": coloured}
+        answer = self._ask_of_bytes(request, data, timeout_s)
+        shape, dtype = answer["shape"], np.dtype(answer["dtype"])
+        values = room.file.place(0, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape).copy()
+        return Stored(values, answer["white"], answer["lossy"], answer["form"])
+
+    def _ask_of_bytes(
+        self, request: dict[str, Any], data: bytes | memoryview, timeout_s: float
+    ) -> dict[str, Any]:
+        """Its answer about an encoded picture. Raises ItemError where it is one."""
         np.copyto(self._source.place(0, len(data)), np.frombuffer(data, np.uint8))
-        request = {"size": len(data), "max_pixels": max_pixels, "timeout_s": timeout_s}
-        answer = self._ask({**request, "target": room.number, "offset": room.used}, timeout_s)
+        answer = self._ask({**request, "size": len(data), "timeout_s": timeout_s}, timeout_s)
         if len(data) > _KEPT_BYTES:
             self._source.empty()
         if "error_type" in answer:
             raise ItemError(answer["error_type"], answer["reason"])
-        shape = (answer["height"], answer["width"], 3)
-        pixels = room.file.place(room.used, math.prod(shape))
-        return Decoded(pixels.reshape(shape), answer["frames"])
+        return answer
 
     def describe(self, file: ByteRanges, tiling: Tiling, timeout_s: float) -> Scene | None:
         """The scene, or None for a picture."""

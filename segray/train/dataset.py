@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-SPLITS = ("train", "val", "test")
+from segray.train.feed.splits import SPLITS, split_of
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,6 @@ class InstanceImage:
         """Height, width and whether the image has colour: a cheap name for the kind of microscope."""
         spread = self.pixels.amax(0).float() - self.pixels.amin(0).float()
         return self.pixels.shape[1], self.pixels.shape[2], bool(spread.mean() > 2)
-
-
-def split_of(digest: str, *, seed: int, val_share: float = 0.12, test_share: float = 0.18) -> str:
-    """Return `train`, `val` or `test` from an image's content alone, so order and names never matter.
-
-    `digest` is the sha256 of the file's bytes; the seed deals the images anew.
-    """
-    dealt = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
-    position = int.from_bytes(dealt[:8], "big") / 2**64
-    if position < test_share:
-        return "test"
-    return "val" if position < test_share + val_share else "train"
 
 
 def load_coco(folder: Path) -> tuple[list[InstanceImage], dict[int, str]]:

@@ -14,7 +14,7 @@ UNDECIDING = frozenset(
     {
         *("config", "print_config", "dry_run", "storage", "ray"),
         *("data", "root", "footprints", "output"),  # what is in the data decides, not where they are
-        *("device", "workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
+        *("device", "workers", "min_workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
         "epochs",  # a run may be made longer
     }
 )
@@ -28,6 +28,8 @@ def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, 
     """
     others = set() if settings.is_instance else set(INSTANCE_ONLY)
     plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
+    if plain["class_weights"] == "auto":
+        del plain["class_weights"]  # younger than other settings: runs without it go on
     kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
     return kept
 

@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from segray.errors import SettingsError
 from segray.sources.coco_listing import AnnotatedPair, CocoListing
 from segray.storage import split_protocol
-from segray.train.data import Data
+from segray.train.feed.data import Data
 from segray.train.settings import TrainSettings
 from segray.train.watch import say
 
 if TYPE_CHECKING:
-    from segray.train.coco_reader import CocoReading
+    from segray.train.feed.coco_reader import CocoReading
     from segray.train.trainer import Run
 
 _SEMANTIC = (
-    "classes", "values", "void", "loss", "fit", "oversample", "activation_checkpointing", "compile",
+    "classes", "values", "void", "loss", "loss_settings", "class_weights", "fit", "oversample",
+    "activation_checkpointing", "compile",
 )  # fmt: skip
 """Settings of semantic training alone."""
 _COLOURED = 2 / 255
@@ -49,7 +50,7 @@ class InstanceDesign:
 
     def reading(self, settings: TrainSettings) -> "CocoReading":
         """How pictures are read."""
-        from segray.train.coco_reader import CocoReading
+        from segray.train.feed.coco_reader import CocoReading
 
         return CocoReading(self.categories, settings.max_pixels, settings.storage)
 
@@ -57,8 +58,8 @@ class InstanceDesign:
 def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceDesign:
     """Raises SettingsError for settings that do not fit an instance model, all at once."""
     from segray.models.modelfile import ARCHITECTURES
-    from segray.train.augment import APPLIED
-    from segray.train.schedules import Schedule, ScheduleSettings
+    from segray.train.augment.instances import APPLIED
+    from segray.train.constants import check_constants
 
     defaults = TrainSettings.model_fields
     problems = [
@@ -77,7 +78,7 @@ def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceD
             f"arch_settings: {settings.arch} has no {', '.join(unknown)}; {', '.join(sorted(known))}"
         )
     try:
-        Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
+        check_constants(settings)
     except SettingsError as error:
         problems += error.lines
     if problems:
@@ -126,12 +127,12 @@ def run_of_instances(
     """What every worker is given."""
     import ray
 
-    from segray.train.augment import CropSettings
-    from segray.train.instance_batches import InstanceFraming
-    from segray.train.instances import InstanceTask
-    from segray.train.optimizers import OptimizerSettings
-    from segray.train.schedules import ScheduleSettings
-    from segray.train.stream import Feed
+    from segray.train.augment.instances import CropSettings
+    from segray.train.constants import optimizer_of, schedule_of
+    from segray.train.feed.instance_batches import InstanceFraming
+    from segray.train.feed.places import Order
+    from segray.train.feed.stream import Feed
+    from segray.train.steps.instances import InstanceTask
     from segray.train.trainer import Run
 
     sizes = data.sizes
@@ -140,8 +141,8 @@ def run_of_instances(
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
     task = InstanceTask(
         _card(settings, design, mean, deviation),
-        OptimizerSettings(settings.optimizer, settings.lr, settings.weight_decay),
-        ScheduleSettings(settings.schedule, settings.warmup_steps),
+        optimizer_of(settings),
+        schedule_of(settings),
         settings.epochs,
         -(-sizes["train"] // settings.batch_size),
         settings.seed,
@@ -152,18 +153,15 @@ def run_of_instances(
         settings.accumulate,
     )
     categories = tuple(sorted(design.categories))
+    repeats = ray.put(kind_repeats(data)) if settings.balance_kinds else None
     feed = Feed(
         design.reading(settings),
         InstanceFraming(
             CropSettings(settings.size, settings.min_size), settings.augment, categories, settings.seed
         ),
-        settings.batch_size,
-        settings.seed,
-        sizes["train"],
-        sizes["val"],
+        Order(settings.batch_size, settings.seed, sizes["train"], sizes["val"], repeats),
         settings.loaders,
         settings.ray.stall_timeout_s,
-        ray.put(kind_repeats(data)) if settings.balance_kinds else None,
     )
     return Run(task, feed, device, settings.output, settings.storage, settings.checkpoint_every_s)
 

@@ -21,24 +21,24 @@ from segray.settings import printable
 from segray.sources.coco_listing import CocoListing, list_coco
 from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import shown
-from segray.train.data import Data, dealt, splits_csv
-from segray.train.events import SCORES
+from segray.train.feed.data import Data, dealt, splits_csv
+from segray.train.feed.pair_table import pair_table
+from segray.train.feed.splits import Deal
+from segray.train.feed.survey import Survey
 from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
 from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
 from segray.train.interrupts import Interrupts
-from segray.train.pair_table import pair_table
 from segray.train.resources import Shares, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
-from segray.train.splits import Deal
-from segray.train.survey import Survey
+from segray.train.shown.events import SCORES
 from segray.train.watch import Watch, figure, metrics, say
 from segray.versions import versions
 
 if TYPE_CHECKING:
-    from segray.train.stream import Reading
+    from segray.train.feed.survey_stream import Reading
+    from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
-    from segray.train.windows import Windows
 
 T = TypeVar("T")
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
@@ -89,7 +89,8 @@ class Prepared:
     def shares(self) -> Shares:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
         settings = self.settings
-        return share_out(settings.workers, settings.loaders, self.device, self.ray.cluster())
+        cluster, least = self.ray.cluster(), settings.min_workers
+        return share_out(settings.workers, settings.loaders, self.device, cluster, least)
 
     def reading(self) -> Any:
         """How pairs are read, or windows, or what a COCO file says; Ray must run."""
@@ -134,6 +135,8 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     if problems or store is None or not found or not design or where is None:
         raise SettingsError(*problems)
     device, precision = where
+    if device == "cpu" and design.arch_settings.get("norm") == "sync":
+        raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
     identity = identity_of(settings, design.resolved() | {"precision": precision})
     check_settings(store, identity, shown(settings.output))
     listed = found.listed if isinstance(found, CocoListing) else found
@@ -152,7 +155,7 @@ def _listed(settings: TrainSettings) -> Pairs | CocoListing:
         return list_coco(settings.data, settings.storage, settings.root)
     if settings.footprints is None:
         return list_pairs(settings.data, settings.storage, settings.root)
-    from segray.train.windows import list_windows
+    from segray.train.feed.windows import list_windows
 
     return list_windows(settings, names_of(settings))
 
@@ -174,7 +177,7 @@ def _where(settings: TrainSettings, ray: _Ray) -> tuple[str, str]:
     else:
         device = settings.device
     if ray.in_cluster:
-        share_out(settings.workers, settings.loaders, device, ray.cluster())
+        share_out(settings.workers, settings.loaders, device, ray.cluster(), settings.min_workers)
     if settings.precision == "fp16" and device == "cpu":
         raise SettingsError("precision: fp16 needs a GPU; take fp32 or bf16 on a CPU")
     if settings.precision == "auto":
@@ -232,7 +235,7 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
 def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
     import pyarrow as pa
 
-    from segray.train.stream import survey as surveyed
+    from segray.train.feed.survey_stream import survey as surveyed
 
     settings = prepared.settings
     pairs = pair_table([prepared.listed.pairs[place] for place in missing])
@@ -255,7 +258,8 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
     with Watch(prepared.store, settings.epochs, lock) as watch:
         try:
             run = _run_of(prepared, data)
-            train(run, data.table, settings.workers, shares, settings.max_failures)
+            workers = (settings.min_workers or settings.workers, settings.workers)
+            train(run, data.table, workers, shares, settings.max_failures)
         except KeyboardInterrupt:
             if watch.error is not None:
                 prepared.interrupts.forget()

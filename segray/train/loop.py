@@ -27,7 +27,7 @@ from torch import distributed
 
 from segray.bulk.store import Store
 from segray.models.modelfile import plain_contents
-from segray.train.training import Training
+from segray.train.steps.training import Training
 
 DRAWN_EVERY_S = 20.0
 """Curves take most of a second, where an epoch may take one."""
@@ -129,8 +129,8 @@ class Loop:
                 self.training.draw(picture, self._store.filesystem, f"{self._store.root}/samples")
 
     def _draw_history(self) -> None:
-        from segray.train.curves import write_curves
-        from segray.train.events import write_events
+        from segray.train.shown.curves import write_curves
+        from segray.train.shown.events import write_events
 
         task, store, history = self.training.task, self._store, self.training.history
         with suppress(OSError):

@@ -26,21 +26,58 @@ class Shares:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
-def share_out(workers: int, loaders: int, device: str, cluster: Cluster) -> Shares:
+def share_out(workers: int, loaders: int, device: str, cluster: Cluster, least: int | None = None) -> Shares:
     """Shares with which all workers and all of their loaders run at the same time.
 
-    device: `cuda` or `cpu`. Raises SettingsError where they do not fit: Ray would wait without a word.
+    device: `cuda` or `cpu`. least: workers may be as few, as the nodes come and go. Raises SettingsError
+    where they do not fit: Ray would wait without a word.
     """
+    if least is not None:
+        return _elastic(workers, least, loaders, device, cluster)
     if device == "cuda" and workers > cluster.gpus:
         raise SettingsError(
             f"workers: {workers} with a GPU each are asked for, there are {cluster.gpus:g}; "
             "ask for fewer, or set device to cpu"
         )
-    streams = workers * (loaders * LOADER_CPUS + PLACES_CPUS)
-    share = min(1.0, (cluster.cpus - streams) / workers, cluster.node_cpus)
+    share = min(1.0, cluster.cpus / workers - _stream(loaders), cluster.node_cpus)
     if share < _LEAST_CPUS:
         raise SettingsError(
             f"workers: {workers} with {loaders} loaders each do not fit into {cluster.cpus:g} CPUs; "
             "ask for fewer workers or loaders"
         )
-    return Shares(math.floor(share * 10_000) / 10_000, float(device == "cuda"))  # Ray's smallest part
+    return Shares(_part(share), float(device == "cuda"))
+
+
+def _elastic(workers: int, least: int, loaders: int, device: str, cluster: Cluster) -> Shares:
+    """Ray puts as many workers on a node as it has room for: there, their loaders must find theirs."""
+    stream = _stream(loaders)
+
+    def on_a_node(share: float, cpus: float, gpus: float) -> int:
+        return min(int(cpus // share), int(gpus) if device == "cuda" else workers)
+
+    def fits(share: float) -> bool:
+        return all(on_a_node(share, cpus, gpus) * (share + stream) <= cpus for cpus, gpus in cluster.nodes)
+
+    def in_all(share: float) -> int:
+        return min(workers, sum(on_a_node(share, *node) for node in cluster.nodes))
+
+    whole = {_part(cpus / number - stream) for cpus, _ in cluster.nodes for number in range(1, workers + 1)}
+    shares = [share for share in {1.0, *whole} if share >= _LEAST_CPUS and fits(share)]
+    share = max(shares, key=lambda each: (in_all(each), min(each, 1.0), -each), default=1.0)
+    number = in_all(share) if shares else 0
+    if number < least:
+        raise SettingsError(
+            f"min_workers: {least} with {loaders} loaders each do not fit, the nodes have room for {number}; "
+            "ask for fewer workers or loaders"
+        )
+    return Shares(share, float(device == "cuda"))
+
+
+def _stream(loaders: int) -> float:
+    """CPUs of what feeds a worker."""
+    return loaders * LOADER_CPUS + PLACES_CPUS
+
+
+def _part(cpus: float) -> float:
+    """Not more than `cpus`, in Ray's smallest parts."""
+    return math.floor(cpus * 10_000) / 10_000

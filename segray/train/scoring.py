@@ -17,7 +17,7 @@ from torchvision.models.detection import MaskRCNN
 from segray.evaluate.instance import InstanceScores, Rle
 from segray.models import bundled_models
 from segray.models.modelfile import ModelCard, load_model_file
-from segray.train.augment import target_of
+from segray.train.augment.instances import target_of
 from segray.train.dataset import InstanceImage, load_coco, split_images
 
 

@@ -4,20 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from segray.errors import SettingsError
-from segray.sources.fetch import read_all
-from segray.sources.labels import LabelRules, decide_values
+from segray.sources.label_sample import decide_from
+from segray.sources.labels import LabelRules
 from segray.sources.pairs import Pairs
-from segray.train.data import Data
+from segray.train.feed.data import Data
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 from segray.train.watch import say
 
 if TYPE_CHECKING:
-    from segray.train.stream import Reading
+    from segray.train.feed.survey_stream import Reading
+    from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
-    from segray.train.windows import Windows
-
-SAMPLED = 64
-"""Label pictures that are looked at to see what their numbers mean."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Design:
 
     def reading(self, settings: TrainSettings) -> "Reading":
         """How pairs are read."""
-        from segray.train.stream import Reading
+        from segray.train.feed.survey_stream import Reading
 
         return Reading(self.rules, settings.max_pixels, settings.storage)
 
@@ -53,8 +50,8 @@ class Design:
 def design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
     """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
     from segray.models.semantic import check_recomputing, complete_settings
-    from segray.train.losses import outputs_for
-    from segray.train.schedules import Schedule, ScheduleSettings
+    from segray.train.constants import check_constants
+    from segray.train.steps.losses import outputs_for
 
     defaults = TrainSettings.model_fields
     if given := [name for name in INSTANCE_ONLY if getattr(settings, name) != defaults[name].default]:
@@ -65,11 +62,12 @@ def design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
     names = names_of(settings)
     say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
     loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
-    Schedule(ScheduleSettings(settings.schedule, settings.warmup_steps))
+    outputs = outputs_for(loss, len(names))
+    check_constants(settings, loss, len(names))
     complete = complete_settings(settings.arch, settings.arch_settings)
     if settings.activation_checkpointing:
         check_recomputing(settings.arch)
-    return Design(rules, names, loss, outputs_for(loss, len(names)), complete)
+    return Design(rules, names, loss, outputs, complete)
 
 
 def names_of(settings: TrainSettings) -> tuple[str, ...]:
@@ -83,10 +81,8 @@ def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
     if settings.values != "auto":
         values, reason = settings.values, "as the settings say"
     else:
-        step = max(1, len(listed.pairs) // SAMPLED)
-        sample = read_all([pair.label for pair in listed.pairs[::step][:SAMPLED]], settings.storage)
-        data = [each for each in sample if isinstance(each, bytes)]
-        decision = decide_values(data, settings.max_pixels, tuple(settings.void))
+        labels = [pair.label for pair in listed.pairs]
+        decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
         values, reason = decision.values, decision.reason
     if values == "indices" and not settings.classes:
         raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
@@ -101,12 +97,11 @@ def run_of_semantic(
     import ray
 
     from segray.models.semanticfile import SemanticCard
-    from segray.train.examples import Framing
-    from segray.train.losses import LossSettings, inverse_frequency
-    from segray.train.optimizers import OptimizerSettings
-    from segray.train.schedules import ScheduleSettings
-    from segray.train.semantic import Task
-    from segray.train.stream import Feed
+    from segray.train.constants import loss_of, optimizer_of, schedule_of
+    from segray.train.feed.examples import Framing
+    from segray.train.feed.places import Order
+    from segray.train.feed.stream import Feed
+    from segray.train.steps.semantic import Task
     from segray.train.trainer import Run
 
     sizes = data.sizes
@@ -120,12 +115,11 @@ def run_of_semantic(
         settings.size,
         settings.fit,
     )
-    weights = inverse_frequency(data.counts) if design.loss == "weighted_ce" else None
     task = Task(
         card,
-        LossSettings(design.loss, class_weights=weights),
-        OptimizerSettings(settings.optimizer, settings.lr, settings.weight_decay),
-        ScheduleSettings(settings.schedule, settings.warmup_steps),
+        loss_of(settings, design.loss, data.counts),
+        optimizer_of(settings),
+        schedule_of(settings),
         settings.epochs,
         -(-sizes["train"] // settings.batch_size),
         settings.seed,
@@ -138,15 +132,12 @@ def run_of_semantic(
         settings.compile,
     )
     fill = tuple(round(255 * each) for each in data.mean)
+    repeats = None if data.repeats is None else ray.put(data.repeats)
     feed = Feed(
         reading,
         Framing(settings.size, settings.fit, settings.augment, settings.seed, fill),
-        settings.batch_size,
-        settings.seed,
-        sizes["train"],
-        sizes["val"],
+        Order(settings.batch_size, settings.seed, sizes["train"], sizes["val"], repeats),
         settings.loaders,
         settings.ray.stall_timeout_s,
-        None if data.repeats is None else ray.put(data.repeats),
     )
     return Run(task, feed, device, settings.output, settings.storage, settings.checkpoint_every_s)

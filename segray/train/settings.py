@@ -7,11 +7,13 @@ from pydantic import Field, field_validator, model_validator
 from segray.models.instancearchs import INSTANCE_ARCHITECTURES
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings
-from segray.train.losses import LossName
-from segray.train.optimizers import OptimizerName
-from segray.train.schedules import ScheduleName
-from segray.train.strength import AugmentSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.steps.losses import LossName
+from segray.train.steps.optimizers import OptimizerName
+from segray.train.steps.schedules import ScheduleName
 
+WEIGHTINGS = ("auto", "none", "inverse", "root")
+"""Of classes, besides numbers."""
 INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds")
 """Settings that semantic training does not know."""
 
@@ -68,6 +70,17 @@ class TrainSettings(SceneSettings):
     loss: LossName | Literal["auto"] = Field(
         "auto", description="auto: bce_dice for two classes, else ce_dice"
     )
+    class_weights: str = Field(
+        "auto",
+        description="of weighted_ce, ce_dice and focal with several classes: numbers such as 1,2,0.5; "
+        "inverse, to the pixels of each in the training data; root, to the root of these; none; auto: "
+        "inverse for weighted_ce, else none",
+    )
+    loss_settings: dict[str, Any] = Field(
+        {},
+        description="constants: smooth and dice_classes (present or all) of Dice, dice_weight (bce_dice and "
+        "ce_dice), positive_weight (bce, bce_dice), gamma (focal)",
+    )
     epochs: int = Field(50, ge=1, description="times that all training pictures are seen")
     batch_size: int = Field(8, ge=1, description="pictures of an optimiser step, of all workers together")
     size: int = Field(320, ge=16, description="side of the training pictures, pixels")
@@ -86,12 +99,23 @@ class TrainSettings(SceneSettings):
     )
     augment: AugmentSettings = AugmentSettings()
     optimizer: OptimizerName = Field("adamw", description="how weights are stepped")
+    optimizer_settings: dict[str, Any] = Field(
+        {}, description="constants: betas and eps (adamw, adam), momentum and nesterov (sgd)"
+    )
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="not of biases and norms")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     schedule: ScheduleName = Field("cosine", description="of the learning rate, over all steps")
+    schedule_settings: dict[str, Any] = Field(
+        {},
+        description="constants: power (poly), milestones or every and gamma (step; in optimiser steps), "
+        "gamma, patience, threshold and cooldown (plateau; epochs, on the validation metric), floor (all but "
+        "constant)",
+    )
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate grows to `lr`")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are scored; 0: none")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of averaged weights, which are scored; smaller at first; 0: none"
+    )
     seed: int = Field(0, description="of weights, order and augmentation")
     oversample: float = Field(
         0.0,
@@ -104,6 +128,11 @@ class TrainSettings(SceneSettings):
     val_share: float = Field(0.12, gt=0, lt=1, description="of pictures that are dealt")
     test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
     workers: int = Field(1, ge=1, description="processes that train, by DDP")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="go on with as few as this when nodes are lost, with up to `workers` when others come",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they train")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp16, with a scaled loss, on a GPU alone"
@@ -123,6 +152,24 @@ class TrainSettings(SceneSettings):
         600.0, ge=0, description="seconds between checkpoints; one is also made after each epoch"
     )
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, given: Any) -> Any:
+        """A list, as in YAML, to what a flag says."""
+        return ",".join(map(str, given)) if isinstance(given, list) else given
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weights_are_numbers(cls, given: str) -> str:
+        if given not in WEIGHTINGS:
+            try:
+                [float(each) for each in given.split(",")]
+            except ValueError:
+                raise ValueError(
+                    f"is none of {', '.join(WEIGHTINGS)}, and no numbers such as 1,2,0.5"
+                ) from None
+        return given
+
     @property
     def is_instance(self) -> bool:
         """Whether an instance model is trained."""
@@ -132,6 +179,12 @@ class TrainSettings(SceneSettings):
     def _min_below_max(self) -> "TrainSettings":
         if self.min_size > self.max_size:
             raise ValueError(f"min_size ({self.min_size}) is above max_size ({self.max_size})")
+        return self
+
+    @model_validator(mode="after")
+    def _least_below_all(self) -> "TrainSettings":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above workers ({self.workers})")
         return self
 
     @property

@@ -1,6 +1,6 @@
 """The Ray Train side of `train`: workers in one process group; when one is lost, all start again.
 
-They go on from the last checkpoint. What is streamed to them is in `stream`, what each does in `loop`.
+They go on from the last checkpoint. What is streamed to them is in `feed.stream`, what each does in `loop`.
 """
 
 import os
@@ -23,13 +23,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from segray.bulk.store import Store
 from segray.errors import JobFailedError, SegrayError
 from segray.storage import StorageSettings
+from segray.train.feed.places import Part
+from segray.train.feed.stream import Feed, batches, pictured
 from segray.train.identity import PLAN
-from segray.train.instances import InstanceTask, InstanceTraining
 from segray.train.loop import Loop
 from segray.train.resources import Shares
-from segray.train.semantic import SemanticTraining, Task
-from segray.train.stream import Feed, Part, batches, pictured
-from segray.train.training import Training
+from segray.train.steps.instances import InstanceTask, InstanceTraining
+from segray.train.steps.semantic import SemanticTraining, Task
+from segray.train.steps.training import Training
 
 _FAILED = "_segray/failed.json"
 _ABORT_S = 20.0
@@ -64,19 +65,21 @@ class _Trainer(TorchTrainer):
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
-def train(run: Run, pairs: pa.Table, workers: int, shares: Shares, failures: int) -> None:
-    """Train to the last epoch from where the output stands; pairs: PAIRS, those to train with first.
+def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, failures: int) -> None:
+    """Train to the last epoch from where the output stands.
 
+    pairs: PAIRS, those to train with first. workers: the fewest and the most, as nodes come and go.
     Raises JobFailedError, at once where the workers would fail again in the same way.
     """
     store = Store(run.output, run.storage)
+    number: Any = workers[1] if workers[0] == workers[1] else workers
     with tempfile.TemporaryDirectory(prefix="segray-train-") as folder:
         trainer = _Trainer(
             _worker,
             train_loop_config={"run": run, "pairs": ray.put(pairs)},
             torch_config=TorchConfig(backend="nccl" if run.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers,
+                num_workers=number,
                 use_gpu=run.device == "cuda",
                 resources_per_worker=shares.of_a_worker,
             ),
@@ -147,4 +150,4 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
     loop.restore()
     epochs = range(training.epoch, run.task.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)
-    loop.run(stream, run.feed.train, len(part.scored(run.feed.val)))
+    loop.run(stream, run.feed.order.train, len(part.scored(run.feed.order.val)))

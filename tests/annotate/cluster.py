@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, in a process of its own.
 
 Apart from the tests' own Ray, whose globals `ray.cluster_utils.Cluster` would overwrite. The process prints
-the cluster's address; a number on its standard input kills one of the worker nodes that hold a part of the
-job, with all that runs on it, and starts another in its place. It ends with its standard input.
+the cluster's address; `lose` and a number on its standard input kills one of the worker nodes that hold a
+part of the job, with all that runs on it; `add` adds a node. It ends with its standard input.
 """
 
 import os
@@ -21,8 +21,8 @@ _ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], bool]]]:
-    """(address, function that loses a worker node and adds a new one) of a cluster of `nodes`.
+def cluster(nodes: int, *, replaced: bool = True) -> Iterator[tuple[str, Callable[[int], bool]]]:
+    """(address, function that loses a worker node) of a cluster of `nodes`; another takes its place.
 
     The function is given which of those that work for the job; False where none did, and none was lost.
     """
@@ -45,8 +45,11 @@ def cluster(nodes: int) -> Iterator[tuple[str, Callable[[int], bool]]]:
 
     def lose(number: int) -> bool:
         assert process.stdin is not None
-        print(number, file=process.stdin, flush=True)
-        return said("lost") != "nothing"
+        print("lose", number, file=process.stdin, flush=True)
+        lost = said("lost") != "nothing"
+        if lost and replaced:
+            print("add", file=process.stdin, flush=True)
+        return lost
 
     try:
         yield said("address"), lose
@@ -65,7 +68,8 @@ def raylet_of(node: Any) -> int:
 
 
 def _works(raylet: int) -> bool:
-    return any("MapBatches" in command or "ray::Read" in command for command in descendants(raylet).values())
+    names = "MapBatches", "ray::Read", "RayTrainWorker"
+    return any(name in command for command in descendants(raylet).values() for name in names)
 
 
 def main() -> None:
@@ -75,16 +79,18 @@ def main() -> None:
     workers = [running.add_node(num_cpus=1) for _ in range(int(sys.argv[1]) - 1)]
     print("address", running.address, flush=True)
     for line in sys.stdin:
+        if line.startswith("add"):
+            workers.append(running.add_node(num_cpus=1))
+            continue
         busy = [node for node in workers if _works(raylet_of(node))]
         if not busy:
             print("lost nothing", flush=True)
             continue
-        lost = busy[int(line) % len(busy)]
+        lost = busy[int(line.split()[1]) % len(busy)]
         workers.remove(lost)
         kill_tree(raylet_of(lost))
         running.remove_node(lost, allow_graceful=False)
         print("lost", lost.unique_id, flush=True)
-        workers.append(running.add_node(num_cpus=1))
     running.shutdown()  # type: ignore[no-untyped-call]
 
 

@@ -103,6 +103,19 @@ def test_two_folders(
     assert "1 predictions without a label" in said
 
 
+def test_pictures_are_decoded_in_a_child(
+    tmp_path: Path, folders: list[tuple[Bytes, Bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that a file does to its decoder is done to the job."""
+
+    def opened(*_: object, **__: object) -> None:
+        pytest.fail("a picture was opened here")
+
+    monkeypatch.setattr(Image, "open", opened)
+    assert evaluate(*two_folders(tmp_path)) == 0
+    check(metrics(tmp_path / "out"), folders)
+
+
 def test_a_class_that_is_nowhere_has_no_figures(tmp_path: Path) -> None:
     truth = save(tmp_path / "labels/a.png", drawn(1, values=(0, 1)))
     save(tmp_path / "maps/a.png", truth)
@@ -331,19 +344,6 @@ def test_settings_come_from_a_file_and_are_printed_without_secrets(
     said = capsys.readouterr().out
     assert "SECRET" not in said
     assert yaml.safe_load(said)["max_rejects"] == 0.25
-
-
-def test_the_example_file_holds_every_setting_and_no_other() -> None:
-    from segray.evaluate.settings import EvaluateSettings
-
-    text = (Path(__file__).parents[2] / "jobs/evaluate.yaml").read_text()
-    uncommented = "\n".join(
-        line.removeprefix("# ") if line.startswith(("# ", "#   ")) and ":" in line.split("#")[1] else line
-        for line in text.splitlines()
-    )
-    names = {line.split(":")[0].removeprefix("# ") for line in uncommented.splitlines() if line[:1].isalpha()}
-    settings = set(EvaluateSettings.model_fields) - {"config", "print_config", "dry_run", "ray"}
-    assert settings <= names
 
 
 def test_the_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,12 @@ from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Reader
 from segray.sources.pairs import list_pairs
 from segray.storage import StorageSettings
-from segray.train.examples import Framing
-from segray.train.losses import LossSettings
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.semantic import Batch, SemanticTraining, Task
-from segray.train.strength import AugmentSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.examples import Batch, Framing
+from segray.train.steps.losses import LossSettings
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.semantic import SemanticTraining, Task
 
 CLASSES = ("ground", "tree", "roof")
 SIZES = ((40, 36), (33, 51), (64, 64), (17, 90))

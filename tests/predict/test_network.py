@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from segray.models.semanticweights import SemanticModel
 from segray.predict.network import Network
 from segray.sources.pair_reader import Example
-from segray.train.examples import Framing
-from segray.train.strength import AugmentSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.examples import Framing
 from tests.predict.networks import Local, local
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ TILING = ("--tile", "256", "--overlap", "64")
 
 def predict(*arguments: object) -> int:
     return main(["predict", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact() -> Iterator[None]:
+    """Not bf16, which `auto` takes where the CPU multiplies it: maps equal `logits` to the last digit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGRAY_PRECISION", "fp32")
+        yield
 
 
 def logits(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,16 +7,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.decoding import Decoder
 from segray.sources.item import Source
+from segray.sources.labelfile import read_stored
+from segray.sources.labels import LabelRules, read_label
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox
 from tests.sources.pictures import jpeg, pillow_rgb
@@ -52,6 +58,40 @@ def test_crash(sandbox: DecodeSandbox, name: str) -> None:
     assert error.error_type == "crashed"
     assert name in error.reason
     assert works(sandbox)
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        (np.arange(6, dtype=np.uint8).reshape(2, 3), "PNG"),
+        (np.arange(0, 60_000, 10_000, dtype=np.uint16).reshape(3, 2), "PNG"),
+        (np.arange(0, 600_000, 100_000, dtype=np.int32).reshape(1, 6), "TIFF"),
+    ],
+)
+def test_numbers_of_labels_come_through(sandbox: DecodeSandbox, values: npt.NDArray[Any], form: str) -> None:
+    file = BytesIO()
+    Image.fromarray(values).save(file, form)
+    found, expected = sandbox.stored(file.getvalue(), 1000), read_stored(file.getvalue(), 1000)
+    assert np.array_equal(found.values, values)
+    assert found.values.dtype == expected.values.dtype
+    assert (found.white, found.lossy, found.form) == (expected.white, expected.lossy, expected.form)
+
+
+def test_colours_of_labels_come_through(sandbox: DecodeSandbox) -> None:
+    found = sandbox.stored(jpeg(), 1000, coloured=True)
+    assert np.array_equal(found.values, pillow_rgb(jpeg()))
+    assert found.lossy
+
+
+def test_a_label_that_kills_the_decoder_costs_itself(sandbox: DecodeSandbox) -> None:
+    rules = LabelRules(2, "binary")
+    with pytest.raises(ItemError, match="the decoder died of SIGSEGV on this file, twice"):
+        read_label(b"die 11", rules, 1000, sandbox.stored)
+    file = BytesIO()
+    Image.new("1", (3, 2), 1).save(file, "PNG")
+    assert np.array_equal(read_label(file.getvalue(), rules, 1000, sandbox.stored), np.ones((2, 3)))
+    with pytest.raises(ItemError, match="not an image"):
+        read_label(b"nothing", rules, 1000, sandbox.stored)
 
 
 def test_crash_that_does_not_repeat(sandbox: DecodeSandbox, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from pycocotools.coco import COCO
 from segray.errors import ItemError, SettingsError
 from segray.sources.coco_listing import CocoListing, list_coco
 from segray.storage import StorageSettings
-from segray.train.augment import CropSettings
-from segray.train.coco_reader import CocoExample, CocoReading
-from segray.train.examples import order_of, turns_of
-from segray.train.instance_batches import InstanceBatch, InstanceFraming, layered
-from segray.train.pair_table import pair_table, pairs_at
-from segray.train.strength import AugmentSettings
+from segray.train.augment.instances import CropSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.coco_reader import CocoExample, CocoReading
+from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming, layered
+from segray.train.feed.pair_table import pair_table, pairs_at
+from segray.train.feed.places import order_of, turns_of
 from tests.train.cells import write_cells
 from tests.train.coco import HEIGHT, WIDTH, write_mixed
 

@@ -18,7 +18,7 @@ from shapely.geometry import LineString, MultiPolygon, Point, box
 from segray.errors import SettingsError
 from segray.scenes.footprints import areas_of
 from segray.train.dataset import load_coco, split_images
-from segray.train.footprints import (
+from segray.train.feed.footprints import (
     FootprintSettings,
     Scene,
     Shares,

@@ -19,14 +19,14 @@ from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
 from segray.sources.coco_listing import list_coco
 from segray.storage import StorageSettings
-from segray.train.augment import CropSettings
-from segray.train.coco_reader import CocoExample, CocoReading
-from segray.train.instance_batches import InstanceBatch, InstanceFraming
-from segray.train.instances import InstanceTask, InstanceTraining
+from segray.train.augment.instances import CropSettings
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.coco_reader import CocoExample, CocoReading
+from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming
 from segray.train.loop import METRICS, MODEL, Loop
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.strength import AugmentSettings
+from segray.train.steps.instances import InstanceTask, InstanceTraining
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
 from tests.train.cells import write_cells
 
 TINY = CompactSettings(
@@ -46,7 +46,7 @@ class KilledError(BaseException):
 
 
 class Pictures:
-    """What `segray.train.stream` would give."""
+    """What `segray.train.feed.stream` would give."""
 
     def __init__(self, folder: Path) -> None:
         listing = list_coco(str(folder), StorageSettings())

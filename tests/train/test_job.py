@@ -149,11 +149,41 @@ def test_all_problems_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert ("output: " in told, "none: the file is not there" in told, "device: " in told) == (True,) * 3
 
 
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--schedule", "step"), "schedule step: set either milestones or every"),
+        (
+            ("--schedule-settings", '{"power": "steep"}'),
+            "schedule_settings.power: Input should be a valid number",
+        ),
+        (
+            ("--schedule-settings", '{"warmup_steps": 3}'),
+            "schedule_settings: there is no warmup_steps; cooldown,",
+        ),
+        (("--optimizer-settings", '{"betas": [0.9, 1.0]}'), "optimizer: betas are (0.9, 1.0), but must be"),
+        (("--loss-settings", '{"smooth": 0}'), "loss bce_dice: smooth is 0.0, but must be above 0"),
+        (("--class-weights", "root"), "loss bce_dice: takes no class_weights with 1 outputs"),
+        (("--loss", "ce", "--class-weights", "1,2"), "loss ce: takes no class_weights with 2 outputs"),
+        (("--class-weights", "1,b"), "class_weights: is none of auto, none, inverse, root, and no numbers"),
+        (("--loss", "focal", "--class-weights", "1.5"), "loss focal: 1 class_weights for 2 classes"),
+    ],
+)
+def test_constants_that_do_not_fit_are_refused_before_any_work(
+    data: Path, tmp_path: Path, options: tuple[object, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "out", "--schedule", "poly", *options) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--workers", 9, "--loaders", 5), "workers: 9 with 5 loaders each do not fit into 4 CPUs"),
         (("--device", "cuda"), "workers: 1 with a GPU each are asked for, there are 0"),
+        (("--workers", 1, "--arch-settings", '{"norm": "sync"}'), "norm sync needs GPUs"),
     ],
 )
 def test_workers_that_do_not_fit_are_refused_before_any_work(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.train.optimizers import OptimizerSettings, build_optimizer, decayed_groups
+from segray.train.steps.optimizers import OptimizerSettings, build_optimizer, decayed_groups
 
 
 def network() -> nn.Sequential:

@@ -11,10 +11,11 @@ from torch.multiprocessing.spawn import spawn
 from segray.errors import JobFailedError
 from segray.models.semantic import complete_settings
 from segray.models.semanticfile import SemanticCard
-from segray.train.losses import LossSettings
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.semantic import Batch, SemanticTraining, Task
+from segray.train.feed.examples import Batch
+from segray.train.steps.losses import LossSettings
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.semantic import SemanticTraining, Task
 
 STEPS, BATCH, SIDE = 20, 7, 16
 """7 pictures: no two of three processes' parts of a batch need be alike."""

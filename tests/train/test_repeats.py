@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from segray.train.examples import order_of
-from segray.train.repeats import repeat_factors
+from segray.train.feed.places import order_of
+from segray.train.feed.repeats import repeat_factors
 
 
 def test_rare_classes_ask_for_the_root_of_what_is_missing() -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from segray.palette import palette
 from segray.storage import open_filesystem
-from segray.train import samples
-from segray.train.samples import MARGIN, TITLE, WRONG, Sample, chosen, file_name, panels, write_sample
+from segray.train.shown import samples
+from segray.train.shown.samples import MARGIN, TITLE, WRONG, Sample, chosen, file_name, panels, write_sample
 from tests.servers import Server
 
 CLASSES = ["background", "road", "tree"]

@@ -13,7 +13,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from segray.errors import SettingsError
-from segray.train.schedules import Schedule, ScheduleSettings
+from segray.train.steps.schedules import Schedule, ScheduleSettings
 
 TOTAL = 40
 Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]

@@ -17,8 +17,7 @@ from PIL import Image
 from segray.sources.item import Source
 from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
-from segray.train.dataset import split_of
-from segray.train.splits import ALIKE, Deal, deal_alike, near_duplicates, perceptual_hash
+from segray.train.feed.splits import ALIKE, Deal, deal_alike, near_duplicates, perceptual_hash, split_of
 
 Pixels = npt.NDArray[np.uint8]
 NUCLEI = Path(__file__).parents[1] / "data/nuclei/images"

@@ -10,10 +10,11 @@ import torch
 from segray.errors import JobFailedError
 from segray.models.semantic import complete_settings
 from segray.models.semanticfile import SemanticCard
-from segray.train.losses import LossSettings, outputs_for
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.semantic import Batch, SemanticTraining, Task
+from segray.train.feed.examples import Batch
+from segray.train.steps.losses import LossSettings, outputs_for
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.semantic import SemanticTraining, Task
 
 CPU = torch.device("cpu")
 STEPS, PICTURES = 4, 7
@@ -90,3 +91,23 @@ def test_a_loss_that_is_not_finite_names_its_items() -> None:
         next(training.model.parameters()).fill_(torch.nan)
     with pytest.raises(JobFailedError, match=r"step 0: the loss is nan.*0-0, 0-1, 0-2"):
         training.train_step(batches(3)[0])
+
+
+def test_averaged_weights_follow_closely_at_first() -> None:
+    """Decay min(0.25, (1 + n) / (10 + n)) after n updates; running statistics are averaged, too."""
+    work = task(ema=0.25)
+    settings = complete_settings("unet", {"width": 4, "depth": 2, "norm": "batch"})
+    training = SemanticTraining(replace(work, card=replace(work.card, arch_settings=settings)), CPU)
+    expected: dict[str, torch.Tensor] = {}
+    for decay, batch in zip((0.0, 2 / 11, 0.25, 0.25), batches(3), strict=True):
+        training.train_step(batch)
+        now = {name: value.clone() for name, value in training.model.state_dict().items()}
+        expected = {
+            name: decay * expected.get(name, value) + (1 - decay) * value for name, value in now.items()
+        }
+    found = training.scored.state_dict()
+    assert any("running_mean" in name for name in found)
+    for name, value in found.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, expected[name], atol=1e-6), name
+            assert not torch.equal(value, now[name]), name

@@ -15,11 +15,12 @@ from segray.errors import SettingsError
 from segray.models.semantic import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
 from segray.storage import StorageSettings
+from segray.train.feed.examples import Batch
 from segray.train.loop import CHECKPOINT, METRICS, MODEL, Loop
-from segray.train.losses import LossSettings
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.semantic import Batch, SemanticTraining, Task
+from segray.train.steps.losses import LossSettings
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.semantic import SemanticTraining, Task
 
 SIDE, BATCH, STEPS, EPOCHS, SCORED = 16, 2, 3, 2, 2
 UNET = complete_settings("unet", {"width": 2, "depth": 1, "norm": "batch"})
@@ -99,7 +100,7 @@ def pictures(name: str, number: int) -> Batch:
 
 
 def stream(epoch: int, position: int, epochs: int, life: Mortal) -> Iterator[Batch]:
-    """What `segray.train.stream` would give a worker that is alone."""
+    """What `segray.train.feed.stream` would give a worker that is alone."""
     for each in range(epoch, epochs):
         for step in range(position if each == epoch else 0, STEPS):
             life.count()

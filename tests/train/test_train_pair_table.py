@@ -8,7 +8,7 @@ from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example, Reader
 from segray.sources.pairs import Pair, list_pairs
 from segray.storage import StorageSettings
-from segray.train.pair_table import as_surveyed, pair_table, pairs_at
+from segray.train.feed.pair_table import as_surveyed, pair_table, pairs_at
 from tests.train.squares import write_squares
 
 

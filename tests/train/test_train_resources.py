@@ -1,6 +1,6 @@
 """What training workers reserve: all of it fits, or the command says so."""
 
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import pytest
 
@@ -29,8 +29,36 @@ def test_all_workers_and_loaders_fit_at_the_same_time_or_are_refused(device: str
     assert 0 < refused < len(CPUS) * len(WORKERS) * len(LOADERS)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_whatever_nodes_are_lost_the_loaders_of_the_others_fit(device: str) -> None:
+    """Ray counts workers by what they reserve, node by node, up to `workers`."""
+    refused = tried = full = 0
+    for nodes in combinations_with_replacement([(1, 0), (2, 1), (4, 4), (16, 8)], 3):
+        cluster = Cluster(0, 0, 0, 0, tuple(nodes))
+        for workers, loaders in product((1, 2, 3, 8), (1, 2, 8)):
+            tried += 1
+            try:
+                share = share_out(workers, loaders, device, cluster, 1).cpus
+            except SettingsError:
+                refused += 1
+                continue
+            most = 0
+            for cpus, gpus in nodes:
+                number = min(workers, int(cpus // share), gpus if device == "cuda" else workers)
+                assert number * (share + loaders * LOADER_CPUS + PLACES_CPUS) <= cpus + 1e-9
+                most += number
+            assert most >= 1
+            full += most >= workers
+    assert refused < full
+    assert full < tried
+
+
 def test_a_refusal_says_what_to_ask_for() -> None:
     with pytest.raises(SettingsError, match=r"workers: 8 with 4 loaders each do not fit into 4 CPUs"):
         share_out(8, 4, "cpu", Cluster(4, 0, 4, 0))
     with pytest.raises(SettingsError, match=r"workers: 2 with a GPU each are asked for, there are 1; "):
         share_out(2, 1, "cuda", Cluster(16, 1, 16, 1))
+    with pytest.raises(
+        SettingsError, match=r"min_workers: 3 with 4 loaders each do not fit, the nodes have room"
+    ):
+        share_out(4, 4, "cpu", Cluster(2, 0, 1, 0, ((1, 0), (1, 0))), 3)

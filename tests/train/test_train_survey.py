@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,15 @@ from PIL import Image
 
 from segray.bulk.store import Store
 from segray.errors import ItemError, SettingsError
+from segray.sources.label_sample import decide_from
 from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example, Reader
 from segray.sources.pairs import Pair, Pairs, list_pairs
 from segray.storage import StorageSettings
-from segray.train import survey as survey_module
-from segray.train.data import Data, dealt, splits_csv
-from segray.train.splits import Deal
-from segray.train.survey import FIGURES, SURVEY, Survey, figures, mean_and_deviation
+from segray.train.feed import survey as survey_module
+from segray.train.feed.data import Data, dealt, splits_csv
+from segray.train.feed.splits import Deal
+from segray.train.feed.survey import FIGURES, SURVEY, Survey, figures, mean_and_deviation
 from tests.train.squares import SCORED, TRAINED, write_squares
 
 RULES, MAX_PIXELS = LabelRules(2, "binary"), 10_000
@@ -61,6 +64,27 @@ def surveyed(data: object, output: Path) -> tuple[Pairs, pa.Table]:
 def deal(data: object, output: Path) -> Data:
     listed, rows = surveyed(data, output)
     return dealt(listed, rows, Deal.of(listed.pairs, 0))
+
+
+def test_pictures_and_labels_are_decoded_in_a_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object, **__: object) -> None:
+        pytest.fail("a picture was opened here")
+
+    monkeypatch.setattr(Image, "open", opened)
+    pairs = listing(folder).pairs
+    assert decide_from([pair.label for pair in pairs], MAX_PIXELS, StorageSettings()).values == "binary"
+    read = Reader(RULES, MAX_PIXELS, StorageSettings()).read(pairs)
+    assert len(read) == 19
+    assert [getattr(each, "error_type", None) for each in read].count(None) == 18
+
+
+def test_what_surveys_and_draws_orders_loads_no_torch() -> None:
+    """Seconds and half a GiB in each process of Ray's."""
+    names = "places", "survey_stream", "windows"
+    program = "; ".join(f"import segray.train.feed.{name}" for name in names)
+    program += "; import sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_figures_are_those_of_the_pixels(folder: Path, tmp_path: Path) -> None:

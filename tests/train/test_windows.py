@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from segray.errors import ItemError, SettingsError
 from segray.scenes.footprints import Footprints
 from segray.sources.pairs import Pair
+from segray.train.feed.windows import WindowReader, Windows, list_windows
 from segray.train.settings import TrainSettings
-from segray.train.windows import WindowReader, Windows, list_windows
 from tests.train import grounds
 from tests.train.squares import lines, train
 

@@ -18,11 +18,11 @@ from segray.evaluate.instance import InstanceScores, Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
 from segray.models.resnetmaskrcnn import load_imagenet
-from segray.train.instance_batches import InstanceBatch, InstancePicture
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
+from segray.train.feed.instance_batches import InstanceBatch, InstancePicture
 from segray.train.scoring import encode
-from segray.train.training import Training
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.training import Training
 
 _BLANK = 64
 """Side of a picture without anything, for a process that has none in a step."""
@@ -111,7 +111,7 @@ class InstanceTraining(Training):
 
     def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
         """See Training: picture | truth | prediction, instances outlined."""
-        from segray.train.instance_samples import write_outlined
+        from segray.train.shown.instance_samples import write_outlined
 
         (one,) = picture.pictures
         found = self.predict(one.pixels)

@@ -19,7 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,11 @@ from segray.sources.pairs import FRAGMENT, Pair, Pairs, Rejected
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, canonical_uri
 from segray.tiles import Window
-from segray.train.settings import TrainSettings
-from segray.train.splits import Deal
-from segray.train.stream import Reading
+from segray.train.feed.splits import Deal
+from segray.train.feed.survey_stream import Reading
+
+if TYPE_CHECKING:
+    from segray.train.settings import TrainSettings
 
 _ENDS = 64 << 10
 """Bytes at both ends of a scene that tell it from others."""
@@ -138,7 +140,7 @@ def index_of(uri: str, scene: Scene) -> int:
     return -(-y // scene.tile) * scene.grid.cols + -(-x // scene.tile)
 
 
-def list_windows(settings: TrainSettings, names: Sequence[str]) -> Windows:
+def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
     """List the scenes in `settings.data`, reading their headers alone, and the footprints on them.
 
     names: of the classes. Raises SettingsError for what cannot be read, and where no footprint lies on any
@@ -173,7 +175,7 @@ class _Listed:
     """That its folder names."""
 
 
-def _scenes(settings: TrainSettings) -> tuple[list[_Listed], list[Rejected], int]:
+def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], int]:
     """(Scenes by address, what is none, files that are no TIFF)."""
     listing = Listing([settings.data], settings.storage)
     base = folder_uri(settings.data)
@@ -196,7 +198,7 @@ def _scenes(settings: TrainSettings) -> tuple[list[_Listed], list[Rejected], int
     return list({one.source.uri: one for one in found}.values()), rejected, listing.ignored + others
 
 
-def _looked_at(source: Source, base: str, settings: TrainSettings, sandbox: DecodeSandbox) -> _Listed:
+def _looked_at(source: Source, base: str, settings: "TrainSettings", sandbox: DecodeSandbox) -> _Listed:
     file = FileRanges(source.uri, source.version, source.address, source.size, settings.storage)
     scene = sandbox.describe(file, settings.tiling)
     if scene is None or scene.crs is None:
@@ -261,11 +263,11 @@ def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], li
     )
 
 
-def _drawing(settings: TrainSettings, names: Sequence[str]) -> str:
+def _drawing(settings: "TrainSettings", names: Sequence[str]) -> str:
     return digest_of(repr((settings.class_column, [*names], settings.tiling)).encode())[:16]
 
 
-def _pairs(one: _Listed, label: Source, settings: TrainSettings) -> Iterator[tuple[Pair, str]]:
+def _pairs(one: _Listed, label: Source, settings: "TrainSettings") -> Iterator[tuple[Pair, str]]:
     """The windows of a scene, each with the digest of its block."""
     grid = one.scene.grid
     rows, cols = (length // one.scene.tile for length in (one.scene.height, one.scene.width))
@@ -282,7 +284,7 @@ def _pairs(one: _Listed, label: Source, settings: TrainSettings) -> Iterator[tup
         )
 
 
-def _dealt(windows: list[tuple[Pair, str]], settings: TrainSettings) -> list[Pair]:
+def _dealt(windows: list[tuple[Pair, str]], settings: "TrainSettings") -> list[Pair]:
     deal = Deal.of(
         (pair for pair, _ in windows), settings.split_seed, settings.val_share, settings.test_share
     )

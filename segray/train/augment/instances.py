@@ -11,7 +11,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from segray.train.strength import AugmentSettings
+from segray.train.augment.strength import AugmentSettings
 
 APPLIED = (
     "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "brightness", "contrast",

@@ -1,6 +1,6 @@
-"""Building outlines on a georeferenced scene -> the COCO folder that `segray.train.instances` reads.
+"""Building outlines on a georeferenced scene -> the COCO folder that `segray train` reads.
 
-`python -m segray.train.footprints SCENE.tif OUTLINES.geojson OUTPUT` writes `OUTPUT/images/*.png` and
+`python -m segray.train.feed.footprints SCENE.tif OUTLINES.geojson OUTPUT` writes `OUTPUT/images/*.png` and
 `OUTPUT/instances.json`. Neighbouring windows look alike, so pictures are not dealt by chance: a rectangle of
 the scene is held out for `val`, another for `test`, and no training window has a pixel in either.
 
@@ -29,7 +29,7 @@ from shapely.geometry import MultiPolygon, shape
 
 from segray.errors import SettingsError
 from segray.scenes.footprints import areas_of
-from segray.train.dataset import SPLITS
+from segray.train.feed.splits import SPLITS
 
 WGS84 = "OGC:CRS84"  # a GeoJSON without `crs` member: longitude, latitude (RFC 7946, section 4)
 CATEGORY = {"id": 1, "name": "building"}
@@ -258,7 +258,7 @@ def _annotations(instances: NDArray[np.int32], image_id: int, *, first_id: int) 
 def main() -> None:
     """Cut a scene with building outlines into windows for training; prints what each split has."""
     usual = FootprintSettings()
-    parser = argparse.ArgumentParser(prog="python -m segray.train.footprints", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m segray.train.feed.footprints", description=main.__doc__)
     parser.add_argument("scene", type=Path, help="GeoTIFF, 3 x uint8")
     parser.add_argument("outlines", type=Path, help="GeoJSON; longitude and latitude if it names no crs")
     parser.add_argument("output", type=Path, help="folder to write")

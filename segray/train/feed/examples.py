@@ -1,20 +1,27 @@
 """Examples -> what a model learns from: pixels and classes, augmented, in an order; no Ray, no model."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.sources.pair_reader import Example
-from segray.train.repeats import drawn
-from segray.train.semantic import Batch
-from segray.train.strength import AugmentSettings
-from segray.train.transforms import augmented, fitted
+from segray.train.augment.strength import AugmentSettings
+from segray.train.augment.transforms import augmented, fitted
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a global batch."""
+
+    pixels: Tensor
+    """uint8 (n, bands, height, width)."""
+    classes: Tensor
+    """uint8 (n, height, width); 255 is void."""
+    names: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +83,3 @@ class Framing:
 def _tensors(example: Example) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.ascontiguousarray(example.pixels.transpose(2, 0, 1)))
     return pixels, torch.from_numpy(example.classes.copy())
-
-
-def order_of(
-    items: int, seed: int, epoch: int, repeats: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """The order in which an epoch shows them: another one each epoch, the same in every process.
-
-    repeats: how often each is shown in the mean, `items` in all; None: once.
-    """
-    draw = hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()
-    random = np.random.default_rng(np.frombuffer(draw, np.uint64))
-    return random.permutation(items if repeats is None else drawn(repeats, random))
-
-
-def turns_of(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each item of an order came before, in the order."""
-    sort = np.argsort(order, kind="stable")
-    starts = np.searchsorted(order[sort], order[sort])
-    turns = np.empty(len(order), np.int64)
-    turns[sort] = np.arange(len(order)) - starts
-    return turns
-
-
-def share_of(order: NDArray[np.int64], batch_size: int, rank: int, workers: int) -> list[NDArray[np.int64]]:
-    """One worker's part of each global batch: the same batches whatever the number of workers.
-
-    All workers have equally many; of the last batch a worker may have none.
-    """
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [batch[rank::workers] for batch in batches]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segray.train.strength import Strength
+from segray.train.augment.strength import Strength
 
 BACKGROUND = 0
 """Class that `object_share` does not look for."""

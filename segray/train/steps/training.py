@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import fsspec
@@ -17,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
-from segray.train.optimizers import OptimizerSettings, build_optimizer
-from segray.train.schedules import Schedule, ScheduleSettings
+from segray.train.steps.optimizers import OptimizerSettings, build_optimizer
+from segray.train.steps.schedules import Schedule, ScheduleSettings
 
 LEAST_SCALE = 1e-4
 """Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
@@ -62,7 +63,7 @@ class Training(ABC):
         self.task, self.device, self.model = task, device, model
         self.optimizer = build_optimizer(model, task.optimizer)
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+            AveragedModel(model, multi_avg_fn=partial(_averaged, task.ema), use_buffers=True)
             if task.ema
             else None
         )
@@ -164,3 +165,16 @@ class Training(ABC):
         items = ", ".join(name for part in everyone for name in part)
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
         return f"step {self.step}: {what}; lower lr, or look at its pictures: {items}"
+
+
+def _averaged(
+    decay: float, averages: tuple[Tensor, ...], tensors: tuple[Tensor, ...], number: Tensor | int
+) -> None:
+    """Move averages, in place, towards the tensors of the model after `number` updates.
+
+    The decay is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage: with all of it
+    from the start, 0.998 still held a third of random weights after 500 steps, and scored 0.09 where the
+    model itself scored 0.47.
+    """
+    steps = float(number)
+    get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, tensors, number)  # type: ignore[no-untyped-call]

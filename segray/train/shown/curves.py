@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 
 from segray.atomic import put_atomically
-from segray.train.events import SCORES
-from segray.train.lettering import class_names
+from segray.train.shown.events import SCORES
+from segray.train.shown.lettering import class_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,11 @@ from segray.models.batchnorm import statistics_kept
 from segray.models.device import DTYPES
 from segray.models.semantic import recompute_blocks
 from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
-from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
-from segray.train.optimizers import OptimizerSettings
-from segray.train.schedules import ScheduleSettings
-from segray.train.training import Training
+from segray.train.feed.examples import Batch
+from segray.train.steps.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
+from segray.train.steps.optimizers import OptimizerSettings
+from segray.train.steps.schedules import ScheduleSettings
+from segray.train.steps.training import Training
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,6 @@ class Task:
     """Compute blocks again in the backward pass instead of keeping their maps (`recompute_blocks`)."""
     compile: bool = False
     """Train with `torch.compile`; pictures are scored without, as they may have any size."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's part of a global batch."""
-
-    pixels: Tensor
-    """uint8 (n, bands, height, width)."""
-    classes: Tensor
-    """uint8 (n, height, width); 255 is void."""
-    names: list[str]
 
 
 class SemanticTraining(Training):
@@ -105,7 +95,7 @@ class SemanticTraining(Training):
 
     def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
         """See Training: picture | truth | prediction | error."""
-        from segray.train.samples import Sample, write_sample
+        from segray.train.shown.samples import Sample, write_sample
 
         pixels = picture.pixels[0].permute(1, 2, 0).numpy()
         found = self.classes(picture.pixels)[0].numpy()

@@ -18,11 +18,10 @@ from segray.sources.item import Source
 from segray.sources.pair_lists import COLUMNS
 from segray.sources.pairs import FRAGMENT, Pair, Pairs
 from segray.storage import split_protocol
-from segray.train.dataset import SPLITS
-from segray.train.pair_table import pair_table
-from segray.train.repeats import repeat_factors
-from segray.train.splits import Deal, deal_alike, near_duplicates
-from segray.train.survey import column_sums, mean_and_deviation
+from segray.train.feed.pair_table import pair_table
+from segray.train.feed.repeats import repeat_factors
+from segray.train.feed.splits import SPLITS, Deal, deal_alike, near_duplicates
+from segray.train.feed.survey import column_sums, mean_and_deviation
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from segray.errors import SettingsError
-from segray.train.loss_sums import (
+from segray.train.steps.loss_sums import (
     Pixels,
     binary_cross_entropy_sums,
     cross_entropy_sums,
@@ -202,18 +202,19 @@ def outputs_for(loss: str, classes: int) -> int:
     return outputs
 
 
-def inverse_frequency(counts: Sequence[int] | Tensor) -> tuple[float, ...]:
-    """Return class weights w_c = N / (K n_c) from the pixels n_c of each class, integers of any size.
+def inverse_frequency(counts: Sequence[int] | Tensor, power: float = 1.0) -> tuple[float, ...]:
+    """Return class weights w_c = N / (n_c^power S) from the pixels n_c of each class, integers of any size.
 
-    N is the sum of the counts and K the number of classes that occur, so that every class that occurs weighs
-    N / K in all (scikit-learn's "balanced"; King and Zeng 2001). A class that never occurs has weight 0.
-    Raises SettingsError when no class occurs.
+    N is the sum of the counts, S that of n_k^(1 - power) over the classes that occur, so that the mean weight
+    of a pixel is 1. With power 1 every class that occurs weighs the same in all (scikit-learn's "balanced";
+    King and Zeng 2001), with 0 every pixel does. A class that never occurs has weight 0. Raises SettingsError
+    when no class occurs.
     """
     pixels = [int(count) for count in counts]
-    occurring = sum(count > 0 for count in pixels)
-    if not occurring:
+    if not any(pixels):
         raise SettingsError("class weights: no labelled pixel was counted, so no class has a frequency")
-    return tuple(sum(pixels) / (occurring * count) if count > 0 else 0.0 for count in pixels)
+    shares = sum(count ** (1 - power) for count in pixels if count > 0)
+    return tuple(sum(pixels) / (count**power * shares) if count > 0 else 0.0 for count in pixels)
 
 
 def _dice(settings: LossSettings, outputs: int) -> Term:

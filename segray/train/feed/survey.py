@@ -9,20 +9,18 @@ pass goes on, so a kill costs the last minute of it.
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from segray.bulk.store import Store
 from segray.errors import ItemError
 from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
-from segray.train.splits import perceptual_hash
-
-if TYPE_CHECKING:
-    from segray.train.coco_reader import CocoExample
+from segray.train.feed.splits import perceptual_hash
 
 SURVEY = "_segray/survey.parquet"
 FIGURES = pa.schema(
@@ -54,17 +52,17 @@ def figures(example: Example | ItemError, classes: int) -> dict[str, Any]:
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
     counts = np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist()
-    return {**picture_figures(example), "counts": counts}
+    return picture_figures(example.pixels, example.digest, example.label_digest) | {"counts": counts}
 
 
-def picture_figures(example: "Example | CocoExample") -> dict[str, Any]:
+def picture_figures(pixels: NDArray[np.uint8], digest: str, label_digest: str) -> dict[str, Any]:
     """What does not depend on the kind of the labels."""
-    counts = [np.bincount(example.pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    counts = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
     return {
-        "digest": example.digest,
-        "label_digest": example.label_digest,
-        "likeness": perceptual_hash(example.pixels),
-        "pixels": example.pixels.shape[0] * example.pixels.shape[1],
+        "digest": digest,
+        "label_digest": label_digest,
+        "likeness": perceptual_hash(pixels),
+        "pixels": pixels.shape[0] * pixels.shape[1],
         "sums": [float(count @ _LEVELS) for count in counts],
         "squares": [float(count @ _LEVELS**2) for count in counts],
     }

@@ -15,7 +15,7 @@ from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
 
 if TYPE_CHECKING:
-    from segray.train.coco_reader import CocoExample
+    from segray.train.feed.coco_reader import CocoExample
 
 T = TypeVar("T", bound="Example | CocoExample | ItemError")
 

@@ -15,7 +15,7 @@ from segray.atomic import put_atomically
 from segray.evaluate.semantic import SemanticScores
 from segray.palette import VOID, palette
 from segray.sources.names import is_image_name
-from segray.train.lettering import class_names, end_of, font, lettered
+from segray.train.shown.lettering import class_names, end_of, font, lettered
 
 Pixels = NDArray[np.uint8]
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from segray.atomic import put_atomically
 from segray.palette import VOID, palette
-from segray.train.lettering import end_of, font, lettered
-from segray.train.samples import GAP, MARGIN, TITLE, Pixels, file_name, scaled_size
+from segray.train.shown.lettering import end_of, font, lettered
+from segray.train.shown.samples import GAP, MARGIN, TITLE, Pixels, file_name, scaled_size
 
 Mask = NDArray[np.bool_]
 

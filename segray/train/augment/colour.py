@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from segray.train.strength import RARE, Strength
+from segray.train.augment.strength import RARE, Strength
 
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 """Luma of red, green and blue (ITU-R BT.601)."""

@@ -16,9 +16,9 @@ from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from segray.train.colour import ColourChange, coloured
-from segray.train.framing import Fit, Frame, Geometry, drawn_geometry
-from segray.train.strength import PRESETS, AugmentSettings, Strength
+from segray.train.augment.colour import ColourChange, coloured
+from segray.train.augment.framing import Fit, Frame, Geometry, drawn_geometry
+from segray.train.augment.strength import PRESETS, AugmentSettings, Strength
 
 XYXY = tv_tensors.BoundingBoxFormat.XYXY
 VOID = 255

@@ -16,7 +16,7 @@ from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.train.survey import picture_figures
+from segray.train.feed.survey import picture_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class CocoReading:
             return {"error_type": example.error_type, "error": example.reason}
         found = [each.category for each in example.instances if not each.crowd]
         counts = [found.count(category) for category in sorted(self.categories)]
-        return {**picture_figures(example), "counts": counts}
+        return picture_figures(example.pixels, example.digest, example.label_digest) | {"counts": counts}
 
 
 class CocoReader:

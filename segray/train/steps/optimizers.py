@@ -63,6 +63,12 @@ def decayed_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]
     ]
 
 
+def check_optimizer(settings: OptimizerSettings) -> None:
+    """Raise SettingsError with all that is out of range."""
+    if problems := list(_problems(settings)):
+        raise SettingsError(*problems)
+
+
 def _problems(settings: OptimizerSettings) -> Iterator[str]:
     if settings.name not in OPTIMIZERS:
         yield f"optimizer {settings.name}: is none of {', '.join(OPTIMIZERS)}"

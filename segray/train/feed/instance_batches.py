@@ -18,9 +18,15 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from segray.evaluate.instance import Rle
-from segray.train.augment import CropSettings, augmented, pasted_boxes, target_of, training_transform
-from segray.train.coco_reader import CocoExample
-from segray.train.strength import AugmentSettings
+from segray.train.augment.instances import (
+    CropSettings,
+    augmented,
+    pasted_boxes,
+    target_of,
+    training_transform,
+)
+from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.coco_reader import CocoExample
 
 
 @dataclass(frozen=True)

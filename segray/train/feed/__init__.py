@@ -1,0 +1,1 @@
+"""From the data to batches: pairs, surveyed, dealt to splits, read in order."""

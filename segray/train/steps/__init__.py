@@ -1,0 +1,1 @@
+"""What is computed: losses, optimisers, schedules, the step of each task."""
