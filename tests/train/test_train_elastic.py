@@ -18,13 +18,15 @@ def test_a_node_that_is_lost_for_good(data: Path, whole: Path, tmp_path: Path) -
         at = progress(last.read_bytes()) if last.exists() else (0, 0)
         return at[0] >= 1 and 0 < at[1] < STEPS
 
-    with cluster(2, replaced=False) as (address, lose):
-        with running(*command, verb="train", env=AUTH | {"RAY_ADDRESS": address}) as driver:
-            wait_for(lambda: is_in_the_middle() or driver.poll() is not None, START_S, "an epoch's middle")
-            assert driver.poll() is None
-            assert lose(0)
-            lost = progress(last.read_bytes())
-            _, told = driver.communicate(timeout=START_S)
+    with (
+        cluster(2, replaced=False) as (address, lose),
+        running(*command, verb="train", env=AUTH | {"RAY_ADDRESS": address}) as driver,
+    ):
+        wait_for(lambda: is_in_the_middle() or driver.poll() is not None, START_S, "an epoch's middle")
+        assert driver.poll() is None
+        assert lose(0)
+        lost = progress(last.read_bytes())
+        _, told = driver.communicate(timeout=START_S)
     assert driver.returncode == 0, told
     assert (1, 0) < lost < (EPOCHS, 0)
     assert_as_undisturbed((output / "metrics.jsonl").read_text(), whole)
