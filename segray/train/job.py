@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from segray.train.trainer import Run
 
 T = TypeVar("T")
-TRAIN_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
-"""Of 60 s, a busy machine spends more on importing torch in every worker."""
 
 
 class _Ray:
@@ -105,7 +103,7 @@ def train(settings: TrainSettings) -> ExitCode:
 
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
-    for name, value in (RAY_ENVIRONMENT | TRAIN_ENVIRONMENT).items():
+    for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with noise_to_file() as log, Interrupts() as interrupts:
         prepared = _prepare(settings, log, interrupts)
