@@ -7,6 +7,9 @@ from tests.annotate.runs import running, wait_for
 from tests.train.squares import EPOCHS, STEPS, arguments
 from tests.train.test_train_kills import SAVING, START_S, assert_as_undisturbed, progress
 
+SOON = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+"""Ray counts on the lost node for a while; then it looks again how many workers there is room for."""
+
 
 def test_a_node_that_is_lost_for_good(data: Path, whole: Path, tmp_path: Path) -> None:
     """Two workers on a node each; one goes on alone, and ends as one that nobody disturbed."""
@@ -20,7 +23,7 @@ def test_a_node_that_is_lost_for_good(data: Path, whole: Path, tmp_path: Path) -
 
     with (
         cluster(2, replaced=False) as (address, lose),
-        running(*command, verb="train", env=AUTH | {"RAY_ADDRESS": address}) as driver,
+        running(*command, verb="train", env=AUTH | SOON | {"RAY_ADDRESS": address}) as driver,
     ):
         wait_for(lambda: is_in_the_middle() or driver.poll() is not None, START_S, "an epoch's middle")
         assert driver.poll() is None
