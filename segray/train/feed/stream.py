@@ -25,6 +25,9 @@ from segray.train.feed.survey_stream import Reading
 from segray.train.resources import LOADER_CPUS
 from segray.train.shown.samples import chosen
 
+AHEAD = 8
+"""Batches that a loader is given before it is done with one: else it waits for Ray's next look."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -52,7 +55,7 @@ def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) ->
     loaded = read_places(tasks).map_batches(
         _Load,
         fn_constructor_args=(pairs, feed.reading, feed.framing),
-        compute=ActorPoolStrategy(min_size=1, max_size=feed.loaders),
+        compute=ActorPoolStrategy(min_size=1, max_size=feed.loaders, max_tasks_in_flight_per_actor=AHEAD),
         num_cpus=LOADER_CPUS,
         **MAPPED,
     )
