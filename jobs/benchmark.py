@@ -63,10 +63,12 @@ Ray Data, 1 MP pictures a second on two cores (reading alone 118, with a stub mo
 Batches of `train`, CPU time of 8 crops of 320 px: 123 ms by a DataLoader, 168 by Ray Data (loaders 20 of the
 45, the consumer 13, Ray's own processes the rest; copies in a loader are 3):
   left    four batches a table of places, so four a task: loaders 122 -> 112, 169 in all
+  kept    32 tables of places read ahead, 8 batches given to a loader: with Ray's 2 each loader waited half
+          its time for the loop's next look. Batches a second, a DataLoader's beside: 27 (48) -> 40 (48 to 53)
 Training U-Net of width 16 on two cores, images a second:
   kept    loaders stay: Ray ended one whenever a step took longer than a batch, and started another (7 s)
-  kept    Ray's loop pauses 20 ms between looks; where all results wait to be taken it spun, in the process
-          that trains: 2.4 to 2.8 -> 5 to 6
+  kept    Ray's loop pauses 100 ms between looks; where all results wait to be taken it spun, in the process
+          that trains: 2.4 to 2.8 -> 5 to 6. With 20 ms it still took 6 % of a core of each worker
   kept    the survey and the order of pairs load no torch: 5 s of CPU and half a GiB less in each process
   kept    two workers of a thread each instead of one of two: Mask R-CNN 2.8 -> 4.3; RoIAlign's backward pass
           and NMS have one thread
