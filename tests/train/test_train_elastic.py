@@ -32,4 +32,5 @@ def test_a_node_that_is_lost_for_good(data: Path, whole: Path, tmp_path: Path) -
         _, told = driver.communicate(timeout=START_S)
     assert driver.returncode == 0, told
     assert (1, 0) < lost < (EPOCHS, 0)
-    assert_as_undisturbed((output / "metrics.jsonl").read_text(), whole)
+    # two workers sum in another order: undisturbed ones end up to 0.002 from `whole`, which is of one worker
+    assert_as_undisturbed((output / "metrics.jsonl").read_text(), whole, atol=5e-3)

@@ -27,11 +27,11 @@ def progress(data: bytes) -> tuple[int, int]:
     return state["training"]["epoch"], state["position"]
 
 
-def assert_as_undisturbed(metrics: str, whole: Path) -> None:
+def assert_as_undisturbed(metrics: str, whole: Path, atol: float = 1e-4) -> None:
     """The same steps, losses and scores."""
     found, expected = figures(metrics), figures((whole / "metrics.jsonl").read_text())
     assert [line[:2] for line in found] == [line[:2] for line in expected]
-    assert np.allclose(found, expected, atol=1e-4)
+    assert np.allclose(found, expected, atol=atol)
 
 
 class Killer(threading.Thread):
