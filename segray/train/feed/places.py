@@ -120,6 +120,7 @@ def places_table(epoch: int, places: Sequence[int], turns: Sequence[int] | None 
 
 
 def read_places(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
+    """The packed tables of all tasks, one task after the other, each in whichever process has room."""
     places: ray.data.Dataset = ray.data.read_datasource(
         _Places(tasks),
         num_cpus=PLACES_CPUS,
@@ -130,11 +131,13 @@ def read_places(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.D
 
 
 def tables(dataset: ray.data.Dataset, prefetch: int) -> Iterator[pa.Table]:
+    """Unpacked, in order; prefetch: blocks that are fetched ahead."""
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
         yield from unpacked(block)
 
 
 def configure(stall_timeout_s: float) -> None:
+    """Set this process's context of Ray Data; it fails when nothing moves for `stall_timeout_s` seconds."""
     context = DataContext.get_current()
     context.target_max_block_size = 1  # a table is a block: neither gathered nor cut
     context._max_num_blocks_in_streaming_gen_buffer = BUFFERED

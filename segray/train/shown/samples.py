@@ -182,6 +182,7 @@ class _Entry:
         return SWATCH + 8 + round(font(14).getlength(f"{self.text} {self.figure}")) + 22
 
     def draw(self, canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
+        """Square, name and figure, in pixels of the canvas from its upper left corner."""
         canvas.paste(Image.fromarray(self.square), (left, top))
         draw.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), outline=_PALE)
         left += SWATCH + 8
