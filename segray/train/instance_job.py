@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import SettingsError
-from segray.sources.coco_listing import AnnotatedPair, CocoListing
 from segray.storage import split_protocol
+from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import Data
 from segray.train.settings import TrainSettings
 from segray.train.watch import say

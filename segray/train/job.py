@@ -18,9 +18,9 @@ from segray.cluster import RAY_ENVIRONMENT, Cluster, start_ray
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.quiet import noise_to_file
 from segray.settings import printable
-from segray.sources.coco_listing import CocoListing, list_coco
 from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import shown
+from segray.train.feed.coco_listing import CocoListing, list_coco
 from segray.train.feed.data import Data, dealt, splits_csv
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.splits import Deal

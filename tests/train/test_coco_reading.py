@@ -13,10 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from segray.errors import ItemError, SettingsError
-from segray.sources.coco_listing import CocoListing, list_coco
 from segray.storage import StorageSettings
 from segray.train.augment.instances import CropSettings
 from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.coco_listing import CocoListing, list_coco
 from segray.train.feed.coco_reader import CocoExample, CocoReading
 from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming, layered
 from segray.train.feed.pair_table import pair_table, pairs_at

@@ -17,10 +17,10 @@ from segray.bulk.store import Store
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
-from segray.sources.coco_listing import list_coco
 from segray.storage import StorageSettings
 from segray.train.augment.instances import CropSettings
 from segray.train.augment.strength import AugmentSettings
+from segray.train.feed.coco_listing import list_coco
 from segray.train.feed.coco_reader import CocoExample, CocoReading
 from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming
 from segray.train.loop import METRICS, MODEL, Loop

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from segray.errors import ItemError
 from segray.evaluate.coco import TrueInstance
-from segray.sources.coco_listing import AnnotatedPair, instances_of
 from segray.sources.fetch import read_all
 from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
+from segray.train.feed.coco_listing import AnnotatedPair, instances_of
 from segray.train.feed.survey import picture_figures
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from segray.errors import ItemError
-from segray.sources.coco_listing import AnnotatedPair
 from segray.sources.item import Source
 from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
+from segray.train.feed.coco_listing import AnnotatedPair
 
 if TYPE_CHECKING:
     from segray.train.feed.coco_reader import CocoExample
