@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from segray.errors import ExitCode, SegrayError
+from segray.interrupts import INTERRUPTS
 
 EXAMPLES = """examples:
   segray annotate photos/ --weights nuclei-small --output out/
@@ -159,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)
         return ExitCode.USAGE
     try:
-        return int(VERBS[verb](rest))
+        with INTERRUPTS:
+            return int(VERBS[verb](rest))
     except SegrayError as error:
         for line in error.lines:
             print(f"segray: {line}", file=sys.stderr)

@@ -5,22 +5,40 @@ Imports `ray` where it is used: the environment must be set before.
 
 import logging
 import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from segray.errors import JobFailedError, SettingsError
 from segray.quiet import loggers_to
 from segray.settings import RaySettings
 
+if TYPE_CHECKING:
+    from segray.own_ray import OwnRay
+
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no calls home
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would upload the folder and install it again
-    "RAY_raylet_start_wait_time_s": "120",  # 30 s are too short on a busy machine
+    "RAY_worker_niceness": "0",  # at 15 other work on the machine takes nearly all of its cores
+    "RAY_agent_register_timeout_ms": "600000",  # 30 s are too short on a busy machine,
+    "RAY_worker_register_timeout_seconds": "600",  # and so are 60
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, each read would import Python anew
     "RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION": "0.7",  # of 0.5, encoded files left too little for pixels
 }
 """Read by Ray when it is imported; what the user has set stays."""
+
+
+def set_environment() -> None:
+    """Before Ray is imported. An empty part of PYTHONPATH is the working folder, where images may lie."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if path := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +53,103 @@ class Cluster:
     """(CPUs, GPUs) of each."""
 
 
-def start_ray(settings: RaySettings, log: Path) -> Cluster:
-    """Connect to the cluster or start a Ray of our own, with Ray's noise in `log`."""
+class RayStart:
+    """Context manager: a Ray of our own, or the connection to a cluster.
+
+    Nothing happens before `begin` or `cluster`. Ray starts in a thread: it takes seconds, mostly of waiting,
+    in which the model is loaded. At the end a Ray of our own is stopped.
+    """
+
+    def __init__(self, settings: RaySettings, log: Path, load: Callable[[], object] = lambda: None) -> None:
+        """load: what to import meanwhile."""
+        self._settings, self._log, self._load = settings, log, load
+        self._begun: Future[Cluster] | None = None
+        self._own: OwnRay | None = None
+        self._over = threading.Event()
+        self.in_cluster = _in_cluster(settings)
+
+    def begin(self) -> None:
+        """Start it in a thread, or connect to it."""
+        if self._begun is None:
+            self._begun = Future()
+            if not self.in_cluster:
+                print("segray: starting Ray", file=sys.stderr, flush=True)
+            threading.Thread(target=self._start, name="segray-start-ray", daemon=True).start()
+
+    def cluster(self) -> Cluster:
+        """What there is, once it runs. Raises SettingsError and JobFailedError where it does not."""
+        self.begin()
+        assert self._begun is not None
+        return self._begun.result()
+
+    def _start(self) -> None:
+        assert self._begun is not None
+        try:
+            self._load()
+            self._begun.set_result(self._connect())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self._begun.set_exception(error)
+        self._over.wait()  # Linux kills the processes of Ray with the thread that started them
+
+    def _connect(self) -> Cluster:
+        import ray
+
+        if not self.in_cluster:
+            from segray.own_ray import OwnRay
+
+            self._own = OwnRay(self._settings.object_store_mib, self._log)
+            self._own.start()
+        elif not ray.is_initialized():
+            connect(self._settings.address or os.environ["RAY_ADDRESS"])
+        return _look_around(self._log)
+
+    def __enter__(self) -> "RayStart":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._begun is not None:
+            if self._own is not None and error is not None:
+                self._own.give_up()
+            self._begun.exception()  # wait for it
+        if self._own is not None:
+            self._own.stop(keep=isinstance(error, JobFailedError | KeyboardInterrupt))
+        self._over.set()
+
+
+def connect(address: str) -> None:
+    """Join a cluster that runs. Raises SettingsError."""
     import ray
 
-    if not ray.is_initialized():
-        address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {}
-        if address == "local":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            own = {
-                "num_cpus": max(2, cores),
-                "object_store_memory": settings.object_store_mib << 20,
-                "include_dashboard": False,
-            }
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if address == "local":
-                raise JobFailedError(f"Ray did not start here: {reason}; its messages: {log}") from error
-            raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
+    from segray.own_ray import job_config
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=job_config())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"ray.address: cannot use {address}: {reason}") from error
+
+
+def _look_around(log: Path) -> Cluster:
+    import ray
+
     loggers_to(log)
     # what a thread of Ray's prints of workers that died, and of an interrupted run's tasks, goes there too
     ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
     return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus), tuple(zip(cpus, gpus, strict=True)))
+
+
+def _in_cluster(settings: RaySettings) -> bool:
+    """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            return True
+    return (settings.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def _to_log(said: dict[str, Any], **_: Any) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
+from segray.cpus import available_cpus
 from segray.errors import ExitCode
 from segray.storage import EXTRAS
 
@@ -46,8 +47,9 @@ def show(as_json: bool) -> ExitCode:
 
 
 def _python() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} CPUs"
+    told = (
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {available_cpus():g} CPUs"
+    )
     free = shutil.disk_usage(tempfile.gettempdir()).free >> 30
     return [
         Finding("python", sys.version_info >= (3, 11), told),

@@ -62,7 +62,7 @@ def _last_word(log: Path) -> Iterator[None]:
         f"({log} may say); what is committed is safe, run the same command again to continue"
     )
     waiting = subprocess.Popen(
-        ["/bin/sh", "-c", 'read word || printf "%s\n" "$0" >&2', line],
+        ["/bin/sh", "-c", 'trap "" TERM HUP; read word || printf "%s\n" "$0" >&2', line],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it

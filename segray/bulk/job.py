@@ -1,11 +1,6 @@
 """A bulk job, step by step: check, list, compare with the ledger, run, account."""
 
-import math
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +17,11 @@ from segray.bulk.progress import Progress
 from segray.bulk.report import dry_run_lines, run_record, say, summary_lines
 from segray.bulk.resources import Resources, share_out
 from segray.bulk.sink import Sink
-from segray.bulk.starting import StartingRay
 from segray.bulk.store import Store
 from segray.bulk.verb import Model, Verb
-from segray.cluster import RAY_ENVIRONMENT
+from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
+from segray.interrupts import INTERRUPTS
 from segray.quiet import noise_to_file
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
@@ -39,12 +34,6 @@ PLAN, RUN = "_segray/plan.json", "run.json"
 
 T = TypeVar("T")
 
-_INTERRUPTED = threading.Event()
-"""Set by Ctrl-C and SIGTERM once the output is ours."""
-
-IMPATIENCE_S = 5.0
-"""An interrupt so soon after another is ignored: it would break what the first one ends."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -56,7 +45,7 @@ class Prepared:
     device: str
     precision: "Precision"
     identity: dict[str, Any]
-    ray: StartingRay
+    ray: RayStart
     log: Path
     """Where Ray's messages go."""
 
@@ -67,11 +56,15 @@ def run(verb: Verb) -> ExitCode:
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     settings = verb.settings
-    with noise_to_file() as log, Plan() as plan:
-        prepared = _prepare(verb, log)
+    with (
+        INTERRUPTS,
+        noise_to_file() as log,
+        Plan() as plan,
+        RayStart(settings.ray, log, _load_ray_data) as ray,
+    ):
+        prepared = _prepare(verb, log, ray)
         with Inventory(settings.sources, settings.storage, plan) as inventory:
             if settings.dry_run:
                 with Progress("listing") as progress:
@@ -87,7 +80,11 @@ def run(verb: Verb) -> ExitCode:
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
 
-def _prepare(verb: Verb, log: Path) -> Prepared:
+def _load_ray_data() -> None:
+    from segray.bulk import pipeline  # noqa: F401
+
+
+def _prepare(verb: Verb, log: Path, ray: RayStart) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
     problems: list[str] = []
     settings = verb.settings
@@ -111,21 +108,16 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
-    starting = StartingRay(settings, log)
     if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
-        starting.begin()
-    try:
-        model = attempt(verb.load)
-        where = attempt(lambda: _where(settings, starting))
-        if problems or store is None or model is None or where is None:
-            raise SettingsError(*problems)
-        device, precision = where
-        identity = identity_of(verb, model, precision)
-        _check_identity(store, identity, settings)
-    except SegrayError:
-        starting.undo()
-        raise
-    return Prepared(verb, store, model, device, precision, identity, starting, log)
+        ray.begin()
+    model = attempt(verb.load)
+    where = attempt(lambda: _where(settings, ray))
+    if problems or store is None or model is None or where is None:
+        raise SettingsError(*problems)
+    device, precision = where
+    identity = identity_of(verb, model, precision)
+    _check_identity(store, identity, settings)
+    return Prepared(verb, store, model, device, precision, identity, ray, log)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
@@ -147,7 +139,7 @@ def _open_output(verb: Verb) -> Store:
     return store
 
 
-def _where(settings: BulkSettings, ray: StartingRay) -> "tuple[str, Precision]":
+def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.models.device import resolve_device, resolve_precision
 
@@ -164,8 +156,6 @@ def _where(settings: BulkSettings, ray: StartingRay) -> "tuple[str, Precision]":
 def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
     settings, store = prepared.verb.settings, prepared.store
-    _INTERRUPTED.clear()
-    _catch_interrupts()
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
     parts = store.recover()
     for part in parts:
@@ -221,42 +211,23 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
             progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
             progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
-            if _INTERRUPTED.is_set():
+            if INTERRUPTS.struck.is_set():
                 raise KeyboardInterrupt
         sink.commit()
-        if _INTERRUPTED.is_set():
+        if INTERRUPTS.struck.is_set():
             raise KeyboardInterrupt
     except (KeyboardInterrupt, SegrayError):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break what ends here
-                signal.signal(number, signal.SIG_IGN)
+        INTERRUPTS.ignore()
         sink.commit()  # what came back is not done again
-        if _INTERRUPTED.is_set():  # whatever a library made of it
+        if INTERRUPTS.struck.is_set():  # whatever a library made of it
             raise KeyboardInterrupt from None
         raise
-
-
-def _catch_interrupts() -> None:
-    """`ray job stop`, a preempted pod: stop as for Ctrl-C."""
-    last = -math.inf
-
-    def interrupt(*_: Any) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > IMPATIENCE_S:
-            last = now
-            _INTERRUPTED.set()  # should a library swallow what is raised here, the next table ends the run
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
 
 
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
     resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
-    _catch_interrupts()  # again: Ray's C++ has put a handler of its own in the place of SIGTERM's
+    INTERRUPTS.catch()
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "

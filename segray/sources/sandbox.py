@@ -221,7 +221,7 @@ class _Child:
         with theirs:
             descriptors = (theirs.fileno(), source.descriptor, *(file.descriptor for file in targets))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", program, *map(str, descriptors)],
+                [sys.executable, "-P", "-m", program, *map(str, descriptors)],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -346,9 +346,12 @@ class _Child:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, plus where this package lies, minus threads: many decoders share the machine."""
+    """Ours, plus where this package lies, minus threads: many decoders share the machine.
+
+    An empty part of PYTHONPATH would be the working folder, where images may lie.
+    """
     home = str(Path(segray.__file__).parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     quiet = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     quiet |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "134217728"}
     return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,12 +1,9 @@
 """`segray train`, step by step: check, list, survey, deal, train, account."""
 
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
@@ -14,8 +11,9 @@ import yaml
 from segray.bulk.lock import Lock
 from segray.bulk.progress import Progress
 from segray.bulk.store import Store
-from segray.cluster import RAY_ENVIRONMENT, Cluster, start_ray
+from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, JobFailedError, SettingsError
+from segray.interrupts import INTERRUPTS
 from segray.quiet import noise_to_file
 from segray.settings import printable
 from segray.sources.pairs import Pairs, list_pairs
@@ -27,7 +25,6 @@ from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
 from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
 from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
-from segray.train.interrupts import Interrupts
 from segray.train.resources import Shares, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
@@ -43,33 +40,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Ray:
-    """A Ray of our own, or the connection to a cluster; nothing is started before `cluster` is asked for."""
-
-    def __init__(self, settings: TrainSettings, log: Path, interrupts: Interrupts) -> None:
-        self._settings, self._log, self._interrupts = settings, log, interrupts
-        self._cluster: Cluster | None = None
-
-    @property
-    def in_cluster(self) -> bool:
-        """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
-        if "ray" in sys.modules:
-            import ray
-
-            if ray.is_initialized():
-                return True
-        return bool(self._settings.ray.address or os.environ.get("RAY_ADDRESS"))
-
-    def cluster(self) -> Cluster:
-        """What there is."""
-        if self._cluster is None:
-            import segray.train.trainer  # noqa: F401 - Ray's libraries set up the loggers that are sent to the file
-
-            self._cluster = start_ray(self._settings.ray, self._log)
-            self._interrupts.catch()
-        return self._cluster
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What is known before work begins."""
@@ -81,13 +51,13 @@ class Prepared:
     device: str
     precision: str
     identity: dict[str, Any]
-    ray: _Ray
-    interrupts: Interrupts
+    ray: RayStart
 
     def shares(self) -> Shares:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
         settings = self.settings
         cluster, least = self.ray.cluster(), settings.min_workers
+        INTERRUPTS.catch()
         return share_out(settings.workers, settings.loaders, self.device, cluster, least)
 
     def reading(self) -> Any:
@@ -103,10 +73,9 @@ def train(settings: TrainSettings) -> ExitCode:
 
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with noise_to_file() as log, Interrupts() as interrupts:
-        prepared = _prepare(settings, log, interrupts)
+    set_environment()
+    with noise_to_file() as log, INTERRUPTS, RayStart(settings.ray, log, _load_ray_train) as ray:
+        prepared = _prepare(settings, ray)
         if settings.dry_run:
             return ExitCode.DONE
         with Lock(prepared.store) as lock:
@@ -114,7 +83,11 @@ def train(settings: TrainSettings) -> ExitCode:
     return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 
 
-def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prepared:
+def _load_ray_train() -> None:
+    import segray.train.trainer  # noqa: F401 - its loggers are sent to the file, once they are there
+
+
+def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     """Look at the output, list the data, see what the labels hold: all problems at once."""
     problems: list[str] = []
 
@@ -125,7 +98,6 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
             problems.extend(error.lines)
             return None
 
-    ray = _Ray(settings, log, interrupts)
     store = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
     design = found and attempt(lambda: _design(settings, found))
@@ -138,7 +110,7 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     identity = identity_of(settings, design.resolved() | {"precision": precision})
     check_settings(store, identity, shown(settings.output))
     listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
+    return Prepared(settings, store, listed, design, device, precision, identity, ray)
 
 
 def _open_output(settings: TrainSettings) -> Store:
@@ -164,7 +136,7 @@ def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | In
     return design_semantic(settings, listed)
 
 
-def _where(settings: TrainSettings, ray: _Ray) -> tuple[str, str]:
+def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     """(device, precision): the cluster's where there is one, else this machine's."""
     from segray.models.device import resolve_device
 
@@ -260,7 +232,7 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
             train(run, data.table, workers, shares, settings.max_failures)
         except KeyboardInterrupt:
             if watch.error is not None:
-                prepared.interrupts.forget()
+                INTERRUPTS.forget()
                 raise watch.error from None
             raise
 

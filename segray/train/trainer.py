@@ -3,7 +3,6 @@
 They go on from the last checkpoint. What is streamed to them is in `feed.stream`, what each does in `loop`.
 """
 
-import os
 import socket
 import tempfile
 import uuid
@@ -18,15 +17,17 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from segray.bulk.store import Store
+from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
 from segray.storage import StorageSettings
 from segray.train.feed.places import Part
 from segray.train.feed.stream import Feed, batches, pictured
 from segray.train.identity import PLAN
 from segray.train.loop import Loop
+from segray.train.process_group import OneAddressConfig
 from segray.train.resources import Shares
 from segray.train.steps.instances import InstanceTask, InstanceTraining
 from segray.train.steps.semantic import SemanticTraining, Task
@@ -77,7 +78,7 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
         trainer = _Trainer(
             _worker,
             train_loop_config={"run": run, "pairs": ray.put(pairs)},
-            torch_config=TorchConfig(backend="nccl" if run.device == "cuda" else "gloo"),
+            torch_config=OneAddressConfig(backend="nccl" if run.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=number,
                 use_gpu=run.device == "cuda",
@@ -138,7 +139,7 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
             "machines share"
         )
     if run.device == "cpu":  # Ray sets one thread for each CPU that is reserved, a share of what there is
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, whole_cpus() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     training: Training
     if isinstance(run.task, InstanceTask):

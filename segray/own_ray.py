@@ -1,0 +1,276 @@
+"""A Ray of our own on this machine: on loopback alone, behind a token, in a private folder, and persistent.
+
+Ray itself listens on every address, gives a start that a busy machine makes slow 15 seconds (the raylet for
+the ports of its agents) and 30 (the driver for the raylet), and writes a token into the user's home.
+Here the ports are chosen beforehand, so that nobody waits for them; the raylet is watched as long as it
+lives; and what did not start is started again with a new session.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray._private.node
+from ray._private import services
+
+from segray.cpus import whole_cpus
+from segray.errors import JobFailedError, SettingsError
+
+LOOPBACK = "127.0.0.1"
+PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
+"""Of each try, until the raylet has registered."""
+_SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
+_SOCKET_NAME = len("/r/session_2026-11-29_14-07-00_123456_4194304/sockets/plasma_store.1")
+"""Bytes of a socket's path behind Ray's folder (sockaddr_un holds 108, and 104 on macOS)."""
+_AGENT_PORTS = (
+    "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
+)  # fmt: skip
+_LOOPBACK_NAME = "lo" if sys.platform.startswith("linux") else "lo0"
+_INTERFACES = {"GLOO_SOCKET_IFNAME": _LOOPBACK_NAME, "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME}
+"""Where training workers listen for each other; else where the host's name leads to."""
+_TOKEN_PATH, _TOKEN = "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"
+
+
+class _Node(ray._private.node.Node):
+    """The processes of a Ray, as we want them."""
+
+    newest: "_Node | None" = None
+    patience_s = PATIENCE_S[0]
+    given_up = threading.Event()
+
+    def __init__(self, ray_params: Any, **how: Any) -> None:
+        _Node.newest = self
+        ray_params.update(node_ip_address=LOOPBACK, **_free_ports(_AGENT_PORTS))
+        with _spared_by_signals():
+            super().__init__(ray_params, **how)
+
+    def start_ray_processes(self) -> None:
+        """Return when the raylet has registered; raises RuntimeError when it died or takes too long."""
+        super().start_ray_processes()  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + _Node.patience_s
+        raylet = self.all_processes["raylet"][0].process
+        while True:
+            try:
+                services.get_node(self.gcs_address, self.node_id)  # type: ignore[no-untyped-call]
+                return
+            except RuntimeError as error:
+                if raylet.poll() is not None:
+                    raise _NotStartedError(f"its raylet ended with status {raylet.returncode}") from error
+                if time.monotonic() > deadline:
+                    late = f"its raylet did not register in {_Node.patience_s:.0f} s"
+                    raise _NotStartedError(late) from error
+            if _Node.given_up.wait(0.2):
+                raise _NotStartedError("the job ended meanwhile")
+
+    def kill_all_processes(
+        self, check_alive: bool = True, allow_graceful: bool = False, wait: bool = False
+    ) -> None:
+        """At once: they do not hear SIGTERM, which the usual way waits for."""
+        super().kill_all_processes(check_alive=False, allow_graceful=False, wait=wait)
+
+
+class _NotStartedError(Exception):
+    """Ray's processes did not come up."""
+
+
+class OwnRay:
+    """One Ray, from `start` to `stop`."""
+
+    def __init__(self, object_store_mib: int, log: Path) -> None:
+        self._object_store_mib, self._log = object_store_mib, log
+        self._folders = ExitStack()
+        self._session = Path()
+        _Node.given_up.clear()
+
+    def give_up(self) -> None:
+        """Whoever starts it in another thread is not to try any longer."""
+        _Node.given_up.set()
+
+    def start(self) -> None:
+        """Start it, several times if need be. Raises SettingsError and JobFailedError."""
+        last = len(PATIENCE_S)
+        for number, patience_s in enumerate(PATIENCE_S, 1):
+            _Node.patience_s = patience_s
+            try:
+                self._start()
+                return
+            except SettingsError:
+                raise
+            except Exception as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                kept = self.stop(keep=True)
+                told = f"Ray did not start here: {reason}; its messages: {kept}"
+                if number == last or _Node.given_up.is_set():
+                    raise JobFailedError(f"{told}; {last} tries were made") from error
+                print(f"segray: {told}; trying again ({number + 1} of {last})", file=sys.stderr, flush=True)
+
+    def _start(self) -> None:
+        folder, spill = _folders()
+        self._folders.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._session = folder
+        if spill is not None:
+            self._folders.callback(shutil.rmtree, spill, ignore_errors=True)
+        self._folders.enter_context(_token(folder / "token"))
+        self._folders.enter_context(_environment(_INTERFACES))
+        store = _object_store_bytes(self._object_store_mib)
+        with _patched_node():
+            ray.init(
+                address="local",
+                num_cpus=max(2, whole_cpus()),
+                object_store_memory=store,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=job_config(),
+                _temp_dir=str(folder / "r"),  # Ray lets everybody write there, if they get through ours
+                object_spilling_directory=None if spill is None else str(spill),
+            )
+
+    def stop(self, *, keep: bool) -> Path:
+        """End its processes and remove its folder; returns where its logs are, if they are to be kept."""
+        with suppress(Exception):  # half a Ray
+            ray.shutdown()
+        if _Node.newest is not None:
+            with suppress(Exception):
+                _Node.newest.kill_all_processes()
+            _Node.newest = None
+        logs = self._log.with_suffix("")
+        if keep:
+            for found in self._session.glob("r/session_2*/logs"):
+                with suppress(OSError):
+                    logs.mkdir(mode=0o700, exist_ok=True)
+                    shutil.copytree(found, logs / found.parent.name, ignore_dangling_symlinks=True)
+        self._folders.close()
+        return logs if logs.is_dir() else self._log
+
+
+def job_config() -> Any:
+    """Workers find this package, and nothing that lies in the working folder: Ray would add that."""
+    import segray
+
+    class _Fixed(list[str]):
+        def extend(self, _: Any) -> None:
+            """Ray adds the folder of the script and the working folder."""
+
+    config = ray.job_config.JobConfig()
+    config._py_driver_sys_path = _Fixed([str(Path(segray.__file__).parents[1])])
+    return config
+
+
+@contextmanager
+def _patched_node() -> Iterator[None]:
+    """`ray.init` has no setting for the address it listens on (it turns loopback into the public one), and
+    none for its agents' ports."""
+    original = ray._private.node.Node
+    ray._private.node.Node = _Node  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        ray._private.node.Node = original  # type: ignore[misc]
+
+
+@contextmanager
+def _spared_by_signals() -> Iterator[None]:
+    """Processes that are started here do not hear SIGTERM and SIGHUP: the driver ends them when it is done.
+
+    A service manager sends them to all processes at once. The driver commits what came back, and Ray's C++
+    in it would end it as soon as the raylet is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _token(file: Path) -> Iterator[None]:
+    """Ray's token in a file that only this user reads, not in the home, which may not be writable."""
+    from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    if os.environ.get(_TOKEN) or os.environ.get(_TOKEN_PATH):
+        yield
+        return
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as written:
+        written.write(generate_new_authentication_token())
+    with _environment({_TOKEN_PATH: str(file)}):
+        AuthenticationTokenLoader.instance().reset_cache()
+        yield
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set for a while what the user has not set."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    """A free port on loopback for each name; all are held until all are found."""
+    with ExitStack() as held:
+        found = {}
+        for name in names:
+            one = held.enter_context(socket.socket())
+            one.bind((LOOPBACK, 0))
+            found[name] = one.getsockname()[1]
+        return found
+
+
+def _folders() -> tuple[Path, Path | None]:
+    """(private folder of the session, folder to spill to where that is another one).
+
+    Ray's sockets lie in the first and need a short path; what is spilled needs the room that TMPDIR has.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    places = [wanted, "/tmp", "/var/tmp", "/dev/shm"]
+    for place in places:
+        with suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="segray-", dir=place))  # mode 0700
+            if len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_BYTES:
+                other = (
+                    None if place == wanted else Path(tempfile.mkdtemp(prefix="segray-spill-", dir=wanted))
+                )
+                return folder, other
+            folder.rmdir()
+    raise SettingsError(
+        f"TMPDIR: {wanted} is too long for Ray's sockets ({len(os.fsencode(wanted))} bytes, "
+        f"{_SOCKET_BYTES - _SOCKET_NAME - len('/segray-12345678')} are possible), and nothing can be written "
+        f"into {', '.join(places[1:])}; set RAY_TMPDIR to a shorter folder"
+    )
+
+
+def shared_memory_advice(object_store_mib: int) -> str | None:
+    """What is wrong with /dev/shm for an object store of this size; None if nothing is."""
+    with suppress(OSError):
+        free = shutil.disk_usage("/dev/shm").free >> 20
+        if free < object_store_mib:
+            return (
+                f"/dev/shm has {free:,} MiB free, less than the object store of {object_store_mib:,} MiB "
+                "(--ray.object-store-mib), which goes to the slower disk instead; in a container: "
+                f"docker run --shm-size={object_store_mib + 256}m"
+            )
+    return None
+
+
+def _object_store_bytes(mib: int) -> int:
+    if told := shared_memory_advice(mib):
+        print(f"segray: {told}", file=sys.stderr, flush=True)
+    return mib << 20

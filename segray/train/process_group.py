@@ -1,0 +1,60 @@
+"""The process group of the workers, on one address: torch's own store listens on all, without a key."""
+
+import importlib
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from torch._C._distributed_c10d import Store, TCPStore
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_use_one_address)
+        super().on_start(worker_group, backend_config)
+
+
+class OneAddressConfig(TorchConfig):
+    """As Ray's; rank 0 listens on the address of its node alone, loopback for a Ray of our own."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray asks for."""
+        return _Backend
+
+
+def _use_one_address() -> None:
+    """In each worker, before the group is made: torch has no setting for it."""
+    module = importlib.import_module("torch.distributed.rendezvous")  # its function has the same name
+    module._rendezvous_handlers["env"] = _rendezvous
+
+
+def _rendezvous(
+    url: str, timeout: timedelta = timedelta(minutes=30), **_: Any
+) -> Iterator[tuple[Store, int, int]]:
+    """(store, rank, world size), as torch's `env://` (torch/distributed/rendezvous.py) gives them."""
+    told = parse_qs(urlsplit(url).query)
+    rank, world_size = (int(told[name][0]) for name in ("rank", "world_size"))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening = _listen(host, port) if rank == 0 else None
+    yield (
+        TCPStore(host, port, world_size, rank == 0, timeout, master_listen_fd=listening),
+        rank,
+        world_size,
+    )
+    raise RuntimeError("the group cannot be made again")
+
+
+def _listen(host: str, port: int) -> int:
+    """A descriptor, which the store closes."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    listening.listen(2048)
+    return listening.detach()
