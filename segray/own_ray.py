@@ -23,6 +23,7 @@ from typing import Any
 import ray
 import ray._private.node
 from ray._private import services
+from ray._raylet import persist_port  # type: ignore[attr-defined]
 
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SettingsError
@@ -33,6 +34,7 @@ PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 _SOCKET_NAME = len("/r/session_2026-11-29_14-07-00_123456_4194304/sockets/plasma_store.1")
 """Bytes of a socket's path behind Ray's folder (sockaddr_un holds 108, and 104 on macOS)."""
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 _AGENT_PORTS = (
     "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
 )  # fmt: skip
@@ -56,7 +58,9 @@ class _Node(ray._private.node.Node):
             super().__init__(ray_params, **how)
 
     def start_ray_processes(self) -> None:
-        """Return when the raylet has registered; raises RuntimeError when it died or takes too long."""
+        """Return when the raylet has registered. Raises _NotStartedError when it died or takes too long."""
+        for name in _AGENT_PORTS:  # the raylet would wait for its agents to write these files
+            persist_port(self._session_dir, self.node_id, name, getattr(self._ray_params, name))
         super().start_ray_processes()  # type: ignore[no-untyped-call]
         deadline = time.monotonic() + _Node.patience_s
         raylet = self.all_processes["raylet"][0].process
@@ -240,8 +244,7 @@ def _folders() -> tuple[Path, Path | None]:
     Ray's sockets lie in the first and need a short path; what is spilled needs the room that TMPDIR has.
     """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    places = [wanted, "/tmp", "/var/tmp", "/dev/shm"]
-    for place in places:
+    for place in (wanted, *_SHORT_PLACES):
         with suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="segray-", dir=place))  # mode 0700
             if len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_BYTES:
@@ -253,7 +256,7 @@ def _folders() -> tuple[Path, Path | None]:
     raise SettingsError(
         f"TMPDIR: {wanted} is too long for Ray's sockets ({len(os.fsencode(wanted))} bytes, "
         f"{_SOCKET_BYTES - _SOCKET_NAME - len('/segray-12345678')} are possible), and nothing can be written "
-        f"into {', '.join(places[1:])}; set RAY_TMPDIR to a shorter folder"
+        f"into {', '.join(_SHORT_PLACES)}; set RAY_TMPDIR to a shorter folder"
     )
 
 
