@@ -54,7 +54,20 @@ def _python() -> list[Finding]:
     return [
         Finding("python", sys.version_info >= (3, 11), told),
         Finding("disk", free >= 2, f"{free} GiB free for temporary files (Ray spills there)"),
+        _shared_memory(),
     ]
+
+
+def _shared_memory() -> Finding:
+    """Containers have 64 MiB unless they are told otherwise."""
+    from segray.settings import RaySettings
+    from segray.shared_memory import advice, free_mib
+
+    told = advice(RaySettings().object_store_mib)
+    works = told is None
+    return Finding(
+        "/dev/shm", told is None, told or f"{free_mib():,} MiB free for images in flight", needed=False
+    )
 
 
 def _bytecode() -> list[Finding]:

@@ -25,6 +25,7 @@ import ray._private.node
 from ray._private import services
 from ray._raylet import persist_port  # type: ignore[attr-defined]
 
+from segray import shared_memory
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SettingsError
 
@@ -156,7 +157,11 @@ class OwnRay:
                     logs.mkdir(mode=0o700, exist_ok=True)
                     shutil.copytree(found, logs / found.parent.name, ignore_dangling_symlinks=True)
         self._folders.close()
-        return logs if logs.is_dir() else self._log
+        if not logs.is_dir():
+            return self._log
+        with self._log.open("a") as log:
+            log.write(f"the logs of Ray's own processes: {logs}\n")
+        return logs
 
 
 def job_config() -> Any:
@@ -260,20 +265,7 @@ def _folders() -> tuple[Path, Path | None]:
     )
 
 
-def shared_memory_advice(object_store_mib: int) -> str | None:
-    """What is wrong with /dev/shm for an object store of this size; None if nothing is."""
-    with suppress(OSError):
-        free = shutil.disk_usage("/dev/shm").free >> 20
-        if free < object_store_mib:
-            return (
-                f"/dev/shm has {free:,} MiB free, less than the object store of {object_store_mib:,} MiB "
-                "(--ray.object-store-mib), which goes to the slower disk instead; in a container: "
-                f"docker run --shm-size={object_store_mib + 256}m"
-            )
-    return None
-
-
 def _object_store_bytes(mib: int) -> int:
-    if told := shared_memory_advice(mib):
+    if told := shared_memory.advice(mib):
         print(f"segray: {told}", file=sys.stderr, flush=True)
     return mib << 20

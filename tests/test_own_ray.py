@@ -10,14 +10,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
 
-from segray import own_ray
+from segray import own_ray, shared_memory
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
 from tests.annotate.runs import REAL, descendants, kill_tree, wait_for
@@ -117,12 +117,9 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
     with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
         while driver.poll() is None:
             seen |= listening(driver.pid)
-            for path in (*short.glob("segray-*"), *short.glob("segray-*/token")):
-                with_mode = path.name.partition("-")[0] + ("/" if path.is_dir() else "")
-                try:
-                    modes[with_mode] = stat.S_IMODE(path.stat().st_mode)
-                except FileNotFoundError:
-                    continue
+            for path in (*short.glob("segray-*/"), *short.glob("segray-*/token")):
+                with suppress(FileNotFoundError):
+                    modes["folder" if path.is_dir() else "file"] |= stat.S_IMODE(path.stat().st_mode)
             time.sleep(0.3)
         _, told = driver.communicate()
         assert driver.returncode == 0, told
@@ -132,7 +129,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
     for part in ("raylet/raylet", "gcs_server", "ray::", "Agent", "driver"):
         assert any(part in command for command in seen.values()), (part, seen)
     assert {address: command for address, command in seen.items() if not LOOPBACK.match(address)} == {}
-    assert list(short.iterdir()) == []
+    assert not list(short.glob("segray*"))
 
 
 def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None:
@@ -148,7 +145,7 @@ def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None
         assert driver.returncode == 0, told
     assert any("RayTrainWorker" in command for command in seen.values()), seen
     assert {address: command for address, command in seen.items() if not LOOPBACK.match(address)} == {}
-    assert list(short.iterdir()) == []
+    assert not list(short.glob("segray*"))
 
 
 def test_a_user_without_a_home_and_a_long_name_for_temporary_files(pictures: Path, tmp_path: Path) -> None:
@@ -265,8 +262,8 @@ def test_the_quota_of_a_container_counts(
 
 def test_a_small_shared_memory_is_said() -> None:
     free = shutil.disk_usage("/dev/shm").free >> 20
-    assert own_ray.shared_memory_advice(free // 2) is None
-    told = own_ray.shared_memory_advice(2 * free + 1) or ""
+    assert shared_memory.advice(free // 2) is None
+    told = shared_memory.advice(2 * free + 1) or ""
     assert f"/dev/shm has {free:,} MiB free" in told
     assert "--ray.object-store-mib" in told
     assert "--shm-size" in told

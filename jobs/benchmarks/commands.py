@@ -17,7 +17,6 @@ from jobs.benchmarks.pictures import ROOT
 _DROPPED = ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")  # the second makes each process compile all it imports
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name not in _DROPPED},
-    "RAY_worker_niceness": "0",  # 15 by default: beside other work the other arm would win
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
 }
 Instances = dict[str, list[dict[str, Any]]]
