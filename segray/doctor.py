@@ -64,10 +64,8 @@ def _shared_memory() -> Finding:
     from segray.shared_memory import advice, free_mib
 
     told = advice(RaySettings().object_store_mib)
-    works = told is None
-    return Finding(
-        "/dev/shm", told is None, told or f"{free_mib():,} MiB free for images in flight", needed=False
-    )
+    free = f"{free_mib() or 0:,} MiB free for images in flight"
+    return Finding("/dev/shm", told is None, told or free, needed=False)
 
 
 def _bytecode() -> list[Finding]:
@@ -79,7 +77,7 @@ def _bytecode() -> list[Finding]:
     if compiled or not sys.dont_write_bytecode:
         return [Finding("bytecode", True, "compiled" if compiled else "will be compiled at first use", False)]
     told = "PYTHONDONTWRITEBYTECODE is set and ray is not compiled, so each worker is slow to start"
-    cure = "unset it, or `uv pip install --compile-bytecode`"
+    cure = "unset it, or `uv sync --compile-bytecode`"
     return [Finding("bytecode", False, f"{told}; {cure}", needed=False)]
 
 
@@ -90,7 +88,11 @@ def _accelerator() -> list[Finding]:
 
         from segray.models.device import resolve_device, resolve_precision
     except ImportError as error:
-        return [Finding("torch", False, f"{error}; pip install torch torchvision")]
+        return [
+            Finding(
+                "torch", False, f"{error}; uv sync --reinstall-package torch --reinstall-package torchvision"
+            )
+        ]
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU, the job runs on CPU"
@@ -107,7 +109,7 @@ def _decoders() -> list[Finding]:
     missing = [name for name in names.values() if name not in have]
     told = ", ".join([*have, "BMP", "GIF"])
     if missing:
-        told += f"; missing {', '.join(missing)}: pip install --force-reinstall pillow"
+        told += f"; missing {', '.join(missing)}: uv sync --reinstall-package pillow"
     return [Finding("decoders", not missing, told)]
 
 
@@ -116,7 +118,7 @@ def _ray() -> list[Finding]:
         told = f"ray {version('ray')}"
         importlib.import_module("ray.data")
     except (PackageNotFoundError, ImportError) as error:
-        return [Finding("ray", False, f"{error}; pip install 'ray[data]'")]
+        return [Finding("ray", False, f"{error}; uv sync")]
     address = os.environ.get("RAY_ADDRESS")
     told += f"; RAY_ADDRESS={address}" if address else "; no cluster named, jobs start a Ray of their own"
     if address and not os.environ.get("RAY_AUTH_MODE"):
@@ -131,7 +133,7 @@ def _storage() -> list[Finding]:
         try:
             told, works = f"{library} {version(library)}", True
         except PackageNotFoundError:
-            told, works = f"pip install 'segray[{EXTRAS[protocol]}]'", False
+            told, works = f"uv sync --extra {EXTRAS[protocol]}", False
         found.append(Finding(f"{protocol}://", works, told, needed=False))
     return found
 

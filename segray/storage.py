@@ -148,7 +148,7 @@ def _filesystem_class(protocol: str, shown: str) -> Any:
         if extra is None:
             raise SettingsError(f"{shown}: unknown protocol {protocol}://") from error
         raise SettingsError(
-            f"{shown}: {protocol}:// needs an extra: pip install 'segray[{extra}]' ({error})"
+            f"{shown}: {protocol}:// needs an extra: uv sync --extra {extra} ({error})"
         ) from error
     return GCSFileSystem
 

@@ -15,7 +15,7 @@ sys.dont_write_bytecode = False
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of what goes wrong is tried: small by default, large on request (README, `Measured`)."""
     group = parser.getgroup("segray")
-    group.addoption("--kills", type=int, default=4, help="seeded kills, of nine kinds in turn")
+    group.addoption("--kills", type=int, default=4, help="seeded kills, of ten kinds in turn")
     group.addoption("--node-losses", type=int, default=1, help="nodes lost in two- and three-node clusters")
     group.addoption(
         "--storage-runs", type=int, default=1, help="runs over a storage that fails one request in ten"

@@ -7,7 +7,6 @@ Prints one JSON object: `batches`, a checksum of each, and `times`, when each wa
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,14 +22,13 @@ FILL = (0, 0, 0)
 
 def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: int) -> Iterator[Loaded]:
     """What feeds a training worker."""
-    from segray.cluster import RAY_ENVIRONMENT
+    from segray.cluster import RayStart, set_environment
 
-    os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
+    set_environment()  # before Ray is imported, as the job does
 
     import pyarrow as pa
     import ray
 
-    from segray.cluster import start_ray
     from segray.settings import RaySettings
     from segray.sources.pair_reader import digest_of
     from segray.storage import StorageSettings
@@ -40,23 +38,24 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     from segray.train.feed.survey_stream import Reading
 
     settings = RaySettings()
-    start_ray(settings, Path(tempfile.mkdtemp()) / "log")
-    train, _ = split_pairs(folder)
-    files = [(Path(pair.image.address), Path(pair.label.address)) for pair in train]
-    digests = [[digest_of(file.read_bytes()) for file in pair] for pair in files]
-    table = pair_table(
-        train, pa.table(list(map(list, zip(*digests, strict=True))), ["digest", "label_digest"])
-    )
-    reading = Reading(RULES, MAX_PIXELS, StorageSettings())
-    feed = Feed(
-        reading,
-        framing(size, FILL),
-        Order(batch_size, SEED, len(train), 0),
-        processes,
-        settings.stall_timeout_s,
-    )
-    for batch in batches(ray.put(table), feed, range(epochs), 0, Part(0, 1)):
-        yield batch.pixels, batch.classes
+    with RayStart(settings, Path(tempfile.mkdtemp()) / "log") as start:
+        start.cluster()
+        train, _ = split_pairs(folder)
+        files = [(Path(pair.image.address), Path(pair.label.address)) for pair in train]
+        digests = [[digest_of(file.read_bytes()) for file in pair] for pair in files]
+        table = pair_table(
+            train, pa.table(list(map(list, zip(*digests, strict=True))), ["digest", "label_digest"])
+        )
+        reading = Reading(RULES, MAX_PIXELS, StorageSettings())
+        feed = Feed(
+            reading,
+            framing(size, FILL),
+            Order(batch_size, SEED, len(train), 0),
+            processes,
+            settings.stall_timeout_s,
+        )
+        for batch in batches(ray.put(table), feed, range(epochs), 0, Part(0, 1)):
+            yield batch.pixels, batch.classes
 
 
 def by_torch(folder: Path, size: int, batch_size: int, epochs: int, processes: int) -> Iterator[Loaded]:

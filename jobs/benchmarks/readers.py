@@ -10,7 +10,6 @@ loop over the pictures, start included.
 
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -31,22 +30,20 @@ BATCH = 8
 
 def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
     """The job's own plan and stages; only the model is missing."""
-    from segray.cluster import RAY_ENVIRONMENT
+    from segray.cluster import RayStart, set_environment
 
-    os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported, as the job does
+    set_environment()  # before Ray is imported, as the job does
 
     from segray.bulk.pipeline import decoded, tables_of
     from segray.bulk.plan import Plan
     from segray.bulk.resources import share_out
-    from segray.cluster import start_ray
     from segray.settings import AnnotateSettings
     from segray.sources.listing import Listing
 
     settings = AnnotateSettings(sources=[str(folder)], output="-", decoders=processes, device="cpu")
-    cluster = start_ray(settings.ray, Path(tempfile.mkdtemp()) / "log")
-    with Plan() as plan:
+    with Plan() as plan, RayStart(settings.ray, Path(tempfile.mkdtemp()) / "log") as start:
         plan.add_sources(Listing(settings.sources, settings.storage))
-        pictures = decoded(plan, settings, settings.tiling, share_out(settings, "cpu", cluster))
+        pictures = decoded(plan, settings, settings.tiling, share_out(settings, "cpu", start.cluster()))
         for table in tables_of(pictures, prefetch=1):
             columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
             for uri, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):

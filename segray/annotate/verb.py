@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from segray.bulk.report import reading
 from segray.errors import SettingsError
 from segray.settings import AnnotateSettings
 
@@ -75,11 +76,5 @@ class Annotate:
         return f"score threshold {self.settings.score_threshold:g}"
 
     def opening(self, output: str) -> list[str]:
-        """With DuckDB and pandas."""
-        files = f"{output}/instances/*.parquet".replace("'", "''")
-        duckdb = f"SELECT category, count(*), avg(score) FROM '{files}' GROUP BY 1"
-        table = f"{output}/instances"
-        return [
-            f'duckdb -c "{duckdb}"',
-            f'python -c "import pandas; print(pandas.read_parquet({table!r}))"',
-        ]
+        """Instances of each category."""
+        return [reading(f"{output}/instances", '.groupby("category").score.agg(["count", "mean"])')]

@@ -1,6 +1,8 @@
 """What is said at the end, and what run.json keeps."""
 
+import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -64,6 +66,12 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
         lines.append(f"  rejected as {kind}: {number:,}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
     return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in verb.opening(output))]
+
+
+def reading(table: str, then: str) -> str:
+    """A command that shows a table of the output with pandas, which Ray Data brings; as it must be typed."""
+    code = f"import pandas; print(pandas.read_parquet({json.dumps(table, ensure_ascii=False)}){then})"
+    return f"uv run python -c {shlex.quote(code)}"
 
 
 def _twins(plan: Plan) -> list[str]:

@@ -1,12 +1,12 @@
 """`segray predict` as a bulk verb: a semantic model, label maps, blended windows."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from segray.bulk.report import reading
 from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.predict.settings import PredictSettings
@@ -82,9 +82,7 @@ class Predict:
 
     def opening(self, output: str) -> list[str]:
         """Labels beside the names of their pictures."""
-        files = f"{output}/images/*.parquet".replace("'", "''")
-        duckdb = f"SELECT uri, 'labels/' || image_id AS labels FROM '{files}' WHERE status = 'annotated'"
-        return [f"duckdb -c {json.dumps(duckdb)}"]
+        return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]
 
     def _store(self) -> Store:
         return Store(self.settings.output, self.settings.storage, keeps_instances=False)

@@ -31,10 +31,12 @@ TITLES = {  # kind -> part of the command line of its processes
 }
 EARLY = ("reader", "decode actor", "decoder")
 """Their work is done soon: they are killed as soon as they are seen, first of all."""
-ENDS_RUN = ("everything", "driver", "interrupt", "raylet", "gcs_server")
-KINDS = ("everything", "driver", "interrupt", *TITLES)
+ENDS_RUN = ("everything", "driver", "interrupt", "stop", "raylet", "gcs_server")
+KINDS = ("everything", "driver", "interrupt", "stop", *TITLES)
 """`everything`: the driver with all its processes. `driver`: alone, the others must notice. `interrupt`: a
-SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it."""
+SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it. `stop`: a SIGTERM or SIGHUP to the
+driver and all its processes, as a service manager stops a unit."""
+SIGNALS = {"interrupt": (signal.SIGTERM, signal.SIGINT), "stop": (signal.SIGTERM, signal.SIGHUP)}
 
 TALLY: Counter[str] = Counter()
 """What was done in this session, for the line at its end."""
@@ -145,7 +147,7 @@ class Trial:
     ) -> dict[int, str]:
         """pid -> command line of the driver and all below it, at the moment; empty when it came too late."""
         places = ["commit", "tiles", "merge", "work"] if kind in ENDS_RUN else ["work"]
-        early = kind in ENDS_RUN and kind != "interrupt" and started
+        early = kind in ENDS_RUN and kind not in ("interrupt", "stop") and started
         place = self.chance.choice([*places, *(["start"] if early else [])])
         place = "title" if kind in EARLY else place
         below = descendants(driver.pid)  # looking for them takes longer than a commit
@@ -178,7 +180,7 @@ class Trial:
                 return
 
     def _victims(self, kind: str, below: Mapping[int, str]) -> list[int]:
-        if kind in ("everything", "driver", "interrupt", "node"):
+        if kind in ("everything", "driver", "interrupt", "stop", "node"):
             return [0]
         return [pid for pid, command in below.items() if TITLES[kind] in command]
 
@@ -188,8 +190,8 @@ class Trial:
             assert self.lose_node is not None
             return self.lose_node(self.chance.randrange(100))
         pids = list(running)
-        found = {"everything": pids, "driver": pids[:1], "interrupt": pids[:1]}.get(kind)
-        by = self.chance.choice((signal.SIGTERM, signal.SIGINT)) if kind == "interrupt" else signal.SIGKILL
+        found = {"everything": pids, "stop": pids, "driver": pids[:1], "interrupt": pids[:1]}.get(kind)
+        by = self.chance.choice(SIGNALS.get(kind, (signal.SIGKILL,)))
         hit = False
         for pid in found or [self.chance.choice(self._victims(kind, running))]:
             try:
@@ -204,7 +206,7 @@ class Trial:
         _, told = driver.communicate(timeout=START_S)
         if kind in ("everything", "driver"):
             assert driver.returncode == -signal.SIGKILL
-        elif kind == "interrupt":  # a run that writes its last word already finishes it
+        elif kind in SIGNALS:  # a run that writes its last word already finishes it
             assert driver.returncode in (0, 130), f"exit {driver.returncode}: {told}"
         else:  # a run that had all its answers needs Ray no more
             assert driver.returncode in (0, 1), f"exit {driver.returncode}: {told}"

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from segray import cluster
 from segray.bulk.lock import Lock
 from segray.bulk.store import Store
 from segray.models.semanticfile import classes_of, load_semantic
 from segray.storage import StorageSettings
-from segray.train import job, trainer
+from segray.train import trainer
 from tests.train.squares import EPOCHS, SCORED, STEPS, TRAINED, figures, lines, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -79,8 +80,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(job._Ray, "in_cluster", False)
-    monkeypatch.setattr(job, "start_ray", start)
+    monkeypatch.setattr(cluster, "_in_cluster", lambda _: False)
+    monkeypatch.setattr(cluster.RayStart, "_connect", start)
 
 
 @pytest.mark.usefixtures("no_ray")

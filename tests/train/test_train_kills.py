@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_bucket_and_a_worker_that_is_lost(
 
 
 def test_a_run_that_is_interrupted_and_then_killed_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
-    """Each time in the middle of an epoch, in a Ray of its own."""
+    """Each time in the middle of an epoch, in a Ray of its own; first as a service manager stops a unit."""
     output = tmp_path / "out"
     command = arguments(data, output, *SAVING)
     last = output / "checkpoints/last.pt"
@@ -98,7 +99,9 @@ def test_a_run_that_is_interrupted_and_then_killed_goes_on(data: Path, whole: Pa
 
     with running(*command, verb="train") as driver:
         wait_for(lambda: is_in_the_middle_of(0) or driver.poll() is not None, START_S, "the first steps")
-        driver.send_signal(signal.SIGINT)
+        for pid in [driver.pid, *descendants(driver.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         _, told = driver.communicate(timeout=START_S)
         assert driver.returncode == 130, told
     assert "run the same command again to continue" in told
