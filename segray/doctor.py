@@ -90,7 +90,7 @@ def _accelerator() -> list[Finding]:
     except ImportError as error:
         return [
             Finding(
-                "torch", False, f"{error}; uv sync --reinstall-package torch --reinstall-package torchvision"
+                "torch", False, f"{error}; uv sync --reinstall-package torch"
             )
         ]
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"

@@ -1,9 +1,14 @@
-"""The README's first command on the bundled images and model, and the output read as its readers do."""
+"""Every command of the README, as typed, from a fresh folder; its outputs as their readers read them."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import duckdb
 import geopandas
 import numpy as np
@@ -12,33 +17,101 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from segray.cli import main
+from segray.cli import VERBS, main
+from tests.readme_data import ROOT, lay
+from tests.servers import Server
 
-ROOT = Path(__file__).parents[1]
-IMAGES = ROOT / "tests/data/nuclei/images"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = {"SEGRAY_EPOCHS": "1"}
+"""Over the files of settings: a test need not learn anything."""
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+
+def blocks(language: str) -> list[str]:
+    """The blocks of all pages in a language."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """The lines that call segray, without their comments, in the order of the pages."""
+    lines = "".join(blocks("bash")).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if "segray " in line]
+
+
+def inline() -> list[str]:
+    """Commands in the middle of a sentence."""
+    text = re.sub(r"^```.*?^```", "", "\n".join(page.read_text() for page in PAGES), flags=re.M | re.S)
+    spans = re.findall(r"`((?:uv run )?segray [^`]+)`", text)
+    return [" ".join(span.split()) for span in spans]
+
+
+FIRST, *OTHERS = commands()
 
 
 @pytest.fixture(scope="module")
-def output(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first command writes, with another output folder."""
-    text = (ROOT / "README.md").read_text()
-    command = re.search(r"uv run (segray annotate .*)", text)
-    assert command is not None
-    _, *arguments = shlex.split(command[1])
-    folder = tmp_path_factory.mktemp("readme") / "out"
-    arguments[arguments.index("--output") + 1] = str(folder)
+def folder(s3_server: Server, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Fresh, with what the commands name in it; the working folder of this module."""
+    found = tmp_path_factory.mktemp("readme")
+    client = boto3.client(
+        "s3", endpoint_url=s3_server.endpoint, aws_access_key_id="tester", aws_secret_access_key="secret"
+    )
+    client.create_bucket(Bucket="my-bucket")
+    lay(found, lambda name, data: client.put_object(Bucket="my-bucket", Key=name, Body=data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        assert main(arguments) == 0
-    return folder
+        patch.chdir(found)
+        for name, value in {**s3_server.env, **SHORT, "TORCH_HOME": str(found / "torch")}.items():
+            patch.setenv(name, value)
+        yield found
+
+
+def typed(command: str, folder: Path) -> str:
+    """What a shell prints of it; `uv` finds this project, which tests do not change, from any folder."""
+    assert shutil.which("uv"), "the README's command installs it: pip install uv"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env={**os.environ, "UV_PROJECT": str(ROOT), "UV_NO_SYNC": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def output(folder: Path) -> Path:
+    """What the first command writes, and the line that it prints to read it, which runs as it is."""
+    start = "pip install uv && "
+    assert FIRST.startswith(start)
+    told = typed(FIRST.removeprefix(start), folder)
+    *_, hint = told.strip().splitlines()
+    assert re.search(r"nucleus +\d{3} +0\.\d+", typed(hint.strip(), folder)), hint
+    return folder / "out/nuclei"
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_each_command_runs_as_it_is_typed(command: str, folder: Path, output: Path) -> None:
+    uv, run, segray, *arguments = shlex.split(command)
+    assert (uv, run, segray) == ("uv", "run", "segray")
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("command", inline())
+def test_commands_in_sentences_have_options_that_are_there(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *arguments = shlex.split(command.removeprefix("uv run ").removeprefix("segray "))
+    assert verb in VERBS
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    known = set(re.findall(r"--[a-z0-9][a-z0-9.-]*", capsys.readouterr().out))
+    assert {each for each in arguments if each.startswith("--")} <= known
 
 
 def test_every_run_length_decodes_to_its_area_box_and_size(output: Path) -> None:
     instances = pd.read_parquet(output / "instances")
     images = pd.read_parquet(output / "images").set_index("image_id")
-    assert len(images) == len(list(IMAGES.glob("*.png")))
+    assert len(images) == len(list((ROOT / "tests/data/nuclei/images").glob("*.png")))
     assert len(instances) > 10 * len(images)
     assert images.instances.sum() == len(instances)
     for row in instances.itertuples():

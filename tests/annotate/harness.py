@@ -34,8 +34,8 @@ EARLY = ("reader", "decode actor", "decoder")
 ENDS_RUN = ("everything", "driver", "interrupt", "stop", "raylet", "gcs_server")
 KINDS = ("everything", "driver", "interrupt", "stop", *TITLES)
 """`everything`: the driver with all its processes. `driver`: alone, the others must notice. `interrupt`: a
-SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it. `stop`: a SIGTERM or SIGHUP to the
-driver and all its processes, as a service manager stops a unit."""
+SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it. `stop`: a SIGTERM or SIGHUP to
+the driver and all its processes, as a service manager stops a unit."""
 SIGNALS = {"interrupt": (signal.SIGTERM, signal.SIGINT), "stop": (signal.SIGTERM, signal.SIGHUP)}
 
 TALLY: Counter[str] = Counter()
