@@ -3,6 +3,7 @@
 Nothing heavy is imported until a model is loaded, so that settings can be checked fast.
 """
 
+import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,9 +64,12 @@ def weights_kind(spec: str) -> WeightsKind:
     protocol, path = split_protocol(spec)
     if protocol != "file" or "/" in path or Path(path).suffix or Path(path).is_file():
         return "file"
-    known = ", ".join(model.name for model in NAMED_MODELS)
+    known = [model.name for model in NAMED_MODELS]
+    close = difflib.get_close_matches(spec, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else ";"
     raise SettingsError(
-        f"unknown weights {spec!r}; known names: {known}; also a path or URL of a file, python:module:factory"
+        f"weights {spec!r}: unknown name{hint} known names: {', '.join(known)}; also a path or URL of a "
+        "file, python:module:factory"
     )
 
 

@@ -25,7 +25,17 @@ from segray.train.feed.data import Data, dealt, splits_csv
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
-from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
+from segray.train.identity import (
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    RUN,
+    check_data,
+    check_settings,
+    holds,
+    identity_of,
+    write_plan,
+)
 from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
 from segray.train.interrupts import Interrupts
 from segray.train.resources import Shares, share_out
@@ -196,6 +206,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         check_data(store, data.told(), output)
     record = store.read_json(RUN)
     if record is not None and record["epochs"] >= settings.epochs:
+        _check_model(store, output)
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
         return data
     shares = prepared.shares()
@@ -204,11 +215,19 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
     store.write("splits.csv", splits_csv(data))
     if isinstance(prepared.design, InstanceDesign):
         store.write("splits.json", splits_json(prepared.design, data))
+    if not holds(store, CHECKPOINT):
+        store.delete(METRICS)  # of a run that is gone: they must not pass for this one's
     _train(prepared, data, shares, lock)
     record = _record(prepared, data, time.monotonic() - started)
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
     return data
+
+
+def _check_model(store: Store, output: str) -> None:
+    """Raise SettingsError where the model of a run that is done was taken away."""
+    if not holds(store, MODEL):
+        raise SettingsError(f"output: {output} holds {RUN}, but its {MODEL} is gone; use another --output")
 
 
 def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
@@ -276,8 +295,12 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
     """The contents of run.json; `seconds` are those of the run that finished."""
     done, best = metrics(prepared.store), prepared.design.best
-    if not done:
-        raise JobFailedError(f"output: {prepared.store.root}/metrics.jsonl is gone; run again to continue")
+    last, wanted = done[-1]["epoch"] if done else 0, prepared.settings.epochs
+    if last < wanted or not holds(prepared.store, MODEL):
+        lacks = f"after {last} of {wanted} epochs" if last < wanted else f"without {MODEL}"
+        raise JobFailedError(
+            f"training ended {lacks} in {prepared.store.root}, and no worker said why; run again to continue"
+        )
     return {
         "settings": yaml.safe_load(printable(prepared.settings)),
         "versions": versions(),

@@ -4,13 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from segray.address import Address
 from segray.models.instancearchs import INSTANCE_ARCHITECTURES
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings
 from segray.train.augment.strength import AugmentSettings
-from segray.train.steps.losses import LossName
-from segray.train.steps.optimizers import OptimizerName
-from segray.train.steps.schedules import ScheduleName
+from segray.train.steps.names import LossName, OptimizerName, ScheduleName
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Of classes, besides numbers."""
@@ -29,12 +28,11 @@ class TrainSettings(SceneSettings):
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
-    data: str = Field(
-        pattern=r"\S",
+    data: Address = Field(
         description="folder, manifest, list or COCO JSON; with footprints, scenes; local or a URL",
     )
-    output: str = Field(pattern=r"\S", description="folder or bucket URL for model, metrics and checkpoints")
-    root: str | None = Field(None, description="what the paths in DATA are relative to")
+    output: Address = Field(description="folder or bucket URL for model, metrics and checkpoints")
+    root: Address | None = Field(None, description="what the paths in DATA are relative to")
     classes: list[str] | None = Field(
         None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
     )
@@ -42,7 +40,7 @@ class TrainSettings(SceneSettings):
         "auto", description="what labels hold: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
-    footprints: str | None = Field(
+    footprints: Address | None = Field(
         None,
         description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet or "
         "GeoPackage, in any coordinate system; what has none is class 0, nodata belong to no class",

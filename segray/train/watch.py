@@ -11,15 +11,15 @@ from typing import Any
 from segray.bulk.lock import Lock
 from segray.bulk.store import Store
 from segray.errors import JobFailedError
+from segray.train.identity import METRICS
 
-_METRICS = "metrics.jsonl"
 _LOOK_EVERY_S = 2.0
 _SHOWN = {"train_loss": "loss", "val_loss": "val", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:
     """The epochs that are done."""
-    return [json.loads(line) for line in (store.read(_METRICS) or b"").decode().splitlines()]
+    return [json.loads(line) for line in (store.read(METRICS) or b"").decode().splitlines()]
 
 
 def figure(value: float | None) -> str:

@@ -95,7 +95,7 @@ def _file(data: str, storage: StorageSettings, root: str | None) -> tuple[Source
     """(The COCO file, what its names are relative to)."""
     is_file = canonical_uri(data).lower().endswith(".json")
     address = data if is_file else f"{data.rstrip('/')}/{FOLDER_FILE}"
-    (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), "", storage)
+    (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), ".", storage)
     if file.error_type is not None:
         hint = (
             "" if is_file else f"; for an instance model data is a COCO .json, or a folder with {FOLDER_FILE}"
