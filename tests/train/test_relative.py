@@ -1,4 +1,4 @@
-"""Relative addresses: Ray Train's workers run in a folder of their own, and their words must reach the driver."""
+"""Relative addresses: workers of Ray Train run in a folder of their own; their words must reach the driver."""
 
 import json
 from dataclasses import replace
