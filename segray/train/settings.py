@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from segray.address import Address
-from segray.models.instancearchs import INSTANCE_ARCHITECTURES
+from segray.errors import SettingsError
+from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architecture
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings
 from segray.train.augment.strength import AugmentSettings
@@ -149,6 +150,15 @@ class TrainSettings(SceneSettings):
     checkpoint_every_s: float = Field(
         600.0, ge=0, description="seconds between checkpoints; one is also made after each epoch"
     )
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, given: str) -> str:
+        try:
+            check_architecture(given)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+        return given
 
     @field_validator("class_weights", mode="before")
     @classmethod

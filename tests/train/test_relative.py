@@ -1,4 +1,4 @@
-"""Relative addresses: workers of Ray Train run in a folder of their own; their words must reach the driver."""
+"""Relative addresses: workers of Ray Train run in their own folder; their words must reach the driver."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from segray.train import job, trainer
+from segray.bulk.store import Store
+from segray.cli import main
+from segray.storage import StorageSettings
+from segray.train import trainer
+from segray.train.identity import CHECKPOINT, METRICS, MODEL, holds
 from tests.train import squares
 from tests.train.cells import write_cells
 from tests.train.squares import EPOCHS, train, write_squares
@@ -43,9 +47,9 @@ def test_an_instance_model_from_relative_data(
     (cells / "instances.json").write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
     for data, *more in (["cells"], ["./cells/"], ["cells/instances.json", "--root", "cells/images"]):
-        assert squares.main(["train", "--data", data, "--output", "o", *OPTIONS, *more, "--dry-run"]) == 0
+        assert main(["train", "--data", data, "--output", "o", *OPTIONS, *more, "--dry-run"]) == 0
     monkeypatch.chdir(cells)
-    assert squares.main(["train", "--data", ".", "--output", "../o", *OPTIONS, "--dry-run"]) == 0
+    assert main(["train", "--data", ".", "--output", "../o", *OPTIONS, "--dry-run"]) == 0
     assert capsys.readouterr().err.count("3 pictures, 1 categories") == 4
 
 
@@ -91,11 +95,11 @@ def test_a_run_that_is_done_but_has_lost_its_model_is_not_called_done(
 
 
 def test_the_names_of_files_are_found_without_reading_them(tmp_path: Path) -> None:
-    store = job.Store(str(tmp_path), job.TrainSettings(data="d", output="o").storage)
-    assert not job.holds(store, job.CHECKPOINT)
+    store = Store(str(tmp_path), StorageSettings())
+    assert not holds(store, CHECKPOINT)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.pt").touch()
     (tmp_path / "model.pt").touch()
-    assert job.holds(store, job.CHECKPOINT)
-    assert job.holds(store, job.MODEL)
-    assert not job.holds(store, job.METRICS)
+    assert holds(store, CHECKPOINT)
+    assert holds(store, MODEL)
+    assert not holds(store, METRICS)
