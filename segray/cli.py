@@ -50,12 +50,18 @@ USAGE = """usage: segray VERB ...
 Image archives into segmentation labels, on one machine or a Ray cluster.
 
 verbs:
-  annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
-  train --data URL --output URL     a model: U-Net and others from label maps, Mask R-CNN from COCO
-  predict SOURCE... --output URL    label maps with such a model: PNG for pictures, COG for scenes
-  evaluate --output URL             scores of predictions against labels, or of a model over data
-  models [--json]                   what can be loaded, its licence and where the weights come from
-  doctor [--json]                   what works on this machine, and what to install for the rest
+  annotate SOURCE... --output URL
+      Mask R-CNN over a collection, into Parquet instance annotations
+  train --data URL --output URL
+      a model: U-Net and others from label maps, Mask R-CNN from COCO
+  predict SOURCE... --output URL
+      label maps with such a model: PNG for pictures, COG for scenes
+  evaluate --output URL
+      scores of predictions against labels, or of a model over data
+  models [--json]
+      what can be loaded, its licence and where the weights come from
+  doctor [--json]
+      what works on this machine, and what to install for the rest
 
 `segray VERB --help` says more; `segray --version` prints the version."""
 

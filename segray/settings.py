@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from segray.address import Address, LocalFile, absolute_address
 from segray.errors import SettingsError
+from segray.help import HelpParser
 from segray.models.weights import weights_kind
 from segray.scenes.scene import Tiling
 from segray.storage import StorageSettings, shown
@@ -70,6 +71,9 @@ class RaySettings(BaseModel):
 
 class JobSettings(BaseSettings):
     """What every verb has."""
+
+    basic: ClassVar[tuple[str, ...]] = ("output", "config", "print_config", "dry_run")
+    """Settings that `--help` shows first, in this order."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -217,6 +221,8 @@ class AnnotateSettings(BulkSettings):
     with the same command, does only what is missing.
     """
 
+    basic = (*("sources", "output", "weights", "score_threshold", "max_rejects"), *JobSettings.basic[1:])
+
     weights: WeightsAddress = Field(
         "coco-v2",
         description="model: a name (see `segray models`), a path or URL, or python:module:factory",
@@ -241,14 +247,14 @@ def load_settings(
 
     Raises SettingsError with one line for every problem at once. `--help` prints and exits 0.
     """
-    parser = argparse.ArgumentParser(
+    parser = HelpParser(
         prog=program,
         usage=f"{program} {usage} [options]",
         description=inspect.cleandoc(cls.__doc__ or ""),
         epilog=examples,
-        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    parser.basic = cls.basic
     unknown: list[str] = []
 
     def parse(parser: argparse.ArgumentParser, arguments: Sequence[str], _: Any = None) -> argparse.Namespace:
@@ -276,11 +282,6 @@ def load_settings(
     if problems:
         raise SettingsError(*problems, f"see `{program} --help`")
     return settings
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
 
 
 def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -20,6 +20,11 @@ class EvaluateSettings(JobSettings):
     --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
     """
 
+    basic = (
+        *("predictions", "labels", "weights", "data", "output", "split", "root", "classes", "void"),
+        *("max_rejects", *JobSettings.basic[1:]),
+    )
+
     predictions: Address | None = Field(
         None,
         description="folder of label pictures, output of predict or annotate, COCO results",

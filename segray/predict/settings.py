@@ -15,6 +15,11 @@ class PredictSettings(BulkSettings):
     with the same command, does only what is missing.
     """
 
+    basic = (
+        *("sources", "output", "weights", "tta", "probabilities", "polygons", "max_rejects"),
+        *BulkSettings.basic[1:],
+    )
+
     weights: WeightsAddress = Field(
         description="model.pt of `segray train`, a path or URL, or python:module:factory"
     )

@@ -29,6 +29,12 @@ class TrainSettings(SceneSettings):
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
+    basic = (
+        *("data", "output", "root", "footprints", "classes", "void", "arch", "pretrained", "epochs"),
+        *("batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
+        *SceneSettings.basic[1:],
+    )
+
     data: Address = Field(
         description="folder, manifest, list or COCO JSON; with footprints, scenes; local or a URL",
     )
