@@ -66,6 +66,11 @@ verbs:
 `segray VERB --help` says more; `segray --version` prints the version."""
 
 
+def _announce(what: str) -> None:
+    """The first words, before libraries are loaded that take a second and more."""
+    print(f"segray: {what}", file=sys.stderr, flush=True)
+
+
 def _annotate(arguments: Sequence[str]) -> int:
     from segray.settings import AnnotateSettings, load_settings, printable
 
@@ -73,6 +78,7 @@ def _annotate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("annotate: looking at the sources, the weights and the output")
     from segray.annotate.verb import Annotate
     from segray.bulk.job import run
 
@@ -88,6 +94,7 @@ def _train(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("train: looking at the data and the output")
     from segray.train.job import train
 
     return train(settings)
@@ -101,6 +108,7 @@ def _predict(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("predict: looking at the sources, the weights and the output")
     from segray.bulk.job import run
     from segray.predict.verb import Predict
 
@@ -116,6 +124,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("evaluate: looking at what is to be compared")
     from segray.evaluate.job import evaluate
 
     return evaluate(settings)

@@ -45,12 +45,11 @@ ENV_PREFIX = "SEGRAY_"
 
 
 def _absolute_weights(spec: str) -> str:
-    """A file's address; names and `python:module:factory` stay. Raises ValueError for a name that is none."""
+    """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
     try:
-        is_file = weights_kind(spec) == "file"
-    except SettingsError as error:
-        raise ValueError(str(error).removeprefix("weights ")) from error
-    return absolute_address(spec) if is_file else spec
+        return absolute_address(spec) if weights_kind(spec) == "file" else spec
+    except SettingsError:
+        return spec
 
 
 WeightsAddress = Annotated[str, Field(pattern=r"\S"), AfterValidator(_absolute_weights)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segray.bulk.failure import failure_to
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
@@ -59,6 +60,8 @@ class Prepared:
     ray: StartingRay
     log: Path
     """Where Ray's messages go."""
+    has_begun: bool
+    """Whether Ray has been told to start."""
 
 
 def run(verb: Verb) -> ExitCode:
@@ -70,7 +73,7 @@ def run(verb: Verb) -> ExitCode:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     settings = verb.settings
-    with noise_to_file() as log, Plan() as plan:
+    with noise_to_file() as log, failure_to(log), Plan() as plan:
         prepared = _prepare(verb, log)
         with Inventory(settings.sources, settings.storage, plan) as inventory:
             if settings.dry_run:
@@ -100,6 +103,7 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
             return None
 
     store = attempt(lambda: _open_output(verb))
+    attempt(verb.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
         (shown(source), touched[1])
@@ -111,13 +115,17 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
+    if problems or store is None:
+        raise SettingsError(*problems)  # what is known without torch, before it is loaded
     starting = StartingRay(settings, log)
-    if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
+    begins = not settings.dry_run and store.read(RUN) is None
+    if begins:
+        _say_starting(starting)
         starting.begin()
     try:
         model = attempt(verb.load)
         where = attempt(lambda: _where(settings, starting))
-        if problems or store is None or model is None or where is None:
+        if problems or model is None or where is None:
             raise SettingsError(*problems)
         device, precision = where
         identity = identity_of(verb, model, precision)
@@ -125,7 +133,13 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
     except SegrayError:
         starting.undo()
         raise
-    return Prepared(verb, store, model, device, precision, identity, starting, log)
+    return Prepared(verb, store, model, device, precision, identity, starting, log, begins)
+
+
+def _say_starting(ray: StartingRay) -> None:
+    """Before it is done: it takes seconds."""
+    if not ray.in_cluster:
+        print("segray: starting Ray", file=sys.stderr, flush=True)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
@@ -255,6 +269,8 @@ def _catch_interrupts() -> None:
 
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
+    if not prepared.has_begun:
+        _say_starting(prepared.ray)
     resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
     _catch_interrupts()  # again: Ray's C++ has put a handler of its own in the place of SIGTERM's
     print(

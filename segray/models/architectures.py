@@ -139,5 +139,5 @@ def _is_plain(value: object) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -73,6 +73,24 @@ def weights_kind(spec: str) -> WeightsKind:
     )
 
 
+def check_weights(spec: str, storage: StorageSettings) -> WeightsKind:
+    """Return what `spec` means, without torch; raises SettingsError for a wrong name and a missing file."""
+    kind = weights_kind(spec)
+    if kind != "file":
+        return kind
+    name = name_of(spec)
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        is_folder = retrying(lambda: filesystem.info(path), storage).get("type") == "directory"
+    except FileNotFoundError as error:
+        raise SettingsError(f"weights {name}: no such file") from error
+    except Exception as error:
+        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
+    if is_folder:
+        raise SettingsError(f"weights {name}: a folder, not a file; name the model file in it")
+    return kind
+
+
 def load_weights(spec: str, storage: StorageSettings) -> LoadedModel:
     """Load the model that `spec` names.
 

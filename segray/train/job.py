@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
+from segray.bulk.failure import failure_to
 from segray.bulk.lock import Lock
 from segray.bulk.progress import Progress
 from segray.bulk.store import Store
@@ -93,10 +94,14 @@ class Prepared:
     identity: dict[str, Any]
     ray: _Ray
     interrupts: Interrupts
+    log: Path
+    """Where Ray's messages go."""
 
     def shares(self) -> Shares:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
         settings = self.settings
+        if not self.ray.in_cluster:
+            say(f"starting Ray; its messages: {self.log} (kept if the job fails)")
         cluster, least = self.ray.cluster(), settings.min_workers
         return share_out(settings.workers, settings.loaders, self.device, cluster, least)
 
@@ -115,7 +120,7 @@ def train(settings: TrainSettings) -> ExitCode:
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with noise_to_file() as log, Interrupts() as interrupts:
+    with noise_to_file() as log, failure_to(log), Interrupts() as interrupts:
         prepared = _prepare(settings, log, interrupts)
         if settings.dry_run:
             return ExitCode.DONE
@@ -138,9 +143,11 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     ray = _Ray(settings, log, interrupts)
     store = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
-    design = found and attempt(lambda: _design(settings, found))
+    if problems or store is None or not found:
+        raise SettingsError(*problems)  # what is known without torch, before it is loaded
+    design = attempt(lambda: _design(settings, found))
     where = attempt(lambda: _where(settings, ray))
-    if problems or store is None or not found or not design or where is None:
+    if problems or not design or where is None:
         raise SettingsError(*problems)
     device, precision = where
     if device == "cpu" and design.arch_settings.get("norm") == "sync":
@@ -148,7 +155,7 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
     identity = identity_of(settings, design.resolved() | {"precision": precision})
     check_settings(store, identity, shown(settings.output))
     listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
+    return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts, log)
 
 
 def _open_output(settings: TrainSettings) -> Store:

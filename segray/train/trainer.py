@@ -7,8 +7,8 @@ import json
 import os
 import socket
 import tempfile
+import traceback
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,19 +103,24 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
 
 
 def _raise_failure(run: Run) -> None:
-    if lines := _failure(run):
-        raise JobFailedError(*lines)
+    if failure := _failure(run):
+        raise JobFailedError(*failure["lines"]) from _WorkerError(failure["traceback"])
 
 
-def _failure(run: Run) -> Sequence[str]:
-    """Why a worker of this run failed, if it would again; empty if none did."""
+class _WorkerError(Exception):
+    """The traceback of a worker, as text: the cause of the driver's own error."""
+
+
+def _failure(run: Run) -> Any:
+    """Why a worker of this run failed, if it would again: `lines`, `traceback`; None if none did."""
     told = _internal_kv_get(run.attempt, namespace=_FAILED)
-    return () if told is None else tuple(json.loads(told))
+    return None if told is None else json.loads(told)
 
 
-def _leave_word(run: Run, lines: Sequence[str]) -> None:
+def _leave_word(run: Run, error: SegrayError) -> None:
     """For the driver and the workers of this run, on whatever machine and in whatever folder they are."""
-    _internal_kv_put(run.attempt, json.dumps(lines), namespace=_FAILED)
+    word = {"lines": error.lines, "traceback": "".join(traceback.format_exception(error))}
+    _internal_kv_put(run.attempt, json.dumps(word), namespace=_FAILED)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -130,7 +135,7 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         _train(run, config["pairs"], Store(run.output, run.storage))
     except SegrayError as error:
-        _leave_word(run, error.lines)
+        _leave_word(run, error)
         raise
 
 
