@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,8 @@ T = TypeVar("T")
 _INTERRUPTED = threading.Event()
 """Set by Ctrl-C and SIGTERM once the output is ours."""
 
+_ASK_EVERY_S = 2.0
+"""Between two questions for the total, which archives that are not read to their end leave open."""
 IMPATIENCE_S = 5.0
 """An interrupt so soon after another is ignored: it would break what the first one ends."""
 
@@ -233,8 +236,9 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             sink.add(table)
             items = table.filter(pc.is_valid(table["image_id"]))
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
-            progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
-            progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
+            tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
+            instances = pc.sum(items["instances"]).as_py() or 0
+            progress.add(items.num_rows - tiles, instances, rejected, tiles)
             if _INTERRUPTED.is_set():
                 raise KeyboardInterrupt
         sink.commit()
@@ -288,8 +292,11 @@ def _answers(
     """One round of work; tells `progress` the total as soon as it is known."""
     from segray.bulk import pipeline
 
-    total_told = False
-    for table in pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources):
-        if inventory.ended and not total_told:
-            progress.total, total_told = plan.known_total(), True
-        yield table
+    asked = -math.inf
+    for table in chain(
+        [None], pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources)
+    ):
+        if progress.total is None and inventory.ended and time.monotonic() - asked > _ASK_EVERY_S:
+            progress.total, asked = plan.known_total(), time.monotonic()
+        if table is not None:
+            yield table
