@@ -279,7 +279,8 @@ def load_settings(
     except PydanticSettingsError as error:
         problems += [str(error)]
     if problems:
-        raise SettingsError(*problems, f"see `{program} --help`")
+        lacks = [f"usage: {program} {usage}"] * any("is required" in problem for problem in problems)
+        raise SettingsError(*problems, *lacks, f"see `{program} --help`")
     return settings
 
 

@@ -1,11 +1,15 @@
-"""What broke a job, with its traceback, goes where Ray's messages are: the terminal shows one line of it."""
+"""How a job fails: tracebacks go where Ray's messages are, an output that takes nothing is bad usage."""
 
+import errno
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from segray.errors import JobFailedError
+from segray.bulk.lock import Lock
+from segray.bulk.store import Store
+from segray.errors import JobFailedError, SettingsError
+from segray.sources.roundtrips import describe
 
 
 @contextmanager
@@ -17,3 +21,25 @@ def failure_to(log: Path) -> Iterator[None]:
         with log.open("a", encoding="utf-8") as file:
             file.writelines(traceback.format_exception(error))
         raise
+
+
+@contextmanager
+def lease(store: Store) -> Iterator[Lock]:
+    """Hold the lease; raises SettingsError where it cannot be written: no work has begun.
+
+    Rights alone do not tell before: root may write everywhere, but not into /proc or a read-only mount.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(Lock(store))
+        except JobFailedError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and _is_refusal(cause):
+                raise SettingsError(f"output: cannot write into {store.root}: {describe(cause)}") from error
+            raise
+        yield lock
+
+
+def _is_refusal(error: OSError) -> bool:
+    kinds = PermissionError | FileNotFoundError | NotADirectoryError
+    return isinstance(error, kinds) or error.errno == errno.EROFS

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.failure import failure_to
+from segray.bulk.failure import failure_to, lease
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
@@ -86,7 +86,7 @@ def run(verb: Verb) -> ExitCode:
                     dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
                 )
                 return ExitCode.DONE
-            with Lock(prepared.store) as lock:
+            with lease(prepared.store) as lock:
                 record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects

@@ -79,7 +79,8 @@ class EvaluateSettings(JobSettings):
         problems = [f"{name} is required" for name in wanted if getattr(self, name) is None]
         given = [name for name in others if getattr(self, name) is not None]
         if given:
-            problems.append(f"give predictions and labels, or weights and data; not {', '.join(given)} too")
+            problems.append(f"not {', '.join(given)} too")
         if problems:
-            raise ValueError("; ".join(problems))
+            ways = "give --predictions and --labels, or --weights and --data"
+            raise ValueError(f"{ways}: {'; '.join(problems)}")
         return self

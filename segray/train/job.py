@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
-from segray.bulk.failure import failure_to
+from segray.bulk.failure import failure_to, lease
 from segray.bulk.lock import Lock
 from segray.bulk.progress import Progress
 from segray.bulk.store import Store
@@ -124,7 +124,7 @@ def train(settings: TrainSettings) -> ExitCode:
         prepared = _prepare(settings, log, interrupts)
         if settings.dry_run:
             return ExitCode.DONE
-        with Lock(prepared.store) as lock:
+        with lease(prepared.store) as lock:
             data = _run(prepared, lock)
     return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 

@@ -17,8 +17,7 @@ def test_what_is_left_is_told_after_two_epochs_of_this_run(
     """An earlier run did the first; the second came after a start of 100 s, the others take 10 s each."""
     times = [0.0, 5100.0, 5110.0, 5120.0]
     lines = [
-        json.dumps({"epoch": epoch, "train_loss": 0.5, "miou": None, "images_per_s": 0.25, "time": time})
-        + "\n"
+        json.dumps({"epoch": epoch, "train_loss": 0.5, "miou": None, "images_per_s": 0.25, "time": at}) + "\n"
         for epoch, at in enumerate(times, start=1)
     ]
     store = Store(str(tmp_path), StorageSettings())

@@ -75,7 +75,7 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
     if not pairs:
         first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
         raise SettingsError(
-            f"{file.uri}: none of its {len(rejected):,} images is there; say with root what its names are "
+            f"{file.uri}: none of its {len(rejected):,} images is there; say with --root what its names are "
             f"relative to{first}"
         )
     listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, truth.strays)
