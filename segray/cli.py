@@ -51,14 +51,25 @@ USAGE = """usage: segray VERB ...
 Image archives into segmentation labels, on one machine or a Ray cluster.
 
 verbs:
-  annotate SOURCE... --output URL   Mask R-CNN over a collection, into Parquet instance annotations
-  train --data URL --output URL     a model: U-Net and others from label maps, Mask R-CNN from COCO
-  predict SOURCE... --output URL    label maps with such a model: PNG for pictures, COG for scenes
-  evaluate --output URL             scores of predictions against labels, or of a model over data
-  models [--json]                   what can be loaded, its licence and where the weights come from
-  doctor [--json]                   what works on this machine, and what to install for the rest
+  annotate SOURCE... --output URL
+      Mask R-CNN over a collection, into Parquet instance annotations
+  train --data URL --output URL
+      a model: U-Net and others from label maps, Mask R-CNN from COCO
+  predict SOURCE... --output URL
+      label maps with such a model: PNG for pictures, COG for scenes
+  evaluate --output URL
+      scores of predictions against labels, or of a model over data
+  models [--json]
+      what can be loaded, its licence and where the weights come from
+  doctor [--json]
+      what works on this machine, and what to install for the rest
 
 `segray VERB --help` says more; `segray --version` prints the version."""
+
+
+def _announce(what: str) -> None:
+    """The first words, before libraries are loaded that take a second and more."""
+    print(f"segray: {what}", file=sys.stderr, flush=True)
 
 
 def _annotate(arguments: Sequence[str]) -> int:
@@ -68,6 +79,7 @@ def _annotate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("annotate: looking at the sources, the weights and the output")
     from segray.annotate.verb import Annotate
     from segray.bulk.job import run
 
@@ -83,6 +95,7 @@ def _train(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("train: looking at the data and the output")
     from segray.train.job import train
 
     return train(settings)
@@ -96,6 +109,7 @@ def _predict(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("predict: looking at the sources, the weights and the output")
     from segray.bulk.job import run
     from segray.predict.verb import Predict
 
@@ -111,6 +125,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    _announce("evaluate: looking at what is to be compared")
     from segray.evaluate.job import evaluate
 
     return evaluate(settings)

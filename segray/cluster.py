@@ -72,8 +72,9 @@ class RayStart:
         """Start it in a thread, or connect to it."""
         if self._begun is None:
             self._begun = Future()
-            if not self.in_cluster:
-                print("segray: starting Ray", file=sys.stderr, flush=True)
+            doing = "joining a Ray that runs" if self.in_cluster else "starting Ray"
+            told = f"segray: {doing}; its messages: {self._log} (kept if the job fails)"
+            print(told, file=sys.stderr, flush=True)
             threading.Thread(target=self._start, name="segray-start-ray", daemon=True).start()
 
     def cluster(self) -> Cluster:

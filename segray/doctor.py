@@ -88,11 +88,7 @@ def _accelerator() -> list[Finding]:
 
         from segray.models.device import resolve_device, resolve_precision
     except ImportError as error:
-        return [
-            Finding(
-                "torch", False, f"{error}; uv sync --reinstall-package torch"
-            )
-        ]
+        return [Finding("torch", False, f"{error}; uv sync --reinstall-package torch")]
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     device = resolve_device("auto")
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU, the job runs on CPU"

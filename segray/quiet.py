@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ LOGGERS = ("ray", "ray.data", "ray.train", "py.warnings")
 def noise_to_file() -> Iterator[Path]:
     """What C++ code and child processes say, and Python warnings, go to the file that is given.
 
+    The traceback of a failure goes there too.
+
     Our own `sys.stdout` and `sys.stderr` still reach the terminal, through copies of the descriptors. The
     file is removed at the end unless the job failed.
     """
@@ -28,8 +31,10 @@ def noise_to_file() -> Iterator[Path]:
     try:
         with _last_word(log), _noise_to(descriptor, "stdout"), _noise_to(descriptor, "stderr"):
             yield log
-    except (JobFailedError, KeyboardInterrupt):
+    except (JobFailedError, KeyboardInterrupt) as error:
         keep = True
+        with log.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
         raise
     finally:
         logging.captureWarnings(False)

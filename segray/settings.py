@@ -9,10 +9,11 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,12 +33,27 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from segray.address import Address, LocalFile, absolute_address
 from segray.errors import SettingsError
+from segray.help import HelpParser
+from segray.models.weights import weights_kind
 from segray.scenes.scene import Tiling
 from segray.storage import StorageSettings, shown
 from segray.tiles import OVERLAP, TILE
 
 ENV_PREFIX = "SEGRAY_"
+
+
+def _absolute_weights(spec: str) -> str:
+    """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
+    try:
+        return absolute_address(spec) if weights_kind(spec) == "file" else spec
+    except SettingsError:
+        return spec
+
+
+WeightsAddress = Annotated[str, Field(pattern=r"\S"), AfterValidator(_absolute_weights)]
+"""What `--weights` takes."""
 
 
 class RaySettings(BaseModel):
@@ -55,6 +71,9 @@ class RaySettings(BaseModel):
 class JobSettings(BaseSettings):
     """What every verb has."""
 
+    basic: ClassVar[tuple[str, ...]] = ("output", "config", "print_config", "dry_run")
+    """Settings that `--help` shows first, in this order."""
+
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
@@ -67,7 +86,7 @@ class JobSettings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    config: Path | None = Field(None, description="YAML file with any of these settings")
+    config: LocalFile | None = Field(None, description="YAML file with any of these settings")
     print_config: bool = Field(False, description="print the settings in force as YAML (no secrets) and stop")
     dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
     storage: StorageSettings = StorageSettings()
@@ -122,14 +141,14 @@ class SceneSettings(JobSettings):
 class BulkSettings(SceneSettings):
     """What the verbs have that run a model over a collection of images."""
 
-    sources: CliPositionalArg[list[Annotated[str, Field(pattern=r"\S")]]] = Field(
+    sources: CliPositionalArg[list[Address]] = Field(
         default=[],
         validate_default=True,
         min_length=1,
         description="folders, files, globs, archives, manifests (also as `sources` in the YAML)",
     )
-    output: str = Field(pattern=r"\S", description="folder or bucket URL for what is written")
-    weights: str
+    output: Address = Field(description="folder or bucket URL for what is written")
+    weights: WeightsAddress
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -201,7 +220,9 @@ class AnnotateSettings(BulkSettings):
     with the same command, does only what is missing.
     """
 
-    weights: str = Field(
+    basic = (*("sources", "output", "weights", "score_threshold", "max_rejects"), *JobSettings.basic[1:])
+
+    weights: WeightsAddress = Field(
         "coco-v2",
         description="model: a name (see `segray models`), a path or URL, or python:module:factory",
     )
@@ -225,14 +246,14 @@ def load_settings(
 
     Raises SettingsError with one line for every problem at once. `--help` prints and exits 0.
     """
-    parser = argparse.ArgumentParser(
+    parser = HelpParser(
         prog=program,
         usage=f"{program} {usage} [options]",
         description=inspect.cleandoc(cls.__doc__ or ""),
         epilog=examples,
-        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    parser.basic = cls.basic
     unknown: list[str] = []
 
     def parse(parser: argparse.ArgumentParser, arguments: Sequence[str], _: Any = None) -> argparse.Namespace:
@@ -248,7 +269,7 @@ def load_settings(
     )
     given: Any = flags()
     problems = [_unknown_flag(cls, flag) for flag in _only_names(unknown)]
-    problems += _unknown_environment(cls)
+    problems += _unknown_environment()
     file, file_problems = _config_file(given.get("config") or os.environ.get(ENV_PREFIX + "CONFIG"))
     problems += file_problems
     try:
@@ -258,13 +279,9 @@ def load_settings(
     except PydanticSettingsError as error:
         problems += [str(error)]
     if problems:
-        raise SettingsError(*problems, f"see `{program} --help`")
+        lacks = [f"usage: {program} {usage}"] * any("is required" in problem for problem in problems)
+        raise SettingsError(*problems, *lacks, f"see `{program} --help`")
     return settings
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
 
 
 def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -290,13 +307,17 @@ def printable(settings: JobSettings) -> str:
     URLs come without credentials and query strings.
     """
     plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
-    plain = _without_secrets(plain)
-    for name in ("data", "labels", "output", "predictions", "root", "weights"):
-        if name in plain:
-            plain[name] = shown(plain[name])
-    if "sources" in plain:
-        plain["sources"] = [shown(source) for source in plain["sources"]]
+    plain = {
+        name: _without_secrets(value if name == "crs" else _shown(value)) for name, value in plain.items()
+    }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _shown(value: Any) -> Any:
+    """Addresses, also in a list, without credentials; everything else as it is."""
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def _without_secrets(plain: Any) -> Any:
@@ -317,9 +338,9 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
         wanted = "must be http(s)://host, without user and query" if "endpoint" in dotted else "is empty"
         return f"{dotted}: {wanted}"
     given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
     told = problem["msg"].removeprefix("Value error, ")  # pydantic's mark of a ValueError of ours
-    return f"{dotted}: {told}{shown}"
+    is_shown = isinstance(given, str | int | float) and repr(given) not in told
+    return f"{dotted}: {told}{f' (given: {given!r})' * is_shown}"
 
 
 def _known(cls: type[BaseModel]) -> list[str]:
@@ -354,10 +375,21 @@ def _unknown_flag(cls: type[BaseModel], flag: str) -> str:
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
 
 
-def _unknown_environment(cls: type[BaseModel]) -> list[str]:
-    known = {name.upper().replace(".", "__") for name in _known(cls)}
+def _known_to_any_verb() -> list[str]:
+    """One environment serves all verbs: a setting of another one is no mistake."""
+    from segray.evaluate.settings import EvaluateSettings
+    from segray.predict.settings import PredictSettings
+    from segray.train.settings import TrainSettings
+
+    verbs = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
+    return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
+
+
+def _unknown_environment() -> list[str]:
+    names = _known_to_any_verb()
+    known = {name.upper().replace(".", "__") for name in names}
     return [
-        f"{name}: unknown setting in the environment{_did_you_mean(rest.lower(), _known(cls))}"
+        f"{name}: unknown setting in the environment{_did_you_mean(rest.lower(), names)}"
         for name in sorted(os.environ)
         if name.startswith(ENV_PREFIX) and (rest := name[len(ENV_PREFIX) :]).upper() not in known
     ]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from segray.address import SecretOrFile
 from segray.errors import SettingsError
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "http": "s3", "https": "s3"}
@@ -52,7 +53,7 @@ class GcsSettings(_Part):
 
     endpoint_url: Endpoint | None = Field(None, description="server other than Google's")
     project: str | None = Field(None, description="project that is billed")
-    token: SecretStr | None = Field(None, description="path of a credentials JSON, or 'anon', 'cloud'")
+    token: SecretOrFile | None = Field(None, description="path of a credentials JSON, or 'anon', 'cloud'")
 
 
 class AzureSettings(_Part):

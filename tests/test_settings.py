@@ -11,6 +11,7 @@ from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.settings import AnnotateSettings, load_settings, printable
+from segray.train.settings import TrainSettings
 
 
 def load(*arguments: str) -> AnnotateSettings:
@@ -35,7 +36,7 @@ def test_flags_beat_environment_beats_file_beats_default(
     monkeypatch.setenv("SEGRAY_ACTORS", "4")
     monkeypatch.setenv("SEGRAY_STORAGE__S3__KEY", "environment")
     settings = load("--config", str(file), "--score-threshold", "0.3", "--storage.timeout-s", "5")
-    assert settings.sources == ["from-file"]
+    assert settings.sources == [str(Path.cwd() / "from-file")]
     assert (settings.score_threshold, settings.actors, settings.max_pixels) == (0.3, 4, 7)
     assert settings.max_rejects == 0.0
     assert settings.storage.s3.key is not None
@@ -49,7 +50,38 @@ def test_flags_beat_environment_beats_file_beats_default(
 def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text("output: o\n")
     monkeypatch.setenv("SEGRAY_CONFIG", str(tmp_path / "a.yaml"))
-    assert load("x").output == "o"
+    assert load("x").output == str(Path.cwd() / "o")
+
+
+TRAINED = ("--data", "d", "--output", "o")
+
+
+def test_the_environment_beats_the_file_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("epochs: 48\naugment: {rotation: 3}\n")
+    monkeypatch.setenv("SEGRAY_EPOCHS", "1")
+    monkeypatch.setenv("SEGRAY_AUGMENT__ROTATION", "4")
+    options = (*TRAINED, "--config", f"{tmp_path}/a.yaml")
+    settings = load_settings(TrainSettings, options, "segray train")
+    assert (settings.epochs, settings.augment.rotation) == (1, 4)
+    assert load_settings(TrainSettings, (*options, "--epochs", "2"), "segray train").epochs == 2
+
+
+def test_one_environment_serves_every_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another verb knows is no mistake; what none knows still is."""
+    for name, value in {
+        "EPOCHS": "1",
+        "AUGMENT__ROTATION": "4",
+        "TTA": "flip",
+        "SPLIT": "val",
+        "ACTORS": "3",
+    }.items():
+        monkeypatch.setenv(f"SEGRAY_{name}", value)
+    assert load("x", "--output", "o").actors == 3
+    assert load_settings(TrainSettings, TRAINED, "segray train").epochs == 1
+    scored = ("--predictions", "p", "--labels", "l", "--output", "o")
+    assert load_settings(EvaluateSettings, scored, "segray evaluate").split == "val"
+    monkeypatch.setenv("SEGRAY_EPOCS", "1")
+    assert "SEGRAY_EPOCS: unknown setting in the environment; did you mean epochs?" in problems("x")
 
 
 SETTING = re.compile(r"# ( *\w+: .*)|# ( *\w+:)$")
@@ -77,7 +109,7 @@ def test_the_file_to_copy_holds_every_setting_and_its_default(kind: type[BaseSet
 
 def test_sources_may_stand_anywhere() -> None:
     settings = load("--output", "o", "a", "--retry-rejected", "b")
-    assert settings.sources == ["a", "b"]
+    assert settings.sources == [str(Path.cwd() / name) for name in "ab"]
     assert settings.retry_rejected
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
-from segray.models.semantic import complete_settings
+from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of
 from segray.train.feed.examples import Batch
 from segray.train.steps.losses import LossSettings

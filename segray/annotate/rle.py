@@ -69,7 +69,7 @@ def check_pixels(height: int, width: int) -> None:
     """Raise ItemError (`too_large`) where run lengths of the image would overflow."""
     if height * width > MAX_PIXELS:
         raise ItemError(
-            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MAX_PIXELS} pixels"
+            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MAX_PIXELS:,} pixels"
         )
 
 

@@ -25,6 +25,12 @@ class Annotate:
     keeps_instances = True
     joins_in_workers = False
 
+    def check(self) -> None:
+        """Raises SettingsError."""
+        from segray.models.weights import check_weights
+
+        check_weights(self.settings.weights, self.settings.storage)
+
     def load(self) -> "LoadedModel":
         """Raises SettingsError."""
         from segray.models.imports import import_torchvision

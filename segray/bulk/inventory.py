@@ -87,7 +87,7 @@ class Inventory:
         """Until all is listed (True), or until the next look at what there is."""
         while (left := self._next - time.monotonic()) > 0 and not self._ended.wait(min(left, 0.5)):
             if progress is not None:
-                progress.add(self._listed - progress.items)
+                progress.add(self._listed - progress.images)
         return self.ended
 
     def _failure(self, error: Exception) -> Exception:

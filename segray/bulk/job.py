@@ -1,14 +1,17 @@
 """A bulk job, step by step: check, list, compare with the ledger, run, account."""
 
+import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segray.bulk.failure import lease
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
@@ -34,6 +37,9 @@ PLAN, RUN = "_segray/plan.json", "run.json"
 
 T = TypeVar("T")
 
+_ASK_EVERY_S = 2.0
+"""Between two questions for the total, which archives that are not read to their end leave open."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -46,8 +52,6 @@ class Prepared:
     precision: "Precision"
     identity: dict[str, Any]
     ray: RayStart
-    log: Path
-    """Where Ray's messages go."""
 
 
 def run(verb: Verb) -> ExitCode:
@@ -59,12 +63,12 @@ def run(verb: Verb) -> ExitCode:
     set_environment()
     settings = verb.settings
     with (
-        INTERRUPTS,
         noise_to_file() as log,
+        INTERRUPTS,
         Plan() as plan,
         RayStart(settings.ray, log, _load_ray_data) as ray,
     ):
-        prepared = _prepare(verb, log, ray)
+        prepared = _prepare(verb, ray)
         with Inventory(settings.sources, settings.storage, plan) as inventory:
             if settings.dry_run:
                 with Progress("listing") as progress:
@@ -73,7 +77,7 @@ def run(verb: Verb) -> ExitCode:
                     dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
                 )
                 return ExitCode.DONE
-            with Lock(prepared.store) as lock:
+            with lease(prepared.store) as lock:
                 record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
@@ -84,7 +88,7 @@ def _load_ray_data() -> None:
     from segray.bulk import pipeline  # noqa: F401
 
 
-def _prepare(verb: Verb, log: Path, ray: RayStart) -> Prepared:
+def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
     problems: list[str] = []
     settings = verb.settings
@@ -97,6 +101,7 @@ def _prepare(verb: Verb, log: Path, ray: RayStart) -> Prepared:
             return None
 
     store = attempt(lambda: _open_output(verb))
+    attempt(verb.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
         (shown(source), touched[1])
@@ -108,16 +113,18 @@ def _prepare(verb: Verb, log: Path, ray: RayStart) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
-    if store is not None and not problems and not settings.dry_run and store.read(RUN) is None:
+    if problems or store is None:
+        raise SettingsError(*problems)  # what is known without torch, before it is loaded
+    if not settings.dry_run and store.read(RUN) is None:
         ray.begin()
     model = attempt(verb.load)
     where = attempt(lambda: _where(settings, ray))
-    if problems or store is None or model is None or where is None:
+    if problems or model is None or where is None:
         raise SettingsError(*problems)
     device, precision = where
     identity = identity_of(verb, model, precision)
     _check_identity(store, identity, settings)
-    return Prepared(verb, store, model, device, precision, identity, ray, log)
+    return Prepared(verb, store, model, device, precision, identity, ray)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
@@ -209,8 +216,9 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
             sink.add(table)
             items = table.filter(pc.is_valid(table["image_id"]))
             rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
-            progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
-            progress.add(items.num_rows, pc.sum(items["instances"]).as_py() or 0, rejected)
+            tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
+            instances = pc.sum(items["instances"]).as_py() or 0
+            progress.add(items.num_rows - tiles, instances, rejected, tiles)
             if INTERRUPTS.struck.is_set():
                 raise KeyboardInterrupt
         sink.commit()
@@ -230,8 +238,7 @@ def _ready(prepared: Prepared) -> Resources:
     INTERRUPTS.catch()
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
-        f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders; "
-        f"Ray's messages: {prepared.log} (kept if the job fails)",
+        f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders",
         file=sys.stderr,
     )
     return resources
@@ -243,8 +250,11 @@ def _answers(
     """One round of work; tells `progress` the total as soon as it is known."""
     from segray.bulk import pipeline
 
-    total_told = False
-    for table in pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources):
-        if inventory.ended and not total_told:
-            progress.total, total_told = plan.known_total(), True
-        yield table
+    asked = -math.inf
+    for table in chain(
+        [None], pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources)
+    ):
+        if progress.total is None and inventory.ended and time.monotonic() - asked > _ASK_EVERY_S:
+            progress.total, asked = plan.known_total(), time.monotonic()
+        if table is not None:
+            yield table

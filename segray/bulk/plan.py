@@ -190,18 +190,18 @@ class Plan:
         files = self._one("SELECT count(*) FROM source WHERE kind = 'file'")
         return files, self.sources() - files
 
-    def units(self) -> tuple[int, int, list[str]]:
-        """(Answered items and tiles, tiles beyond one an item as far as known, items of which some tiles are
-        answered), of the present listing."""
-        done, more = self._db.execute(
-            "SELECT total(coalesce(tiles, 1)), total(coalesce(tiles, 1) - 1) FROM ledger l"
+    def units(self) -> tuple[int, int, dict[str, int]]:
+        """(Answered images, answered tiles, item of which some tiles are answered -> those that are not), of
+        the present listing."""
+        images, tiles = self._db.execute(
+            "SELECT count(*), total(coalesce(tiles, 0)) FROM ledger l"
             " JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
         ).fetchone()
         begun = self._db.execute(
             "SELECT image_id, max(tiles), count(*) FROM tile GROUP BY image_id"
         ).fetchall()
-        answered = int(done) + sum(have for _, _, have in begun)
-        return answered, int(more) + sum(tiles - 1 for _, tiles, _ in begun), [item for item, _, _ in begun]
+        answered = int(tiles) + sum(have for _, _, have in begun)
+        return int(images), answered, {item: tiles - have for item, tiles, have in begun}
 
     def known_total(self) -> int | None:
         """Items of the listing; None while an archive was not read to its end."""

@@ -3,52 +3,70 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from segray.scenes.scene import scene_from
 
 LOG_EVERY_S = 10.0
 RATE_OVER_S = 60.0
+KNOWN_AFTER_S, KNOWN_AFTER_ANSWERS = 10.0, 4
+"""How long, and how many answers after the first, until a rate says how long the rest will take: what is
+loaded and warmed up before the first answer is no part of it."""
+
+
+def pace(rate: float, what: str = "image") -> str:
+    """`3.2 images/s`, or below one a second `4.1 s/image`."""
+    return f"{rate:,.1f} {what}s/s" if rate >= 1 else f"{1 / rate:,.1f} s/{what}"
+
+
+def clock(seconds: float) -> str:
+    """`1:02:46`."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 class Progress:
     """Context manager; `total` is None while it is unknown (archives are counted when they are read).
 
-    It counts items, and of those that are done in tiles, their tiles.
+    It counts images, and of those that are done in tiles, their tiles besides. The speed is that of the
+    tiles, with each image that is not tiled as one.
     """
 
-    def __init__(self, what: str, total: int | None = None, done: int = 0, *, finds: bool = True) -> None:
-        """finds: whether instances are found, which are told."""
-        self.what, self._items, self.items, self._finds = what, total, done, finds
-        self._scenes = set[str]()
-        self._more = 0
-        """Tiles beyond one an item, as far as they are known."""
-        self.done_before = done
+    nouns: ClassVar[Mapping[bool, str]] = {False: "image", True: "tile"}
+
+    def __init__(self, what: str, total: int | None = None, *, finds: bool = True) -> None:
+        """total: images. finds: whether to show the number of instances."""
+        self.what, self._total, self._finds = what, total, finds
+        self.images = self.tiles = 0
+        """Done."""
+        self._left: dict[str, int] = {}
+        """Item that is done in tiles -> its tiles that are not."""
         self.instances = self.rejected = 0
+        self._units = 0
+        """Done in this run: tiles, and images that have none."""
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
-        self._told: int | None = None
+        self._told: tuple[int, int] | None = None
         self._started = self._logged = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque([(self._started, done)])
+        self._answers: deque[tuple[float, int]] = deque()
+        """(Time, units) of the answers of about the last minute."""
 
     def __enter__(self) -> "Progress":
         self._started = self._logged = time.monotonic()
         if self._console.is_terminal:
-            self._bar = Bar(
+            columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rates]}"),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-                transient=True,
+                TextColumn("{task.fields[line]}"),
             )
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.items, rates="")
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(self.what, total=None, line="")
             self._bar.start()
         return self
 
@@ -57,17 +75,20 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._told not in (None, self.items):
+        elif self._told not in (None, (self.images, self.tiles)):
             self._tell()
 
     @property
     def total(self) -> int | None:
-        """What `items` will be in the end; set it to the number of items."""
-        return None if self._items is None else self._items + self._more
+        """Images that there will be in the end."""
+        return self._total
 
     @total.setter
-    def total(self, items: int | None) -> None:
-        self._items = items
+    def total(self, images: int | None) -> None:
+        is_news = images is not None and images != self._total
+        self._total = images
+        if is_news:
+            self._show(now=True)
 
     @property
     def seconds(self) -> float:
@@ -75,58 +96,79 @@ class Progress:
         return time.monotonic() - self._started
 
     @property
-    def rate(self) -> float:
-        """Items a second, over about the last minute."""
-        (start, before), (end, after) = self._recent[0], self._recent[-1]
-        return (after - before) / max(end - start, 1e-9)
+    def rate(self) -> float | None:
+        """Tiles and whole images a second after the first answer; None while that is not known well."""
+        if len(self._answers) <= KNOWN_AFTER_ANSWERS:
+            return None
+        (start, before), (end, after) = self._answers[0], self._answers[-1]
+        return (after - before) / (end - start) if end - start >= KNOWN_AFTER_S and after > before else None
 
-    def add(self, items: int, instances: int = 0, rejected: int = 0) -> None:
-        """So much more is done."""
-        self.items += items
+    def add(self, images: int, instances: int = 0, rejected: int = 0, tiles: int = 0) -> None:
+        """So much more is done: whole images, and tiles of others (see `see_tiles`)."""
+        self.images += images
         self.instances += instances
         self.rejected += rejected
+        self._units += images + tiles
         now = time.monotonic()
-        self._recent.append((now, self.items))
-        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_OVER_S:
-            self._recent.popleft()
+        self._answers.append((now, self._units))
+        while len(self._answers) > KNOWN_AFTER_ANSWERS + 1 and now - self._answers[0][0] > RATE_OVER_S:
+            self._answers.popleft()
+        self._show()
+
+    def see_tiles(self, items: Sequence[str], scenes: Sequence[str | None]) -> int:
+        """Count the rows that are tiles, and the images that are whole with them; returns the tiles.
+
+        To be called before `add`. scenes: None of a row that is a whole image.
+        """
+        tiles = 0
+        for item, scene in zip(items, scenes, strict=True):
+            if scene is None:
+                continue
+            if item not in self._left:
+                self._left[item] = len(scene_from(scene).grid)
+            self._left[item] -= 1
+            tiles += 1
+            if self._left[item] == 0:
+                del self._left[item]
+                self.images += 1
+        self.tiles += tiles
+        return tiles
+
+    def recount(self, images: int, tiles: int, left: Mapping[str, int]) -> None:
+        """So many are done, by earlier runs too. left: item that is begun -> its tiles that are not done."""
+        self.images, self.tiles = images, tiles
+        self._left.update(left)
+
+    def _show(self, *, now: bool = False) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, total=self.total, completed=self.items, rates=self._rates())
-        elif time.monotonic() - self._logged >= LOG_EVERY_S:
+            done, total = self._done_of()
+            self._bar.update(self._task, total=total, completed=done, line=self._line())
+        elif now or time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._tell()
 
-    def see_tiles(self, items: Sequence[str], scenes: Sequence[str | None]) -> None:
-        """The first tile that comes of an item tells how many there will be; to be told before `add`."""
-        for item, scene in zip(items, scenes, strict=True):
-            if scene is not None and item not in self._scenes:
-                self._scenes.add(item)
-                self._more += len(scene_from(scene).grid) - 1
-
-    def recount(self, items: int, more: int, begun: Iterable[str] = ()) -> None:
-        """So many are done: items of earlier runs count when they have been listed, and not into the rate.
-
-        more: tiles beyond one an item, of the items that are `begun` and of those that are done.
-        """
-        self._more = more
-        self._scenes.update(begun)
-        new = items - self.items
-        self.items, self.done_before = items, self.done_before + new
-        self._recent = deque((when, count + new) for when, count in self._recent)
+    def _done_of(self) -> tuple[int, int | None]:
+        """Tiles and whole images that are done, and all of them as far as known."""
+        done = self.images + self.tiles
+        if self._total is None:
+            return done, None
+        return done, done + sum(self._left.values()) + self._total - self.images - len(self._left)
 
     def _tell(self) -> None:
-        self._told = self.items
+        self._told = self.images, self.tiles
         print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
 
-    def _rates(self) -> str:
-        if self.what == "listing":
-            return ""
-        found = f"{self.instances:,} instances, " if self._finds else ""
-        return f"{self.rate:,.1f} images/s, {found}{self.rejected:,} rejected"
-
     def _line(self) -> str:
-        of = f" of {self.total:,}" if self.total else ""
-        parts = [f"{self.items:,}{of} items{' and tiles' * bool(self._scenes)}", self._rates()]
-        if self.total and self.rate:
-            left = (self.total - self.items) / self.rate
-            parts.append(f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02} left")
-        return ", ".join(part for part in parts if part)
+        of = "" if self._total is None else f" of {self._total:,}"
+        parts = [f"{self.images:,}{of} images"]
+        if self.tiles:
+            parts.append(f"{self.tiles:,} tiles")
+        rate = None if self.what == "listing" else self.rate
+        if rate is not None:
+            parts.append(pace(rate, self.nouns[bool(self.tiles)]))
+        if self.what != "listing":
+            parts += [f"{self.instances:,} instances"] * self._finds + [f"{self.rejected:,} rejected"]
+        done, total = self._done_of()
+        if rate is not None and total is not None:
+            parts.append(f"{clock((total - done) / rate)} left")
+        return ", ".join(parts)

@@ -47,6 +47,9 @@ class Verb(Protocol):
     def joins_in_workers(self) -> bool:
         """Whether `joined` takes so long for one item that several should be done at a time."""
 
+    def check(self) -> None:
+        """Raise SettingsError for weights that are not there; torch is not loaded for it."""
+
     def load(self) -> Model:
         """Raises SettingsError."""
 

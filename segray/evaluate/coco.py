@@ -5,6 +5,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 from segray.errors import ItemError, SettingsError
@@ -128,7 +129,7 @@ def box_of(value: object) -> Box:
 def score_of(value: object) -> float:
     """Raises ItemError for what is no number: labels that a person corrected have no score."""
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ItemError("unsupported", f"a score is a number, not {value!r}")
+        raise ItemError("unsupported", f"a score is a number, not {brief(value)}")
     return float(value)
 
 
@@ -138,7 +139,7 @@ def _instance(
     try:
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in categories:
-            raise ItemError("unsupported", f"category {category!r} is none of the file's")
+            raise ItemError("unsupported", f"category {brief(category)} is none of the file's")
         segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
         has_mask = masks or box is None
         return TrueInstance(
@@ -158,7 +159,9 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
     ids = [_get(entry, "id") for entry in entries]
     twice = [each for each, number in Counter(map(repr, ids)).items() if number > 1]
     if twice or not all(isinstance(each, int | str) for each in ids):
-        raise SettingsError(f"{where}: images need ids of their own, {twice[0] if twice else None} is not")
+        raise SettingsError(
+            f"{where}: images need ids of their own, {twice[0][:60] if twice else None} is not"
+        )
     if len({type(each) for each in ids}) > 1:
         raise SettingsError(f"{where}: some ids of images are numbers and some are text")
     images: dict[ImageId, TrueImage] = {}
@@ -177,7 +180,9 @@ def _categories(entries: list[Any], where: str) -> dict[int, str]:
     for entry in entries:
         number, name = _get(entry, "id"), _get(entry, "name")
         if type(number) is not int or not isinstance(name, str) or number in categories:
-            raise SettingsError(f"{where}: categories need an id of their own and a name, {entry!r} has not")
+            raise SettingsError(
+                f"{where}: categories need an id of their own and a name, {brief(entry)} has not"
+            )
         categories[number] = name
     return categories
 

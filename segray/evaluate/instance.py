@@ -13,11 +13,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from segray.evaluate.settings import COCO_DETECTIONS
+
 DETECTIONS_PER_IMAGE = 500
 """Most detections of an image that count. COCO's own 100 is below the truth of dense microscope images."""
-
-COCO_DETECTIONS = 100
-"""COCO's own number of them."""
 _AREAS = ("", "_small", "_medium", "_large")
 """COCOeval's areas, in its order; the first are all."""
 

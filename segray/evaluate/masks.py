@@ -5,6 +5,7 @@ run lengths, so those of a file are added up first.
 """
 
 import math
+from reprlib import repr as brief
 from typing import Any
 
 from pycocotools import mask as coco_mask
@@ -77,6 +78,8 @@ def _of_polygons(polygons: list[Any], height: int, width: int) -> Rle:
             raise ItemError("unsupported", "a polygon is x, y, x, y, … of three points at least")
         for value in polygon:
             if not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > reach:
-                raise ItemError("unsupported", f"a polygon of an image {width} x {height} holds {value!r}")
+                raise ItemError(
+                    "unsupported", f"a polygon of an image {width} x {height} holds {brief(value)}"
+                )
     rle: Rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return rle

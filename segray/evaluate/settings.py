@@ -4,8 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from segray.evaluate.instance import COCO_DETECTIONS
-from segray.settings import JobSettings
+from segray.address import Address
+from segray.settings import JobSettings, WeightsAddress
+
+COCO_DETECTIONS = 100
+"""As in COCO's own figures."""
 
 
 class EvaluateSettings(JobSettings):
@@ -17,24 +20,25 @@ class EvaluateSettings(JobSettings):
     --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
     """
 
-    predictions: str | None = Field(
+    basic = (
+        *("predictions", "labels", "weights", "data", "output", "split", "root", "classes", "void"),
+        *("max_rejects", *JobSettings.basic[1:]),
+    )
+
+    predictions: Address | None = Field(
         None,
-        pattern=r"\S",
         description="folder of label pictures, output of predict or annotate, COCO results",
     )
-    labels: str | None = Field(
+    labels: Address | None = Field(
         None,
-        pattern=r"\S",
         description="folder of label pictures, manifest (.csv, .parquet, .txt), COCO .json",
     )
-    weights: str | None = Field(
-        None, pattern=r"\S", description="semantic model to score: a path or URL, or python:module:factory"
+    weights: WeightsAddress | None = Field(
+        None, description="semantic model to score: a path or URL, or python:module:factory"
     )
-    data: str | None = Field(
-        None, pattern=r"\S", description="pictures and labels for it: folder, manifest or list"
-    )
-    output: str = Field(pattern=r"\S", description="folder or bucket URL for metrics.json")
-    root: str | None = Field(None, description="what the paths of a manifest or list are relative to")
+    data: Address | None = Field(None, description="pictures and labels for it: folder, manifest or list")
+    output: Address = Field(description="folder or bucket URL for metrics.json")
+    root: Address | None = Field(None, description="what the paths of a manifest or list are relative to")
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="of a manifest, data or COCO JSON; default test of data, all of labels"
     )
@@ -75,7 +79,8 @@ class EvaluateSettings(JobSettings):
         problems = [f"{name} is required" for name in wanted if getattr(self, name) is None]
         given = [name for name in others if getattr(self, name) is not None]
         if given:
-            problems.append(f"give predictions and labels, or weights and data; not {', '.join(given)} too")
+            problems.append(f"not {', '.join(given)} too")
         if problems:
-            raise ValueError("; ".join(problems))
+            ways = "give --predictions and --labels, or --weights and --data"
+            raise ValueError(f"{ways}: {'; '.join(problems)}")
         return self

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from segray.models.imports import import_torchvision
 from segray.models.pretrained import with_weights
 
-ENCODERS = ("resnet50", "resnet101")
 STRIDE = 8
 
 

@@ -1,16 +1,9 @@
 """Semantic segmentation networks by name; each gives logits of the height and width of its images.
 
-unet              our own (`segray.models.unet`), random weights only
-FAMILY:ENCODER    unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet or fpn of
-                  segmentation-models-pytorch, with its encoders (resnet34, efficientnet-b0, ...) or
-                  timm's with tu- in front (tu-hrnet_w18)
-fcn:ENCODER       torchvision's FCN, with resnet50 or resnet101
+Which names there are, `architectures` says.
 """
 
-import difflib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,14 +11,12 @@ from torch import nn
 
 from segray.errors import SettingsError
 from segray.models import fcn, smp_networks
+from segray.models.architectures import complete_settings, parsed
 from segray.models.batchnorm import tolerate_single_values
 from segray.models.recompute import recomputed
 from segray.models.samesize import SameSize, to_multiple
-from segray.models.unet import UNet, UNetSettings, valid_input_size, valid_margin
-
-FAMILIES = (*smp_networks.CLASSES, "fcn")
-_RESIDUAL = ("resnet", "resnext")
-"""How the names of encoders begin whose blocks stand in `layer1` to `layer4`."""
+from segray.models.unet import UNet, valid_input_size, valid_margin
+from segray.models.unet_settings import UNetSettings
 
 
 def build_semantic(
@@ -40,7 +31,7 @@ def build_semantic(
     `tolerate_single_values`). Raises SettingsError for names, settings and encoders that do not go together,
     and where pretrained weights do not exist or cannot be had.
     """
-    family, encoder = _parsed(arch)
+    family, encoder = parsed(arch)
     values = complete_settings(arch, settings)
     if bands < 1 or outputs < 1:
         raise SettingsError(f"{arch}: bands and outputs must be at least 1, not {bands} and {outputs}")
@@ -52,34 +43,6 @@ def build_semantic(
         network, stride = smp_networks.build_smp(family, encoder, bands, outputs, values, pretrained)
     tolerate_single_values(network)
     return SameSize(network, partial(to_multiple, stride))
-
-
-def complete_settings(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of the network as plain values, for the model file: the given ones over the defaults.
-
-    "unet" has those of `UNetSettings`, the families of segmentation-models-pytorch the keyword arguments of
-    their classes (`encoder_depth`, `decoder_channels`, ...), "fcn" none.
-    Raises SettingsError for an unknown name, encoder or setting, and for one that is not plain.
-    """
-    family, encoder = _parsed(arch)
-    known = _defaults(family, encoder)
-    for name, value in settings.items():
-        if name not in known:
-            raise SettingsError(f"{arch} has no setting {name}{_near(name, known)}")
-        if not _is_plain(value):
-            raise SettingsError(f"{arch}: {name} must be numbers, text, or lists or tables of them")
-    values = {**known, **settings}
-    return values if encoder else asdict(UNetSettings(**values))
-
-
-def check_recomputing(arch: str) -> None:
-    """Raise SettingsError for an architecture that `recompute_blocks` does not know."""
-    encoder = arch.partition(":")[2]
-    if encoder and not encoder.startswith(_RESIDUAL):
-        raise SettingsError(
-            f"activation_checkpointing: {arch} cannot do it; unet can, and FAMILY:ENCODER with an encoder "
-            "whose name begins with resnet or resnext"
-        )
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -99,41 +62,6 @@ def recompute_blocks(network: nn.Module) -> None:
 def parameters_of(model: nn.Module) -> int:
     """How many numbers are learnt, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _parsed(arch: str) -> tuple[str, str]:
-    """Family and encoder, both known; our own U-Net has none."""
-    if arch == "unet":
-        return arch, ""
-    family, _, encoder = arch.partition(":")
-    if family not in FAMILIES:
-        known = ", ".join(f"{each}:ENCODER" for each in FAMILIES)
-        raise SettingsError(f"unknown architecture {arch}{_near(family, FAMILIES)}; known: unet, {known}")
-    if not encoder:
-        raise SettingsError(f"architecture {arch} needs an encoder, such as {family}:resnet50")
-    encoders = fcn.ENCODERS if family == "fcn" else smp_networks.encoder_names(encoder)
-    if encoder not in encoders:
-        raise SettingsError(f"{family} has no encoder {encoder}{_near(encoder, encoders)}")
-    return family, encoder
-
-
-def _defaults(family: str, encoder: str) -> dict[str, Any]:
-    if not encoder:
-        return {each.name: each.default for each in fields(UNetSettings)}
-    return {} if family == "fcn" else smp_networks.defaults(family)
-
-
-def _is_plain(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _blocks(network: Any) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.errors import SettingsError
-from segray.models.weights import name_of, read_weights, weights_kind
+from segray.models.weights import WeightsKind, check_weights, name_of, read_weights, weights_kind
 from segray.storage import StorageSettings
 
 
@@ -34,6 +34,16 @@ class SemanticModel:
         return _load_again, (self.name, str(Path.cwd()), self.digest)
 
 
+def check_semantic_weights(spec: str, storage: StorageSettings) -> None:
+    """Raise SettingsError as `check_weights` does, and for the name of an instance model."""
+    _refuse_instance_models(spec, check_weights(spec, storage))
+
+
+def _refuse_instance_models(spec: str, kind: WeightsKind) -> None:
+    if kind not in ("file", "python"):
+        raise SettingsError(f"weights {spec}: finds instances, use it with `segray annotate`")
+
+
 def load_semantic_weights(spec: str, storage: StorageSettings) -> SemanticModel:
     """Load the model that `spec` names.
 
@@ -41,10 +51,9 @@ def load_semantic_weights(spec: str, storage: StorageSettings) -> SemanticModel:
     included.
     """
     kind = weights_kind(spec)
+    _refuse_instance_models(spec, kind)
     if kind == "python":
         return _from_factory(spec, None)
-    if kind != "file":
-        raise SettingsError(f"weights {spec}: finds instances, use it with `segray annotate`")
     from segray.models.semanticfile import load_semantic
 
     loaded = load_semantic(f"weights {name_of(spec)}", read_weights(spec, storage))

@@ -4,24 +4,18 @@ The library is imported inside the functions: with timm, and torch's compiler th
 """
 
 import inspect
+import json
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
 from segray.errors import SettingsError
+from segray.models.architectures import SMP_CLASSES, SMP_NAMES
 from segray.models.pretrained import in_words, with_weights
 
-CLASSES = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "pspnet": "PSPNet",
-    "fpn": "FPN",
-}
-"""Our name of a family to its class."""
 NOT_SETTINGS = (
     "encoder_name", "encoder_weights", "in_channels", "classes",  # have names of their own here
     "activation", "aux_params",  # would make something else than logits
@@ -31,21 +25,23 @@ COARSEST_STRIDE = 32
 """No encoder halves its maps more than five times."""
 
 
-def encoder_names(asked: str) -> list[str]:
-    """All encoders; with `asked` itself if it is one of timm's and names its weights behind a dot."""
+def offered() -> dict[str, Any]:
+    """Return what `smp_names.json` holds: `versions`, `encoders` and the settings of `families`."""
     import segmentation_models_pytorch as smp
     import timm
 
-    names = [*smp.encoders.get_encoder_names(), *(f"tu-{each}" for each in timm.list_models())]
-    tagged = asked.startswith("tu-") and timm.is_model(asked.removeprefix("tu-"))
-    return [*names, asked] if tagged else names
+    return {
+        "versions": {each: version(each) for each in ("segmentation-models-pytorch", "timm")},
+        "families": {family: defaults(family) for family in SMP_CLASSES},
+        "encoders": [*smp.encoders.get_encoder_names(), *(f"tu-{each}" for each in timm.list_models())],
+    }
 
 
 def defaults(family: str) -> dict[str, Any]:
     """The settings of a family and their values: keyword arguments of its class."""
     import segmentation_models_pytorch as smp
 
-    parameters = inspect.signature(getattr(smp, CLASSES[family])).parameters.values()
+    parameters = inspect.signature(getattr(smp, SMP_CLASSES[family])).parameters.values()
     return {each.name: each.default for each in parameters if each.name not in NOT_SETTINGS}
 
 
@@ -61,7 +57,7 @@ def build_smp(
 
     arch = f"{family}:{encoder}"
     build = partial(
-        getattr(smp, CLASSES[family]), encoder_name=encoder, in_channels=bands, classes=outputs, **values
+        getattr(smp, SMP_CLASSES[family]), encoder_name=encoder, in_channels=bands, classes=outputs, **values
     )
     try:
         network = build(encoder_weights=None)
@@ -117,3 +113,7 @@ def _weights(arch: str, encoder: str) -> str | bool:
     elif offered := list(smp.encoders.encoders[encoder]["pretrained_settings"]):
         return "imagenet" if "imagenet" in offered else str(offered[0])
     raise SettingsError(f"{arch}: the encoder has no pretrained weights; train without pretrained")
+
+
+if __name__ == "__main__":
+    SMP_NAMES.write_text(json.dumps(offered(), indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 Nothing heavy is imported until a model is loaded, so that settings can be checked fast.
 """
 
+import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,10 +64,31 @@ def weights_kind(spec: str) -> WeightsKind:
     protocol, path = split_protocol(spec)
     if protocol != "file" or "/" in path or Path(path).suffix or Path(path).is_file():
         return "file"
-    known = ", ".join(model.name for model in NAMED_MODELS)
+    known = [model.name for model in NAMED_MODELS]
+    close = difflib.get_close_matches(spec, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else ";"
     raise SettingsError(
-        f"unknown weights {spec!r}; known names: {known}; also a path or URL of a file, python:module:factory"
+        f"weights {spec!r}: unknown name{hint} known names: {', '.join(known)}; also a path or URL of a "
+        "file, python:module:factory"
     )
+
+
+def check_weights(spec: str, storage: StorageSettings) -> WeightsKind:
+    """Return what `spec` means, without torch; raises SettingsError for a wrong name and a missing file."""
+    kind = weights_kind(spec)
+    if kind != "file":
+        return kind
+    name = name_of(spec)
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        is_folder = retrying(lambda: filesystem.info(path), storage).get("type") == "directory"
+    except FileNotFoundError as error:
+        raise SettingsError(f"weights {name}: no such file") from error
+    except Exception as error:
+        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
+    if is_folder:
+        raise SettingsError(f"weights {name}: a folder, not a file; name the model file in it")
+    return kind
 
 
 def load_weights(spec: str, storage: StorageSettings) -> LoadedModel:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from segray.settings import BulkSettings
+from segray.settings import BulkSettings, WeightsAddress
 
 
 class PredictSettings(BulkSettings):
@@ -15,7 +15,14 @@ class PredictSettings(BulkSettings):
     with the same command, does only what is missing.
     """
 
-    weights: str = Field(description="model.pt of `segray train`, a path or URL, or python:module:factory")
+    basic = (
+        *("sources", "output", "weights", "tta", "probabilities", "polygons", "max_rejects"),
+        *BulkSettings.basic[1:],
+    )
+
+    weights: WeightsAddress = Field(
+        description="model.pt of `segray train`, a path or URL, or python:module:factory"
+    )
     tta: Literal["none", "flip", "d4"] = Field(
         "none", description="mean over picture and mirror image, or over all 8 flips and quarter turns"
     )

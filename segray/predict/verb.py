@@ -27,6 +27,12 @@ class Predict:
     keeps_instances = False
     joins_in_workers = True
 
+    def check(self) -> None:
+        """Raises SettingsError."""
+        from segray.models.semanticweights import check_semantic_weights
+
+        check_semantic_weights(self.settings.weights, self.settings.storage)
+
     def load(self) -> "SemanticModel":
         """Raises SettingsError."""
         from segray.models.imports import import_torchvision

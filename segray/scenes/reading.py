@@ -101,7 +101,7 @@ class SceneReader:
         if height * width > MOST_PIXELS:
             raise ItemError(
                 "too_large",
-                f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS}; set a coarser resolution",
+                f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS:,}; --resolution helps",
             )
         transform = data.transform * Affine.scale(data.width / width, data.height / height)
         bands = self._bands(tiling.bands)

@@ -108,7 +108,8 @@ def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T])
         except MemoryError:
             raise ItemError("memory", "decoding it needs more memory than a decoder may have") from None
         except Exception as error:  # plugins fail on hostile bytes with any type
-            raise _rejection(data, error, [str(refusal.message) for refusal in refusals]) from error
+            said = [str(refusal.message) for refusal in refusals]
+            raise _rejection(data, error, said, max_pixels) from error
 
 
 @contextmanager
@@ -164,7 +165,9 @@ def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.u
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ItemError("too_large", f"{width} x {height} pixels, the limit is {max_pixels:,} pixels")
+        raise ItemError(
+            "too_large", f"{width} x {height} pixels, above max_pixels {max_pixels:,}; --max-pixels"
+        )
 
 
 def _bits(image: Image.Image) -> int:
@@ -203,7 +206,7 @@ def _count_frames(image: Image.Image) -> int:
         return 1
 
 
-def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
+def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: int) -> ItemError:
     """Type and reason for what a plugin raised; whether the file ends early is read from its structure."""
     if not data:
         return ItemError("truncated", "the file is empty")
@@ -214,7 +217,8 @@ def _rejection(data: bytes, error: Exception, refusals: list[str]) -> ItemError:
     said = words.lower()
     if isinstance(error, Image.DecompressionBombError):
         pixels = int(re.findall(r"\d+", str(error))[0])
-        return ItemError("too_large", f"{form} of {pixels:,} pixels, more than the limit allows")
+        reason = f"{form} of {pixels:,} pixels, above max_pixels {max_pixels:,}; --max-pixels"
+        return ItemError("too_large", reason)
     if "out of memory" in said:
         return ItemError("memory", f"{form}: decoding it needs more memory than a decoder may have")
     if "max_text" in said:

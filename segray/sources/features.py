@@ -36,6 +36,15 @@ from segray.storage import StorageSettings, canonical_uri, split_protocol
 _BATCH = 16_384
 """Rows of GeoParquet and GeoPackage in memory at a time."""
 _SQLITE = b"SQLite format 3\0"
+_CONVERT = "convert it with `ogr2ogr footprints.gpkg FILE`"
+_OTHER_KINDS = (
+    ("a Shapefile", (".shp", ".shx", ".dbf"), b"\x00\x00\x27\x0a", _CONVERT),
+    ("a FlatGeobuf", (".fgb",), b"fgb\x03fgb", _CONVERT),
+    ("KML or GML", (".kml", ".gml"), b"<?xml", _CONVERT),
+    ("a zip archive", (".zip", ".kmz"), b"PK\x03\x04", "unpack it"),
+    ("a gzip archive", (".gz", ".tgz"), b"\x1f\x8b", "unpack it"),
+)
+"""Kind, suffixes, first bytes, advice."""
 _ENVELOPES = (0, 32, 48, 48, 64)
 """Bytes of the box in a GeoPackage geometry's header, by its indicator (OGC 12-128r19, table 5)."""
 
@@ -79,6 +88,7 @@ def open_features(source: Source, column: str | None, storage: StorageSettings) 
         with open_source(source, storage) as stream:
             start = stream.read(len(_SQLITE))
             stream.seek(0)
+            _refuse_other_kinds(source, start)
             if start.startswith(b"PAR1"):
                 yield _parquet(pq.ParquetFile(stream), column)
             elif start == _SQLITE:
@@ -89,9 +99,24 @@ def open_features(source: Source, column: str | None, storage: StorageSettings) 
     except SettingsError as error:
         raise SettingsError(*(f"{source.uri}: {line}" for line in error.lines)) from error
     except (pa.ArrowException, sqlite3.Error, shapely.GEOSException, CRSError, struct.error) as error:
-        raise SettingsError(f"{source.uri}: it cannot be read: {error}") from error
+        raise SettingsError(f"{source.uri}: it cannot be read: {describe(error)}") from error
     except OSError as error:
         raise SettingsError(f"{source.uri}: it cannot be read: {describe(error)}") from error
+
+
+def _refuse_other_kinds(source: Source, start: bytes) -> None:
+    """Raise SettingsError that says what to do with a well-known kind of file that is not read."""
+    name = source.uri.lower()
+    for kind, suffixes, magic, advice in _OTHER_KINDS:
+        if name.endswith(suffixes) or start.startswith(magic):
+            raise SettingsError(f"{kind} is not read: {advice}")
+
+
+def _said(error: Exception) -> str:
+    """In few words, never with what is in the file."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start:,} is no UTF-8"
+    return f"it has no {describe(error)}" if isinstance(error, KeyError) else describe(error)
 
 
 def _geojson(data: bytes, column: str | None) -> FeatureFile:
@@ -102,9 +127,8 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
         shapes = shapely.from_geojson([_geometry(each) for each in features])
         rows = [each.get("properties") or {} for each in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(
-            f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection: {error!r}"
-        ) from error
+        reason = f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection ({_said(error)})"
+        raise SettingsError(reason) from error
     if column is not None and not any(column in row for row in rows):
         raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
     values = [None if column is None else row.get(column) for row in rows]
@@ -126,7 +150,7 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
         about = geo["columns"][name]
         encoding, crs = about["encoding"], about.get("crs", CRS84)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"its metadata `geo` are none of GeoParquet: {error!r}") from error
+        raise SettingsError(f"its metadata `geo` are none of GeoParquet ({_said(error)})") from error
     if encoding != "WKB":
         raise SettingsError(f"geometry is encoded as {encoding}; only WKB is read")
     if column is not None and column not in file.schema_arrow.names:

@@ -111,4 +111,6 @@ def _checked(answer: bytes | Exception, max_bytes: int) -> bytes | ItemError:
 
 
 def _too_large(size: int, max_bytes: int) -> ItemError:
-    return ItemError("too_large", f"the file has {size:,} bytes, more than the {max_bytes:,} that are read")
+    return ItemError(
+        "too_large", f"the file has {size:,} bytes, above the limit of {max_bytes:,}; --max-file-mib"
+    )

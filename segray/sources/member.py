@@ -22,7 +22,10 @@ class Member:
 
 def too_large(size: int, max_bytes: int) -> ItemError:
     """The rejection of a member that claims, or grows to, more than `max_bytes`."""
-    return ItemError("too_large", f"the member has {size:,} bytes or more, the limit is {max_bytes:,}")
+    return ItemError(
+        "too_large",
+        f"the member has {size:,} bytes or more, above the limit of {max_bytes:,}; --max-file-mib",
+    )
 
 
 def check_start(kind: str, start: bytes) -> None:

@@ -94,7 +94,8 @@ def list_pairs(data: str, storage: StorageSettings, root: str | None = None) -> 
     if lists:
         base = root.rstrip("/") if root else base_of(lists[0][0])
         rows = chain.from_iterable(read_rows(one, base, split, storage) for one, split in lists)
-        return _checked(data, _of_rows(list(rows), folder_uri(base or "/")), 0)
+        hint = "" if root else "; say with --root what its paths are relative to"
+        return _checked(data, _of_rows(list(rows), folder_uri(base or "/")), 0, hint)
     if root:
         raise SettingsError(f"{canonical_uri(data)}: a root is for manifests and lists, this is a folder")
     folder = read_folder(data, storage)
@@ -239,7 +240,10 @@ def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:
     return None
 
 
-def _checked(data: str, found: Iterator[Pair | Rejected] | list[Pair | Rejected], ignored: int) -> Pairs:
+def _checked(
+    data: str, found: Iterator[Pair | Rejected] | list[Pair | Rejected], ignored: int, hint: str = ""
+) -> Pairs:
+    """hint: for rows of which no file is there."""
     pairs, rejected = list[Pair](), list[Rejected]()
     for one in found:
         if isinstance(one, Pair):
@@ -252,4 +256,6 @@ def _checked(data: str, found: Iterator[Pair | Rejected] | list[Pair | Rejected]
         return listed
     first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
     reasons = ", ".join(f"{name} {count:,}" for name, count in listed.counts().items())
-    raise SettingsError(f"{canonical_uri(data)}: no image with its label ({reasons}){first}")
+    is_elsewhere = rejected and all(one.reason in ("no_image", "no_label") for one in rejected)
+    advice = hint if is_elsewhere else ""
+    raise SettingsError(f"{canonical_uri(data)}: no image with its label ({reasons}){advice}{first}")

@@ -5,10 +5,11 @@ from typing import Any
 
 from segray.bulk.store import Store
 from segray.errors import SettingsError
-from segray.train.loop import CHECKPOINT, MODEL
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
 PLAN, RUN = "_segray/plan.json", "run.json"
+CHECKPOINT, MODEL, METRICS = "checkpoints/last.pt", "model.pt", "metrics.jsonl"
+"""Files of the output."""
 FORMAT = 1
 UNDECIDING = frozenset(
     {
@@ -44,6 +45,11 @@ def _flat(plain: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
+def holds(store: Store, name: str) -> bool:
+    """Return whether the output has this file; the file is not read."""
+    return any(path.lstrip("/") == name for path in store.files(name.rpartition("/")[0]))
+
+
 def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
     """Whether a run has begun in the output.
 
@@ -53,7 +59,7 @@ def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
     there = store.read_json(PLAN)
     if not isinstance(there, dict) or not isinstance(there.get("settings"), dict):
         for name in (MODEL, CHECKPOINT):
-            if store.read(name) is not None:
+            if holds(store, name):
                 raise SettingsError(
                     f"output: {output} holds {name}, but its {PLAN} is gone or damaged; use another --output"
                 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
+from segray.bulk.failure import lease
 from segray.bulk.lock import Lock
 from segray.bulk.progress import Progress
 from segray.bulk.store import Store
@@ -23,7 +24,17 @@ from segray.train.feed.data import Data, dealt, splits_csv
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
-from segray.train.identity import RUN, check_data, check_settings, identity_of, write_plan
+from segray.train.identity import (
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    RUN,
+    check_data,
+    check_settings,
+    holds,
+    identity_of,
+    write_plan,
+)
 from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
 from segray.train.resources import Shares, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
@@ -74,11 +85,15 @@ def train(settings: TrainSettings) -> ExitCode:
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
     set_environment()
-    with noise_to_file() as log, INTERRUPTS, RayStart(settings.ray, log, _load_ray_train) as ray:
+    with (
+        noise_to_file() as log,
+        INTERRUPTS,
+        RayStart(settings.ray, log, _load_ray_train) as ray,
+    ):
         prepared = _prepare(settings, ray)
         if settings.dry_run:
             return ExitCode.DONE
-        with Lock(prepared.store) as lock:
+        with lease(prepared.store) as lock:
             data = _run(prepared, lock)
     return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 
@@ -100,9 +115,11 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
 
     store = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
-    design = found and attempt(lambda: _design(settings, found))
+    if problems or store is None or not found:
+        raise SettingsError(*problems)  # what is known without torch, before it is loaded
+    design = attempt(lambda: _design(settings, found))
     where = attempt(lambda: _where(settings, ray))
-    if problems or store is None or not found or not design or where is None:
+    if problems or not design or where is None:
         raise SettingsError(*problems)
     device, precision = where
     if device == "cpu" and design.arch_settings.get("norm") == "sync":
@@ -168,6 +185,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         check_data(store, data.told(), output)
     record = store.read_json(RUN)
     if record is not None and record["epochs"] >= settings.epochs:
+        _check_model(store, output)
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
         return data
     shares = prepared.shares()
@@ -176,11 +194,19 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
     store.write("splits.csv", splits_csv(data))
     if isinstance(prepared.design, InstanceDesign):
         store.write("splits.json", splits_json(prepared.design, data))
+    if not holds(store, CHECKPOINT):
+        store.delete(METRICS)  # of a run that is gone: they must not pass for this one's
     _train(prepared, data, shares, lock)
     record = _record(prepared, data, time.monotonic() - started)
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
     return data
+
+
+def _check_model(store: Store, output: str) -> None:
+    """Raise SettingsError where the model of a run that is done was taken away."""
+    if not holds(store, MODEL):
+        raise SettingsError(f"output: {output} holds {RUN}, but its {MODEL} is gone; use another --output")
 
 
 def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
@@ -248,8 +274,12 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
     """The contents of run.json; `seconds` are those of the run that finished."""
     done, best = metrics(prepared.store), prepared.design.best
-    if not done:
-        raise JobFailedError(f"output: {prepared.store.root}/metrics.jsonl is gone; run again to continue")
+    last, wanted = done[-1]["epoch"] if done else 0, prepared.settings.epochs
+    if last < wanted or not holds(prepared.store, MODEL):
+        lacks = f"after {last} of {wanted} epochs" if last < wanted else f"without {MODEL}"
+        raise JobFailedError(
+            f"training ended {lacks} in {prepared.store.root}, and no worker said why; run again to continue"
+        )
     return {
         "settings": yaml.safe_load(printable(prepared.settings)),
         "versions": versions(),

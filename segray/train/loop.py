@@ -27,11 +27,11 @@ from torch import distributed
 
 from segray.bulk.store import Store
 from segray.models.modelfile import plain_contents
+from segray.train.identity import CHECKPOINT, METRICS, MODEL
 from segray.train.steps.training import Training
 
 DRAWN_EVERY_S = 20.0
 """Curves take most of a second, where an epoch may take one."""
-CHECKPOINT, MODEL, METRICS = "checkpoints/last.pt", "model.pt", "metrics.jsonl"
 
 
 class Loop:

@@ -49,7 +49,7 @@ class Design:
 
 def design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
     """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
-    from segray.models.semantic import check_recomputing, complete_settings
+    from segray.models.architectures import check_recomputing, complete_settings
     from segray.train.constants import check_constants
     from segray.train.steps.losses import outputs_for
 

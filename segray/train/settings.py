@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segray.models.instancearchs import INSTANCE_ARCHITECTURES
+from segray.address import Address
+from segray.errors import SettingsError
+from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architecture
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings
 from segray.train.augment.strength import AugmentSettings
-from segray.train.steps.losses import LossName
-from segray.train.steps.optimizers import OptimizerName
-from segray.train.steps.schedules import ScheduleName
+from segray.train.steps.names import LossName, OptimizerName, ScheduleName
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Of classes, besides numbers."""
@@ -29,12 +29,17 @@ class TrainSettings(SceneSettings):
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
-    data: str = Field(
-        pattern=r"\S",
+    basic = (
+        *("data", "output", "root", "footprints", "classes", "void", "arch", "pretrained", "epochs"),
+        *("batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
+        *SceneSettings.basic[1:],
+    )
+
+    data: Address = Field(
         description="folder, manifest, list or COCO JSON; with footprints, scenes; local or a URL",
     )
-    output: str = Field(pattern=r"\S", description="folder or bucket URL for model, metrics and checkpoints")
-    root: str | None = Field(None, description="what the paths in DATA are relative to")
+    output: Address = Field(description="folder or bucket URL for model, metrics and checkpoints")
+    root: Address | None = Field(None, description="what the paths in DATA are relative to")
     classes: list[str] | None = Field(
         None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
     )
@@ -42,7 +47,7 @@ class TrainSettings(SceneSettings):
         "auto", description="what labels hold: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
-    footprints: str | None = Field(
+    footprints: Address | None = Field(
         None,
         description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet or "
         "GeoPackage, in any coordinate system; what has none is class 0, nodata belong to no class",
@@ -151,6 +156,15 @@ class TrainSettings(SceneSettings):
     checkpoint_every_s: float = Field(
         600.0, ge=0, description="seconds between checkpoints; one is also made after each epoch"
     )
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, given: str) -> str:
+        try:
+            check_architecture(given)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+        return given
 
     @field_validator("class_weights", mode="before")
     @classmethod

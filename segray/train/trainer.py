@@ -3,10 +3,11 @@
 They go on from the last checkpoint. What is streamed to them is in `feed.stream`, what each does in `loop`.
 """
 
+import json
 import socket
 import tempfile
+import traceback
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -33,7 +35,8 @@ from segray.train.steps.instances import InstanceTask, InstanceTraining
 from segray.train.steps.semantic import SemanticTraining, Task
 from segray.train.steps.training import Training
 
-_FAILED = "_segray/failed.json"
+_FAILED = "segray-train-failed"
+"""Where a failure is kept, among what Ray's head keeps for all its processes."""
 _ABORT_S = 20.0
 
 
@@ -72,7 +75,6 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
     pairs: PAIRS, those to train with first. workers: the fewest and the most, as nodes come and go.
     Raises JobFailedError, at once where the workers would fail again in the same way.
     """
-    store = Store(run.output, run.storage)
     number: Any = workers[1] if workers[0] == workers[1] else workers
     with tempfile.TemporaryDirectory(prefix="segray-train-") as folder:
         trainer = _Trainer(
@@ -95,21 +97,31 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
             trainer.abort()
             raise
         except Exception as error:
-            _raise_failure(store, run)
+            _raise_failure(run)
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise JobFailedError(f"training broke: {(lines or [type(error).__name__])[-1]}") from error
-    _raise_failure(store, run)
+    _raise_failure(run)
 
 
-def _raise_failure(store: Store, run: Run) -> None:
-    if lines := _failure(store, run):
-        raise JobFailedError(*lines)
+def _raise_failure(run: Run) -> None:
+    if failure := _failure(run):
+        raise JobFailedError(*failure["lines"]) from _WorkerError(failure["traceback"])
 
 
-def _failure(store: Store, run: Run) -> Sequence[str]:
-    """Why a worker of this run failed, if it would again; empty if none did."""
-    told = store.read_json(_FAILED)
-    return told["lines"] if told is not None and told["attempt"] == run.attempt else ()
+class _WorkerError(Exception):
+    """The traceback of a worker, as text: the cause of the driver's own error."""
+
+
+def _failure(run: Run) -> Any:
+    """Why a worker of this run failed, if it would again: `lines`, `traceback`; None if none did."""
+    told = _internal_kv_get(run.attempt, namespace=_FAILED)
+    return None if told is None else json.loads(told)
+
+
+def _leave_word(run: Run, error: SegrayError) -> None:
+    """For the driver and the workers of this run, on whatever machine and in whatever folder they are."""
+    word = {"lines": error.lines, "traceback": "".join(traceback.format_exception(error))}
+    _internal_kv_put(run.attempt, json.dumps(word), namespace=_FAILED)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -119,13 +131,12 @@ def _worker(config: dict[str, Any]) -> None:
     again: the first worker that has it leaves word, and all that are started again end at once.
     """
     run: Run = config["run"]
-    store = Store(run.output, run.storage)
-    if _failure(store, run):
+    if _failure(run):
         return
     try:
-        _train(run, config["pairs"], store)
+        _train(run, config["pairs"], Store(run.output, run.storage))
     except SegrayError as error:
-        store.write_json(_FAILED, {"attempt": run.attempt, "lines": error.lines})
+        _leave_word(run, error)
         raise
 
 

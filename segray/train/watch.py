@@ -4,22 +4,22 @@ import _thread
 import json
 import sys
 import threading
-import time
 from types import TracebackType
 from typing import Any
 
 from segray.bulk.lock import Lock
+from segray.bulk.progress import clock, pace
 from segray.bulk.store import Store
 from segray.errors import JobFailedError
+from segray.train.identity import METRICS
 
-_METRICS = "metrics.jsonl"
 _LOOK_EVERY_S = 2.0
 _SHOWN = {"train_loss": "loss", "val_loss": "val", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:
     """The epochs that are done."""
-    return [json.loads(line) for line in (store.read(_METRICS) or b"").decode().splitlines()]
+    return [json.loads(line) for line in (store.read(METRICS) or b"").decode().splitlines()]
 
 
 def figure(value: float | None) -> str:
@@ -44,7 +44,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._shown = len(metrics(self._store))
-        self._started, self._first = time.monotonic(), self._shown
+        self._first = self._shown
         self._thread.start()
         return self
 
@@ -67,12 +67,18 @@ class Watch:
                 return
 
     def _show(self) -> None:
-        for line in metrics(self._store)[self._shown :]:
+        done = metrics(self._store)
+        for line in done[self._shown :]:
             self._shown += 1
-            seconds = (time.monotonic() - self._started) / (self._shown - self._first)
-            left = int(seconds * (self._epochs - self._shown))
+            left = self._left(done[self._first : self._shown])
             shown = ", ".join(f"{name} {figure(line[key])}" for key, name in _SHOWN.items() if key in line)
             say(
-                f"epoch {line['epoch']} of {self._epochs}: {shown}, {line['images_per_s']:.1f} images/s, "
-                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+                f"epoch {line['epoch']} of {self._epochs}: {shown}, {pace(line['images_per_s'])}"
+                f"{'' if left is None else f', {clock(left)} left'}"
             )
+
+    def _left(self, done: list[dict[str, Any]]) -> float | None:
+        """Seconds, by the epochs of this run after its first: that one came after the workers' start."""
+        if len(done) < 2 or "time" not in done[0]:
+            return None
+        return float(done[-1]["time"] - done[0]["time"]) / (len(done) - 1) * (self._epochs - self._shown)

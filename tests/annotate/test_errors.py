@@ -11,7 +11,9 @@ from tests.servers import Server
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    return [line for line in error.splitlines() if line.startswith("segray: ")]
+    first, *lines = [line for line in error.splitlines() if line.startswith("segray: ")]
+    assert first == "segray: annotate: looking at the sources, the weights and the output"
+    return [line for line in lines if line != "segray: starting Ray"]
 
 
 def test_unknown_weights_name_the_known_ones(

@@ -292,7 +292,10 @@ def test_what_is_known_before_work_begins(
         assert "Traceback" not in said.err
         return said.err
 
-    assert "predictions is required; labels is required" in told(2)
+    assert (
+        "give --predictions and --labels, or --weights and --data: predictions is required; labels is req"
+        in told(2)
+    )
     assert "labels is required" in told(2, "--predictions", maps)
     assert "data is required" in told(2, "--weights", "model.pt")
     both = told(2, "--predictions", maps, "--labels", labels, "--weights", "w", "--data", "d")

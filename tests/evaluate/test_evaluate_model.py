@@ -13,7 +13,7 @@ from PIL import Image
 from segray.cli import main
 from segray.evaluate.model import score_semantic
 from segray.evaluate.semantic import SemanticScores
-from segray.models.semantic import complete_settings
+from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, semantic_bytes
 from segray.models.semanticweights import SemanticModel
 from segray.sources.labels import LabelRules

@@ -8,7 +8,7 @@ import torch
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from segray.errors import SettingsError
-from segray.models.instancearchs import INSTANCE_ARCHITECTURES
+from segray.models.architectures import INSTANCE_ARCHITECTURES
 from segray.models.modelfile import ARCHITECTURES, ModelCard, build_model, load_model_file, model_bytes
 from segray.models.resnetmaskrcnn import ResNetSettings
 

@@ -17,8 +17,12 @@ from torchvision.models import resnet50
 from torchvision.models.segmentation import fcn_resnet50
 
 from segray.errors import SettingsError
-from segray.models.semantic import build_semantic, complete_settings, parameters_of
-from segray.models.unet import UNet, UNetSettings, overlap_tile
+from segray.models import architectures
+from segray.models.architectures import complete_settings
+from segray.models.semantic import build_semantic, parameters_of
+from segray.models.smp_networks import offered
+from segray.models.unet import UNet, overlap_tile
+from segray.models.unet_settings import UNetSettings
 
 SMP: dict[str, tuple[Any, int]] = {
     "unet:resnet18": (smp.Unet, 32),
@@ -147,18 +151,52 @@ def test_given_settings_win() -> None:
     assert (complete["psp_dropout"], complete["encoder_depth"]) == (0.5, 3)
 
 
+def test_the_table_of_names_is_what_the_libraries_offer() -> None:
+    """After an upgrade of them: `python -m segray.models.smp_networks` writes it anew."""
+    assert json.loads(architectures.SMP_NAMES.read_text()) == json.loads(json.dumps(offered()))
+
+
+def test_another_version_of_the_libraries_is_asked_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = json.loads(architectures.SMP_NAMES.read_text())
+    table["encoders"].remove("resnet18")
+    del table["families"]["fpn"]["decoder_dropout"]
+    (tmp_path / "names.json").write_text(json.dumps(table))
+    for older, told in ((False, "no encoder 'resnet18'"), (True, "")):
+        table["versions"]["timm"] = "0.0.1" if older else table["versions"]["timm"]
+        (tmp_path / "names.json").write_text(json.dumps(table))
+        monkeypatch.setattr(architectures, "SMP_NAMES", tmp_path / "names.json")
+        for kept in (architectures._smp_names, architectures._is_current):
+            kept.cache_clear()
+        try:
+            if told:
+                with pytest.raises(SettingsError, match=told):
+                    architectures.check_architecture("fpn:resnet18")
+            else:
+                assert complete_settings("fpn:resnet18", {})["decoder_dropout"] == 0.2
+        finally:
+            for kept in (architectures._smp_names, architectures._is_current):
+                kept.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
-        ("unett:resnet18", "unknown architecture unett:resnet18; did you mean unet"),
-        ("hrnet", "unknown architecture hrnet.*; known: unet, unet:ENCODER, .*fcn:ENCODER"),
+        (
+            "unett:resnet18",
+            "unknown architecture 'unett:resnet18'; did you mean unet.; known",
+        ),
+        ("hrnet", "unknown architecture 'hrnet'; .*known: unet, FAMILY:ENCODER with .*fcn; compact-mask"),
         ("", "unknown architecture"),
-        ("pspnet", "architecture pspnet needs an encoder, such as pspnet:resnet50"),
-        ("unet:", "architecture unet: needs an encoder"),
-        ("unet:resnet81", "unet has no encoder resnet81; did you mean .*resnet18"),
-        ("unet:hrnet_w18", "no encoder hrnet_w18; did you mean tu-hrnet_w18"),
-        ("fpn:tu-hrnet_w81", "no encoder tu-hrnet_w81; did you mean .*tu-hrnet_w18"),
-        ("fcn:resnet18", "fcn has no encoder resnet18; did you mean .*resnet50"),
+        ("unett", "unknown architecture 'unett'; did you mean unet"),
+        ("compact-maskrcn", "unknown architecture 'compact-maskrcn'; did you mean compact-maskrcnn"),
+        ("pspnet", "architecture 'pspnet' needs an encoder, such as pspnet:resnet50"),
+        ("unet:", "architecture 'unet:' needs an encoder"),
+        ("unet:resnet81", "unet has no encoder 'resnet81'; did you mean .*resnet18"),
+        ("unet:hrnet_w18", "no encoder 'hrnet_w18'; did you mean tu-hrnet_w18"),
+        ("fpn:tu-hrnet_w81", "no encoder 'tu-hrnet_w81'; did you mean .*tu-hrnet_w18"),
+        ("fcn:resnet18", "fcn has no encoder 'resnet18'; did you mean .*resnet50"),
         ("unet:tu-resnet18.none", "cannot be built .*Invalid pretrained tag"),
         ("unet:tu-vit_tiny_patch16_224", "cannot be built"),
         ("unet:tu-swin_tiny_patch4_window7_224", "the encoder does not take images of any size: .*224"),

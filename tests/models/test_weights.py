@@ -93,7 +93,10 @@ def test_kinds(spec: str, kind: str) -> None:
 
 def test_unknown_name_and_bad_factory() -> None:
     names = "coco-v2, coco-v1, nuclei-small, buildings-small"
-    with pytest.raises(SettingsError, match=f"'coco-v3'; known names: {names}; also a path"):
+    with pytest.raises(
+        SettingsError,
+        match=f"'coco-v3': unknown name; did you mean coco-v2.*known names: {names}; also a path",
+    ):
         weights_kind("coco-v3")
     for spec in ("python:module", "python:a:b:c", "python::f", "python:a-b:f", "python:"):
         with pytest.raises(SettingsError, match="python:module:factory"):

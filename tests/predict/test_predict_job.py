@@ -20,7 +20,7 @@ from rasterio.transform import from_origin
 from rio_cogeo.cogeo import cog_validate
 
 from segray.cli import main
-from segray.models.semantic import complete_settings
+from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.storage import open_filesystem
 from segray.tiles import Grid

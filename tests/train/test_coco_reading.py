@@ -125,7 +125,7 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
 def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.json"
     moved.write_bytes(truth.read_bytes())
-    with pytest.raises(SettingsError, match="none of its 1 images is there; say with root"):
+    with pytest.raises(SettingsError, match="none of its 1 images is there; say with --root"):
         list_coco(str(moved), STORAGE)
     (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).listed.pairs
     assert (pair.name, pair.image.address) == ("one.png", str(truth.parent / "one.png"))

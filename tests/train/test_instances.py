@@ -23,7 +23,8 @@ from segray.train.augment.strength import AugmentSettings
 from segray.train.feed.coco_listing import list_coco
 from segray.train.feed.coco_reader import CocoExample, CocoReading
 from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming
-from segray.train.loop import METRICS, MODEL, Loop
+from segray.train.identity import METRICS, MODEL
+from segray.train.loop import Loop
 from segray.train.steps.instances import InstanceTask, InstanceTraining
 from segray.train.steps.optimizers import OptimizerSettings
 from segray.train.steps.schedules import ScheduleSettings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segray.errors import JobFailedError
-from segray.models.semantic import complete_settings
+from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard
 from segray.train.feed.examples import Batch
 from segray.train.steps.losses import LossSettings, outputs_for

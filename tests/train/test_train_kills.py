@@ -120,7 +120,6 @@ def test_a_run_that_is_interrupted_and_then_killed_goes_on(data: Path, whole: Pa
     killed = progress(last.read_bytes())
     assert interrupted < killed < (EPOCHS, 0)
     assert (output / "_segray/lease.json").exists()
-    (output / "_segray/failed.json").write_text('{"attempt": "an earlier one", "lines": ["is no matter"]}')
     assert train(data, output, *SAVING) == 0
     assert_as_undisturbed((output / "metrics.jsonl").read_text(), whole)
     assert survey.stat().st_mtime_ns == read

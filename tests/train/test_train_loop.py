@@ -12,11 +12,12 @@ from torch import Tensor
 
 from segray.bulk.store import Store
 from segray.errors import SettingsError
-from segray.models.semantic import complete_settings
+from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
 from segray.storage import StorageSettings
 from segray.train.feed.examples import Batch
-from segray.train.loop import CHECKPOINT, METRICS, MODEL, Loop
+from segray.train.identity import CHECKPOINT, METRICS, MODEL
+from segray.train.loop import Loop
 from segray.train.steps.losses import LossSettings
 from segray.train.steps.optimizers import OptimizerSettings
 from segray.train.steps.schedules import ScheduleSettings

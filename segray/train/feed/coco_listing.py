@@ -75,7 +75,7 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
     if not pairs:
         first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
         raise SettingsError(
-            f"{file.uri}: none of its {len(rejected):,} images is there; say with root what its names are "
+            f"{file.uri}: none of its {len(rejected):,} images is there; say with --root what its names are "
             f"relative to{first}"
         )
     listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, truth.strays)
@@ -95,7 +95,7 @@ def _file(data: str, storage: StorageSettings, root: str | None) -> tuple[Source
     """(The COCO file, what its names are relative to)."""
     is_file = canonical_uri(data).lower().endswith(".json")
     address = data if is_file else f"{data.rstrip('/')}/{FOLDER_FILE}"
-    (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), "", storage)
+    (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), ".", storage)
     if file.error_type is not None:
         hint = (
             "" if is_file else f"; for an instance model data is a COCO .json, or a folder with {FOLDER_FILE}"

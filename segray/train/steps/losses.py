@@ -27,8 +27,8 @@ from segray.train.steps.loss_sums import (
     focal_sums,
     ratio,
 )
+from segray.train.steps.names import LossName
 
-LossName = Literal["ce", "weighted_ce", "dice", "focal", "bce", "bce_dice", "ce_dice"]
 LOSSES: tuple[str, ...] = get_args(LossName)
 SIGMOID_ONLY = frozenset({"bce", "bce_dice"})
 SOFTMAX_ONLY = frozenset({"ce", "weighted_ce", "ce_dice"})

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from segray.errors import SettingsError
+from segray.train.steps.names import OptimizerName
 
-OptimizerName = Literal["adamw", "adam", "sgd"]
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from segray.errors import SettingsError
+from segray.train.steps.names import ScheduleName
 
-ScheduleName = Literal["cosine", "poly", "step", "plateau", "constant"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 

@@ -1,0 +1,61 @@
+"""`--help` fits the terminal, says what a verb needs first, and loads nothing that takes a while."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from segray.cli import VERBS, main
+
+HEAVY = ("torch", "torchvision", "ray", "segmentation_models_pytorch", "timm", "pyarrow", "pandas", "numpy")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_it_fits_the_terminal_and_breaks_no_word(
+    verb: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not verb and columns < 80:
+        return
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = printed(capsys, *filter(None, (verb, "--help")))
+    long = [line for line in text.splitlines() if len(line) > columns and len(line.split()) > 1]
+    assert [line for line in long if not line.lstrip().startswith("--")] == []  # a choice cannot be broken
+    assert "maskrcnn_resnet50_fpn_v2" in text or verb != "train"
+    assert "(default: None)" not in text
+    assert "(default: [])" not in text
+
+
+def test_groups(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = printed(capsys, "train", "--help")
+    parts = (
+        *("--data TEXT", "--epochs N", "\nmore options:", "--clip X", "\naugmentation:", "--augment.preset"),
+        *("\nRay: where the job runs:", "--ray.address", "\nstorage: how URLs are opened:"),
+        *("--storage.attempts", "\nstorage: S3", "--storage.s3.key SECRET", "\nexamples:"),
+    )
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert len(text[: text.index("\nmore options:")].split("\n  --")) < 30
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_it_loads_nothing_heavy(verb: str) -> None:
+    program = f"""
+import sys
+from segray.cli import main
+try:
+    main(["{verb}", "--help"])
+except SystemExit:
+    pass
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "usage: " in done.stdout

@@ -1,0 +1,31 @@
+"""What is printed of each epoch, and when the time that is left is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segray.bulk.lock import Lock
+from segray.bulk.store import Store
+from segray.storage import StorageSettings
+from segray.train.watch import Watch
+
+
+def test_what_is_left_is_told_after_two_epochs_of_this_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An earlier run did the first; the second came after a start of 100 s, the others take 10 s each."""
+    times = [0.0, 5100.0, 5110.0, 5120.0]
+    lines = [
+        json.dumps({"epoch": epoch, "train_loss": 0.5, "miou": None, "images_per_s": 0.25, "time": at}) + "\n"
+        for epoch, at in enumerate(times, start=1)
+    ]
+    store = Store(str(tmp_path), StorageSettings())
+    store.write("metrics.jsonl", lines[0].encode())
+    with Lock(store) as lock, Watch(store, 10, lock):
+        store.write("metrics.jsonl", "".join(lines).encode())
+    assert capsys.readouterr().err.splitlines() == [
+        "segray: epoch 2 of 10: loss 0.5000, mIoU none, 4.0 s/image",
+        "segray: epoch 3 of 10: loss 0.5000, mIoU none, 4.0 s/image, 0:01:10 left",
+        "segray: epoch 4 of 10: loss 0.5000, mIoU none, 4.0 s/image, 0:01:00 left",
+    ]
