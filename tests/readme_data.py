@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 import tarfile
 import zipfile
@@ -30,7 +31,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
         _copy(path, folder / "jobs" / path.name)
     for name in ("nuclei", "scenes"):
         shutil.copytree(ROOT / "tests/data" / name, folder / "tests/data" / name)
-    shutil.copytree(NUCLEI, folder / "nuclei")
+    _nuclei(folder / "nuclei")
     shutil.copy(ROOT / "segray/models/bundled/nuclei-small.pt", folder / "my-model.pt")
     images = sorted(NUCLEI.glob("images/*.png"))
     _photos(folder, images)
@@ -41,6 +42,15 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
     put("photos/one.png", images[1].read_bytes())
     put("shards/0.tar", _tar(images[2:3]))
     _coco_weights(folder / "torch")
+
+
+def _nuclei(folder: Path) -> None:
+    """The bundled ones are all for test."""
+    shutil.copytree(NUCLEI, folder)
+    content = json.loads((folder / "instances.json").read_text())
+    for place, image in enumerate(content["images"]):
+        image["split"] = {0: "val", 1: "test"}.get(place, "train")
+    (folder / "instances.json").write_text(json.dumps(content))
 
 
 def _scene(path: Path) -> None:

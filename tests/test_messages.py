@@ -104,7 +104,8 @@ def test_an_output_that_takes_nothing_is_bad_usage() -> None:
         pass
 
 
-def break_down() -> None:
+def break_down(log: Path) -> None:
+    log.write_text("said by others\n")
     try:
         raise KeyError("deep down")
     except KeyError as error:
@@ -113,8 +114,7 @@ def break_down() -> None:
 
 def test_what_broke_a_job_is_in_the_file_that_is_kept() -> None:
     with pytest.raises(JobFailedError), noise_to_file() as log:
-        log.write_text("said by others\n")
-        break_down()
+        break_down(log)
     text = log.read_text()
     log.unlink()
     assert text.startswith("said by others\n")
