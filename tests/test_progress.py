@@ -2,7 +2,6 @@
 
 import pytest
 
-from segray.bulk import progress
 from segray.bulk.progress import Progress, clock, pace
 from segray.scenes.scene import Scene
 
