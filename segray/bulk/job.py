@@ -118,9 +118,11 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
-    if problems or store is None:
-        raise SettingsError(*problems)  # what is known without torch, before it is loaded
     starting = StartingRay(settings, log)
+    if problems or store is None:
+        if settings.device == "cuda":
+            attempt(lambda: _where(settings, starting))  # only torch knows
+        raise SettingsError(*problems)  # what is known without torch, before it is loaded
     begins = not settings.dry_run and store.read(RUN) is None
     if begins:
         _say_starting(starting)
