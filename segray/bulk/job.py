@@ -16,7 +16,7 @@ from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
 from segray.bulk.plan import Plan
-from segray.bulk.progress import Progress
+from segray.bulk.progress import Progress, pace
 from segray.bulk.report import dry_run_lines, run_record, say, summary_lines
 from segray.bulk.resources import Resources, share_out
 from segray.bulk.sink import Sink
@@ -114,6 +114,8 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
     if problems or store is None:
+        if settings.device == "cuda":
+            attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
     if not settings.dry_run and store.read(RUN) is None:
         ray.begin()
@@ -198,7 +200,8 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     record = run_record(settings, prepared.identity, plan, ignored, progress.seconds, sink.items)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
-    return record, f"done, {sink.items:,} images in {progress.seconds:,.1f} s, {rate} images/s"
+    at = f", {pace(rate)}" if rate else ""
+    return record, f"done, {sink.items:,} images in {progress.seconds:,.1f} s{at}"
 
 
 def _finished(store: Store) -> dict[str, Any] | None:

@@ -57,8 +57,11 @@ class InstanceDesign:
 
 def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceDesign:
     """Raises SettingsError for settings that do not fit an instance model, all at once."""
+    from segray.models.imports import import_torchvision
+
+    import_torchvision()
     from segray.models.modelfile import ARCHITECTURES
-    from segray.train.augment.instances import APPLIED
+    from segray.train.augment.strength import APPLIED_TO_INSTANCES
     from segray.train.constants import check_constants
 
     defaults = TrainSettings.model_fields
@@ -67,7 +70,7 @@ def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceD
         for name in _SEMANTIC
         if getattr(settings, name) != defaults[name].default
     ]
-    given = settings.augment.model_dump(exclude={"preset", *APPLIED}, exclude_none=True)
+    given = settings.augment.model_dump(exclude={"preset", *APPLIED_TO_INSTANCES}, exclude_none=True)
     problems += [f"augment.{name}: is for semantic models" for name in given]
     if settings.pretrained and settings.arch == "compact-maskrcnn":
         problems.append("pretrained: there are no weights for compact-maskrcnn")

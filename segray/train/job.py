@@ -116,6 +116,8 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     store = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
     if problems or store is None or not found:
+        if settings.device == "cuda":
+            attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
     design = attempt(lambda: _design(settings, found))
     where = attempt(lambda: _where(settings, ray))

@@ -13,12 +13,6 @@ from torchvision.transforms.v2 import functional
 
 from segray.train.augment.strength import AugmentSettings
 
-APPLIED = (
-    "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "brightness", "contrast",
-    "saturation", "hue", "gamma", "blur",
-)  # fmt: skip
-"""Knobs of `AugmentSettings` that mean something for instances; crops are always drawn anywhere."""
-
 
 @dataclass(frozen=True)
 class CropSettings:

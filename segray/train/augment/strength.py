@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 RARE = 0.2
 """Share of the pictures that are blurred, and of those that get noise: most should stay as they will come."""
 
+APPLIED_TO_INSTANCES = (
+    "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "brightness", "contrast",
+    "saturation", "hue", "gamma", "blur",
+)  # fmt: skip
+"""Knobs of `AugmentSettings` that mean something for instances; crops are always drawn anywhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Strength:
