@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from segray.errors import SettingsError
 
@@ -65,12 +65,33 @@ class AzureSettings(_Part):
     anonymous: bool = Field(False, description="public containers, no credentials")
 
 
+class LeaseSettings(_Part):
+    """How long runs on different machines wait for each other's signs of life."""
+
+    renew_s: float = Field(15.0, gt=0, description="seconds between two renewals of a live run's lease")
+    expires_s: float = Field(
+        90.0, gt=0, description="seconds a lease of another machine stays unchanged before it is taken over"
+    )
+    probe: bool = Field(
+        True,
+        description="refuse an output whose storage ignores conditional writes; without, see to it yourself "
+        "that one run at a time writes to an output",
+    )
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> "LeaseSettings":
+        if self.expires_s < 3 * self.renew_s:
+            raise ValueError(f"expires_s {self.expires_s:g} is below three times renew_s {self.renew_s:g}")
+        return self
+
+
 class StorageSettings(_Part):
     """How URLs are opened: endpoints, credentials, patience."""
 
     s3: S3Settings = S3Settings()
     gcs: GcsSettings = GcsSettings()
     azure: AzureSettings = AzureSettings()
+    lease: LeaseSettings = LeaseSettings()
     attempts: int = Field(9, ge=1, description="tries of a request before its error counts; 9 take 45 s")
     timeout_s: float = Field(60.0, gt=0, description="seconds a storage may stay silent")
 

@@ -51,7 +51,8 @@ class Prepared:
     """What is known before work begins."""
 
     verb: Verb
-    store: Store
+    lock: Lock
+    """Not entered yet; its output's store is `store`."""
     model: Model
     device: str
     precision: "Precision"
@@ -59,6 +60,11 @@ class Prepared:
     ray: StartingRay
     log: Path
     """Where Ray's messages go."""
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self.lock.store
 
 
 def run(verb: Verb) -> ExitCode:
@@ -80,7 +86,7 @@ def run(verb: Verb) -> ExitCode:
                     dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
                 )
                 return ExitCode.DONE
-            with Lock(prepared.store) as lock:
+            with prepared.lock as lock:
                 record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
@@ -99,7 +105,8 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
             problems.extend(error.lines)
             return None
 
-    store = attempt(lambda: _open_output(verb))
+    lock = attempt(lambda: _open_output(verb))
+    store = None if lock is None else lock.store
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
         (shown(source), touched[1])
@@ -117,15 +124,15 @@ def _prepare(verb: Verb, log: Path) -> Prepared:
     try:
         model = attempt(verb.load)
         where = attempt(lambda: _where(settings, starting))
-        if problems or store is None or model is None or where is None:
+        if problems or lock is None or model is None or where is None:
             raise SettingsError(*problems)
         device, precision = where
         identity = identity_of(verb, model, precision)
-        _check_identity(store, identity, settings)
+        _check_identity(lock.store, identity, settings)
     except SegrayError:
         starting.undo()
         raise
-    return Prepared(verb, store, model, device, precision, identity, starting, log)
+    return Prepared(verb, lock, model, device, precision, identity, starting, log)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
@@ -139,12 +146,14 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(verb: Verb) -> Store:
+def _open_output(verb: Verb) -> Lock:
+    """The output, when it can be used and no other run is live."""
     settings = verb.settings
     store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
     store.check_usable()
-    Lock(store).refuse_second_run()
-    return store
+    lock = Lock(store)
+    lock.refuse_second_run(watches=not settings.dry_run)
+    return lock
 
 
 def _where(settings: BulkSettings, ray: StartingRay) -> "tuple[str, Precision]":

@@ -75,7 +75,8 @@ class Prepared:
     """What is known before work begins."""
 
     settings: TrainSettings
-    store: Store
+    lock: Lock
+    """Not entered yet; its output's store is `store`."""
     listed: Pairs
     design: Design | InstanceDesign
     device: str
@@ -83,6 +84,11 @@ class Prepared:
     identity: dict[str, Any]
     ray: _Ray
     interrupts: Interrupts
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self.lock.store
 
     def shares(self) -> Shares:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
@@ -109,7 +115,7 @@ def train(settings: TrainSettings) -> ExitCode:
         prepared = _prepare(settings, log, interrupts)
         if settings.dry_run:
             return ExitCode.DONE
-        with Lock(prepared.store) as lock:
+        with prepared.lock as lock:
             data = _run(prepared, lock)
     return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 
@@ -126,26 +132,28 @@ def _prepare(settings: TrainSettings, log: Path, interrupts: Interrupts) -> Prep
             return None
 
     ray = _Ray(settings, log, interrupts)
-    store = attempt(lambda: _open_output(settings))
+    lock = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
     design = found and attempt(lambda: _design(settings, found))
     where = attempt(lambda: _where(settings, ray))
-    if problems or store is None or not found or not design or where is None:
+    if problems or lock is None or not found or not design or where is None:
         raise SettingsError(*problems)
     device, precision = where
     if device == "cpu" and design.arch_settings.get("norm") == "sync":
         raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
     identity = identity_of(settings, design.resolved() | {"precision": precision})
-    check_settings(store, identity, shown(settings.output))
+    check_settings(lock.store, identity, shown(settings.output))
     listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, store, listed, design, device, precision, identity, ray, interrupts)
+    return Prepared(settings, lock, listed, design, device, precision, identity, ray, interrupts)
 
 
-def _open_output(settings: TrainSettings) -> Store:
+def _open_output(settings: TrainSettings) -> Lock:
+    """The output, when it can be used and no other run is live."""
     store = Store(settings.output, settings.storage)
     store.check_usable()
-    Lock(store).refuse_second_run()
-    return store
+    lock = Lock(store)
+    lock.refuse_second_run(watches=not settings.dry_run)
+    return lock
 
 
 def _listed(settings: TrainSettings) -> Pairs | CocoListing:
