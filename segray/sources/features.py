@@ -28,6 +28,7 @@ from pyproj.exceptions import CRSError
 from segray.errors import SettingsError
 from segray.scenes.crs import CRS84
 from segray.sources.item import Source
+from segray.sources.names import fault
 from segray.sources.pair_lists import look_up
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
@@ -103,7 +104,7 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
         rows = [each.get("properties") or {} for each in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
-            f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection: {error!r}"
+            f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection: {fault(error)}"
         ) from error
     if column is not None and not any(column in row for row in rows):
         raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
@@ -126,7 +127,7 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
         about = geo["columns"][name]
         encoding, crs = about["encoding"], about.get("crs", CRS84)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"its metadata `geo` are none of GeoParquet: {error!r}") from error
+        raise SettingsError(f"its metadata `geo` are none of GeoParquet: {fault(error)}") from error
     if encoding != "WKB":
         raise SettingsError(f"geometry is encoded as {encoding}; only WKB is read")
     if column is not None and column not in file.schema_arrow.names:

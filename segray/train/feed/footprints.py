@@ -29,6 +29,7 @@ from shapely.geometry import MultiPolygon, shape
 
 from segray.errors import SettingsError
 from segray.scenes.footprints import areas_of
+from segray.sources.names import fault
 from segray.train.feed.splits import SPLITS
 
 WGS84 = "OGC:CRS84"  # a GeoJSON without `crs` member: longitude, latitude (RFC 7946, section 4)
@@ -133,7 +134,9 @@ def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
         shapes = [shape(each["geometry"]) for each in content["features"] if each["geometry"]]
         project = pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(name), scene.crs, always_xy=True)
     except (ValueError, KeyError, TypeError, AttributeError, pyproj.exceptions.CRSError) as error:
-        raise SettingsError(f"{path}: no GeoJSON feature collection that can be read: {error!r}") from error
+        raise SettingsError(
+            f"{path}: no GeoJSON feature collection that can be read: {fault(error)}"
+        ) from error
     to_pixels = ~scene.to_map
 
     def placed(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
