@@ -155,9 +155,17 @@ def test_a_lease_is_watched_once_a_start(tmp_path: Path) -> None:
         assert time.monotonic() - started < EXPIRES_S
 
 
-def test_of_many_that_take_over_at_once_one_does(tmp_path: Path) -> None:
-    left_behind(tmp_path)
-    locks = [make_lock(tmp_path) for _ in range(4)]
+@pytest.mark.parametrize("kind", ["disk", "azure"])
+def test_of_many_that_take_over_at_once_one_does(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "disk":
+        left_behind(tmp_path)
+        locks = [make_lock(tmp_path) for _ in range(4)]
+    else:  # where nothing is read again after a take-over
+        server: Server = request.getfixturevalue("azure_server")
+        server.put(f"lock/{tmp_path.name}/{NAME}", json.dumps(ELSEWHERE).encode())
+        locks = [make_lock(server.url(f"lock/{tmp_path.name}"), server.storage) for _ in range(4)]
     results: list[bool] = []
 
     def take(lock: Lock) -> None:
