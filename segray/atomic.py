@@ -1,5 +1,6 @@
 """Objects that are written whole or not at all, on every storage."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -11,6 +12,9 @@ import fsspec
 
 from segray.retries import is_passing
 
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
+"""What a file system without hard links answers: exFAT and FAT EPERM, gcsfuse ENOSYS, others ENOTSUP."""
+
 
 def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write one object, whole or not at all.
@@ -21,7 +25,7 @@ def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
     if "file" not in filesystem.protocol:
         filesystem.pipe_file(path, data)
         return
-    with _written_beside(Path(path), data) as temporary:
+    with written_beside(Path(path), data) as temporary:
         temporary.replace(path)
 
 
@@ -43,8 +47,8 @@ def put_file_atomically(filesystem: fsspec.AbstractFileSystem, path: str, local:
 def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write one object where none is. Raises FileExistsError where one is; of two callers one wins."""
     if "file" in filesystem.protocol:
-        with _written_beside(Path(path), data) as temporary:
-            Path(path).hardlink_to(temporary)  # fails where there is one, and never shows half a file
+        with written_beside(Path(path), data) as temporary:
+            _move_where_none_is(temporary, Path(path))
         return
     try:
         filesystem.pipe_file(path, data, mode="create")
@@ -54,8 +58,32 @@ def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: by
         raise
 
 
+def _move_where_none_is(temporary: Path, place: Path) -> None:
+    """Give a finished file its name. Raises FileExistsError where the name is taken.
+
+    A hard link does it in one step. File systems without links (exFAT, gcsfuse, DBFS) take two: an empty file
+    claims the name, and the finished one is renamed over it. A kill in between leaves an empty file, never
+    half of one; readers treat it as not written.
+    """
+    try:
+        place.hardlink_to(temporary)
+        return
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    place.open("xb").close()
+    try:
+        temporary.replace(place)
+    except OSError:
+        place.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def _written_beside(place: Path, data: bytes) -> Iterator[Path]:
+def written_beside(place: Path, data: bytes) -> Iterator[Path]:
+    """Write a hidden file with these contents next to `place`; it is removed when the block ends."""
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

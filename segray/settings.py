@@ -293,7 +293,8 @@ def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
     except OSError as error:
         return {}, [f"config: cannot read {path}: {error.strerror}"]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return {}, [f"config: {path} is not YAML: {' '.join(str(error).split())}"]
+        line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        return {}, [f"config: {path}{line} is not YAML: {getattr(error, 'problem', None) or 'not UTF-8'}"]
     if content is None:
         return {}, []
     if not isinstance(content, dict):

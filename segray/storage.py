@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from segray.address import SecretOrFile
 from segray.errors import SettingsError
@@ -25,6 +25,17 @@ EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "http": "s3", "https": "s3"}
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 _AZURE_ACCOUNT = re.compile(r"^([a-z]+://[^/@]+)@([^/@.]+)\.(?:dfs|blob)\.core\.[^/]+")
 """Azure's own form of address: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/path."""
+OBJECT_STORES = ("s3", "gs", "az")
+_PORT_OR_ARN = re.compile(r"[^:]*:\d*$|arn:")
+"""What may follow a colon besides a secret: `host:8443`, `arn:aws:s3:…:accesspoint`."""
+_SIGNED_WITH = {"sv", "se", "sp", "sr", "st", "ss", "srt", "expires", "awsaccesskeyid", "googleaccessid"}
+_SIGNATURE_LENGTH = 20
+"""Of base64; shorter ones count beside the fields above only, since a key may hold `?sig=1`."""
+_SECRETS_GO = {
+    "s3": "storage.s3.key and storage.s3.secret",
+    "gs": "storage.gcs.token",
+    "az": "storage.azure.sas_token or account_key",
+}
 _CONNECT_S = 10.0
 """Seconds to wait for a connection; a server that is there takes one in far less."""
 
@@ -66,12 +77,33 @@ class AzureSettings(_Part):
     anonymous: bool = Field(False, description="public containers, no credentials")
 
 
+class LeaseSettings(_Part):
+    """How long runs on different machines wait for each other's signs of life."""
+
+    renew_s: float = Field(15.0, gt=0, description="seconds between two renewals of a live run's lease")
+    expires_s: float = Field(
+        90.0, gt=0, description="seconds a lease of another machine stays unchanged before it is taken over"
+    )
+    probe: bool = Field(
+        True,
+        description="refuse an output whose storage ignores conditional writes; without, see to it yourself "
+        "that one run at a time writes to an output",
+    )
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> "LeaseSettings":
+        if self.expires_s < 3 * self.renew_s:
+            raise ValueError(f"expires_s {self.expires_s:g} is below three times renew_s {self.renew_s:g}")
+        return self
+
+
 class StorageSettings(_Part):
     """How URLs are opened: endpoints, credentials, patience."""
 
     s3: S3Settings = S3Settings()
     gcs: GcsSettings = GcsSettings()
     azure: AzureSettings = AzureSettings()
+    lease: LeaseSettings = LeaseSettings()
     attempts: int = Field(9, ge=1, description="tries of a request before its error counts; 9 take 45 s")
     timeout_s: float = Field(60.0, gt=0, description="seconds a storage may stay silent")
 
@@ -94,16 +126,45 @@ def split_protocol(url: str) -> tuple[str, str]:
 def canonical_uri(url: str) -> str:
     """The URL that ids are made of and that the ledger shows: no credentials, query string or fragment.
 
-    Local paths become `file:///absolute/path` (symbolic links are not resolved).
+    Local paths become `file:///absolute/path` (symbolic links are not resolved). Keys of object stores may
+    hold `?` and `#`: only a query that signs is cut.
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
         return "file://" + _absolute(rest)
-    if protocol in ("s3", "gs", "az"):  # object keys may hold ? and #
-        scheme, _, path = rest.partition("://")
-        return f"{scheme}://{path.rpartition('@')[2] if '@' in path.split('/', 1)[0] else path}"
-    parts = urlsplit(rest)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme, _, path = rest.partition("://")
+    if protocol in OBJECT_STORES:
+        return f"{scheme}://{_without_signature(_without_user(path))}"
+    parts = urlsplit(f"{scheme}://{_without_user(path)}")
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+def _without_user(path: str) -> str:
+    """`key:secret@bucket/name` -> `bucket/name`; a secret may hold a slash, a name `@` and `:`."""
+    first = path.partition("/")[0]
+    if "@" in first:
+        return path[first.rindex("@") + 1 :]
+    is_split = ":" in first and "@" in path and not _PORT_OR_ARN.match(first)
+    return path[path.index("@") + 1 :] if is_split else path
+
+
+def _holds_secrets(path: str) -> bool:
+    user = path[: len(path) - len(_without_user(path))]
+    return ":" in user or _without_signature(path) != path
+
+
+def _without_signature(path: str) -> str:
+    """Without a query that signs: `sig` beside other fields of a SAS token, `X-Amz-…`, `X-Goog-…`."""
+    for mark in reversed([match.start() for match in re.finditer(r"\?", path)]):
+        fields = dict(part.partition("=")[::2] for part in path[mark + 1 :].lower().split("&"))
+        signature = fields.get("sig", fields.get("signature", ""))
+        if (
+            any(name.startswith(("x-amz-", "x-goog-")) for name in fields)
+            or (signature and not _SIGNED_WITH.isdisjoint(fields))
+            or len(signature) >= _SIGNATURE_LENGTH
+        ):
+            return path[:mark]
+    return path
 
 
 def _absolute(path: str) -> str:
@@ -116,15 +177,22 @@ def shown(url: str) -> str:
     return canonical_uri(url) if "://" in url else url
 
 
-def open_filesystem(url: str, storage: StorageSettings) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem for `url` and the path inside it.
+def open_filesystem(
+    url: str, storage: StorageSettings, *, is_listed: bool = False
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem for `url` and the path inside it; `is_listed`: a storage's listing gave this name.
 
-    Raises SettingsError for an unknown protocol, one whose library is not installed, and settings with which
-    it cannot be opened.
+    Raises SettingsError for an unknown protocol, one whose library is not installed, settings with which
+    it cannot be opened, and keys or a signature in the URL, which no library takes from there.
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
         return fsspec.filesystem("file"), _absolute(rest)
+    if protocol in OBJECT_STORES and not is_listed and _holds_secrets(rest.partition("://")[2]):
+        raise SettingsError(
+            f"{canonical_uri(url)}: keys and signatures in an address are not used; "
+            f"set {_SECRETS_GO[protocol]} (by environment or --config, which no process list shows)"
+        )
     kind = _filesystem_class(protocol, canonical_uri(url))
     try:
         filesystem = kind(**_OPTIONS.get(protocol, _no_options)(storage))

@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import re
 import socket
 import struct
 import threading
@@ -34,6 +35,7 @@ _NAMES = {  # status -> how the servers of S3, Azure and Google name it
     429: ("TooManyRequests", "TooManyRequests", "The rate of requests is too high"),
     500: ("InternalError", "InternalError", "Internal Error"),
     502: ("BadGateway", "BadGateway", "Bad Gateway"),
+    501: ("NotImplemented", "NotImplemented", "Not Implemented"),
     503: ("SlowDown", "ServerBusy", "Backend Error"),
 }
 _Headers = list[tuple[str, str]]
@@ -46,6 +48,8 @@ class Proxy:
     server: Server
     fault: Fault = 500
     left: int = 0
+    only: str = ""  # the method of the requests that fail; empty: any
+    ignores: str = ""  # a header, or a parameter of the query, that the server never sees
     share: float = 0.0
     seed: int = 0
     endpoint: str = ""  # http://127.0.0.1:PORT of the proxy
@@ -67,8 +71,10 @@ class Proxy:
     def next_fault(self, request: str) -> Fault | None:
         """How this request fails, if it does."""
         with self.lock:
-            self.left -= 1
             self.seen.append(request)
+            if not request.startswith(self.only):
+                return None
+            self.left -= 1
             draw = random.Random(f"{self.seed} {len(self.seen)}")
             if self.left < 0 and draw.random() >= self.share:
                 return None
@@ -95,6 +101,13 @@ def flaky(server: Server, share: float, seed: int) -> Iterator[Proxy]:
 def distant(server: Server, latency_s: float) -> Iterator[Proxy]:
     """A proxy before `server` that answers later; objects that are read by range must not change."""
     with _serving(Proxy(server, latency_s=latency_s, holds=True)) as proxy:
+        yield proxy
+
+
+@contextmanager
+def ignoring(server: Server, condition: str) -> Iterator[Proxy]:
+    """A proxy that makes of `server` one that does not know a conditional header or parameter."""
+    with _serving(Proxy(server, ignores=condition)) as proxy:
         yield proxy
 
 
@@ -139,7 +152,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> tuple[int, _Headers, bytes]:
         connection = http.client.HTTPConnection(urlsplit(self.plan.server.endpoint).netloc, timeout=30)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        ignored = self.plan.ignores
+        headers = {name: value for name, value in self.headers.items() if name.lower() != ignored.lower()}
+        path = self.path
+        if ignored and "=" not in ignored:  # `name=0` and `name` are two conditions
+            path = re.sub(rf"&{ignored}=(?!0(&|$))[^&]*", "", path)
+        elif ignored:
+            path = path.replace(f"&{ignored}", "")
+        connection.request(self.command, path, body, headers)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()

@@ -262,8 +262,8 @@ def gcs_server() -> Iterator[Server]:
 def _gcs_http() -> LoopbackServer:
     """The emulator's requests and store in a server with threads (its own takes one connection at a time).
 
-    Added: an upload with ifGenerationMatch=0 answers 412 when the object exists, which the emulator ignores
-    (https://cloud.google.com/storage/docs/request-preconditions).
+    Added: an upload with ifGenerationMatch answers 412 when the object is another generation (0: when it
+    exists), which the emulator ignores (https://cloud.google.com/storage/docs/request-preconditions).
     """
     from gcp_storage_emulator.server import RequestHandler
     from gcp_storage_emulator.storage import Storage
@@ -279,7 +279,8 @@ def _gcs_http() -> LoopbackServer:
             del self.headers["Content-Length"]
             self.headers["Content-Length"] = str(len(body))
             with one_at_a_time:
-                if "ifGenerationMatch=0" in self.path and _exists(self.storage.objects, self.path, body):
+                wanted = parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")
+                if wanted and wanted[0] != _generation(self.storage.objects, self.path, body):
                     self.send_error(412)
                 else:
                     super().do_POST()
@@ -297,13 +298,14 @@ def _with_crlf(body: bytes) -> bytes:
     return body.removesuffix(end) + b"\r" + end if body.endswith(end) else body
 
 
-def _exists(objects: dict[str, dict[str, Any]], path: str, body: bytes) -> bool:
-    """Whether the object that an upload names, in its query or in the JSON its body begins with, is there."""
+def _generation(objects: dict[str, dict[str, Any]], path: str, body: bytes) -> str:
+    """Of the object that an upload names, in its query or in the JSON its body begins with; 0 without one."""
     url = urlsplit(path)
     named = parse_qs(url.query).get("name")
     text = body.decode("ascii", "replace")
     name = named[0] if named else json.JSONDecoder().raw_decode(text[text.index("{") :])[0]["name"]
-    return name in objects.get(url.path.split("/b/")[1].split("/")[0], {})
+    there = objects.get(url.path.split("/b/")[1].split("/")[0], {}).get(name)
+    return "0" if there is None else str(there["generation"])
 
 
 def _gcs(endpoint: str, bucket: Any) -> Server:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.bulk.failure import lease
+from segray.bulk.lock import Lock
 from segray.bulk.store import Store
 from segray.cli import main
 from segray.errors import ItemError, JobFailedError, SettingsError
@@ -30,7 +30,7 @@ NOISE = bytes(os.urandom(1 << 20))
         ("a.fgb", NOISE, "a FlatGeobuf is not read"),
         ("a.json", b"PK\x03\x04" + NOISE, "a zip archive is not read: unpack it"),
         ("a.geojson.gz", NOISE, "a gzip archive is not read: unpack it"),
-        ("a.geojson", b'{"features": "M\xfcnchen' + NOISE, "byte 15 is no UTF-8"),
+        ("a.geojson", b'{"features": "M\xfcnchen' + NOISE, "byte 15 is not UTF-8"),
         ("a.geojson", b"\xff" + NOISE, "neither GeoParquet nor GeoPackage nor a GeoJSON feature collection"),
         ("a.geojson", b"{}", "it has no 'features'"),
         (
@@ -99,7 +99,7 @@ def test_a_picture_that_is_too_large_names_the_limit_and_the_setting(tmp_path: P
 def test_an_output_that_takes_nothing_is_bad_usage() -> None:
     with (
         pytest.raises(SettingsError, match=r"^output: cannot write into /proc/segray: "),
-        lease(Store("/proc/segray", STORAGE)),
+        Lock(Store("/proc/segray", STORAGE)),
     ):
         pass
 

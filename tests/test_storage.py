@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from segray.atomic import create_atomically, put_atomically
 from segray.errors import SettingsError
 from segray.retries import error_type, is_passing, retrying
 from segray.settings import AnnotateSettings
+from segray.sources.fetch import read_all
+from segray.sources.item import Source
+from segray.sources.reader import open_source
 from segray.sources.remote import list_files
 from segray.storage import (
     AzureSettings,
@@ -210,6 +214,23 @@ def test_environment_reaches_the_server(names: str, server: Server, monkeypatch:
         ("s3a://bucket/a", "s3://bucket/a"),
         ("S3://bucket/Key", "s3://bucket/Key"),
         ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("s3://key:sec/ret+/x=@bucket/a@b/c:d.png", "s3://bucket/a@b/c:d.png"),
+        (
+            "s3://arn:aws:s3:eu-west-1:123:accesspoint/mine/a@b",
+            "s3://arn:aws:s3:eu-west-1:123:accesspoint/mine/a@b",
+        ),
+        ("s3://bucket/a:b@c.png", "s3://bucket/a:b@c.png"),
+        ("s3://bucket/a?X-Amz-Credential=AKIA&X-Amz-Signature=0f", "s3://bucket/a"),
+        ("s3://bucket/a?AWSAccessKeyId=AKIA&Signature=x&Expires=1", "s3://bucket/a"),
+        ("gs://bucket/q?x=1?X-Goog-Signature=0f", "gs://bucket/q?x=1"),
+        ("az://container/a?sv=2024-11-04&se=2026&sr=b&sp=r&sig=aB%3D", "az://container/a"),
+        ("az://container/a?sp=r&sig=aB%3D#x", "az://container/a"),
+        ("az://container/a?sig=aB3deF6hiJ9lmN2pqR5tuV8xyZ1bcD4fgH7jkL0%3D", "az://container/a"),
+        ("abfss://container@account.dfs.core.windows.net/a?sv=1&sig=x", "az://container/a"),
+        ("az://container/a?sig=1.png", "az://container/a?sig=1.png"),
+        ("az://container/q?sv=1&sp=2.png", "az://container/q?sv=1&sp=2.png"),
+        ("https://user:wo/rd@host:8443/a@b:c.png?x", "https://host:8443/a@b:c.png"),
+        ("https://host:8443/a@b.png", "https://host:8443/a@b.png"),
         ("s3://bucket/a@b/q?x=1#2.png", "s3://bucket/a@b/q?x=1#2.png"),  # a key may hold anything
         ("s3://bucket/é ü+%20.png", "s3://bucket/é ü+%20.png"),
         ("gcs://bucket/a", "gs://bucket/a"),
@@ -227,6 +248,34 @@ def test_canonical_uri(url: str, canonical: str) -> None:
     assert canonical_uri(url) == canonical
     assert canonical_uri(canonical) == canonical
     assert split_protocol(canonical)[0] == canonical.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "setting"),
+    [
+        ("s3://AKIAWHO:hun/ter2@bucket/a", "storage.s3.key"),
+        ("s3://AKIAWHO:hunter2@bucket/a", "storage.s3.key"),
+        ("s3://bucket/a?X-Amz-Signature=hunter2", "storage.s3.key"),
+        ("gs://bucket/a?X-Goog-Credential=x&X-Goog-Signature=hunter2", "storage.gcs.token"),
+        ("az://container/a?sv=1&sig=hunter2", "storage.azure.sas_token"),
+    ],
+)
+def test_secrets_in_an_address_are_refused_and_not_shown(url: str, setting: str) -> None:
+    with pytest.raises(SettingsError, match=rf"are not used; set {setting}") as caught:
+        open_filesystem(url, StorageSettings())
+    assert not re.search("hun|ter2|AKIA", str(caught.value))
+
+
+def test_a_listed_key_that_looks_signed_is_read_and_keeps_its_name(s3_server: Server) -> None:
+    """`wget` names files so."""
+    name = "signed/a.png?X-Amz-Credential=x&X-Amz-Signature=0f"
+    s3_server.put(name, DATA)
+    (address,) = versions(s3_server, "signed")
+    assert address == s3_server.url(name)
+    source = Source(address, address, "file", "", len(DATA))
+    assert read_all([source], s3_server.storage) == [DATA]
+    with open_source(source, s3_server.storage) as file:
+        assert file.read() == DATA
 
 
 def test_canonical_uri_of_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.failure import lease
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
@@ -46,12 +45,18 @@ class Prepared:
     """What is known before work begins."""
 
     verb: Verb
-    store: Store
+    lock: Lock
+    """Not entered yet; its output's store is `store`."""
     model: Model
     device: str
     precision: "Precision"
     identity: dict[str, Any]
     ray: RayStart
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self.lock.store
 
 
 def run(verb: Verb) -> ExitCode:
@@ -77,7 +82,7 @@ def run(verb: Verb) -> ExitCode:
                     dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
                 )
                 return ExitCode.DONE
-            with lease(prepared.store) as lock:
+            with prepared.lock as lock:
                 record, did = _run(prepared, plan, inventory, lock)
         say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
@@ -100,7 +105,7 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
             problems.extend(error.lines)
             return None
 
-    store = attempt(lambda: _open_output(verb))
+    lock = attempt(lambda: _open_output(verb))
     attempt(verb.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
@@ -113,11 +118,11 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
-    if problems or store is None:
+    if problems or lock is None:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
-    if not settings.dry_run and store.read(RUN) is None:
+    if not settings.dry_run and lock.store.read(RUN) is None:
         ray.begin()
     model = attempt(verb.load)
     where = attempt(lambda: _where(settings, ray))
@@ -125,8 +130,8 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
         raise SettingsError(*problems)
     device, precision = where
     identity = identity_of(verb, model, precision)
-    _check_identity(store, identity, settings)
-    return Prepared(verb, store, model, device, precision, identity, ray)
+    _check_identity(lock.store, identity, settings)
+    return Prepared(verb, lock, model, device, precision, identity, ray)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
@@ -140,12 +145,14 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(verb: Verb) -> Store:
+def _open_output(verb: Verb) -> Lock:
+    """The output, when it can be used and no other run is live."""
     settings = verb.settings
     store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
     store.check_usable()
-    Lock(store).refuse_second_run()
-    return store
+    lock = Lock(store)
+    lock.refuse_second_run(watches=not settings.dry_run)
+    return lock
 
 
 def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":

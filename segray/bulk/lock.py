@@ -1,28 +1,82 @@
 """One live run an output: a lease that the holder renews, and that a killed run leaves behind.
 
-The lease is an object made with the storage's conditional put, so that of two runs that start together one
-wins. It is taken over at once when its process is known to be dead (same machine), else when it has not
-been renewed for `EXPIRES_S`. The holder reads before it renews: one that lost its lease stops its job.
+One object with a generation that only grows. It is made, renewed, taken over and given back by conditional
+writes on the version that was read, so of two runs that do so at once one wins. A lease whose process is
+known to be dead (same machine) is taken over at once. Nobody compares clocks: a lease of another machine is
+watched, and taken over once it stayed unchanged, on the watcher's own clock, for the time in which its holder
+promised to renew it. A holder that could not renew for nearly so long, or whose lease changed, writes nothing
+more.
 """
 
 import json
+import math
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from segray.bulk.store import Store
+from segray.conditional import ChangedError, Versioned, stale_version
 from segray.errors import JobFailedError, SettingsError
+from segray.retries import is_passing
 
 NAME = "_segray/lease.json"
-RENEW_S = 15.0
-EXPIRES_S = 90.0
+LOOKS = 5
+"""A watched lease is read so many times in one renewal."""
 SETTLE_S = 2.0
+"""After a take-over on a folder that machines share: not all of them share locks (see `conditional`)."""
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Of the holder; Linux' goes on while the machine sleeps, as the watchers' clocks do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What the object says; of a damaged one, a holder that nobody knows."""
+
+    run_id: str = ""
+    generation: int = 0
+    renewals: int = 0
+    """Makes each version another one."""
+    host: str = "an unknown machine"
+    boot: str = ""
+    pid: int = 0
+    started: str = ""
+    expires_s: float = 0.0
+    """Within which the holder promises to renew it; 0: unknown."""
+    released: bool = False
+    """The holder ended; the object stays so that the generation goes on."""
+
+    @classmethod
+    def of(cls, data: bytes) -> "Lease":
+        """Read a lease, those of earlier versions included."""
+        try:
+            found = json.loads(data)
+        except ValueError:
+            return cls()
+        if not isinstance(found, dict):
+            return cls()
+        kinds = {name: type(getattr(cls(), name)) for name in cls.__slots__}
+        if type(found.get("expires_s")) is int:  # JSON knows one kind of number
+            found["expires_s"] = float(found["expires_s"])
+        return cls(**{name: value for name, value in found.items() if type(value) is kinds.get(name)})
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether its process can be asked for."""
+        return self.pid > 0 and self.host == socket.gethostname() and self.boot == _boot_id()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process, of this machine, is alive."""
+        started = _process_start(self.pid)
+        return started != "" and started == self.started
 
 
 class Lock:
@@ -31,31 +85,34 @@ class Lock:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
-        self._renewed = time.monotonic()
+        self._settings = store.storage.lease
+        self._generation = 0
+        self._renewals = 0
+        self._expired: str | None = None  # version of a lease that was watched to its end
+        self._renewed = math.inf
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._writing = threading.Lock()
         self._renewer = threading.Thread(target=self._renew, name="segray-lease", daemon=True)
 
-    def refuse_second_run(self) -> None:
-        """Raise SettingsError while another run is live; cheap, so that it can be asked early."""
-        holder = self._holder()
-        if holder is not None and _is_live(holder):
-            raise SettingsError(
-                f"output: {self.store.root} is being written by another run (process {holder['pid']} on "
-                f"{holder['host']}); wait for it, or if it was killed on another machine, "
-                f"try again in {EXPIRES_S:.0f} s"
-            )
+    def refuse_second_run(self, *, watches: bool = True) -> None:
+        """Raise SettingsError while another run is live.
+
+        Quick, but for a lease of another machine: that is watched, unless `watches` is False.
+        """
+        self._vacant(watches)
 
     def __enter__(self) -> "Lock":
-        # a create whose answer was lost is sent again and then finds its own lease
-        if not self._create() and self._holder_id() != self.run_id:
-            self.refuse_second_run()
-            self.store.write_json(NAME, self._lease())
-            time.sleep(SETTLE_S)  # of two that take over at once, the last writer wins and the other sees it
-            if self._holder_id() != self.run_id:
-                raise SettingsError(f"output: another run took {self.store.root} over at the same moment")
-        self._renewed = time.monotonic()
+        tries = 0
+        while not self._take():  # another run was faster: the next look says which
+            tries += 1
+            if tries == LOOKS:
+                raise SettingsError(f"output: other runs keep taking {self.store.root} over")
+        stale = stale_version(self.store.filesystem)
+        if self._settings.probe and stale is not None:
+            self._refuse_unconditional(stale)
         self._renewer.start()
+        self.store.fence = self.check
         return self
 
     def __exit__(
@@ -63,62 +120,188 @@ class Lock:
     ) -> None:
         self._stop.set()
         self._renewer.join()
-        with suppress(JobFailedError):  # it expires by itself; what was done stays done
-            if self._holder_id() == self.run_id:
-                self.store.delete(NAME)
+        with suppress(OSError, JobFailedError):  # it expires by itself; what was done stays done
+            self._rewrite(released=True)
+        self._renewed = math.inf
 
     def check(self) -> None:
-        """Raise JobFailedError when another run has taken the output over."""
-        if self._lost.is_set() or time.monotonic() - self._renewed > EXPIRES_S:
+        """Raise JobFailedError when another run has taken the output over, or may have."""
+        if not self._lost.is_set() and self._age() > 2 * self._settings.renew_s:
+            self._try_to_renew()  # this process slept, or the storage was away: ask before the next write
+        if self._lost.is_set() or self._age() > self._settings.expires_s - self._settings.renew_s:
             raise JobFailedError(f"another run took {self.store.root} over, or may have; this one stops")
 
-    def _lease(self) -> dict[str, Any]:
-        return {
+    # --- taking --------------------------------------------------------------------------------------
+
+    def _take(self) -> bool:
+        """Whether the lease became ours; False where another run was faster."""
+        vacant = self._vacant(watches=True)
+        asked = _now()
+        before = Lease() if vacant is None else Lease.of(vacant.data)
+        self._generation = before.generation + 1
+        if not self._won(vacant):
+            return False
+        if vacant is not None and not before.released and not before.is_of_this_machine:
+            self._settle()
+        self._renewed = asked
+        return True
+
+    def _won(self, vacant: Versioned | None) -> bool:
+        """Whether our conditional write was the one that counts."""
+        data = self._lease()
+        try:
+            if vacant is None:
+                self.store.create(NAME, data)
+            else:
+                self.store.replace(NAME, data, vacant.version)
+        except FileExistsError:
+            there = self.store.read_versioned(NAME)
+            return there is not None and there.data == data  # the answer to our own request was lost
+        except JobFailedError as error:
+            if error.__cause__ is None or is_passing(error.__cause__):
+                raise
+            raise SettingsError(*(f"output: {line}" for line in error.lines)) from error
+        return True
+
+    def _settle(self) -> None:
+        """Raise SettingsError where another machine's take-over of a shared folder came after ours."""
+        if stale_version(self.store.filesystem) is None:
+            time.sleep(min(SETTLE_S, self._settings.renew_s))
+            if not self._is_ours(self.store.read_versioned(NAME)):
+                raise SettingsError(f"output: another run took {self.store.root} over at the same moment")
+
+    def _refuse_unconditional(self, stale: str) -> None:
+        """Raise SettingsError when the storage takes what conditional writes must refuse.
+
+        stale: a version that the lease does not have.
+        """
+        names = ("If-None-Match", "If-Match")
+        if "gs" in self.store.filesystem.protocol:
+            names = ("ifGenerationMatch=0", "ifGenerationMatch")
+        writes: tuple[Callable[[], None], ...] = (
+            lambda: self.store.create(NAME, self._lease()),
+            lambda: self.store.replace(NAME, self._lease(), stale),
+        )
+        for header, write in zip(names, writes, strict=True):
+            try:
+                write()
+            except FileExistsError:
+                continue
+            self.store.delete(NAME)
+            raise SettingsError(
+                f"output: the storage of {self.store.root} ignores {header}, without which two runs on one "
+                "output cannot be told apart; choose another storage, or set storage.lease.probe=false and "
+                "see to it that one run at a time writes there"
+            )
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    def _vacant(self, watches: bool) -> Versioned | None:
+        """The lease that may be replaced; None where there is none. Raises SettingsError while it is held."""
+        found = self.store.read_versioned(NAME)
+        if found is None:
+            return None
+        lease = Lease.of(found.data)
+        if lease.released or found.version == self._expired:
+            return found
+        if lease.is_of_this_machine:
+            if lease.is_running:
+                raise self._refusal(lease, "wait for it")
+            return found
+        return self._watched(found, lease) if watches else found
+
+    def _watched(self, found: Versioned, lease: Lease) -> Versioned | None:
+        """The lease when it stayed unchanged for too long, or its holder ended meanwhile."""
+        patience = lease.expires_s if 0 < lease.expires_s < math.inf else self._settings.expires_s
+        _say(
+            f"{self.store.root} is held by another run on {lease.host}; watching whether it is alive, "
+            f"up to {patience:g} s"
+        )
+        started = said = time.monotonic()
+        while (waited := time.monotonic() - started) < patience:
+            time.sleep(min(self._settings.renew_s / LOOKS, patience - waited))
+            now = self.store.read_versioned(NAME)
+            if now is None or now.version != found.version:
+                if now is not None and not Lease.of(now.data).released:
+                    raise self._refusal(Lease.of(now.data), "its lease was renewed just now; wait for it")
+                return now
+            if time.monotonic() - said >= self._settings.renew_s:
+                said = time.monotonic()
+                _say(f"the lease of {lease.host} is unchanged for {said - started:.0f} s of {patience:g} s")
+        _say(f"the run on {lease.host} gave no sign of life for {patience:g} s; taking over")
+        self._expired = found.version
+        return found
+
+    def _refusal(self, lease: Lease, advice: str) -> SettingsError:
+        return SettingsError(
+            f"output: {self.store.root} is being written by another run (process {lease.pid} on "
+            f"{lease.host}); {advice}"
+        )
+
+    # --- keeping -------------------------------------------------------------------------------------
+
+    def _lease(self, released: bool = False) -> bytes:
+        self._renewals += 1
+        lease = {
+            "generation": self._generation,
             "run_id": self.run_id,
             "host": socket.gethostname(),
             "boot": _boot_id(),
             "pid": os.getpid(),
             "started": _process_start(os.getpid()),
-            "renewed_at": time.time(),
+            "renewals": self._renewals,
+            "expires_s": self._settings.expires_s,
+            "released": released,
+            "renewed_at": time.strftime(
+                "%Y-%m-%dT%H:%M:%SZ", time.gmtime()
+            ),  # for people; nobody compares it
         }
+        return json.dumps(lease, indent=2).encode() + b"\n"
 
-    def _create(self) -> bool:
-        """Whether the lease was made; False where one is there already."""
-        try:
-            self.store.create(NAME, json.dumps(self._lease()).encode())
-        except FileExistsError:
-            return False
-        return True
-
-    def _holder(self) -> dict[str, Any] | None:
-        try:
-            lease = self.store.read_json(NAME)
-        except JobFailedError:
-            return None  # half a lease: its writer died in the middle of the write
-        wanted = {"run_id": str, "host": str, "pid": int, "renewed_at": float}
-        if not isinstance(lease, dict) or any(not isinstance(lease.get(n), k) for n, k in wanted.items()):
-            return None
-        return lease
-
-    def _holder_id(self) -> str | None:
-        holder = self._holder()
-        return None if holder is None else str(holder["run_id"])
+    def _is_ours(self, there: Versioned | None) -> bool:
+        return there is not None and Lease.of(there.data).run_id == self.run_id
 
     def _renew(self) -> None:
-        while not self._stop.wait(RENEW_S):
-            with suppress(OSError, JobFailedError):  # `check` notices when it goes on for too long
-                if self._holder_id() != self.run_id:
-                    self._lost.set()
-                    return
-                self.store.write_json(NAME, self._lease())
-                self._renewed = time.monotonic()
+        while not self._stop.wait(self._settings.renew_s):
+            self._try_to_renew()
+
+    def _try_to_renew(self) -> None:
+        with suppress(OSError, JobFailedError):  # `check` notices when it goes on for too long
+            asked = _now()
+            if self._rewrite():
+                self._renewed = asked
+            else:
+                self._lost.set()
+
+    def _rewrite(self, *, released: bool = False) -> bool:
+        """Whether the lease was still ours and now stands there anew."""
+        with self._writing:
+            there = self.store.read_versioned(NAME)
+            if there is None or not self._is_ours(there):
+                return False
+            try:
+                self.store.replace(NAME, self._lease(released), there.version)
+            except ChangedError:
+                return False
+            return True
+
+    def _age(self) -> float:
+        """Seconds since the last renewal that counted was begun."""
+        return _now() - self._renewed
 
 
-def _is_live(holder: dict[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname() and holder.get("boot") == _boot_id():
-        started = _process_start(int(holder["pid"]))
-        return started != "" and started == str(holder.get("started"))
-    return time.time() - float(holder["renewed_at"]) < EXPIRES_S
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+def _say(line: str) -> None:
+    print(f"segray: output: {line}", file=sys.stderr, flush=True)
+
+
+def newest_generation(store: Store) -> int:
+    """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
+    there = store.read_versioned(NAME)
+    return 0 if there is None else Lease.of(there.data).generation
 
 
 def _boot_id() -> str:
@@ -136,7 +319,8 @@ def _process_start(pid: int) -> str:
     Clock ticks since boot where /proc has them; elsewhere the number alone must do.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]  # a zombie: killed, not yet waited for
     except OSError:
         if Path("/proc/self").exists():
             return ""

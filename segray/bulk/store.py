@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from segray import schema
 from segray.atomic import create_atomically, put_atomically, put_file_atomically
+from segray.conditional import Versioned, read_versioned, replace_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.retries import retrying
 from segray.schema import CRS84
@@ -112,6 +113,8 @@ class Store:
         """`crs`: of the outlines."""
         self.filesystem, self.root = open_filesystem(url, storage)
         self.storage, self.crs, self.keeps_instances = storage, crs, keeps_instances
+        self.fence: Callable[[], None] = lambda: None
+        """Called before every write; raises JobFailedError once another run holds the output (see `lock`)."""
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
 
@@ -148,18 +151,34 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Put one object, whole or not at all."""
+        self.fence()
         path = f"{self.root}/{name}"
         self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
     def put_file(self, name: str, path: Path) -> None:
         """Put a local file, whole or not at all."""
+        self.fence()
         target = f"{self.root}/{name}"
         self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
 
     def create(self, name: str, data: bytes) -> None:
         """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
+        self.fence()
         path = f"{self.root}/{name}"
         self._request("write", path, lambda: create_atomically(self.filesystem, path, data))
+
+    def replace(self, name: str, data: bytes, version: str) -> None:
+        """Put one object where that version is. Raises ChangedError; of two callers at once one wins."""
+        path = f"{self.root}/{name}"
+        self._request("write", path, lambda: replace_atomically(self.filesystem, path, data, version))
+
+    def read_versioned(self, name: str) -> Versioned | None:
+        """One object's bytes and version, for `replace`; None where there is none."""
+        path = f"{self.root}/{name}"
+        try:
+            return self._request("read", path, lambda: read_versioned(self.filesystem, path))
+        except FileNotFoundError:
+            return None
 
     def read(self, name: str) -> bytes | None:
         """One object's bytes; None where there is none."""
@@ -183,12 +202,14 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove one object; it is no error if it is gone already."""
+        self.fence()
         path = f"{self.root}/{name}"
         with suppress(FileNotFoundError):
             self._request("delete", path, lambda: self.filesystem.rm_file(path))
 
     def delete_folder(self, name: str) -> None:
         """Remove all objects below; it is no error if there are none."""
+        self.fence()
         path = f"{self.root}/{name}"
         with suppress(FileNotFoundError):
             self._request("delete", path, lambda: self.filesystem.rm(path, recursive=True))
@@ -226,6 +247,9 @@ class Store:
 
     def recover(self) -> list[Part]:
         """Finish or undo what a killed run left half done; returns what counts, oldest first."""
+        claimed = [part for part in self._parts(STAGING) + self._parts(TILE_ANSWERS) if not part.size]
+        for part in claimed:  # the claim of a commit that was never written, see `create_atomically`
+            self.discard(part)
         parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_ANSWERS)
         absorbed = {
             name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]

@@ -6,16 +6,19 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from segray.errors import SettingsError
+from segray.models.checks import check_archive, check_normalisation, weights_in
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
 from segray.models.resnetmaskrcnn import ResNetSettings, build_resnet50, build_resnet50_v2
 
+T = TypeVar("T")
 FORMAT = "segray-model/1"
 ARCHITECTURES: dict[str, tuple[Callable[[int, Any], MaskRCNN], type[Any]]] = {
     "compact-maskrcnn": (build_compact_maskrcnn, CompactSettings),
@@ -29,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[int, Any], MaskRCNN], type[Any]]] = {
 class ModelCard:
     """Everything about a model besides its weights; plain types only, so that no code is ever loaded."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     arch: str
     """A key of `ARCHITECTURES`."""
     arch_settings: dict[str, Any]
@@ -135,6 +139,7 @@ def plain_contents(name: str, data: bytes) -> Any:
 
     Raises SettingsError, one line, for anything else.
     """
+    check_archive(name, data)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -147,8 +152,23 @@ def _parse(name: str, data: bytes) -> tuple[ModelCard, dict[str, Tensor]]:
     content = plain_contents(name, data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{name}: not a segray model file (format {FORMAT})")
+    card = card_of(ModelCard, name, content)
+    return card, weights_in(name, content["state_dict"])
+
+
+def card_of(kind: type[T], name: str, content: Mapping[str, Any]) -> T:
+    """Everything in a model file besides format and weights, as `kind`, whose field types it is held to.
+
+    Raises SettingsError, one line, for a file that lacks a field, has another one or other types in it.
+    """
     fields = {key: value for key, value in content.items() if key not in ("format", "state_dict")}
     try:
-        return ModelCard(**fields), dict(content["state_dict"])
-    except (TypeError, KeyError) as error:
-        raise SettingsError(f"{name}: incomplete segray model file: {error}") from error
+        card: Any = TypeAdapter(kind).validate_python(fields)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise SettingsError(f"{name}: incomplete segray model file: {field}: {problem['msg']}") from error
+    if "state_dict" not in content:
+        raise SettingsError(f"{name}: incomplete segray model file: state_dict: Field required")
+    check_normalisation(name, card.image_mean, card.image_std)
+    return cast(T, card)

@@ -4,13 +4,15 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.models.modelfile import plain_contents
+from segray.models.checks import weights_in
+from segray.models.modelfile import card_of, plain_contents
 from segray.models.semantic import build_semantic
 
 FORMAT = "segray-semantic/1"
@@ -20,6 +22,7 @@ FORMAT = "segray-semantic/1"
 class SemanticCard:
     """Everything about a network besides its weights; plain types only, so that no code is ever loaded."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     arch: str
     """As `build_semantic` takes it."""
     arch_settings: dict[str, Any]
@@ -78,11 +81,8 @@ def load_semantic(name: str, data: bytes) -> LoadedSemantic:
     content = plain_contents(name, data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{name}: not a semantic segray model file (format {FORMAT})")
-    fields = {key: value for key, value in content.items() if key not in ("format", "state_dict")}
-    try:
-        card, state_dict = SemanticCard(**fields), content["state_dict"]
-    except (TypeError, KeyError) as error:
-        raise SettingsError(f"{name}: incomplete semantic model file: {error}") from error
+    card = card_of(SemanticCard, name, content)
+    state_dict = weights_in(name, content["state_dict"])
     module = network_of(card)
     try:
         module.load_state_dict(state_dict)

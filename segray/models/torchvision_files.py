@@ -19,6 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.errors import SettingsError
 from segray.models.catalog import bundled
+from segray.models.checks import weights_in
 from segray.models.modelfile import plain_contents
 
 PUBLISHED = {
@@ -78,10 +79,11 @@ def maskrcnn_from(name: str, checkpoint: Mapping[str, Any]) -> MaskRCNN:
     """
     state = _state_dict(checkpoint)
     if _CLASSES not in state or _MASKS not in state:
-        keys = ", ".join(list(state or checkpoint)[:3])
+        keys = ", ".join(str(key)[:80] for key in list(state or checkpoint)[:3])
         raise SettingsError(
             f"weights {name}: no Mask R-CNN of torchvision's; its keys begin with {keys or 'none'}"
         )
+    weights_in(f"weights {name}", state)
     model = _network(state)
     try:
         model.load_state_dict(state)

@@ -28,6 +28,7 @@ from pyproj.exceptions import CRSError
 from segray.errors import SettingsError
 from segray.scenes.crs import CRS84
 from segray.sources.item import Source
+from segray.sources.names import fault
 from segray.sources.pair_lists import look_up
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
@@ -112,13 +113,6 @@ def _refuse_other_kinds(source: Source, start: bytes) -> None:
             raise SettingsError(f"{kind} is not read: {advice}")
 
 
-def _said(error: Exception) -> str:
-    """In few words, never with what is in the file."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start:,} is no UTF-8"
-    return f"it has no {describe(error)}" if isinstance(error, KeyError) else describe(error)
-
-
 def _geojson(data: bytes, column: str | None) -> FeatureFile:
     try:
         content = json.loads(data)
@@ -127,8 +121,9 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
         shapes = shapely.from_geojson([_geometry(each) for each in features])
         rows = [each.get("properties") or {} for each in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection ({_said(error)})"
-        raise SettingsError(reason) from error
+        raise SettingsError(
+            f"neither GeoParquet nor GeoPackage nor a GeoJSON feature collection: {fault(error)}"
+        ) from error
     if column is not None and not any(column in row for row in rows):
         raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
     values = [None if column is None else row.get(column) for row in rows]
@@ -150,7 +145,7 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
         about = geo["columns"][name]
         encoding, crs = about["encoding"], about.get("crs", CRS84)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"its metadata `geo` are none of GeoParquet ({_said(error)})") from error
+        raise SettingsError(f"its metadata `geo` are none of GeoParquet: {fault(error)}") from error
     if encoding != "WKB":
         raise SettingsError(f"geometry is encoded as {encoding}; only WKB is read")
     if column is not None and column not in file.schema_arrow.names:

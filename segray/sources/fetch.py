@@ -55,7 +55,7 @@ def read_all(
     by_storage: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for place, source in enumerate(group):
         if not isinstance(results[place], ItemError):
-            filesystem, path = open_filesystem(source.address, storage)
+            filesystem, path = open_filesystem(source.address, storage, is_listed=True)
             by_storage.setdefault(id(filesystem), (filesystem, []))[1].append((place, path))
     for filesystem, places in by_storage.values():
         sizes = [group[place].size for place, _ in places]

@@ -83,7 +83,7 @@ class FileRanges:
     def __init__(self, uri: str, version: str, address: str, size: int, storage: StorageSettings) -> None:
         self.key, self.size = f"{uri}\0{version}", size
         self._storage = storage
-        self._filesystem, self._path = open_filesystem(address, storage)
+        self._filesystem, self._path = open_filesystem(address, storage, is_listed=True)
         self._coming: dict[Range, Future[_Answers]] = {}
         """What was asked for ahead."""
 

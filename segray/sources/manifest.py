@@ -105,7 +105,8 @@ def look_up_rows(
             if "\0" in address:
                 raise ValueError("it holds a NUL")
         except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
-            where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address: {error}"
+            why = "" if "netloc" in str(error) else f": {error}"  # urlsplit quotes it, secrets and all
+            where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address{why}"
             found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)
             continue
         if protocol == "file":

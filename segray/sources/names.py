@@ -52,3 +52,12 @@ def is_utf8(name: str) -> bool:
 def one_line(words: str) -> str:
     """What a library said, on one line, without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words.split()))
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a document, on one line, without it: a UnicodeDecodeError holds it all."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start:,} is not UTF-8"
+    if isinstance(error, KeyError):
+        return f"it has no {one_line(str(error))[:200]}"
+    return f"{type(error).__name__}: {one_line(str(error))[:200]}"

@@ -23,7 +23,7 @@ def open_source(source: Source, storage: StorageSettings) -> IO[bytes]:
 
     Raises what the storage raises; errors that pass have been retried.
     """
-    filesystem, path = open_filesystem(source.address, storage)
+    filesystem, path = open_filesystem(source.address, storage, is_listed=True)
     if filesystem.protocol in ("file", ("file", "local")):
         return cast(IO[bytes], open(path, "rb", buffering=1 << 20))  # noqa: PTH123 - the caller closes it
     size = source.size

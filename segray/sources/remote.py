@@ -12,7 +12,7 @@ from fsspec.spec import AbstractFileSystem
 
 from segray.retries import retrying
 from segray.sources.item import Source
-from segray.storage import StorageSettings, canonical_uri
+from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri
 
 _PAGE = 1000
 Page = tuple[list[tuple[str, dict[str, Any]]], str | None]
@@ -20,7 +20,9 @@ Page = tuple[list[tuple[str, dict[str, Any]]], str | None]
 
 
 def remote_uri(protocol: str, path: str) -> str:
-    """The canonical URL of a path inside a filesystem."""
+    """The canonical URL of a path inside a filesystem; a key may look as if it were signed, and is kept."""
+    if protocol in OBJECT_STORES:
+        return f"{protocol}://{path.lstrip('/')}"
     is_whole = protocol in ("http", "https")
     return canonical_uri(path if is_whole else f"{protocol}://{path.lstrip('/')}")
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
-from segray.bulk.failure import lease
 from segray.bulk.lock import Lock
 from segray.bulk.progress import Progress
 from segray.bulk.store import Store
@@ -56,13 +55,19 @@ class Prepared:
     """What is known before work begins."""
 
     settings: TrainSettings
-    store: Store
+    lock: Lock
+    """Not entered yet; its output's store is `store`."""
     listed: Pairs
     design: Design | InstanceDesign
     device: str
     precision: str
     identity: dict[str, Any]
     ray: RayStart
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self.lock.store
 
     def shares(self) -> Shares:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
@@ -93,7 +98,7 @@ def train(settings: TrainSettings) -> ExitCode:
         prepared = _prepare(settings, ray)
         if settings.dry_run:
             return ExitCode.DONE
-        with lease(prepared.store) as lock:
+        with prepared.lock as lock:
             data = _run(prepared, lock)
     return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
 
@@ -113,9 +118,9 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
             problems.extend(error.lines)
             return None
 
-    store = attempt(lambda: _open_output(settings))
+    lock = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
-    if problems or store is None or not found:
+    if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
@@ -127,16 +132,18 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     if device == "cpu" and design.arch_settings.get("norm") == "sync":
         raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
     identity = identity_of(settings, design.resolved() | {"precision": precision})
-    check_settings(store, identity, shown(settings.output))
+    check_settings(lock.store, identity, shown(settings.output))
     listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, store, listed, design, device, precision, identity, ray)
+    return Prepared(settings, lock, listed, design, device, precision, identity, ray)
 
 
-def _open_output(settings: TrainSettings) -> Store:
+def _open_output(settings: TrainSettings) -> Lock:
+    """The output, when it can be used and no other run is live."""
     store = Store(settings.output, settings.storage)
     store.check_usable()
-    Lock(store).refuse_second_run()
-    return store
+    lock = Lock(store)
+    lock.refuse_second_run(watches=not settings.dry_run)
+    return lock
 
 
 def _listed(settings: TrainSettings) -> Pairs | CocoListing:

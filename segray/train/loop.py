@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from torch import distributed
 
+from segray.bulk.lock import newest_generation
 from segray.bulk.store import Store
+from segray.errors import JobFailedError
 from segray.models.modelfile import plain_contents
 from segray.train.identity import CHECKPOINT, METRICS, MODEL
 from segray.train.steps.training import Training
@@ -54,6 +56,8 @@ class Loop:
         """Of these steps, summed."""
         self._saved = time.monotonic()
         self._drawn = -math.inf
+        self._generation = newest_generation(store) if rank == 0 else 0
+        """Of the lease under which this worker writes."""
 
     def restore(self) -> None:
         """Go on from the checkpoint in the output, if there is one. Raises SettingsError if it is damaged."""
@@ -116,6 +120,7 @@ class Loop:
         history.append(line)
         if self._rank != 0:
             return
+        self._refuse_lost_lease()
         if not known or (line[best] is not None and line[best] > max(known)):
             self._store.write(MODEL, self.training.model_file())
             self._draw_samples()
@@ -147,6 +152,7 @@ class Loop:
         self._saved = time.monotonic()
         if self._rank != 0:
             return
+        self._refuse_lost_lease()
         state = {
             "training": self.training.state_dict(),
             "position": self.position,
@@ -157,6 +163,11 @@ class Loop:
         torch.save(state, file)
         self._store.write(CHECKPOINT, file.getvalue())
         self._saved = time.monotonic()
+
+    def _refuse_lost_lease(self) -> None:
+        """Raise JobFailedError once a newer run holds the output; the driver may be gone and stop nobody."""
+        if newest_generation(self._store) != self._generation:
+            raise JobFailedError(f"another run took {self._store.root} over; this one stops")
 
 
 def _drawn(seed: int, step: int, rank: int) -> int:

@@ -54,8 +54,9 @@ def check(output: str, expected: Path, safe: int) -> None:
     images, instances = tables(output)
     assert (images, instances) == tables(expected)
     assert tiles(output) == tiles(expected)
-    left = [path.name for path in Path(output).rglob("*") if path.is_file() and path.suffix != ".parquet"]
-    assert sorted(left) == ["plan.json", "run.json"]
+    left = {path.name for path in Path(output).rglob("*") if path.is_file() and path.suffix != ".parquet"}
+    assert left - {".lease.json.guard"} == {"lease.json", "plan.json", "run.json"}
+    assert json.loads(Path(output, "_segray/lease.json").read_bytes())["released"]
     assert not list(Path(output).glob("_segray/*/*"))
     record = json.loads(Path(output, "run.json").read_text())
     assert record["rates"]["items"] == len(images) - safe
@@ -184,7 +185,7 @@ def check_bucket(output: str, server: Server, expected: Path) -> None:
     assert {row["image_id"] for row in instances} <= {row["image_id"] for row in images}
     names = server.names(root.partition("/")[2] + "/")
     assert [name for name in names if not name.endswith(".parquet")] == [
-        f"{root.partition('/')[2]}/{name}" for name in ("_segray/plan.json", "run.json")
+        f"{root.partition('/')[2]}/{name}" for name in ("_segray/lease.json", "_segray/plan.json", "run.json")
     ]
     assert not [name for name in names if "/_segray/" in name and name.endswith(".parquet")]
 

@@ -68,6 +68,9 @@ FILES: dict[str, Callable[[Path, Path], object]] = {
     "script.pt": torch_script,
     "program.pt": program,
     "tar.pth": old_tar,
+    "string.pt": lambda path, mark: torch.save({"state_dict": "abc"}, path),
+    "numbers.pt": lambda path, mark: torch.save({1: 2}, path),
+    "none.pt": lambda path, mark: torch.save({"state_dict": {1: None}, ("a",): 2}, path),
     "source.py": lambda path, mark: path.write_text(f"open({str(mark)!r}, 'w')"),
 }
 

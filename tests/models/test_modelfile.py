@@ -3,17 +3,28 @@
 import hashlib
 import io
 import pickle
+import struct
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import MaskRCNN
 
 from segray.errors import SettingsError
 from segray.models.maskrcnn import CompactSettings
-from segray.models.modelfile import FORMAT, ModelCard, build_model, load_model_file, save_model_file
+from segray.models.modelfile import (
+    FORMAT,
+    ModelCard,
+    build_model,
+    load_model_file,
+    model_bytes,
+    plain_contents,
+    save_model_file,
+)
 
 TINY = CompactSettings(
     stem_width=8, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), fpn_width=8, box_width=16, mask_widths=(8,)
@@ -107,6 +118,32 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, write: Any) -> No
         ({"format": "segray-model/2", "state_dict": {}}, "not a segray model file"),
         ({"format": FORMAT, "state_dict": {}}, "incomplete"),
         ({"format": FORMAT, **asdict(CARD)}, "incomplete"),
+        ({"format": FORMAT, **asdict(CARD), "state_dict": "abc"}, "state_dict is a str, not tensors"),
+        ({"format": FORMAT, **asdict(CARD), "state_dict": {1: 2}}, "state_dict is a dict, not tensors"),
+        ({"format": FORMAT, **asdict(CARD), "state_dict": {"a": 2}}, "'a' in its state_dict is a int"),
+        (
+            {"format": FORMAT, **asdict(CARD), "state_dict": {"a": torch.tensor([1.0, torch.nan])}},
+            "'a' in its state_dict holds NaN or infinity",
+        ),
+        (
+            {"format": FORMAT, **asdict(CARD), "state_dict": {"a": torch.tensor([torch.inf]).half()}},
+            "'a' in its state_dict holds NaN or infinity",
+        ),
+        ({"format": FORMAT, **asdict(CARD) | {"arch": ["a"]}, "state_dict": {}}, "incomplete .*arch: "),
+        ({"format": FORMAT, **asdict(CARD) | {"more": 1}, "state_dict": {}}, "incomplete .*more: "),
+        ({"format": FORMAT, **asdict(CARD) | {"min_size": "x"}, "state_dict": {}}, "incomplete .*min_size"),
+        (
+            {"format": FORMAT, **asdict(replace(CARD, image_std=(0.1, 0.0, 0.1))), "state_dict": {}},
+            "image_std .* is not above 0",
+        ),
+        (
+            {"format": FORMAT, **asdict(replace(CARD, image_std=(0.1, torch.inf, 0.1))), "state_dict": {}},
+            "image_std .* is not above 0",
+        ),
+        (
+            {"format": FORMAT, **asdict(replace(CARD, image_mean=(0.1, torch.nan, 0.1))), "state_dict": {}},
+            "image_mean .* is not finite",
+        ),
         ({"format": FORMAT, **asdict(replace(CARD, arch="yolo")), "state_dict": {}}, "unknown architecture"),
         ({"format": FORMAT, **asdict(CARD), "state_dict": {}}, "do not fit"),
         (
@@ -128,3 +165,60 @@ def test_a_truncated_file_is_one_clear_line(tmp_path: Path, model: MaskRCNN, kee
     (tmp_path / "m.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:keep])
     with pytest.raises(SettingsError, match=r"m\.pt: (refused|damaged)"):
         load_model_file(tmp_path / "m.pt")
+
+
+def rezipped(data: bytes, compression: int, more: int = 0) -> bytes:
+    """A file of torch.save as another zip; `more` zeros are added to its first storage."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w", compression) as new:
+        for record in old.infolist():
+            new.writestr(
+                record.filename, old.read(record) + bytes(more * record.filename.endswith("/data/0"))
+            )
+    return file.getvalue()
+
+
+def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path, model: MaskRCNN) -> None:
+    save_model_file(tmp_path / "m.pt", CARD, model.state_dict())
+    whole = (tmp_path / "m.pt").read_bytes()
+    load_model_file(io.BytesIO(rezipped(whole, zipfile.ZIP_STORED)))
+    bomb = rezipped(whole, zipfile.ZIP_DEFLATED, more=64 << 20)
+    assert len(bomb) < 1 << 20
+    with pytest.raises(SettingsError, match="refused, its records are compressed"):
+        load_model_file(io.BytesIO(bomb))
+
+
+def test_records_that_lie_over_each_other_are_refused(model: MaskRCNN) -> None:
+    """One run of bytes that a hundred entries of the directory name: stored, and still a bomb."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+        archive.filelist += archive.filelist * 99
+    with pytest.raises(SettingsError, match=r"refused, 1,0\d\d,\d{3} bytes that claim to hold 104,857,600"):
+        plain_contents("m.pt", file.getvalue())
+
+
+def test_one_flipped_bit_anywhere_in_the_records_is_damage(model: MaskRCNN) -> None:
+    data = model_bytes(CARD, model.state_dict())
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = [record for record in archive.infolist() if record.file_size > 500]
+    for record in rng.choice(np.array(records, object), 20):
+        header = data[record.header_offset :][:30]
+        name_bytes, extra_bytes = struct.unpack("<26x2H", header)
+        start = record.header_offset + 30 + name_bytes + extra_bytes
+        at = start + int(rng.integers(record.file_size))
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(SettingsError, match=r"m\.pt: damaged, the checksum of 'archive/data") as caught:
+            plain_contents("m.pt", bytes(flipped))
+        assert "\n" not in str(caught.value)
+
+
+def test_files_without_checksums_are_read(model: MaskRCNN) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = model_bytes(CARD, model.state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_model_file(io.BytesIO(data)).card == CARD

@@ -86,9 +86,21 @@ def test_object_store(server: Server, tmp_path: Path, suffix: str) -> None:
 
 def test_credentials_in_an_address_are_never_shown(tmp_path: Path) -> None:
     hasty = StorageSettings(attempts=1, timeout_s=2)
-    found = rows(write(tmp_path / "m.csv", ["s3://user:hunter2@bucket/a.png"]), hasty)
-    assert found[0].error_type is not None
-    assert "hunter2" not in f"{found[0].uri} {found[0].error}"
+    secret: list[str | None] = [
+        "s3://user:hunter2@bucket/a.png",
+        "s3://user:x/hunter2@bucket/a.png",
+        "az://container/a.png?sv=1&sig=hunter2",
+        "https://user:x/hunter2@127.0.0.1:9/a.png",
+        "https://user:hunter2\uff0f@host/a.png",
+    ]
+    found = rows(write(tmp_path / "m.csv", [str(tmp_path / "none.png"), *secret]), hasty)
+    assert len(found) == 1 + len(secret)
+    for source in found:
+        assert source.error_type is not None
+        assert "hunter2" not in f"{source.uri} {source.error}"
+    with pytest.raises(SettingsError, match=r"s3://bucket/a\.png: keys .* are not used") as told:
+        rows(write(tmp_path / "m.csv", secret), hasty)
+    assert "hunter2" not in str(told.value)
     (tmp_path / "no.csv").write_text("https://user:hunter2@host/a.png?X-Amz-Signature=abc123,label\n")
     with pytest.raises(SettingsError, match="column uri") as told:
         rows(tmp_path / "no.csv")

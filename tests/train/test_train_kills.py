@@ -1,6 +1,7 @@
 """Trainings that lose a worker, are interrupted or killed whole end as one that nobody disturbed."""
 
 import io
+import json
 import os
 import signal
 import threading
@@ -106,7 +107,7 @@ def test_a_run_that_is_interrupted_and_then_killed_goes_on(data: Path, whole: Pa
         assert driver.returncode == 130, told
     assert "run the same command again to continue" in told
     assert "Traceback" not in told
-    assert not (output / "_segray/lease.json").exists()
+    assert json.loads((output / "_segray/lease.json").read_bytes())["released"]
     interrupted, read = progress(last.read_bytes()), survey.stat().st_mtime_ns
     with running(*command, verb="train") as driver:
         wait_for(
@@ -119,7 +120,7 @@ def test_a_run_that_is_interrupted_and_then_killed_goes_on(data: Path, whole: Pa
         driver.communicate()
     killed = progress(last.read_bytes())
     assert interrupted < killed < (EPOCHS, 0)
-    assert (output / "_segray/lease.json").exists()
+    assert not json.loads((output / "_segray/lease.json").read_bytes())["released"]
     assert train(data, output, *SAVING) == 0
     assert_as_undisturbed((output / "metrics.jsonl").read_text(), whole)
     assert survey.stat().st_mtime_ns == read

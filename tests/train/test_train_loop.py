@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from segray.bulk.lock import Lock
 from segray.bulk.store import Store
-from segray.errors import SettingsError
+from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
 from segray.storage import StorageSettings
@@ -249,6 +250,16 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     loop = train(tmp_path, rank=1)
     assert not list(tmp_path.iterdir())
     assert [line["epoch"] for line in loop.training.history] == [1, 2]
+
+
+def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    """Its driver may be gone and stop nobody."""
+    store = Store(str(tmp_path), StorageSettings())
+    with Lock(store):
+        loop = begin(tmp_path, Mortal())
+    with Lock(store), pytest.raises(JobFailedError, match=r"another run took .* over"):
+        loop.run(stream(0, 0, EPOCHS, Mortal()), STEPS * BATCH, SCORED)
+    assert [path.name for path in tmp_path.iterdir()] == ["_segray"]
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:

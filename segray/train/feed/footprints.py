@@ -29,7 +29,7 @@ from shapely.geometry import MultiPolygon, shape
 
 from segray.errors import SettingsError
 from segray.scenes.footprints import areas_of
-from segray.sources.roundtrips import describe
+from segray.sources.names import fault
 from segray.train.feed.splits import SPLITS
 
 WGS84 = "OGC:CRS84"  # a GeoJSON without `crs` member: longitude, latitude (RFC 7946, section 4)
@@ -135,7 +135,7 @@ def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
         project = pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(name), scene.crs, always_xy=True)
     except (ValueError, KeyError, TypeError, AttributeError, pyproj.exceptions.CRSError) as error:
         raise SettingsError(
-            f"{path}: no GeoJSON feature collection that can be read: {describe(error)}"
+            f"{path}: no GeoJSON feature collection that can be read: {fault(error)}"
         ) from error
     to_pixels = ~scene.to_map
 

@@ -1,0 +1,150 @@
+"""Compare-and-swap on every storage: an object is replaced only while it is the version that was read.
+
+S3 and Azure compare the ETag (If-Match), Google the generation (ifGenerationMatch). On a disk, contents are
+compared under `flock`, which the kernel gives back when a process dies; where machines share a folder without
+sharing its locks (gcsfuse, some NFS mounts), two of them can both succeed within the same few milliseconds.
+So can they on any other storage, where contents are compared and written in two steps.
+"""
+
+import fcntl
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from fsspec import AbstractFileSystem
+
+from segray.atomic import written_beside
+from segray.retries import is_passing
+
+_GUARD_S = 5.0
+"""Longest wait for another process's compare and rename, which take milliseconds."""
+
+
+class ChangedError(FileExistsError):
+    """The object is not the version that was to be replaced: somebody else was faster."""
+
+
+class Versioned(NamedTuple):
+    """An object as it was read."""
+
+    data: bytes
+    version: str
+    """Names these contents, or older ones: then a replacement is refused, never wrong."""
+
+
+def read_versioned(filesystem: AbstractFileSystem, path: str) -> Versioned:
+    """Read an object and its version. Raises FileNotFoundError."""
+    name = _VERSIONS.get(_kind(filesystem))
+    if name is None:
+        data = bytes(filesystem.cat_file(path))
+        return Versioned(data, _digest(data))
+    version = str(filesystem.info(path)[name])
+    return Versioned(bytes(filesystem.cat_file(path)), version)
+
+
+def replace_atomically(filesystem: AbstractFileSystem, path: str, data: bytes, version: str) -> None:
+    """Write an object if it still is the version that was read; `data` must differ from all earlier contents.
+
+    Raises ChangedError where it is another one or gone; of two callers with one version one wins.
+    """
+    if "file" in filesystem.protocol:
+        _replace_on_disk(Path(path), data, version)
+        return
+    replace = _REPLACERS.get(_kind(filesystem), _replace_after_reading)
+    try:
+        replace(filesystem, path, data, version)
+    except Exception as error:
+        if is_passing(error):
+            raise
+        with suppress(FileNotFoundError):
+            there = read_versioned(filesystem, path)
+            if there.data == data:  # the answer to an earlier try of this very request was lost
+                return
+            if there.version == version:
+                raise
+        raise ChangedError(path) from error
+
+
+def stale_version(filesystem: AbstractFileSystem) -> str | None:
+    """A well-formed version that no object has; None where the storage itself compares none."""
+    return _STALE.get(_kind(filesystem))
+
+
+def _kind(filesystem: AbstractFileSystem) -> str:
+    """`s3`, `gs` or `az`; empty for a storage that compares nothing."""
+    return next((kind for kind in _REPLACERS if kind in filesystem.protocol), "")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _replace_on_disk(place: Path, data: bytes, version: str) -> None:
+    with written_beside(place, data) as temporary, _guarded(place):
+        with suppress(FileNotFoundError):
+            if _digest(place.read_bytes()) == version:
+                temporary.replace(place)
+                return
+        raise ChangedError(str(place))
+
+
+@contextmanager
+def _guarded(place: Path) -> Iterator[None]:
+    """One process at a time; a file system without locks lets all pass."""
+    with place.with_name(f".{place.name}.guard").open("ab") as guard:
+        deadline = time.monotonic() + _GUARD_S
+        while True:
+            try:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{guard.name} is locked by another process") from None
+                time.sleep(0.01)
+                continue
+            except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP
+                pass
+            yield
+            return
+
+
+def _replace_after_reading(filesystem: Any, path: str, data: bytes, version: str) -> None:
+    if _digest(filesystem.cat_file(path)) != version:
+        raise ChangedError(path)
+    filesystem.pipe_file(path, data)
+
+
+def _replace_s3(filesystem: Any, path: str, data: bytes, version: str) -> None:
+    filesystem.pipe_file(path, data, IfMatch=version)
+
+
+def _replace_azure(filesystem: Any, path: str, data: bytes, version: str) -> None:
+    from azure.core import MatchConditions
+
+    filesystem.pipe_file(path, data, etag=version, match_condition=MatchConditions.IfNotModified)
+
+
+def _replace_google(filesystem: Any, path: str, data: bytes, version: str) -> None:
+    bucket, name, _ = filesystem.split_path(path)
+    filesystem.call(
+        "POST",
+        f"{filesystem._location}/upload/storage/v1/b/{quote(bucket)}/o",
+        uploadType="media",
+        name=name,
+        ifGenerationMatch=version,
+        headers={"Content-Type": "application/octet-stream"},
+        data=data,
+    )
+
+
+_REPLACERS: dict[str, Callable[[Any, str, bytes, str], None]] = {
+    "s3": _replace_s3,
+    "az": _replace_azure,
+    "gs": _replace_google,
+}
+_VERSIONS = {"s3": "ETag", "az": "etag", "gs": "generation"}
+"""Where `info` has the version."""
+_STALE = {"s3": '"' + "0" * 32 + '"', "az": '"0x8D0000000000000"', "gs": "1"}
