@@ -98,7 +98,7 @@ def test_a_picture_that_is_too_large_names_the_limit_and_the_setting(tmp_path: P
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody may write")
 def test_an_output_that_takes_nothing_is_bad_usage() -> None:
     with (
-        pytest.raises(SettingsError, match=r"^output: cannot write into /proc/segray: "),
+        pytest.raises(SettingsError, match=r"^output: cannot write /proc/segray/_segray/lease.json: "),
         Lock(Store("/proc/segray", STORAGE)),
     ):
         pass
