@@ -1,7 +1,7 @@
 """Single files and the tables of an output, read whole or listed; and metrics.json, written at the end."""
 
 import json
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,8 +62,10 @@ def check_output(url: str, storage: StorageSettings) -> None:
         there = next(each for each in (Path(path), *Path(path).parents) if each.exists())
         if not there.is_dir():
             raise SettingsError(f"output: {there} is a file")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise SettingsError(f"output: no right to write into {there}")
+        try:
+            tempfile.TemporaryFile(dir=there).close()  # rights alone do not tell: read-only mounts, /proc
+        except OSError as error:
+            raise SettingsError(f"output: cannot write into {there}: {describe(error)}") from error
         return
     bucket = path.split("/", 1)[0]
     try:

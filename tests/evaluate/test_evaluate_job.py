@@ -318,6 +318,8 @@ def test_what_is_known_before_work_begins(
     assert not out.exists()
     out = tmp_path / "file/out"
     assert "file is a file" in told(2, "--predictions", maps, "--labels", labels, *named)
+    out = Path("/proc/out")  # nobody may write there, whatever the rights say
+    assert "output: cannot write into /proc: " in told(2, "--predictions", maps, "--labels", labels, *named)
 
 
 def test_a_dry_run_writes_nothing(
