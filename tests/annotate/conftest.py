@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from segray.sources.geotiff import WHOLE_BYTES
-from tests.annotate.harness import TALLY
 from tests.annotate.runs import MODELS, TILING, annotate, make_images
 from tests.scenes.made import town, write
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was tried against `annotate`, in one line."""
-    if TALLY:
-        done = ", ".join(f"{count} {what}" for what, count in sorted(TALLY.items()))
-        terminalreporter.write_line(f"fault trials: {done}; {TALLY['failed trials']} failed trials")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tests.annotate.runs import MODELS, TILING, descendants, processes, running, wait_for
+from tests.tally import TALLY
 
 TITLES = {  # kind -> part of the command line of its processes
     "raylet": "/raylet/raylet ",
@@ -38,8 +38,6 @@ SIGTERM or SIGINT once work has begun, as `ray job stop` and Ctrl-C send it. `st
 the driver and all its processes, as a service manager stops a unit."""
 SIGNALS = {"interrupt": (signal.SIGTERM, signal.SIGINT), "stop": (signal.SIGTERM, signal.SIGHUP)}
 
-TALLY: Counter[str] = Counter()
-"""What was done in this session, for the line at its end."""
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
 QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256", *TILING)

@@ -23,6 +23,8 @@ REAL = sorted((Path(__file__).parents[1] / "data/nuclei/images").glob("*.png"))
 MODELS = "python:tests.annotate.models:"
 TILING = ("--tile", "640", "--overlap", "128")
 """Of the two scenes in `mixed`, which have 16 tiles each so."""
+FEW = ("--decoders", "1")
+"""On the tests' Ray of four CPUs there would be four, which start in more time than a test's work takes."""
 OTHER_NAMES = ("image_id", "instance_id", "uri", "member", "member_index", "version")
 
 
@@ -41,8 +43,8 @@ def make_images(folder: Path, number: int, poisoned: tuple[int, ...] = ()) -> Pa
 
 
 def annotate(*arguments: object) -> int:
-    """The command in this process; returns its exit code."""
-    return main(["annotate", *map(str, arguments)])
+    """The command in this process; returns its exit code. Options given here win over `FEW`."""
+    return main(["annotate", *FEW, *map(str, arguments)])
 
 
 def tables(

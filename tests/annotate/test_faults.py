@@ -19,10 +19,11 @@ from PIL import Image
 
 from segray.storage import open_filesystem
 from tests.annotate.cluster import AUTH, cluster
-from tests.annotate.harness import KINDS, START_S, TALLY, Trial, items_in, trial
+from tests.annotate.harness import KINDS, START_S, Trial, items_in, trial
 from tests.annotate.runs import MODELS, TILING, annotate, by_base_name, running, tables, tiles
 from tests.faults import Proxy, flaky
 from tests.servers import Server, env_of
+from tests.tally import TALLY
 
 LOSSES_A_TRIAL = 4
 SHARE = 0.1

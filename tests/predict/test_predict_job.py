@@ -24,7 +24,7 @@ from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.storage import open_filesystem
 from segray.tiles import Grid
-from tests.annotate.runs import REAL, kill_tree, running, tables, tiles, wait_for
+from tests.annotate.runs import FEW, REAL, kill_tree, running, tables, tiles, wait_for
 from tests.predict.networks import NAMES, REACH, local
 from tests.servers import Server, env_of
 
@@ -36,7 +36,7 @@ TILING = ("--tile", "256", "--overlap", "64")
 
 
 def predict(*arguments: object) -> int:
-    return main(["predict", *map(str, arguments)])
+    return main(["predict", *FEW, *map(str, arguments)])
 
 
 @pytest.fixture(scope="module", autouse=True)

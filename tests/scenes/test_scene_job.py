@@ -64,7 +64,7 @@ def test_every_object_once(expected: Path, scene: Numbers) -> None:
 def test_any_number_of_workers_gives_the_same(
     actors: int, path: Path, expected: Path, tmp_path: Path
 ) -> None:
-    workers = ("--actors", actors, "--min-actors", actors, "--cpus-per-actor", 0.5)
+    workers = ("--actors", actors, "--min-actors", actors, "--cpus-per-actor", 0.5, "--decoders", actors)
     assert annotate(path, "--output", tmp_path / "out", *TILED, *workers) == 0
     assert tables(tmp_path / "out") == tables(expected)
     assert tiles(tmp_path / "out") == tiles(expected)

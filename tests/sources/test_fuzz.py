@@ -258,7 +258,7 @@ def seeds_of_archives() -> dict[str, list[bytes]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # duplicate names
         zips = [zipped(members, method) for method in (0, 8, 12, 14)]  # stored, deflate, bzip2, LZMA
-    return {"tar": dialects, "tar.gz": [gzip.compress(each) for each in dialects], "zip": zips}
+    return {"tar": dialects, "tar.gz": [gzip.compress(each, mtime=0) for each in dialects], "zip": zips}
 
 
 def dialect(members: list[tuple[str, bytes]], form: int) -> bytes:
@@ -281,7 +281,11 @@ def damaged_archives(number: int, seed: int) -> Iterator[tuple[str, str, bytes]]
         inside = suffix == "tar.gz" and draw.random() < 0.5
         pool = seeds["tar" if inside else suffix]
         made, data = mutate(draw.choice(pool), pool, draw)
-        yield f"seed {seed} archive {index}: {made}", suffix, gzip.compress(data, 1) if inside else data
+        yield (
+            f"seed {seed} archive {index}: {made}",
+            suffix,
+            gzip.compress(data, 1, mtime=0) if inside else data,
+        )
 
 
 def test_archives(fuzz_files: int, fuzz_seed: int, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Two processes of pytest for the whole suite, which waits as much as it computes.
+
+Each has its own session fixtures and so its own Ray. The tests of a file share what they made, so they stay
+together; so do the files of one line of `LONGEST`. These are handed out first: none is left at the end.
+"""
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+WORKERS = 2
+"""Two Rays with what runs on them fill two cores, and take up to 6 GB of memory each."""
+
+LONGEST = (
+    ("annotate/test_faults",),
+    ("train/test_job", "train/test_train_kills", "train/test_train_elastic", "train/test_relative"),
+    ("test_own_ray",),
+    ("test_readme",),
+    ("annotate/test_job", "annotate/test_stores"),
+    ("annotate/test_size",),
+    ("predict/test_predict_job",),
+    ("scenes/test_scene_job",),
+    ("scenes/test_scene_size",),
+    ("train/test_instances_job",),
+    ("train/test_train_uneven",),
+    ("annotate/test_live_runs",),
+    ("train/test_losses",),
+)
+"""Files of `tests`, longest first; those of a line share an output that takes a job to make."""
+_LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}
+
+
+def workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` gives: none for a file, a name or `-s`, so that they start at once."""
+    option = config.option
+    chosen = option.keyword or option.markexpr or option.lf or option.collectonly or option.capture == "no"
+    whole = all((config.invocation_params.dir / each).is_dir() for each in config.args)
+    return WORKERS if whole and not chosen else 0
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sort in place; files that are not in `LONGEST` keep their order, at the end."""
+    items.sort(key=lambda item: _LINES.get(_file(item.nodeid), len(LONGEST)))
+
+
+def _file(name: str) -> str:
+    return name.partition("::")[0]
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """One line or file after the other, to the process that is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = _file(nodeid)
+        return str(_LINES.get(file, file))
