@@ -13,6 +13,9 @@ from tests.tally import TALLY
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each process of Ray compiles all that it imports
 sys.dont_write_bytecode = False
 
+STARTS = 3
+"""Tries to start Ray: its raylet gives up when its agents take 15 s to start, as on a busy machine."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of what goes wrong is tried: small by default, large on request (README, `Measured`)."""
@@ -90,13 +93,20 @@ def ray_session() -> Iterator[None]:
     os.environ.update(RAY_ENVIRONMENT)
     import ray
 
-    ray.init(
-        address="local",  # whatever else runs on this machine
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=400 << 20,
-    )
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",  # whatever else runs on this machine
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=400 << 20,
+            )
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield
     ray.shutdown()
 

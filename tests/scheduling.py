@@ -31,10 +31,9 @@ _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for nam
 
 def workers(config: pytest.Config) -> int:
     """How many processes `-n auto` gives: none for a file, a name or `-s`, so that they start at once."""
-    option = config.option
-    chosen = option.keyword or option.markexpr or option.lf or option.collectonly or option.capture == "no"
+    chosen = any(config.getoption(name, False) for name in ("keyword", "markexpr", "lf", "collectonly"))
     whole = all((config.invocation_params.dir / each).is_dir() for each in config.args)
-    return WORKERS if whole and not chosen else 0
+    return WORKERS if whole and not chosen and config.getoption("capture") != "no" else 0
 
 
 def longest_first(items: list[pytest.Item]) -> None:
