@@ -6,6 +6,7 @@ Here the ports are chosen beforehand, so that nobody waits for them; the raylet 
 lives; and what did not start is started again with a new session.
 """
 
+import fcntl
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 _SOCKET_NAME = len("/r/session_2026-11-29_14-07-00_123456_4194304/sockets/plasma_store.1")
 """Bytes of a socket's path behind Ray's folder (sockaddr_un holds 108, and 104 on macOS)."""
+_PREFIX, _ALIVE = "segray-", "alive"
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 _AGENT_PORTS = (
     "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
@@ -122,10 +124,9 @@ class OwnRay:
 
     def _start(self) -> None:
         folder, spill = _folders()
-        self._folders.callback(shutil.rmtree, folder, ignore_errors=True)
         self._session = folder
-        if spill is not None:
-            self._folders.callback(shutil.rmtree, spill, ignore_errors=True)
+        for each in filter(None, (folder, spill)):
+            self._folders.enter_context(_kept_alive(each))
         self._folders.enter_context(_token(folder / "token"))
         self._folders.enter_context(_environment(_INTERFACES))
         store = _object_store_bytes(self._object_store_mib)
@@ -232,6 +233,21 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+@contextmanager
+def _kept_alive(folder: Path) -> Iterator[None]:
+    """Remove it at the end, and what killed runs of this user left beside it: nobody holds their locks."""
+    for alive in folder.parent.glob(f"{_PREFIX}*/{_ALIVE}"):
+        with suppress(OSError), alive.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(alive.parent, ignore_errors=True)
+    with (folder / _ALIVE).open("xb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
     """A free port on loopback for each name; all are held until all are found."""
     with ExitStack() as held:
@@ -251,10 +267,10 @@ def _folders() -> tuple[Path, Path | None]:
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     for place in (wanted, *_SHORT_PLACES):
         with suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix="segray-", dir=place))  # mode 0700
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
             if len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_BYTES:
                 other = (
-                    None if place == wanted else Path(tempfile.mkdtemp(prefix="segray-spill-", dir=wanted))
+                    None if place == wanted else Path(tempfile.mkdtemp(prefix=f"{_PREFIX}spill-", dir=wanted))
                 )
                 return folder, other
             folder.rmdir()

@@ -1,5 +1,6 @@
 """A Ray of our own: it starts where it is hard to start, nobody else gets in, and nothing stays behind."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -208,12 +209,20 @@ def test_it_starts_on_a_busy_machine(pictures: Path, tmp_path: Path, request: py
 def test_a_raylet_that_dies_while_it_starts_is_started_again(
     pictures: Path, tmp_path: Path, short: Path
 ) -> None:
+    """And what a killed run has left is removed, what a live one needs is not."""
     command = ("annotate", pictures, "--weights", "nuclei-small", "--output", "out")
+    for name in ("segray-killed", "segray-alive"):
+        (short / name / "r").mkdir(parents=True)
+        (short / name / "alive").touch()
 
     def raylets(driver: subprocess.Popen[str]) -> list[int]:
         return [pid for pid, line in descendants(driver.pid).items() if "/raylet/raylet " in line]
 
-    with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
+    with (
+        (short / "segray-alive/alive").open("r+b") as held,
+        started(command, tmp_path, {"TMPDIR": str(short)}) as driver,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
         wait_for(lambda: bool(raylets(driver)), START_S, "the raylet")
         os.kill(raylets(driver)[0], signal.SIGKILL)
         _, told = driver.communicate(timeout=START_S)
@@ -224,6 +233,8 @@ def test_a_raylet_that_dies_while_it_starts_is_started_again(
     assert logs is not None
     assert [path.name for path in Path(logs[1]).glob("session_*/raylet.out")] == ["raylet.out"]
     assert stat.S_IMODE(Path(logs[1]).stat().st_mode) == 0o700
+    assert (short / "segray-alive/r").exists()
+    assert not (short / "segray-killed").exists()
     assert items(tmp_path / "out") == 2
 
 
