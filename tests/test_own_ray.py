@@ -4,7 +4,6 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import pytest
 from segray import own_ray, shared_memory
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
-from tests.annotate.runs import REAL, descendants, kill_tree, wait_for
+from tests.annotate.runs import REAL, descendants, kill_tree
 from tests.train.squares import arguments as training
 from tests.train.squares import write_squares
 
@@ -57,11 +56,11 @@ def short() -> Iterator[Path]:
 
 @contextmanager
 def started(
-    command: Sequence[object], cwd: Path, env: Mapping[str, str], before: Sequence[str] = ()
+    command: Sequence[object], cwd: Path, env: Mapping[str, str], program: Sequence[str] = (SEGRAY,)
 ) -> Iterator[subprocess.Popen[str]]:
     """segray as installed, with a Ray of its own; all of it is killed at the end."""
     process = subprocess.Popen(
-        [*before, SEGRAY, *map(str, command)],
+        [*program, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,7 +163,7 @@ def test_a_user_without_a_home_and_a_long_name_for_temporary_files(pictures: Pat
             *("env", "-u", "USER", "-u", "LOGNAME", "HOME=/"),
         )
         command = ("annotate", pictures, "--weights", "nuclei-small", "--output", "out")
-        with started(command, folder, {"TMPDIR": str(long)}, other) as driver:
+        with started(command, folder, {"TMPDIR": str(long)}, (*other, SEGRAY)) as driver:
             _, told = driver.communicate(timeout=START_S)
             assert driver.returncode == 0, told
         assert items(folder / "out") == 2
@@ -206,25 +205,37 @@ def test_it_starts_on_a_busy_machine(pictures: Path, tmp_path: Path, request: py
             assert items(output) == 2
 
 
+FIRST_RAYLET_DIES = """
+import os, signal, sys
+from segray.cluster import set_environment
+set_environment()
+from ray._private.node import Node
+start = Node.start_ray_processes
+def start_and_kill(node):
+    start(node)
+    Node.start_ray_processes = start
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+Node.start_ray_processes = start_and_kill
+from segray.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_a_raylet_that_dies_while_it_starts_is_started_again(
     pictures: Path, tmp_path: Path, short: Path
 ) -> None:
     """And what a killed run has left is removed, what a live one needs is not."""
-    command = ("annotate", pictures, "--weights", "nuclei-small", "--output", "out")
     for name in ("segray-killed", "segray-alive"):
         (short / name / "r").mkdir(parents=True)
         (short / name / "alive").touch()
-
-    def raylets(driver: subprocess.Popen[str]) -> list[int]:
-        return [pid for pid, line in descendants(driver.pid).items() if "/raylet/raylet " in line]
-
+    command = ("annotate", pictures, "--weights", "nuclei-small", "--output", "out")
     with (
         (short / "segray-alive/alive").open("r+b") as held,
-        started(command, tmp_path, {"TMPDIR": str(short)}) as driver,
+        started(
+            command, tmp_path, {"TMPDIR": str(short)}, [sys.executable, "-c", FIRST_RAYLET_DIES]
+        ) as driver,
     ):
         fcntl.flock(held, fcntl.LOCK_EX)
-        wait_for(lambda: bool(raylets(driver)), START_S, "the raylet")
-        os.kill(raylets(driver)[0], signal.SIGKILL)
         _, told = driver.communicate(timeout=START_S)
         assert driver.returncode == 0, told
     assert "Ray did not start here: its raylet ended with status -9" in told
