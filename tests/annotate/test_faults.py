@@ -55,7 +55,7 @@ def check(output: str, expected: Path, safe: int) -> None:
     assert (images, instances) == tables(expected)
     assert tiles(output) == tiles(expected)
     left = [path.name for path in Path(output).rglob("*") if path.is_file() and path.suffix != ".parquet"]
-    assert sorted(left) == ["plan.json", "run.json"]
+    assert sorted(set(left) - {".lease.json.guard"}) == ["lease.json", "plan.json", "run.json"]
     assert not list(Path(output).glob("_segray/*/*"))
     record = json.loads(Path(output, "run.json").read_text())
     assert record["rates"]["items"] == len(images) - safe
