@@ -121,7 +121,7 @@ class Lock:
         self._stop.set()
         self._renewer.join()
         with suppress(OSError, JobFailedError):  # it expires by itself; what was done stays done
-            self._rewrite(released=True)
+            self._release()
         self._renewed = math.inf
 
     def check(self) -> None:
@@ -284,6 +284,14 @@ class Lock:
             except ChangedError:
                 return False
             return True
+
+    def _release(self) -> None:
+        """Give the lease back; where there is no room to say so, as on a full disk, take it away."""
+        try:
+            self._rewrite(released=True)
+        except (OSError, JobFailedError):
+            if self._is_ours(self.store.read_versioned(NAME)):
+                self.store.delete(NAME)
 
     def _age(self) -> float:
         """Seconds since the last renewal that counted was begun."""

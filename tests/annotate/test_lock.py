@@ -1,5 +1,6 @@
 """One live run an output, whoever dies and whatever their clocks say."""
 
+import errno
 import json
 import os
 import signal
@@ -258,6 +259,20 @@ def test_a_holder_without_storage_stops_before_others_may_take_over(
             with pytest.raises(JobFailedError, match=r"took .* over, or may have"):
                 lock.check()
             proxy.left = 0
+
+
+def test_a_disk_that_is_full_at_the_end_makes_room_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process, too, which is alive."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, make_lock(tmp_path):
+        patch.setattr(os, "replace", full)
+    with make_lock(tmp_path):
+        pass
 
 
 def test_on_every_storage(server: Server, tmp_path: Path) -> None:
