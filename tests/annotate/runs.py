@@ -73,7 +73,11 @@ def tiles(output: object) -> list[dict[str, Any]]:
 
 def by_base_name(output: object, filesystem: AbstractFileSystem | None = None) -> dict[str, Any]:
     """Base name -> (ledger row, instances) without ids and addresses."""
-    images, instances = tables(output, filesystem)
+    return rows_by_base_name(*tables(output, filesystem))
+
+
+def rows_by_base_name(images: list[dict[str, Any]], instances: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same of some ledger rows, and of instances among which are theirs."""
     names = {row["image_id"]: Path(row["member"] or row["uri"]).name for row in images}
     assert len(set(names.values())) == len(images)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -197,6 +199,14 @@ def test_polygons_are_the_regions_of_the_map(scene: Path, mapped: Path) -> None:
     assert np.allclose([row["area_m2"] / row["area"] for row in rows], 0.25, rtol=0.002)  # on the ellipsoid
 
 
+def watch(written: dict[Path, int], output: Path) -> None:
+    """Keep the last times of change of files, until the labels are there."""
+    while not (output / "labels").exists():
+        with suppress(FileNotFoundError):
+            written |= {path: path.stat().st_mtime_ns for path in written}
+        time.sleep(0.005)
+
+
 def test_killed_in_the_middle_of_a_scene(scene: Path, mapped: Path, tmp_path: Path) -> None:
     """The same command goes on: the same maps, and no window is done twice that was safe."""
     output = tmp_path / "out"
@@ -213,13 +223,11 @@ def test_killed_in_the_middle_of_a_scene(scene: Path, mapped: Path, tmp_path: Pa
     }
     windows = {path: path.stat().st_mtime_ns for path in output.glob("_segray/windows/*/*")}
     assert 0 < len(safe) <= len(windows) < len(Grid(1888, 1696, 256, 64))
-    with running(*run, verb="predict") as driver:
-        latest = dict(windows)
-        while driver.poll() is None and not (output / "labels").exists():
-            with suppress(FileNotFoundError):
-                latest |= {path: path.stat().st_mtime_ns for path in windows}
-        assert not safe & {int(path.name) for path, when in windows.items() if latest[path] != when}
-        assert driver.wait(120) == 0
+    latest, watcher = dict(windows), threading.Thread(target=lambda: watch(latest, output), daemon=True)
+    watcher.start()
+    assert predict(*run) == 0
+    watcher.join()
+    assert not safe & {int(path.name) for path, when in windows.items() if latest[path] != when}
     for kind in ("labels", "probabilities", "polygons"):
         assert only(output / kind).name == only(mapped / kind).name
     assert np.array_equal(read(only(output / "labels")), read(only(mapped / "labels")))
