@@ -30,8 +30,15 @@ def absolute_path(path: str) -> str:
 
 
 def _absolute_if_file(given: SecretStr) -> SecretStr:
-    path = Path(given.get_secret_value()).expanduser()
-    return SecretStr(absolute_path(str(path))) if path.is_file() else given
+    try:
+        path = Path(given.get_secret_value()).expanduser()
+        return SecretStr(absolute_path(str(path))) if path.is_file() else given
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # the secret itself, which no error may show
+        return given
 
 
 Address = Annotated[str, Field(pattern=r"\S"), AfterValidator(absolute_address)]

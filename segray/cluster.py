@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from segray.errors import JobFailedError, SettingsError
+from segray.errors import JobFailedError, NothingToDoError, SettingsError
+from segray.interrupts import INTERRUPTS
 from segray.quiet import loggers_to
 from segray.settings import RaySettings
 
@@ -65,7 +66,7 @@ class RayStart:
         self._settings, self._log, self._load = settings, log, load
         self._begun: Future[Cluster] | None = None
         self._own: OwnRay | None = None
-        self._over = threading.Event()
+        self._given_up, self._over = threading.Event(), threading.Event()
         self.in_cluster = _in_cluster(settings)
 
     def begin(self) -> None:
@@ -81,12 +82,16 @@ class RayStart:
         """What there is, once it runs. Raises SettingsError and JobFailedError where it does not."""
         self.begin()
         assert self._begun is not None
-        return self._begun.result()
+        found = self._begun.result()
+        INTERRUPTS.catch()
+        return found
 
     def _start(self) -> None:
         assert self._begun is not None
         try:
             self._load()
+            if self._given_up.is_set():
+                raise JobFailedError("the job ended before Ray was started")
             self._begun.set_result(self._connect())
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._begun.set_exception(error)
@@ -98,7 +103,7 @@ class RayStart:
         if not self.in_cluster:
             from segray.own_ray import OwnRay
 
-            self._own = OwnRay(self._settings.object_store_mib, self._log)
+            self._own = OwnRay(self._settings.object_store_mib, self._log, self._given_up)
             self._own.start()
         elif not ray.is_initialized():
             connect(self._settings.address or os.environ["RAY_ADDRESS"])
@@ -110,12 +115,13 @@ class RayStart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._begun is not None:
-            if self._own is not None and error is not None:
-                self._own.give_up()
+        if error is not None:
+            self._given_up.set()
+        if self._begun is not None and not self.in_cluster:
             self._begun.exception()  # wait for it
+        INTERRUPTS.ignore()
         if self._own is not None:
-            self._own.stop(keep=isinstance(error, JobFailedError | KeyboardInterrupt))
+            self._own.stop(keep=error is not None and not isinstance(error, SettingsError | NothingToDoError))
         self._over.set()
 
 

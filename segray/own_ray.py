@@ -9,6 +9,7 @@ lives; and what did not start is started again with a new session.
 import fcntl
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,6 @@ _AGENT_PORTS = (
 _LOOPBACK_NAME = "lo" if sys.platform.startswith("linux") else "lo0"
 _INTERFACES = {"GLOO_SOCKET_IFNAME": _LOOPBACK_NAME, "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME}
 """Where training workers listen for each other; else where the host's name leads to."""
-_TOKEN_PATH, _TOKEN = "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"
 
 
 class _Node(ray._private.node.Node):
@@ -52,7 +52,7 @@ class _Node(ray._private.node.Node):
 
     newest: "_Node | None" = None
     patience_s = PATIENCE_S[0]
-    given_up = threading.Event()
+    given_up: threading.Event
 
     def __init__(self, ray_params: Any, **how: Any) -> None:
         _Node.newest = self
@@ -94,21 +94,23 @@ class _NotStartedError(Exception):
 class OwnRay:
     """One Ray, from `start` to `stop`."""
 
-    def __init__(self, object_store_mib: int, log: Path) -> None:
-        self._object_store_mib, self._log = object_store_mib, log
+    def __init__(
+        self, object_store_mib: int, log: Path, given_up: threading.Event, cpus: int | None = None
+    ) -> None:
+        """given_up: set when nobody wants it any more, while it is being started in another thread.
+
+        cpus: that Ray deals with; by default what this process may use, and not fewer than two.
+        """
+        self._cpus = cpus or max(2, whole_cpus())
+        self._object_store_mib, self._log, self._given_up = object_store_mib, log, given_up
         self._folders = ExitStack()
         self._session = Path()
-        _Node.given_up.clear()
-
-    def give_up(self) -> None:
-        """Whoever starts it in another thread is not to try any longer."""
-        _Node.given_up.set()
 
     def start(self) -> None:
         """Start it, several times if need be. Raises SettingsError and JobFailedError."""
         last = len(PATIENCE_S)
         for number, patience_s in enumerate(PATIENCE_S, 1):
-            _Node.patience_s = patience_s
+            _Node.patience_s, _Node.given_up = patience_s, self._given_up
             try:
                 self._start()
                 return
@@ -118,8 +120,8 @@ class OwnRay:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 kept = self.stop(keep=True)
                 told = f"Ray did not start here: {reason}; its messages: {kept}"
-                if number == last or _Node.given_up.is_set():
-                    raise JobFailedError(f"{told}; {last} tries were made") from error
+                if number == last or self._given_up.is_set():
+                    raise JobFailedError(f"{told}; tries: {number}") from error
                 print(f"segray: {told}; trying again ({number + 1} of {last})", file=sys.stderr, flush=True)
 
     def _start(self) -> None:
@@ -133,7 +135,7 @@ class OwnRay:
         with _patched_node():
             ray.init(
                 address="local",
-                num_cpus=max(2, whole_cpus()),
+                num_cpus=self._cpus,
                 object_store_memory=store,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -151,18 +153,15 @@ class OwnRay:
             with suppress(Exception):
                 _Node.newest.kill_all_processes()
             _Node.newest = None
-        logs = self._log.with_suffix("")
-        if keep:
-            for found in self._session.glob("r/session_2*/logs"):
-                with suppress(OSError):
-                    logs.mkdir(mode=0o700, exist_ok=True)
-                    shutil.copytree(found, logs / found.parent.name, ignore_dangling_symlinks=True)
+        kept = self._log
+        if keep and (found := list(self._session.glob("r/session_2*/logs"))):
+            with suppress(OSError, shutil.Error):
+                kept = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix="-ray-logs"))
+                shutil.copytree(found[0], kept / found[0].parent.name, ignore_dangling_symlinks=True)
+                with self._log.open("a") as log:
+                    log.write(f"the logs of Ray's own processes: {kept}\n")
         self._folders.close()
-        if not logs.is_dir():
-            return self._log
-        with self._log.open("a") as log:
-            log.write(f"the logs of Ray's own processes: {logs}\n")
-        return logs
+        return kept
 
 
 def job_config() -> Any:
@@ -208,29 +207,30 @@ def _spared_by_signals() -> Iterator[None]:
 def _token(file: Path) -> Iterator[None]:
     """Ray's token in a file that only this user reads, not in the home, which may not be writable."""
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-    if os.environ.get(_TOKEN) or os.environ.get(_TOKEN_PATH):
-        yield
-        return
     with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as written:
         written.write(generate_new_authentication_token())
-    with _environment({_TOKEN_PATH: str(file)}):
+    with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file), "RAY_AUTH_TOKEN": None}):
+        Config.initialize("")  # both keep what they read before
         AuthenticationTokenLoader.instance().reset_cache()
         yield
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set for a while what the user has not set."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set or, for None, unset for a while: what the user has set there is meant for a cluster."""
+    before = {name: os.environ.pop(name, None) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
         yield
     finally:
-        for name in new:
+        for name, value in before.items():
             os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -239,24 +239,42 @@ def _kept_alive(folder: Path) -> Iterator[None]:
     for alive in folder.parent.glob(f"{_PREFIX}*/{_ALIVE}"):
         with suppress(OSError), alive.open("r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(alive.parent, ignore_errors=True)
-    with (folder / _ALIVE).open("xb") as held:
+            _remove(alive.parent)
+    with (folder / f".{_ALIVE}").open("xb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        Path(held.name).rename(folder / _ALIVE)  # nobody sees it without its lock
         try:
             yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The locked file last, so that a later start finds what is left: killed processes may still write."""
+    for _ in range(20):
+        others = [path for path in folder.iterdir() if path.name != _ALIVE]
+        if not others:
+            break
+        for path in others:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
-    """A free port on loopback for each name; all are held until all are found."""
-    with ExitStack() as held:
-        found = {}
-        for name in names:
-            one = held.enter_context(socket.socket())
-            one.bind((LOOPBACK, 0))
-            found[name] = one.getsockname()[1]
-        return found
+    """A free port on loopback for each name, of those that the system gives to nobody who asks for any."""
+    found = dict[str, int]()
+    for name in names:
+        while name not in found:
+            port = random.randrange(10_000, 32_768)
+            with suppress(OSError), socket.socket() as one:
+                one.bind((LOOPBACK, port))
+                if port not in found.values():
+                    found[name] = port
+    return found
 
 
 def _folders() -> tuple[Path, Path | None]:
@@ -265,20 +283,28 @@ def _folders() -> tuple[Path, Path | None]:
     Ray's sockets lie in the first and need a short path; what is spilled needs the room that TMPDIR has.
     """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    for place in (wanted, *_SHORT_PLACES):
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=wanted))  # mode 0700
+    except OSError as error:
+        raise SettingsError(f"RAY_TMPDIR: cannot write into {wanted}: {error.strerror}") from error
+    if _has_room_for_sockets(folder):
+        return folder, None
+    for place in _SHORT_PLACES:
         with suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
-            if len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_BYTES:
-                other = (
-                    None if place == wanted else Path(tempfile.mkdtemp(prefix=f"{_PREFIX}spill-", dir=wanted))
-                )
-                return folder, other
-            folder.rmdir()
+            short = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            if _has_room_for_sockets(short):
+                return short, folder
+            short.rmdir()
+    folder.rmdir()
     raise SettingsError(
         f"TMPDIR: {wanted} is too long for Ray's sockets ({len(os.fsencode(wanted))} bytes, "
         f"{_SOCKET_BYTES - _SOCKET_NAME - len('/segray-12345678')} are possible), and nothing can be written "
         f"into {', '.join(_SHORT_PLACES)}; set RAY_TMPDIR to a shorter folder"
     )
+
+
+def _has_room_for_sockets(folder: Path) -> bool:
+    return len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_BYTES
 
 
 def _object_store_bytes(mib: int) -> int:

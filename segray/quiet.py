@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TextIO
 
-from segray.errors import JobFailedError
+from segray.errors import NothingToDoError, SettingsError
 
 LOGGERS = ("ray", "ray.data", "ray.train", "py.warnings")
 
@@ -31,13 +31,16 @@ def noise_to_file() -> Iterator[Path]:
     try:
         with _last_word(log), _noise_to(descriptor, "stdout"), _noise_to(descriptor, "stderr"):
             yield log
-    except (JobFailedError, KeyboardInterrupt) as error:
+    except (SettingsError, NothingToDoError):
+        raise
+    except BaseException as error:
         keep = True
         with log.open("a", encoding="utf-8") as file:
             file.writelines(traceback.format_exception(error))
         raise
     finally:
         logging.captureWarnings(False)
+        _loggers_from(log)
         os.close(descriptor)
         if not keep:
             log.unlink(missing_ok=True)
@@ -111,3 +114,12 @@ def loggers_to(log: Path) -> None:
                 old.setLevel(logging.CRITICAL + 1)
         logger.addHandler(handler)
         logger.propagate = False
+
+
+def _loggers_from(log: Path) -> None:
+    """They no longer write there: in a process with several jobs, what was removed would come back."""
+    for logger in map(logging.getLogger, LOGGERS):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == log:
+                logger.removeHandler(handler)
+                handler.close()

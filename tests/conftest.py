@@ -2,19 +2,21 @@
 
 import os
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from segray.cluster import set_environment
 from tests import scheduling, servers
 from tests.tally import TALLY
 
+set_environment()  # before any test imports Ray
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each process of Ray compiles all that it imports
 sys.dont_write_bytecode = False
-
-STARTS = 3
-"""Tries to start Ray: its raylet gives up when its agents take 15 s to start, as on a busy machine."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,27 +90,13 @@ def fuzz_seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that `segray annotate`, called in this process, finds running."""
-    from segray.cluster import RAY_ENVIRONMENT
+    from segray.own_ray import OwnRay
 
-    os.environ.update(RAY_ENVIRONMENT)
-    import ray
-
-    for left in reversed(range(STARTS)):
-        try:
-            ray.init(
-                address="local",  # whatever else runs on this machine
-                num_cpus=4,
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=400 << 20,
-            )
-            break
-        except Exception:
-            ray.shutdown()
-            if not left:
-                raise
-    yield
-    ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder:
+        ray = OwnRay(400, Path(folder, "ray.log"), threading.Event(), cpus=4)
+        ray.start()
+        yield
+        ray.stop(keep=False)
 
 
 @pytest.fixture(scope="session")

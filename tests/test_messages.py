@@ -1,6 +1,7 @@
 """What is told of wrong data, in one short line."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from segray.bulk.store import Store
 from segray.cli import main
 from segray.errors import ItemError, JobFailedError, SettingsError
 from segray.evaluate.coco import read_truth, score_of
-from segray.quiet import noise_to_file
+from segray.quiet import loggers_to, noise_to_file
 from segray.sources.decode import decode_rgb
 from segray.sources.features import find_file, open_features
 from segray.storage import StorageSettings
@@ -102,6 +103,15 @@ def test_an_output_that_takes_nothing_is_bad_usage() -> None:
         Lock(Store("/proc/segray", STORAGE)),
     ):
         pass
+
+
+def test_the_file_of_a_job_that_did_well_stays_away() -> None:
+    with noise_to_file() as log:
+        loggers_to(log)
+        logging.getLogger("ray").error("said while it works")
+        assert "said while it works" in log.read_text()
+    logging.getLogger("ray").error("said afterwards")
+    assert not log.exists()
 
 
 def break_down(log: Path) -> None:

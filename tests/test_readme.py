@@ -26,6 +26,15 @@ SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_PROPOSALS": "20"}
 """Over the files of settings: a test need not learn anything, nor look at a thousand random regions."""
 
 
+OTHERWISE_TRIED = [
+    "pip install uv && uv run --extra dev pytest",
+    "uv sync --extra s3 --extra gcs --extra azure",
+    "ray job submit --address http://head:8265 --working-dir . -- python jobs/annotate.py "
+    "--config jobs/annotate.yaml",
+]
+"""The command of these tests, what it stands on, and the one that needs a cluster."""
+
+
 def blocks(language: str) -> list[str]:
     """The blocks of all pages in a language."""
     text = "\n".join(page.read_text() for page in PAGES)
@@ -34,8 +43,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """The lines that call segray, without their comments, in the order of the pages."""
-    lines = "".join(blocks("bash")).splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if "segray " in line]
+    lines = [line.partition(" #")[0].strip() for line in "".join(blocks("bash")).splitlines()]
+    assert [line for line in lines if "segray " not in line] == OTHERWISE_TRIED
+    return [line for line in lines if "segray " in line]
 
 
 def inline() -> list[str]:

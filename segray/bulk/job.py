@@ -151,7 +151,7 @@ def _open_output(verb: Verb) -> Lock:
     store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
     store.check_usable()
     lock = Lock(store)
-    lock.refuse_second_run(watches=not settings.dry_run)
+    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
     return lock
 
 
@@ -245,7 +245,6 @@ def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
     resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
-    INTERRUPTS.catch()
     print(
         f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders",

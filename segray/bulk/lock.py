@@ -70,7 +70,8 @@ class Lease:
     @property
     def is_of_this_machine(self) -> bool:
         """Whether its process can be asked for."""
-        return self.pid > 0 and self.host == socket.gethostname() and self.boot == _boot_id()
+        known = self.pid > 0 and self.boot != ""
+        return known and self.host == socket.gethostname() and self.boot == _boot_id()
 
     @property
     def is_running(self) -> bool:
@@ -101,6 +102,11 @@ class Lock:
         Quick, but for a lease of another machine: that is watched, unless `watches` is False.
         """
         self._vacant(watches)
+
+    @property
+    def generation(self) -> int:
+        """Of this holder's lease."""
+        return self._generation
 
     def __enter__(self) -> "Lock":
         tries = 0

@@ -22,7 +22,7 @@ loaded and warmed up before the first answer is no part of it."""
 
 def pace(rate: float, what: str = "image") -> str:
     """`3.2 images/s`, or below one a second `4.1 s/image`."""
-    return f"{rate:,.1f} {what}s/s" if rate >= 1 else f"{1 / rate:,.1f} s/{what}"
+    return f"{rate:,.1f} {what}s/s" if rate >= 1 or rate <= 0 else f"{1 / rate:,.1f} s/{what}"
 
 
 def clock(seconds: float) -> str:

@@ -71,7 +71,7 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
 def reading(table: str, then: str) -> str:
     """A command that shows a table of the output with pandas, which Ray Data brings; as it must be typed."""
     code = f"import pandas; print(pandas.read_parquet({json.dumps(table, ensure_ascii=False)}){then})"
-    return f"uv run python -c {shlex.quote(code)}"
+    return f"uv run python -P -c {shlex.quote(code)}"
 
 
 def _twins(plan: Plan) -> list[str]:

@@ -51,7 +51,11 @@ def weights_in(name: str, state_dict: Any) -> dict[str, Tensor]:
         at = f"{name}: {key[:80]!r} in its state_dict"
         if not isinstance(value, Tensor):
             raise SettingsError(f"{at} is a {type(value).__name__}, not a tensor")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        try:
+            sound = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        except (RuntimeError, NotImplementedError) as error:  # kinds of numbers that no layer of ours has
+            raise SettingsError(f"{at} is of a kind that is not read: {value.dtype}") from error
+        if not sound:
             raise SettingsError(f"{at} holds NaN or infinity: damaged, or of a training that diverged")
     return dict(state_dict)
 

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
@@ -73,7 +73,6 @@ class Prepared:
         """Starts Ray. Raises SettingsError when the workers do not fit into it."""
         settings = self.settings
         cluster, least = self.ray.cluster(), settings.min_workers
-        INTERRUPTS.catch()
         return share_out(settings.workers, settings.loaders, self.device, cluster, least)
 
     def reading(self) -> Any:
@@ -142,7 +141,7 @@ def _open_output(settings: TrainSettings) -> Lock:
     store = Store(settings.output, settings.storage)
     store.check_usable()
     lock = Lock(store)
-    lock.refuse_second_run(watches=not settings.dry_run)
+    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
     return lock
 
 
@@ -262,10 +261,10 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
     settings = prepared.settings
     with Watch(prepared.store, settings.epochs, lock) as watch:
         try:
-            run = _run_of(prepared, data)
+            run = replace(_run_of(prepared, data), generation=lock.generation)
             workers = (settings.min_workers or settings.workers, settings.workers)
             train(run, data.table, workers, shares, settings.max_failures)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, JobFailedError):
             if watch.error is not None:
                 INTERRUPTS.forget()
                 raise watch.error from None

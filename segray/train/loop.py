@@ -46,8 +46,9 @@ class Loop:
         rank: int,
         checkpoint_every_s: float,
         shown: Sequence[Any] = (),
+        generation: int | None = None,
     ) -> None:
-        """shown: pictures, each alone, of which panels are drawn."""
+        """shown: pictures, each alone, of which panels are drawn. generation: of the lease, or the newest."""
         self.training, self._store, self._rank, self._shown = training, store, rank, shown
         self._every_s = checkpoint_every_s
         self.position = 0
@@ -56,7 +57,7 @@ class Loop:
         """Of these steps, summed."""
         self._saved = time.monotonic()
         self._drawn = -math.inf
-        self._generation = newest_generation(store) if rank == 0 else 0
+        self._generation = newest_generation(store) if generation is None else generation
         """Of the lease under which this worker writes."""
 
     def restore(self) -> None:

@@ -55,6 +55,9 @@ def _listen(host: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
+    try:
+        listening.bind((host, port))
+    except OSError:  # an address that the network translates (NAT) is none of this machine's
+        listening.bind(("", port))
     listening.listen(2048)
     return listening.detach()

@@ -50,6 +50,8 @@ class Run:
     output: str
     storage: StorageSettings
     checkpoint_every_s: float
+    generation: int | None = None
+    """Of the lease under which all of them write."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells this call from earlier ones, whose failures are no matter."""
 
@@ -158,7 +160,7 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
     else:
         training = SemanticTraining(run.task, device)
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
-    loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown)
+    loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown, run.generation)
     loop.restore()
     epochs = range(training.epoch, run.task.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)

@@ -61,8 +61,8 @@ class Watch:
             try:
                 self._lock.check()
                 self._show()
-            except JobFailedError as error:
-                self.error = error
+            except Exception as error:  # noqa: BLE001 - the lease is watched no more, so training must end
+                self.error = error if isinstance(error, JobFailedError) else JobFailedError(repr(error))
                 _thread.interrupt_main()
                 return
 

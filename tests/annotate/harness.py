@@ -41,8 +41,8 @@ SIGNALS = {"interrupt": (signal.SIGTERM, signal.SIGINT), "stop": (signal.SIGTERM
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
 QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256", *TILING)
-PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10", "RAY_raylet_start_wait_time_s": "40"}
-"""Seconds that Ray waits for a gcs_server that died (60 by default) and, starting, for a raylet that did."""
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+"""Seconds that Ray waits for a gcs_server that died (60 by default)."""
 AGAIN = "again to continue"
 NO_START = "Ray did not start here"
 """Ray's raylet gives up when its agents take 15 s to start, as on a busy machine; users start again, too."""
