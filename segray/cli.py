@@ -1,10 +1,8 @@
 """`segray VERB …`: parse, call, exit code. Heavy libraries are imported by the verb that needs them."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from segray.errors import ExitCode, SegrayError
 from segray.interrupts import INTERRUPTS
@@ -163,14 +161,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def _leave_working_folder() -> None:
-    """An empty part of PYTHONPATH is the working folder, where images and code of others may lie."""
-    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in parts and parts != [""]:
-        here = str(Path.cwd())
-        sys.path[:] = [path for path in sys.path if path not in ("", here) or here in parts]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (see `segray.errors.ExitCode`)."""
     verb, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
@@ -184,7 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)
         return ExitCode.USAGE
-    _leave_working_folder()
     try:
         with INTERRUPTS:
             return int(VERBS[verb](rest))

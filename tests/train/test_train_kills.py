@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         """Until it has struck."""
         while self.killed_at is None:
+            time.sleep(0.02)
             try:
                 at = progress(self._read())
             except Exception:  # noqa: BLE001 - not there yet; each storage has its own error
