@@ -55,3 +55,14 @@ def test_settings_are_printed_without_secrets_of_addresses(form: str) -> None:
     for settings in (annotate, train):
         assert SECRET not in printable(settings)
         assert "AKIAX" not in printable(settings)
+
+
+@pytest.mark.parametrize("pasted", [f'{{"private_key": "{SECRET}{400 * "x"}"}}', f"~nobody-here/{SECRET}"])
+def test_a_key_in_the_place_of_the_file_that_holds_it_is_not_told(
+    pasted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGRAY_STORAGE__GCS__TOKEN", pasted)
+    settings = load_settings(AnnotateSettings, ["x", "--output", "o"], "segray")
+    assert settings.storage.gcs.token is not None
+    assert settings.storage.gcs.token.get_secret_value() == pasted
+    assert SECRET not in printable(settings)
