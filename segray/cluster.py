@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from segray.errors import JobFailedError, NothingToDoError, SettingsError
-from segray.interrupts import INTERRUPTS
+from segray.interrupts import INTERRUPTS, handlers_kept
 from segray.quiet import loggers_to
 from segray.settings import RaySettings
 
@@ -82,9 +82,7 @@ class RayStart:
         """What there is, once it runs. Raises SettingsError and JobFailedError where it does not."""
         self.begin()
         assert self._begun is not None
-        found = self._begun.result()
-        INTERRUPTS.catch()
-        return found
+        return self._begun.result()
 
     def _start(self) -> None:
         assert self._begun is not None
@@ -92,7 +90,9 @@ class RayStart:
             self._load()
             if self._given_up.is_set():
                 raise JobFailedError("the job ended before Ray was started")
-            self._begun.set_result(self._connect())
+            with handlers_kept():
+                found = self._connect()
+            self._begun.set_result(found)
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._begun.set_exception(error)
         self._over.wait()  # Linux kills the processes of Ray with the thread that started them

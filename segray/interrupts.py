@@ -1,9 +1,12 @@
 """Ctrl-C, SIGTERM and SIGHUP end a run in words, whatever the libraries in between make of them."""
 
+import ctypes
 import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -36,13 +39,9 @@ class Interrupts:
                 for number in (SIGNALS if is_main else ())
                 if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN  # nohup
             }
-            self.catch()
+            for number in self._before:
+                signal.signal(number, self._interrupt)
         return self
-
-    def catch(self) -> None:
-        """Again once Ray has started: its C++ puts a handler of its own in the place of SIGTERM's."""
-        for number in self._before:
-            signal.signal(number, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
         now = time.monotonic()
@@ -72,3 +71,21 @@ class Interrupts:
 
 
 INTERRUPTS = Interrupts()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back what C++ code puts in the place of signal handlers, from whatever thread it runs in.
+
+    Ray installs abseil's failure handler, which ends the process at SIGTERM. Python can only set handlers in
+    the main thread, which has other work; sigaction(2) has no such limit, and its struct is not looked into.
+    """
+    libc = ctypes.CDLL(None)
+    kept = {number: ctypes.create_string_buffer(512) for number in SIGNALS}
+    for number, action in kept.items():
+        libc.sigaction(int(number), None, action)
+    try:
+        yield
+    finally:
+        for number, action in kept.items():
+            libc.sigaction(int(number), action, None)

@@ -281,6 +281,34 @@ def test_a_folder_for_temporary_files_that_cannot_be_used_is_named(
     assert {*Path("/tmp").glob("segray-*/"), *Path("/dev/shm").glob("segray-*/")} <= before
 
 
+STOPPED_WHILE_IT_LOADS = """
+import os, signal, sys, time
+from pathlib import Path
+from segray.cluster import RayStart, set_environment
+from segray.interrupts import INTERRUPTS
+from segray.settings import RaySettings
+set_environment()
+try:
+    with INTERRUPTS, RayStart(RaySettings(object_store_mib=128), Path(sys.argv[1])) as ray:
+        ray.begin()
+        while not ray._begun.done():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_stop_between_the_start_of_ray_and_the_work(tmp_path: Path, short: Path) -> None:
+    """Ray has put a handler of its own in the place of ours, in another thread; a model may be loading."""
+    program = (sys.executable, "-c", STOPPED_WHILE_IT_LOADS)
+    with started([tmp_path / "log"], tmp_path, {"TMPDIR": str(short)}, program) as driver:
+        _, told = driver.communicate(timeout=START_S)
+        assert driver.returncode == 130, told
+    assert not list(short.glob("segray-*/r"))
+
+
 @pytest.mark.parametrize(
     ("own", "files", "cpus"),
     [
