@@ -56,9 +56,15 @@ class _Node(ray._private.node.Node):
 
     def __init__(self, ray_params: Any, **how: Any) -> None:
         _Node.newest = self
-        ray_params.update(node_ip_address=LOOPBACK, **_free_ports(_AGENT_PORTS))
+        ray_params.update(
+            node_ip_address=LOOPBACK, include_log_monitor=False, no_monitor=True, **_free_ports(_AGENT_PORTS)
+        )
         with _spared_by_signals():
             super().__init__(ray_params, **how)
+
+    def start_api_server(self, **_: Any) -> None:
+        """None: nobody looks at a dashboard or autoscales; each such process is a second more to start."""
+        self._webui_url = ""
 
     def start_ray_processes(self) -> None:
         """Return when the raylet has registered. Raises _NotStartedError when it died or takes too long."""
