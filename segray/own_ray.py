@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray._private.node
 from ray._private import services
@@ -43,8 +44,13 @@ _AGENT_PORTS = (
     "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
 )  # fmt: skip
 _LOOPBACK_NAME = "lo" if sys.platform.startswith("linux") else "lo0"
-_INTERFACES = {"GLOO_SOCKET_IFNAME": _LOOPBACK_NAME, "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME}
-"""Where training workers listen for each other; else where the host's name leads to."""
+_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": _LOOPBACK_NAME,  # where training workers listen for each other; else where the
+    "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME,  # host's name leads to
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training: no node is taken away here
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # for a dashboard
+    "RAY_raylet_start_wait_time_s": "3",  # then we look whether it lives; Ray waits for 30
+}
 
 
 class _Node(ray._private.node.Node):
@@ -89,8 +95,15 @@ class _Node(ray._private.node.Node):
     def kill_all_processes(
         self, check_alive: bool = True, allow_graceful: bool = False, wait: bool = False
     ) -> None:
-        """At once: they do not hear SIGTERM, which the usual way waits for."""
+        """At once: they do not hear SIGTERM, which the usual way waits for; and with those they started.
+
+        The raylet's agents would look for it for another minute.
+        """
+        children = [child for raylet in self.all_processes.get("raylet", []) for child in _children(raylet)]
         super().kill_all_processes(check_alive=False, allow_graceful=False, wait=wait)
+        for child in children:
+            with suppress(psutil.Error):
+                child.kill()
 
 
 class _NotStartedError(Exception):
@@ -135,8 +148,8 @@ class OwnRay:
         self._session = folder
         for each in filter(None, (folder, spill)):
             self._folders.enter_context(_kept_alive(each))
+        self._folders.enter_context(_environment(_ENVIRONMENT))
         self._folders.enter_context(_token(folder / "token"))
-        self._folders.enter_context(_environment(_INTERFACES))
         store = _object_store_bytes(self._object_store_mib)
         with _patched_node():
             ray.init(
@@ -168,6 +181,13 @@ class OwnRay:
                     log.write(f"the logs of Ray's own processes: {kept}\n")
         self._folders.close()
         return kept
+
+
+def _children(process: Any) -> list[psutil.Process]:
+    """Of a process that `Node` has started."""
+    with suppress(psutil.Error):
+        return list(psutil.Process(process.process.pid).children(recursive=True))
+    return []
 
 
 def job_config() -> Any:

@@ -20,7 +20,7 @@ import pytest
 from segray import own_ray, shared_memory
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
-from tests.annotate.runs import REAL, descendants, kill_tree
+from tests.annotate.runs import REAL, descendants, kill_tree, processes, wait_for
 from tests.train.squares import arguments as training
 from tests.train.squares import write_squares
 
@@ -125,12 +125,14 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
         (tmp_path / f"{name}.py").write_text(trap)
     command = ("annotate", ".", "--weights", "nuclei-small", "--output", "out")
     seen = dict[str, str]()
+    started_ones = set[int]()
     modes = Counter[str]()
     tokens = set[tuple[str | None, str | None]]()
     unguarded = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "of a cluster"}
     with started(command, tmp_path, {"TMPDIR": str(short), **unguarded}) as driver:
         while driver.poll() is None:
             seen |= listening(driver.pid)
+            started_ones |= descendants(driver.pid).keys()
             tokens |= {
                 (variables.get("RAY_AUTH_MODE"), variables.get("RAY_AUTH_TOKEN"))
                 for pid, line in descendants(driver.pid).items()
@@ -143,6 +145,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
             time.sleep(0.3)
         _, told = driver.communicate()
         assert driver.returncode == 0, told
+        wait_for(lambda: not started_ones & processes().keys(), 10, "its processes to end")
     assert items(tmp_path / "out") == 2
     assert not (tmp_path / "ran").exists()
     assert modes == {"folder": 0o700, "file": 0o600}
@@ -156,7 +159,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
 def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None:
     """Two workers: their process group has a store and sockets of its own."""
     data = write_squares(tmp_path / "data")
-    command = ("train", *training(data, tmp_path / "out", "--epochs", 3, "--workers", 2))
+    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2))
     seen = dict[str, str]()
     with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
         while driver.poll() is None:

@@ -20,6 +20,9 @@ import torch
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from segray.bulk.store import Store
 from segray.cpus import whole_cpus
@@ -61,6 +64,16 @@ class _Trainer(TorchTrainer):
 
     controller: Any = None
 
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        """Without those that start an actor of no use here.
+
+        One serves data sets handed to the trainer: ours are made by the workers. One frees a lost
+        controller's share: so does the driver's end, and it asks a dashboard that our own Ray lacks, which
+        takes 12 s at the end of each training.
+        """
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
+
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller
 
@@ -81,7 +94,8 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
     with tempfile.TemporaryDirectory(prefix="segray-train-") as folder:
         trainer = _Trainer(
             _worker,
-            train_loop_config={"run": run, "pairs": ray.put(pairs)},
+            # by reference: Ray's controller would load all that it is made of, seconds before workers start
+            train_loop_config={"run": ray.put(run), "pairs": ray.put(pairs)},
             torch_config=OneAddressConfig(backend="nccl" if run.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=number,
@@ -132,7 +146,7 @@ def _worker(config: dict[str, Any]) -> None:
     Ray starts all of them again whatever the error was. One that says in words what is wrong would come
     again: the first worker that has it leaves word, and all that are started again end at once.
     """
-    run: Run = config["run"]
+    run: Run = ray.get(config["run"])
     if _failure(run):
         return
     try:
