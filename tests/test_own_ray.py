@@ -219,15 +219,19 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def test_it_starts_on_a_busy_machine(pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """`--starts N` of them, under four busy loops."""
-    with busy(4):
-        for number in range(int(request.config.getoption("--starts"))):
-            output = tmp_path / str(number)
-            command = ("annotate", pictures, "--weights", "nuclei-small", "--output", output)
-            with started(command, tmp_path, {}) as driver:
-                _, told = driver.communicate(timeout=START_S)
-                assert driver.returncode == 0, told
-            assert items(output) == 2
+    """`--starts N` of them, each under four busy loops until the work begins."""
+    for number in range(int(request.config.getoption("--starts"))):
+        output = tmp_path / str(number)
+        command = ("annotate", pictures, "--weights", "nuclei-small", "--output", output)
+        with started(command, tmp_path, {}) as driver:
+            with busy(4):
+                seen = list[str]()
+                while not any("MapWorker" in each for each in seen) and driver.poll() is None:
+                    seen = [*descendants(driver.pid).values()]
+                    time.sleep(0.5)
+            _, told = driver.communicate(timeout=START_S)
+            assert driver.returncode == 0, told
+        assert items(output) == 2
 
 
 FIRST_RAYLET_DIES = """

@@ -1,5 +1,6 @@
 """Every command of the README, as typed, from a fresh folder; its outputs as their readers read them."""
 
+import json
 import os
 import re
 import shlex
@@ -104,6 +105,20 @@ def test_each_command_runs_as_it_is_typed(command: str, folder: Path, output: Pa
     uv, run, segray, *arguments = shlex.split(command)
     assert (uv, run, segray) == ("uv", "run", "segray")
     assert main(arguments) == 0
+
+
+def test_a_model_that_was_trained_from_relative_addresses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a command above; the same data and output by other names are the same run."""
+    record = json.loads((folder / "out/people/run.json").read_text())
+    assert record["settings"]["output"] == str(folder / "out/people")
+    again = ["train", "--config", str(folder / "jobs/people.yaml")]
+    monkeypatch.chdir(folder / "out")
+    assert main([*again, "--data", "../people/train.csv", "--output", "./people"]) == 0
+    names = (folder / "people/train.csv", folder / "out/people")
+    assert main([*again, "--data", str(names[0]), "--output", str(names[1])]) == 0
+    assert capsys.readouterr().err.count("nothing to do, 1 epochs were trained before") == 2
 
 
 @pytest.mark.parametrize("command", inline())

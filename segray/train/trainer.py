@@ -22,7 +22,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from segray.bulk.store import Store
 from segray.cpus import whole_cpus
@@ -64,7 +63,7 @@ class _Trainer(TorchTrainer):
 
     controller: Any = None
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[Any]:
         """Without those that start an actor of no use here.
 
         One serves data sets handed to the trainer: ours are made by the workers. One frees a lost
@@ -72,7 +71,8 @@ class _Trainer(TorchTrainer):
         takes 12 s at the end of each training.
         """
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in made if not isinstance(each, unused)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller

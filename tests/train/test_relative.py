@@ -12,28 +12,11 @@ from segray.cli import main
 from segray.storage import StorageSettings
 from segray.train import trainer
 from segray.train.identity import CHECKPOINT, METRICS, MODEL, holds
-from tests.train import squares
 from tests.train.cells import write_cells
-from tests.train.squares import EPOCHS, train, write_squares
+from tests.train.squares import EPOCHS, train
 from tests.train.test_instances_job import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def test_a_model_from_relative_data_into_a_relative_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_squares(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    assert train("data", "out/squares", "--epochs", 1) == 0
-    assert (tmp_path / "out/squares/model.pt").stat().st_size > 1000
-    assert len(squares.lines(tmp_path / "out/squares")) == 1
-    record = json.loads((tmp_path / "out/squares/run.json").read_text())
-    assert record["settings"]["output"] == str(tmp_path / "out/squares")
-    monkeypatch.chdir(tmp_path / "out")
-    assert train("../data", "./squares", "--epochs", 1) == 0
-    assert train(tmp_path / "data", tmp_path / "out/squares", "--epochs", 1) == 0
-    assert capsys.readouterr().err.count("nothing to do, 1 epochs were trained before") == 2
 
 
 def test_an_instance_model_from_relative_data(

@@ -1,4 +1,4 @@
-"""1,001 pictures on two and on three workers: none is dropped, nobody waits for ever."""
+"""1,001 pictures on three workers: none is dropped, nobody waits for ever."""
 
 import json
 from pathlib import Path
@@ -30,13 +30,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_any_number_of_workers_takes_the_same_steps(manifest: Path, tmp_path: Path) -> None:
-    losses = []
-    for workers in (2, 3):
-        output = tmp_path / str(workers)
-        assert train(manifest, output, *TINY, "--workers", workers) == 0
-        (line,) = lines(output)
-        assert line["step"] == -(-NUMBER // BATCH) == 21
-        assert json.loads((output / "run.json").read_text())["data"]["train"] == NUMBER
-        losses.append(line["train_loss"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+def test_three_workers_take_the_steps_of_one(manifest: Path, tmp_path: Path) -> None:
+    """The last batch is one picture, so that two of them have none. `test_job` compares what they learn."""
+    assert train(manifest, tmp_path, *TINY, "--workers", 3) == 0
+    (line,) = lines(tmp_path)
+    assert line["step"] == -(-NUMBER // BATCH) == 21
+    assert json.loads((tmp_path / "run.json").read_text())["data"]["train"] == NUMBER

@@ -13,6 +13,10 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
+from segray.models.imports import import_torchvision
+
+import_torchvision()  # before what follows does: each loader is ready sooner
+
 from segray.columns import packed, unpacked
 from segray.errors import ItemError, JobFailedError
 from segray.train.feed.coco_reader import CocoReading
