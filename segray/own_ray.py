@@ -65,7 +65,7 @@ class _Node(ray._private.node.Node):
         ray_params.update(
             node_ip_address=LOOPBACK, include_log_monitor=False, no_monitor=True, **_free_ports(_AGENT_PORTS)
         )
-        with _spared_by_signals(), _small_agent():
+        with _spared_by_signals():
             super().__init__(ray_params, **how)
 
     def start_api_server(self, **_: Any) -> None:
@@ -213,18 +213,6 @@ def _patched_node() -> Iterator[None]:
         yield
     finally:
         ray._private.node.Node = original  # type: ignore[misc]
-
-
-@contextmanager
-def _small_agent() -> Iterator[None]:
-    """The raylet's agent without what it does for a dashboard: two seconds of its start, and its samples."""
-    utils: Any = ray._private.utils
-    original = utils.get_dashboard_dependency_error
-    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
-    try:
-        yield
-    finally:
-        utils.get_dashboard_dependency_error = original
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -220,26 +221,27 @@ def _finished(store: Store) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("counts"), dict) else None
 
 
-def _take(answers: Iterable[pa.Table], sink: Sink, progress: Progress) -> None:
-    try:
-        for table in answers:
-            sink.add(table)
-            items = table.filter(pc.is_valid(table["image_id"]))
-            rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
-            tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
-            instances = pc.sum(items["instances"]).as_py() or 0
-            progress.add(items.num_rows - tiles, instances, rejected, tiles)
+def _take(answers: Generator[pa.Table, None, None], sink: Sink, progress: Progress) -> None:
+    with closing(answers):  # else Ray Data would go on, in its thread, while its Ray is stopped
+        try:
+            for table in answers:
+                sink.add(table)
+                items = table.filter(pc.is_valid(table["image_id"]))
+                rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
+                tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
+                instances = pc.sum(items["instances"]).as_py() or 0
+                progress.add(items.num_rows - tiles, instances, rejected, tiles)
+                if INTERRUPTS.struck.is_set():
+                    raise KeyboardInterrupt
+            sink.commit()
             if INTERRUPTS.struck.is_set():
                 raise KeyboardInterrupt
-        sink.commit()
-        if INTERRUPTS.struck.is_set():
-            raise KeyboardInterrupt
-    except (KeyboardInterrupt, SegrayError):
-        INTERRUPTS.ignore()
-        sink.commit()  # what came back is not done again
-        if INTERRUPTS.struck.is_set():  # whatever a library made of it
-            raise KeyboardInterrupt from None
-        raise
+        except (KeyboardInterrupt, SegrayError):
+            INTERRUPTS.ignore()
+            sink.commit()  # what came back is not done again
+            if INTERRUPTS.struck.is_set():  # whatever a library made of it
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _ready(prepared: Prepared) -> Resources:
@@ -255,7 +257,7 @@ def _ready(prepared: Prepared) -> Resources:
 
 def _answers(
     prepared: Prepared, plan: Plan, inventory: Inventory, resources: Resources, progress: Progress
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """One round of work; tells `progress` the total as soon as it is known."""
     from segray.bulk import pipeline
 

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -246,7 +247,7 @@ def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
     places = pa.array(missing)
     answers = surveyed(pairs, prepared.reading(), prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
     try:
-        with Progress("survey", len(missing), finds=False) as progress:
+        with Progress("survey", len(missing), finds=False) as progress, closing(answers):
             for table in answers:
                 number = table.schema.get_field_index("place")
                 survey.add(table.set_column(number, "place", places.take(table["place"])))

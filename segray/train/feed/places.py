@@ -7,7 +7,7 @@ at a time, so that no process holds all of them.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ def read_places(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.D
     return places
 
 
-def tables(dataset: ray.data.Dataset, prefetch: int) -> Iterator[pa.Table]:
+def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None, None]:
     """Unpacked, in order; prefetch: blocks that are fetched ahead."""
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
         yield from unpacked(block)

@@ -1,6 +1,6 @@
 """One survey of the pairs by Ray Data: read, decoded, measured; as they come. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class Reading:
 
 def survey(
     pairs: pa.Table, reading: Reading | CocoReading, cpus: float, stall_timeout_s: float
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Tables of FIGURES with the column `place`, the row in `pairs` (schema PAIRS), as they come."""
     configure(stall_timeout_s)
     processes = min(int(cpus), -(-pairs.num_rows // SURVEYED_AT_ONCE))
