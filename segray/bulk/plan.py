@@ -35,7 +35,7 @@ CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_in
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
                      note TEXT, part INTEGER, done INTEGER) WITHOUT ROWID;
-CREATE INDEX ledger_uri ON ledger (uri, version, done);
+CREATE INDEX ledger_uri ON ledger (uri, version, member, done, member_index);
 CREATE INDEX ledger_part ON ledger (part);
 CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, PRIMARY KEY (image_id, tile))
     WITHOUT ROWID;
@@ -44,12 +44,16 @@ CREATE TABLE stale (part INTEGER, image_id TEXT);
 CREATE INDEX stale_part ON stale (part);
 CREATE TABLE ended (uri TEXT, version TEXT, items INTEGER, ignored INTEGER, broken INTEGER,
                     PRIMARY KEY (uri, version));
+CREATE VIEW unreached AS SELECT * FROM source s WHERE s.version = '' AND s.error_type IS NOT NULL
+    AND EXISTS (SELECT 1 FROM ledger l WHERE l.uri = s.uri AND l.version != '');
+CREATE VIEW listed AS SELECT * FROM source s WHERE s.version != '' OR s.error_type IS NULL
+    OR NOT EXISTS (SELECT 1 FROM ledger l WHERE l.uri = s.uri AND l.version != '');
 """
 _ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
 """How many items of a source's present version have an answer."""
 
 _OPEN_ARCHIVES = """
-    SELECT s.* FROM source s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
+    SELECT s.* FROM listed s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
     WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > (
         SELECT count(l.member_index) + (e.broken AND count(*) > count(l.member_index)) FROM ledger l
         WHERE l.uri = s.uri AND l.version = s.version AND l.done)) ORDER BY s.uri"""
@@ -57,9 +61,17 @@ _OPEN_ARCHIVES = """
 
 
 _MARKS = """
-    FROM (SELECT l.*, s.uri IS NULL AS gone FROM ledger l LEFT JOIN source s USING (uri))
+    FROM (SELECT l.*, s.uri IS NULL OR l.version != s.version AS gone FROM ledger l LEFT JOIN source s USING (uri))
     WHERE gone != vanished"""
 """Ledger rows whose mark `vanished` is not what the listing says; `gone` is."""
+
+_REPLACED = """
+    FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version AND (
+        EXISTS (SELECT 1 FROM ledger n WHERE n.uri = l.uri AND n.version = s.version AND n.member IS l.member
+                AND coalesce(n.error_type, '') NOT IN ('missing', 'storage'))
+        OR l.member IS NULL AND EXISTS (SELECT 1 FROM ended e WHERE e.uri = l.uri AND e.version = s.version))"""
+"""Ledger rows that the newest version of the same item replaces. What could not be read replaces nothing, nor
+does an archive that a member is no longer in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +199,16 @@ class Plan:
 
     def kinds(self) -> tuple[int, int]:
         """(files, archives) of the listing."""
-        files = self._one("SELECT count(*) FROM source WHERE kind = 'file'")
-        return files, self.sources() - files
+        files, archives = self._db.execute(
+            "SELECT total(kind = 'file'), total(kind != 'file') FROM listed"
+        ).fetchone()
+        return int(files), int(archives)
+
+    def unreached(self) -> tuple[int, str]:
+        """(Sources that cannot be reached now and whose rows of an earlier run are kept, one and why)."""
+        number = self._one("SELECT count(*) FROM unreached")
+        first = self._db.execute("SELECT uri, error FROM unreached LIMIT 1").fetchone()
+        return number, ": ".join(first or ())
 
     def units(self) -> tuple[int, int, dict[str, int]]:
         """(Answered images, answered tiles, item of which some tiles are answered -> those that are not), of
@@ -217,15 +237,14 @@ class Plan:
 
     def is_finished(self) -> bool:
         """Whether the ledger already says all there is to say about the listing."""
-        changed = "FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version"
         return not self.has_work() and not any(
-            self._one(f"SELECT EXISTS (SELECT 1 {rows})") for rows in ("FROM stale", changed, _MARKS)
+            self._one(f"SELECT EXISTS (SELECT 1 {rows})") for rows in ("FROM stale", _REPLACED, _MARKS)
         )
 
     def todo_files(self) -> Iterator[Source]:
         """Files without an answer for their present version, by address."""
         for row in self._db.execute(
-            f"SELECT * FROM source s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
+            f"SELECT * FROM listed s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
         ):
             yield Source(*row)
 
@@ -268,10 +287,7 @@ class Plan:
 
     def stale(self, parts: Iterable[Part]) -> dict[int, list[str]]:
         """Rows that a newer answer or a newer version of their source replaces: part number -> image_ids."""
-        query = """
-            SELECT image_id FROM stale WHERE part = ?1 UNION
-            SELECT image_id FROM ledger l JOIN source s USING (uri)
-            WHERE part = ?1 AND l.version != s.version"""
+        query = f"SELECT image_id FROM stale WHERE part = ?1 UNION SELECT image_id {_REPLACED} AND l.part = ?1"
         return {part.number: [row[0] for row in self._db.execute(query, (part.number,))] for part in parts}
 
     def vanished(self, part: Part) -> dict[str, bool]:
@@ -312,10 +328,14 @@ class Plan:
         }
 
     def rejected_share(self) -> float:
-        """Rejected items and tiles over all (a tiled item counts by its tiles), of those still listed."""
+        """Rejected items and tiles over all (a tiled item counts by its tiles), of those still listed.
+
+        A source that cannot be reached counts as one, though what an earlier run found in it is kept.
+        """
         query = """
-            SELECT total(coalesce(tiles_rejected, status = 'rejected')) / max(total(coalesce(tiles, 1)), 1)
-            FROM ledger WHERE NOT vanished"""
+            SELECT total(bad) / max(total(number), 1) FROM (
+                SELECT coalesce(tiles_rejected, status = 'rejected') AS bad, coalesce(tiles, 1) AS number
+                FROM ledger WHERE NOT vanished UNION ALL SELECT 1, 1 FROM unreached)"""
         return float(self._db.execute(query).fetchone()[0])
 
     def notes(self) -> dict[str, int]:

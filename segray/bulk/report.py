@@ -53,8 +53,11 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
     ]
     if counts["vanished"]:
         lines.append(
-            f"  {counts['vanished']:,} items are no longer in the sources; kept and marked `vanished`"
+            f"  {counts['vanished']:,} items are no longer in the sources, or not to be reached; kept and marked `vanished`"
         )
+    number, example = plan.unreached()
+    if number:
+        lines.append(f"  {number:,} sources cannot be reached now, what was found is kept: {example}")
     lines += _twins(plan)
     if counts["tiles"]:
         rejected, skipped = counts["tiles_rejected"], counts["tiles_skipped"]

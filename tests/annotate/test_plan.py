@@ -116,6 +116,57 @@ def test_vanished_items_stay_and_are_marked_until_they_come_back(plan: Plan, sto
         assert again.is_finished()
 
 
+def unreachable(uri: str, kind: SourceKind = "file") -> Source:
+    return Source(uri, uri, kind, "", -1, "missing", "the file is not there")
+
+
+def test_what_cannot_be_reached_now_keeps_its_rows(plan: Plan, store: Store) -> None:
+    """As a manifest names it, or a folder a link to nothing."""
+    store.merge([store.commit(table(answer("a"), answer("t.tar", member=0), end("t.tar", items=1)))])
+    plan.add_sources([unreachable("a"), unreachable("t.tar", "tar"), unreachable("never")])
+    sink = resume(plan, store)
+    assert [file.uri for file in plan.todo_files()] == ["never"]
+    assert list(plan.todo_archives()) == []
+    sink.add(table(answer("never", "", error_type="missing")))
+    sink.finish()
+    counts = plan.counts()
+    assert [counts[name] for name in ("items", "instances", "vanished", "rejected")] == [3, 4, 2, 1]
+    assert plan.unreached() == (2, "a: the file is not there")
+    assert plan.rejected_share() == 1
+    assert plan.is_finished()
+    with Plan() as again:
+        again.add_sources([source("a"), source("t.tar", kind="tar"), source("never")])
+        sink = resume(again, store)
+        assert [file.uri for file in again.todo_files()] == ["never"]
+        sink.add(table(answer("never")))
+        sink.finish()
+        assert (again.counts()["items"], again.counts()["vanished"]) == (3, 0)
+        assert again.rejected_share() == 0
+
+
+def test_a_new_version_that_cannot_be_read_replaces_nothing(plan: Plan, store: Store) -> None:
+    """An archive that was moved to cold storage; and a new archive that a member is no longer in."""
+    members = [answer("t.tar", member=index) for index in (0, 1)]
+    store.merge([store.commit(table(answer("a"), *members, end("t.tar", items=2)))])
+    now = [source("a", "2"), source("t.tar", "2", "tar")]
+    plan.add_sources(now)
+    sink = resume(plan, store)
+    sink.add(table(answer("a", "2", error_type="storage"), answer("t.tar", "2", instances=5, member=1)))
+    sink.add(table(end("t.tar", items=1, version="2")))
+    sink.finish()
+    counts = plan.counts()
+    assert [counts[name] for name in ("items", "instances", "vanished", "rejected")] == [4, 2 + 2 + 5, 2, 1]
+    assert plan.is_finished()
+    with Plan() as again:
+        again.add_sources(now)
+        sink = resume(again, store)
+        assert again.is_finished()
+        again.forget_rejected()
+        sink.add(table(answer("a", "2", instances=1)))
+        sink.finish()
+        assert [again.counts()[name] for name in ("items", "instances")] == [3, 1 + 2 + 5]
+
+
 def test_an_archive_is_done_when_its_end_and_all_its_members_are_there(plan: Plan, store: Store) -> None:
     members = [answer("t.tar", member=index) for index in (0, 1, 9, 17)]
     store.commit(table(*members[:3]))
