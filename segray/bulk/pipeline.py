@@ -200,6 +200,8 @@ def answered(
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
     tiling = replace(verb.settings.tiling, ranges=model.band_ranges)
+    if model.resized_to is not None:  # a window of a picture shows it things in another size
+        tiling = replace(tiling, picture_pixels=verb.settings.max_pixels)
     answers = decoded(plan, verb.settings, tiling, resources).map_batches(
         _Annotate,
         fn_constructor_args=(verb, ray.put(model), attempts, resources, precision),

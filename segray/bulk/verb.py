@@ -24,6 +24,10 @@ class Model(Protocol):
         """sha256, hex."""
 
     @property
+    def resized_to(self) -> int | None:
+        """The side of the square that it sees a whole picture in, however large; None: any size."""
+
+    @property
     def band_ranges(self) -> Sequence[tuple[float, float]] | None:
         """See `Tiling.ranges`."""
 

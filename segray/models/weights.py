@@ -4,7 +4,7 @@ Nothing heavy is imported until a model is loaded, so that settings can be check
 """
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,10 +41,12 @@ class LoadedModel:
     origin: str
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
+    resized_to: None = field(default=None, init=False)
+    """Detectors bring pictures to a size of their own, in their own way."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind != "python":
-            return LoadedModel, tuple(getattr(self, each.name) for each in fields(self))
+            return LoadedModel, tuple(getattr(self, each.name) for each in fields(self) if each.init)
         return _load_again, (self.name, str(Path.cwd()), self.digest)
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from segray.tiles import Grid, Window
 
 Floats = NDArray[np.float32]
-Read = Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None]
-"""Number of a window -> probabilities (classes, height, width), 255 is 1, and which pixels hold no
+Read = Callable[[int], tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None]
+"""Number of a window -> probabilities (classes, height, width), 65535 is 1, and which pixels hold no
 data (None: all hold some). None where there is no answer."""
 LEAST = 1e-5
 """Instead of 0, which counts where a neighbour has no answer."""
@@ -34,8 +34,8 @@ def ramp(start: int, stop: int, size: int, overlap: int) -> Floats:
     return np.clip((inside - overlap / 4) / (overlap / 2), LEAST, 1).astype(np.float32)
 
 
-def blended(grid: Grid, read: Read, classes: int, side: int) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-    """Blocks of `side` pixels, along the rows, and their probabilities (classes, h, w), 255 is 1.
+def blended(grid: Grid, read: Read, classes: int, side: int) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
+    """Blocks of `side` pixels, along the rows, and their probabilities (classes, h, w), 65535 is 1.
 
     Pixels without any answer, and those that hold no data, are 0 in all classes.
     """
@@ -45,7 +45,7 @@ def blended(grid: Grid, read: Read, classes: int, side: int) -> Iterator[tuple[W
             yield block, _block(grid, read, classes, block)
 
 
-def _block(grid: Grid, read: Read, classes: int, block: Window) -> NDArray[np.uint8]:
+def _block(grid: Grid, read: Read, classes: int, block: Window) -> NDArray[np.uint16]:
     total = np.zeros((classes, block.height, block.width), np.float32)
     weights = np.zeros((block.height, block.width), np.float32)
     for number in touching(grid, block):
@@ -65,7 +65,7 @@ def _block(grid: Grid, read: Read, classes: int, block: Window) -> NDArray[np.ui
         weights[here] += weight
         total[:, here[0], here[1]] += weight * probabilities[:, there[0], there[1]]
     np.divide(total, weights, out=total, where=weights > 0)
-    return np.rint(total).astype(np.uint8)
+    return np.rint(total).astype(np.uint16)
 
 
 def touching(grid: Grid, block: Window) -> list[int]:

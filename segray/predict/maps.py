@@ -25,6 +25,11 @@ TOGETHER = 2 * BLOCK
 """Side of what is written at a time."""
 
 
+def as_bytes(probabilities: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """65535 is 1 -> 255 is 1, rounded."""
+    return ((probabilities.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def png(labels: NDArray[np.uint8], classes: int) -> bytes:
     """(h, w) classes -> PNG of indices with a palette."""
     import io
@@ -57,15 +62,15 @@ class Maps:
         self._wanted = ("labels", "probabilities") if probabilities else ("labels",)
         self._files: dict[str, Any] = {}
 
-    def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint8]]]) -> None:
-        """Blocks of probabilities, 255 is 1; where all classes are 0 there is no data."""
+    def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint16]]]) -> None:
+        """Blocks of probabilities, 65535 is 1; where all classes are 0 there is no data."""
         with self._open() as files:
             for block, values in blocks:
                 place = RasterWindow(block.col_start, block.row_start, block.width, block.height)
                 labels = np.where(values.any(0), values.argmax(0), VOID).astype(np.uint8)
                 files["labels"].write(labels, 1, window=place)
                 if "probabilities" in files:
-                    files["probabilities"].write(values, window=place)
+                    files["probabilities"].write(as_bytes(values), window=place)
 
     def cogs(self) -> Iterator[tuple[str, Path]]:
         """(labels or probabilities, cloud-optimised GeoTIFF); each is gone when the next is asked for."""

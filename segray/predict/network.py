@@ -21,6 +21,10 @@ TURNS = {
 """Name -> (quarter turns, mirrored) of each view: the elements of the dihedral group that are averaged."""
 
 
+ONE = 65_535
+"""A probability of 1 among 16-bit ones."""
+
+
 class Network:
     """One semantic model on one device."""
 
@@ -40,27 +44,39 @@ class Network:
 
         Without augmentation they are the classes of the highest logit, as in training's own scores.
         """
-        with arithmetic(self.device, self.precision):
-            if len(self.views) == 1:
-                found = classes_of(self._logits(self._pixels(images), images[0].shape[:2]))
-            else:
-                found = self._probabilities(images).argmax(1).byte()
-        labels: NDArray[np.uint8] = found.cpu().numpy()
+        labels, _ = self._answer(images, probabilities=False)
         return labels
 
-    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """n images (h, w, 3) uint8 of one shape -> (n, classes, h, w), 255 is 1."""
-        with arithmetic(self.device, self.precision):
-            found = self._probabilities(images).mul(255).round_().byte()
-        values: NDArray[np.uint8] = found.cpu().numpy()
-        return values
+    def labels_and_probabilities(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """As `labels`, and (n, classes, h, w), `ONE` is 1: bytes would make one class of two that are close."""
+        labels, probabilities = self._answer(images, probabilities=True)
+        assert probabilities is not None
+        return labels, probabilities
 
-    def _probabilities(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def _answer(
+        self, images: Sequence[NDArray[np.uint8]], *, probabilities: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+        with arithmetic(self.device, self.precision):
+            pixels, shape = self._pixels(images), images[0].shape[:2]
+            if len(self.views) == 1:
+                logits = self._logits(pixels, shape)
+                labels, shares = classes_of(logits), _shares(logits) if probabilities else None
+            else:
+                shares = self._mean_shares(pixels, shape)
+                labels = shares.argmax(1).byte()
+        fine = None
+        if probabilities and shares is not None:
+            fine = shares.mul(ONE).round_().int().cpu().numpy().astype(np.uint16)
+        return labels.cpu().numpy(), fine
+
+    def _mean_shares(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
         """(n, classes, h, w) float32: the mean over the views."""
-        pixels, total = self._pixels(images), None
+        total = None
         for quarters, mirrored in self.views:
             view = torch.rot90(pixels.flip(-1) if mirrored else pixels, quarters, (-2, -1))
-            shape = images[0].shape[:2] if quarters % 2 == 0 else images[0].shape[1::-1]
+            shape = size if quarters % 2 == 0 else size[::-1]
             found = torch.rot90(_shares(self._logits(view, shape)), -quarters, (-2, -1))
             found = found.flip(-1) if mirrored else found
             total = found if total is None else total + found

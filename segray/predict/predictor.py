@@ -19,7 +19,7 @@ from segray.bulk.store import Store
 from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.semanticweights import SemanticModel
-from segray.predict.maps import plain_tiff, png
+from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
 from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, packed_window
@@ -50,7 +50,7 @@ class _Border:
     def around(self, image: Image) -> Image:
         return np.pad(image, ((self.above, self.below), (self.left, self.right), (0, 0)), mode="reflect")
 
-    def cut(self, maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def cut(self, maps: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """(classes, h, w) without the border."""
         rows, cols = maps.shape[1:]
         return maps[:, self.above : rows - self.below, self.left : cols - self.right]
@@ -88,11 +88,11 @@ class MapPredictor:
         outcomes: list[Outcome] = [None] * table.num_rows
         writing: list[Future[None]] = []
         whole = {row: image for row, image in images.items() if tiles[row] is None}
-        for row, found in self._pictures.run(whole, self._maps):
-            outcomes[row] = found if isinstance(found, ItemError) else Labelled()
-            if not isinstance(found, ItemError):
+        for row, maps in self._pictures.run(whole, self._maps):
+            outcomes[row] = maps if isinstance(maps, ItemError) else Labelled()
+            if not isinstance(maps, ItemError):
                 image_id = table["image_id"][row].as_py()
-                writing.append(self._threads.submit(self._write_picture, image_id, found))
+                writing.append(self._threads.submit(self._write_picture, image_id, *maps))
         windows = {row: image for row, image in images.items() if tiles[row] is not None}
         borders = {row: self._border(table, row) for row in windows}
         bordered = {row: borders[row].around(image) for row, image in windows.items()}
@@ -104,27 +104,28 @@ class MapPredictor:
             each.result()
         return answers_table(table, outcomes)
 
-    def _maps(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
-        """Labels (h, w), or probabilities (classes, h, w) where they are wanted, too."""
-        if self.settings.probabilities:
-            return self._probabilities(images)
-        return list(self.network.labels(images))
+    def _maps(self, images: Sequence[Image]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]:
+        """Labels (h, w), and probabilities (classes, h, w) where they are wanted."""
+        if not self.settings.probabilities:
+            return [(labels, None) for labels in self.network.labels(images)]
+        return list(zip(*self.network.labels_and_probabilities(images), strict=True))
 
-    def _probabilities(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
-        return list(self.network.probabilities(images))
+    def _probabilities(self, images: Sequence[Image]) -> list[NDArray[np.uint16]]:
+        return list(self.network.labels_and_probabilities(images)[1])
 
     def _border(self, table: pa.Table, row: int) -> _Border:
         scene, tile = scene_from(table["scene"][row].as_py()), table["tile"][row].as_py()
         return border_of(scene, tile)
 
-    def _write_picture(self, image_id: str, found: NDArray[np.uint8]) -> None:
-        labels = found
-        if found.ndim == 3:
-            self._store.write(f"probabilities/{image_id}.tif", plain_tiff(found, self.model.classes))
-            labels = found.argmax(0).astype(np.uint8)
+    def _write_picture(
+        self, image_id: str, labels: NDArray[np.uint8], probabilities: NDArray[np.uint16] | None
+    ) -> None:
+        if probabilities is not None:
+            data = plain_tiff(as_bytes(probabilities), self.model.classes)
+            self._store.write(f"probabilities/{image_id}.tif", data)
         self._store.write(f"labels/{image_id}.png", png(labels, len(self.model.classes)))
 
-    def _write_window(self, table: pa.Table, row: int, found: NDArray[np.uint8]) -> None:
+    def _write_window(self, table: pa.Table, row: int, found: NDArray[np.uint16]) -> None:
         image_id, tile = table["image_id"][row].as_py(), table["tile"][row].as_py()
         packed = table["nodata"][row].as_py()
         nodata = None if packed is None else nodata_mask(packed, *found.shape[1:])

@@ -14,7 +14,7 @@ KEPT_BYTES = 256 << 20
 """Compressed windows that are kept while a map is put together: neighbouring blocks share them."""
 
 
-def packed_window(probabilities: NDArray[np.uint8], nodata: NDArray[np.bool_] | None) -> bytes:
+def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] | None) -> bytes:
     """(classes, h, w) and (h, w), zstd."""
     raw = io.BytesIO()
     np.save(raw, probabilities)
@@ -27,11 +27,11 @@ def packed_window(probabilities: NDArray[np.uint8], nodata: NDArray[np.bool_] | 
     return data
 
 
-def unpacked_window(data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
     """What `packed_window` packed."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         raw = io.BytesIO(stream.read())
-    probabilities: NDArray[np.uint8] = np.load(raw)
+    probabilities: NDArray[np.uint16] = np.load(raw)
     if raw.tell() == raw.getbuffer().nbytes:
         return probabilities, None
     _, height, width = probabilities.shape
@@ -46,7 +46,7 @@ class Windows:
         self._store, self._folder = store, f"{FOLDER}/{image_id}"
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
-    def read(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None:
+    def read(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None:
         """See `blend.Read`. Raises JobFailedError where the storage fails."""
         data = self._kept.get(number) or self._store.read(f"{self._folder}/{number}")
         if data is None:

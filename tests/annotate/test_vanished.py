@@ -66,8 +66,8 @@ def test_a_source_of_each_kind_that_is_gone_and_comes_back_in_another_version(
     assert len(tables(output)[1]) == number
     assert annotate(*run) == 3
 
-    for path in (listed / "row-gone.png", folder / "file-gone.png"):
-        shutil.copy(third, path)
+    for back_again in (listed / "row-gone.png", folder / "file-gone.png"):
+        shutil.copy(third, back_again)
     write_tar(tars / "gone.tar", third, third)
     write_tar(tars / "other.tar", third, third)
     s3_server.put("vanished/object-gone.png", third.read_bytes())

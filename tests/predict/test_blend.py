@@ -10,10 +10,10 @@ from segray.tiles import Grid
 SIZES = [(100, 100), (257, 190), (64, 64), (63, 200), (320, 64), (129, 130)]
 
 
-def crops(truth: NDArray[np.uint8], grid: Grid, without: tuple[int, ...] = ()) -> Read:
+def crops(truth: NDArray[np.uint16], grid: Grid, without: tuple[int, ...] = ()) -> Read:
     """Windows that hold what `truth` (classes, h, w) holds there."""
 
-    def read(number: int) -> tuple[NDArray[np.uint8], None] | None:
+    def read(number: int) -> tuple[NDArray[np.uint16], None] | None:
         window = grid.window(number)
         rows, cols = slice(window.row_start, window.row_stop), slice(window.col_start, window.col_stop)
         return None if number in without else (truth[:, rows, cols], None)
@@ -21,8 +21,8 @@ def crops(truth: NDArray[np.uint8], grid: Grid, without: tuple[int, ...] = ()) -
     return read
 
 
-def whole(grid: Grid, read: Read, classes: int, side: int = 50) -> NDArray[np.uint8]:
-    found = np.full((classes, grid.height, grid.width), 7, np.uint8)
+def whole(grid: Grid, read: Read, classes: int, side: int = 50) -> NDArray[np.uint16]:
+    found = np.full((classes, grid.height, grid.width), 7, np.uint16)
     seen = np.zeros((grid.height, grid.width), int)
     for block, values in blended(grid, read, classes, side):
         rows, cols = slice(block.row_start, block.row_stop), slice(block.col_start, block.col_stop)
@@ -35,7 +35,7 @@ def whole(grid: Grid, read: Read, classes: int, side: int = 50) -> NDArray[np.ui
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("overlap", [0, 1, 16, 40])
 def test_windows_of_one_map_give_that_map(height: int, width: int, overlap: int) -> None:
-    truth = np.random.default_rng(0).integers(0, 256, (2, height, width), np.uint8)
+    truth = np.random.default_rng(0).integers(0, 65_536, (2, height, width), np.uint16)
     grid = Grid(height, width, 64, overlap)
     assert np.array_equal(whole(grid, crops(truth, grid), 2), truth)
 
@@ -57,7 +57,7 @@ def test_a_ramp_falls_inside_a_scene_alone(start: int, stop: int, size: int) -> 
 
 def test_two_opinions_change_slowly_over_the_overlap() -> None:
     grid = Grid(64, 112, 64, 16)
-    answers = [np.full((1, 64, 64), value, np.uint8) for value in (40, 200)]
+    answers = [np.full((1, 64, 64), value, np.uint16) for value in (40, 200)]
     found = whole(grid, lambda number: (answers[number], None), 1)[0]
     assert (found[:, :52] == 40).all()
     assert (found[:, 60:] == 200).all()
@@ -66,7 +66,7 @@ def test_two_opinions_change_slowly_over_the_overlap() -> None:
 
 
 def test_a_missing_window_leaves_what_its_neighbours_see() -> None:
-    truth = np.random.default_rng(1).integers(1, 256, (2, 64, 200), np.uint8)
+    truth = np.random.default_rng(1).integers(1, 256, (2, 64, 200), np.uint16)
     grid = Grid(64, 200, 64, 16)
     assert len(grid) == 4
     found = whole(grid, crops(truth, grid, without=(1,)), 2)
@@ -79,12 +79,12 @@ def test_a_missing_window_leaves_what_its_neighbours_see() -> None:
 
 
 def test_pixels_without_data_have_no_class() -> None:
-    truth = np.full((2, 100, 100), 90, np.uint8)
+    truth = np.full((2, 100, 100), 90, np.uint16)
     grid = Grid(100, 100, 64, 16)
     hole = np.zeros((100, 100), bool)
     hole[30:70, 30:90] = True
 
-    def read(number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def read(number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
         window = grid.window(number)
         rows, cols = slice(window.row_start, window.row_stop), slice(window.col_start, window.col_stop)
         return truth[:, rows, cols], hole[rows, cols]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.models.semanticweights import SemanticModel
-from segray.predict.network import Network
+from segray.predict.network import ONE, Network
 from segray.sources.pair_reader import Example
 from segray.train.augment.strength import AugmentSettings
 from segray.train.feed.examples import Framing
@@ -42,8 +42,9 @@ def test_labels_and_probabilities(images: list[NDArray[np.uint8]]) -> None:
     network = Network(model(local()), "cpu", "fp32")
     expected = torch.cat([logits(Local(), image) for image in images])
     assert np.array_equal(network.labels(images), expected.argmax(1).numpy())
-    found = network.probabilities(images).astype(float) / 255
-    assert np.allclose(found, expected.softmax(1).numpy(), atol=0.5 / 255 + 1e-6)
+    labels, found = network.labels_and_probabilities(images)
+    assert np.array_equal(labels, network.labels(images))
+    assert np.allclose(found / ONE, expected.softmax(1).numpy(), atol=0.5 / ONE + 1e-6)
     assert len(np.unique(network.labels(images))) == 3
 
 
@@ -57,8 +58,8 @@ class OneOutput(Local):
 def test_one_output_is_two_classes(images: list[NDArray[np.uint8]]) -> None:
     network = Network(model(OneOutput(), classes=2), "cpu", "fp32")
     one = logits(OneOutput(), images[0])[0, 0].sigmoid().numpy()
-    found = network.probabilities(images[:1])[0]
-    assert np.allclose(found / 255, [1 - one, one], atol=0.5 / 255 + 1e-6)
+    found = network.labels_and_probabilities(images[:1])[1][0]
+    assert np.allclose(found / ONE, [1 - one, one], atol=0.5 / ONE + 1e-6)
     assert np.array_equal(network.labels(images[:1])[0], one > 0.5)
 
 
@@ -74,7 +75,9 @@ def test_views_are_averaged(tta: str, views: int, images: list[NDArray[np.uint8]
     assert len(total) == views
     expected = np.mean(total, axis=0)
     network = Network(model(local()), "cpu", "fp32", tta)
-    assert np.allclose(network.probabilities(images[:1])[0] / 255, expected, atol=0.5 / 255 + 1e-5)
+    labels, found = network.labels_and_probabilities(images[:1])
+    assert np.array_equal(labels, network.labels(images[:1]))
+    assert np.allclose(found[0] / ONE, expected, atol=0.5 / ONE + 1e-5)
     assert not np.allclose(total[0], expected, atol=0.02)
     sure = np.sort(expected, axis=0)[-1] - np.sort(expected, axis=0)[-2] > 1e-4
     assert np.array_equal(network.labels(images[:1])[0][sure], expected.argmax(0)[sure])
