@@ -287,7 +287,9 @@ class Plan:
 
     def stale(self, parts: Iterable[Part]) -> dict[int, list[str]]:
         """Rows that a newer answer or a newer version of their source replaces: part number -> image_ids."""
-        query = f"SELECT image_id FROM stale WHERE part = ?1 UNION SELECT image_id {_REPLACED} AND l.part = ?1"
+        query = (
+            f"SELECT image_id FROM stale WHERE part = ?1 UNION SELECT image_id {_REPLACED} AND l.part = ?1"
+        )
         return {part.number: [row[0] for row in self._db.execute(query, (part.number,))] for part in parts}
 
     def vanished(self, part: Part) -> dict[str, bool]:

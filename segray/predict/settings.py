@@ -33,7 +33,9 @@ class PredictSettings(BulkSettings):
         False, description="also write polygons/<image_id>.parquet of scenes: GeoParquet, a row a region"
     )
     tile_above: int = Field(
-        2_000_000, ge=1, description="pictures with more pixels (height x width) are done in windows, too; never those of a model "
+        2_000_000,
+        ge=1,
+        description="pictures with more pixels (height x width) are done in windows, too; never those of a model "
         "that was trained on whole pictures (fit: resize)",
     )
     overlap: int = Field(256, ge=0, description="pixels that neighbouring windows share and blend")
