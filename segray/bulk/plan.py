@@ -61,7 +61,8 @@ _OPEN_ARCHIVES = """
 
 
 _MARKS = """
-    FROM (SELECT l.*, s.uri IS NULL OR l.version != s.version AS gone FROM ledger l LEFT JOIN source s USING (uri))
+    FROM (SELECT l.*, s.uri IS NULL OR l.version != s.version AS gone
+          FROM ledger l LEFT JOIN source s USING (uri))
     WHERE gone != vanished"""
 """Ledger rows whose mark `vanished` is not what the listing says; `gone` is."""
 
@@ -69,7 +70,8 @@ _REPLACED = """
     FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version AND (
         EXISTS (SELECT 1 FROM ledger n WHERE n.uri = l.uri AND n.version = s.version AND n.member IS l.member
                 AND coalesce(n.error_type, '') NOT IN ('missing', 'storage'))
-        OR l.member IS NULL AND EXISTS (SELECT 1 FROM ended e WHERE e.uri = l.uri AND e.version = s.version))"""
+        OR l.member IS NULL
+        AND EXISTS (SELECT 1 FROM ended e WHERE e.uri = l.uri AND e.version = s.version))"""
 """Ledger rows that the newest version of the same item replaces. What could not be read replaces nothing, nor
 does an archive that a member is no longer in."""
 

@@ -53,7 +53,8 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
     ]
     if counts["vanished"]:
         lines.append(
-            f"  {counts['vanished']:,} items are no longer in the sources, or not to be reached; kept and marked `vanished`"
+            f"  {counts['vanished']:,} items are no longer in the sources, or cannot be reached; "
+            "kept and marked `vanished`"
         )
     number, example = plan.unreached()
     if number:

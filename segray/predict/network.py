@@ -50,7 +50,7 @@ class Network:
     def labels_and_probabilities(
         self, images: Sequence[NDArray[np.uint8]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """As `labels`, and (n, classes, h, w), `ONE` is 1: bytes would make one class of two that are close."""
+        """As `labels`, and (n, classes, h, w), `ONE` is 1: a byte does not tell two classes that are close."""
         labels, probabilities = self._answer(images, probabilities=True)
         assert probabilities is not None
         return labels, probabilities

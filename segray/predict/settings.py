@@ -35,7 +35,7 @@ class PredictSettings(BulkSettings):
     tile_above: int = Field(
         2_000_000,
         ge=1,
-        description="pictures with more pixels (height x width) are done in windows, too; never those of a model "
-        "that was trained on whole pictures (fit: resize)",
+        description="pictures with more pixels (height x width) are done in windows, too; with a model of "
+        "whole pictures (fit: resize) never",
     )
     overlap: int = Field(256, ge=0, description="pixels that neighbouring windows share and blend")
