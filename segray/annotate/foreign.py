@@ -43,7 +43,8 @@ class ForeignDetector:
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Detections above the threshold of each image (height, width, 3).
 
-        Raises JobFailedError where the model's answer is not what its interface promises.
+        Raises JobFailedError where the model's answer is not what its interface promises, ValueError where
+        it has the form but holds numbers that cannot be: that may be one picture's fault.
         """
         with arithmetic(self.device, "fp32"):
             answer = self.model([self._tensor(place, image) for place, image in enumerate(images)])
@@ -81,11 +82,13 @@ class ForeignDetector:
         if n == 0:  # whatever else their shapes are
             boxes, masks = np.zeros((0, 4)), np.zeros((0, 1, height, width), bool)
         frame = self.frame or ("image" if masks.shape[2:] == (height, width) else "roi")
-        self._expect(scores.shape == (n,) and np.isfinite(scores).all(), "scores: (n,), finite", scores)
+        self._expect(scores.shape == (n,), "scores: (n,)", scores)
         self._expect(labels.shape == (n,) and labels.dtype.kind in "iu", "labels: (n,), integers", labels)
-        self._expect(
-            boxes.shape == (n, 4) and _are_boxes(boxes), "boxes: (n, 4), finite x0 <= x1, y0 <= y1", boxes
-        )
+        self._expect(boxes.shape == (n, 4), "boxes: (n, 4)", boxes)
+        if not np.isfinite(scores).all():
+            raise ValueError("a score is not finite")
+        if not _are_boxes(boxes):
+            raise ValueError("a box is not finite, or not x0 <= x1, y0 <= y1")
         if frame == "image":
             self._expect(masks.shape == (n, 1, height, width), f"masks: (n, 1, {height}, {width})", masks)
         else:

@@ -50,7 +50,7 @@ class Network:
     def labels_and_probabilities(
         self, images: Sequence[NDArray[np.uint8]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """As `labels`, and (n, classes, h, w), `ONE` is 1: a byte does not tell two classes that are close."""
+        """As `labels`, and (n, classes, h, w), `ONE` is 1: a byte cannot tell classes that are close."""
         labels, probabilities = self._answer(images, probabilities=True)
         assert probabilities is not None
         return labels, probabilities
@@ -98,6 +98,8 @@ class Network:
         logits: Tensor = self.module(normal.contiguous(memory_format=torch.channels_last)).float()
         if logits.shape[-2:] != shape:
             logits = interpolate(logits, shape, mode="bilinear", align_corners=False)
+        if logits.isnan().any():  # any class would do: a picture is rejected rather than labelled so
+            raise ValueError("its logits are no numbers (NaN)")
         return logits
 
 

@@ -17,7 +17,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.predictor import Predictor
 from segray.annotate.verb import Annotate
+from segray.bulk.attempts import Attempts
 from segray.bulk.identity import check_identity, identity_of
+from segray.bulk.model_step import ModelStep
 from segray.errors import JobFailedError, SettingsError
 from segray.models.device import Precision, default_batch_size, resolve_device, resolve_precision
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
@@ -343,15 +345,38 @@ def changed(**values: Any) -> Callable[[Answer], Answer]:
         (changed(masks=torch.ones(2, 1, 28, 28)), r"masks: .* \(2, 1, 28, 28\)"),
         (changed(masks=torch.ones(1, 1, 20, 28)), r"masks: \(n, 1, m, m\)"),
         (changed(boxes=torch.ones(2, 4)), r"boxes: \(n, 4\)"),
-        (changed(boxes=torch.tensor([[0.0, 0.0, float("nan"), 1.0]])), r"boxes: .*finite"),
-        (changed(boxes=torch.tensor([[5.0, 0.0, 1.0, 1.0]])), r"boxes: .*x0 <= x1"),
         (changed(labels=torch.tensor([1.5])), r"labels: \(n,\), integers; it gave float32"),
-        (changed(scores=torch.tensor([float("nan")])), r"scores: \(n,\), finite"),
     ],
 )
 def test_wrong_answers_are_told(change: Any, message: str, pictures: list[Image]) -> None:
     with pytest.raises(JobFailedError, match=f"test: .*{message}"):
         predictor(OneSquare(change=change)).answer(table_of(pictures[:1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(boxes=torch.tensor([[0.0, 0.0, float("nan"), 1.0]])), "a box is not finite"),
+        (changed(boxes=torch.tensor([[0.0, 0.0, float("inf"), 1.0]])), "a box is not finite"),
+        (changed(boxes=torch.tensor([[5.0, 0.0, 1.0, 1.0]])), "or not x0 <= x1"),
+        (changed(scores=torch.tensor([float("nan")])), "a score is not finite"),
+        (changed(scores=torch.tensor([float("-inf")])), "a score is not finite"),
+    ],
+)
+def test_numbers_that_cannot_be_cost_their_picture(change: Any, message: str, pictures: list[Image]) -> None:
+    """In the model step, which finds the picture among its neighbours."""
+
+    class Rarely(OneSquare):
+        def answer(self, image: Tensor) -> Answer:
+            found = super().answer(image)
+            return change(found) if image.mean() > 0.9 else found
+
+    white = np.full_like(pictures[0], 255)
+    step = ModelStep(lambda: predictor(Rarely(), batch_size=3), Attempts())
+    rows = step(table_of([pictures[0], white, pictures[1]])).to_pylist()
+    assert [row["status"] for row in rows] == ["annotated", "rejected", "annotated"]
+    assert rows[1]["error_type"] == "crashed"
+    assert message in rows[1]["error"]
 
 
 class Narrow(OneSquare):
