@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
@@ -137,6 +138,12 @@ class InstanceScores:
             for number, category in enumerate(self._categories())
         }
         return InstanceFigures(overall, per_category)
+
+    def cut(self, detections_per_image: int) -> tuple[int, int]:
+        """(Images with more predictions of a category than COCO's protocol then counts, the most of one)."""
+        numbers = Counter((row["image_id"], row["category_id"]) for row in self.predictions)
+        images = {image for (image, _), number in numbers.items() if number > detections_per_image}
+        return len(images), max(numbers.values(), default=0)
 
     def _categories(self) -> list[int]:
         return sorted({row["category_id"] for row in self.truth + self.predictions})

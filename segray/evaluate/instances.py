@@ -146,6 +146,7 @@ class InstanceEvaluation:
             most = ", ".join(f"{name} {number:,}" for name, number in categories.unknown.most_common(5))
             number = categories.unknown.total()
             notes.append(f"{number:,} predicted instances of categories that labels do not have: {most}")
+        uncut = self._uncut(scores, figures, notes)
         return Outcome(
             task="instances",
             compared=len(scores.images),
@@ -164,9 +165,29 @@ class InstanceEvaluation:
                     "predictions": len(scores.predictions),
                     "unknown_categories": dict(categories.unknown),
                 },
+                **uncut,
             },
             notes=notes,
         )
+
+    def _uncut(
+        self, scores: InstanceScores, figures: dict[Kind, InstanceFigures], notes: list[str]
+    ) -> dict[str, Any]:
+        """What AP would be if all predictions counted, where some do not; said in `notes`."""
+        limit = self.settings.detections
+        images, most = scores.cut(limit)
+        if not images:
+            return {}
+        kinds = list(figures)
+        ap = {kind: scores.figures(kind, most).overall["ap"] for kind in kinds}
+        told = ", ".join(
+            f"{kind} AP {figures[kind].overall['ap']:.3f} so, {ap[kind]:.3f} with all" for kind in kinds
+        )
+        notes.append(
+            f"{images:,} images have more than {limit} predictions of a category, up to {most:,}: only the "
+            f"{limit} with the highest scores count ({told}; --detections {most} counts all)"
+        )
+        return {"cut": {"images": images, "most": most, "ap_with_all": ap}}
 
 
 def _class_rows(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,15 @@ def test_results_with_masks(
     record = metrics(tmp_path / "out")
     few = oracle(truth, results, "segm", most=3)
     assert record["metrics"]["segm"]["ap"] == pytest.approx(few[0], abs=1e-12)
+    every = oracle(truth, results, "segm", most=len(results))[0]
+    assert record["cut"]["ap_with_all"]["segm"] == pytest.approx(every, abs=1e-12)
+    numbers = Counter((each["image_id"], each["category_id"]) for each in results)
+    cut = len({image for (image, _), number in numbers.items() if number > 3})
+    assert (record["cut"]["images"], record["cut"]["most"]) == (cut, max(numbers.values()))
+    told = capsys.readouterr().out
+    assert "more than 3 predictions of a category" not in said
+    assert f"{cut} images have more than 3 predictions of a category, up to {max(numbers.values())}" in told
+    assert f"segm AP {few[0]:.3f} so, {every:.3f} with all" in told
     assert "ar10" not in record["metrics"]["segm"]
 
 
