@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from reprlib import repr as brief
 from typing import Any
 
@@ -68,16 +70,18 @@ def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
         raise SettingsError(f"{where}: no image says that its split is {split}")
     images = _images(entries, where)
     annotations: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
-    every = images if split is None else {_get(each, "id") for each in content["images"]}
+    every = images if split is None else {_whole(_get(each, "id")) for each in content["images"]}
     strays = 0
     for annotation in content["annotations"]:
-        image_id = _get(annotation, "image_id")
-        if not isinstance(image_id, int | str):
+        image_id = _among(every, _get(annotation, "image_id"))
+        if image_id is None:
             strays += 1
         elif image_id in images:
             annotations[image_id].append(annotation)
-        elif image_id not in every:
-            strays += 1
+    if images and strays and strays == len(content["annotations"]):
+        first = brief(_get(content["annotations"][0], "image_id"))
+        told = f"none of its {strays:,} annotations is of one of its images; the first has image_id {first}"
+        raise SettingsError(f"{where}: {told}")
     return Truth(images, annotations, categories, strays)
 
 
@@ -137,17 +141,22 @@ def _instance(
     annotation: dict[str, Any], categories: dict[int, str], height: int, width: int, masks: bool
 ) -> TrueInstance:
     try:
-        category = annotation.get("category_id")
-        if not isinstance(category, int) or category not in categories:
-            raise ItemError("unsupported", f"category {brief(category)} is none of the file's")
+        category = _among(categories, annotation.get("category_id"))
+        if not isinstance(category, int):
+            told = brief(annotation.get("category_id"))
+            raise ItemError("unsupported", f"category {told} is none of the file's")
+        crowd = _among((0, 1), annotation.get("iscrowd", 0))
+        if crowd is None:
+            told = brief(annotation["iscrowd"])
+            raise ItemError("unsupported", f"iscrowd is 0 or 1, not {told}")
         segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
         has_mask = masks or box is None
         return TrueInstance(
             rle_of(segmentation, height, width) if has_mask else None,
             category,
-            bool(annotation.get("iscrowd", 0)),
+            bool(crowd),
             None if box is None else box_of(box),
-            None if annotation.get("area") is None else score_of(annotation["area"]),
+            _area(annotation.get("area")),
         )
     except ItemError as error:
         raise ItemError(
@@ -155,30 +164,69 @@ def _instance(
         ) from error
 
 
+def _whole(value: Any) -> Any:
+    """A whole number that was written as 1.0 or "1.0" (pandas, R), as one; everything else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,15}\.0+", value):
+        return int(float(value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _among(known: Collection[Any], value: Any) -> Any:
+    """What is known and meant by `value`: 1.0 and "1" are 1; 1 is "1" where ids are text; None: nothing."""
+    value = _whole(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return int(value) if isinstance(value, bool) and int(value) in known else None
+    if value in known:
+        return value
+    other: Any = str(value) if isinstance(value, int) else _number(value)
+    return other if other in known else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,15}", text) else None
+
+
+def _area(value: object) -> float | None:
+    """None, where it is no number: then it is that of the mask."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]
+
+
 def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
-    ids = [_get(entry, "id") for entry in entries]
+    ids = [_whole(_get(entry, "id")) for entry in entries]
+    strange = next((each for each in ids if not isinstance(each, int | str)), None)
+    if not all(isinstance(each, int | str) for each in ids):
+        told = f"{brief(strange)} is neither a whole number nor text"
+        raise SettingsError(f"{where}: images need ids of their own, {told}")
     twice = [each for each, number in Counter(map(repr, ids)).items() if number > 1]
-    if twice or not all(isinstance(each, int | str) for each in ids):
-        raise SettingsError(
-            f"{where}: images need ids of their own, {twice[0][:60] if twice else None} is not"
-        )
+    if twice:
+        raise SettingsError(f"{where}: images need ids of their own, two have {twice[0][:60]}")
     if len({type(each) for each in ids}) > 1:
         raise SettingsError(f"{where}: some ids of images are numbers and some are text")
     images: dict[ImageId, TrueImage] = {}
-    for rank, entry in enumerate(sorted(entries, key=lambda entry: entry["id"])):
-        name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+    for rank, (number, entry) in enumerate(sorted(zip(ids, entries, strict=True), key=itemgetter(0))):
+        name, size = entry.get("file_name"), (_side(entry.get("height")), _side(entry.get("width")))
         if not isinstance(name, str) or not name:
-            raise SettingsError(f"{where}: image {entry['id']} has no file_name")
-        if not all(type(side) is int and side > 0 for side in size) or size[0] * size[1] > MOST_PIXELS:
-            raise SettingsError(f"{where}: image {entry['id']} has no height and width that can be used")
-        images[entry["id"]] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"))
+            raise SettingsError(f"{where}: image {number} has no file_name")
+        if size[0] * size[1] == 0 or size[0] * size[1] > MOST_PIXELS:
+            told = f"{brief(entry.get('height'))} and {brief(entry.get('width'))}"
+            raise SettingsError(f"{where}: image {number} has no height and width that can be used: {told}")
+        images[number] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"))
     return images
+
+
+def _side(value: Any) -> int:
+    """0 for what is none."""
+    value = _whole(value)
+    value = _number(value) if isinstance(value, str) else value
+    return value if type(value) is int and value > 0 else 0
 
 
 def _categories(entries: list[Any], where: str) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
-        number, name = _get(entry, "id"), _get(entry, "name")
+        number, name = _whole(_get(entry, "id")), _get(entry, "name")
+        number = _number(number) if isinstance(number, str) else number
         if type(number) is not int or not isinstance(name, str) or number in categories:
             raise SettingsError(
                 f"{where}: categories need an id of their own and a name, {brief(entry)} has not"

@@ -63,9 +63,12 @@ def run_lengths(counts: bytes) -> list[int]:
 
 
 def _of_lengths(counts: list[Any], height: int, width: int) -> Rle:
-    if not all(type(each) is int and each >= 0 for each in counts) or sum(counts) != height * width:
+    if not all(type(each) in (int, float) and each >= 0 for each in counts) or sum(counts) != height * width:
         raise ItemError("unsupported", f"run lengths do not add up to {height} x {width} pixels")
-    rle: Rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    whole = [int(each) for each in counts]  # some write 5.0
+    if whole != counts:
+        raise ItemError("unsupported", "run lengths hold a fraction")
+    rle: Rle = coco_mask.frPyObjects({"size": [height, width], "counts": whole}, height, width)
     return rle
 
 

@@ -94,7 +94,7 @@ def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceD
     )  # lists, as they come back
     design = InstanceDesign(listing.categories, complete)
     _build(settings, design)
-    say(f"{len(listing.listed.pairs):,} pictures, {len(listing.categories)} categories")
+    say(listing.told())
     return design
 
 

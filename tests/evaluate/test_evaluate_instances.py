@@ -406,7 +406,7 @@ def test_in_a_bucket(
         (lambda truth: truth.clear(), 2, "it needs images, annotations and categories"),
         (lambda truth: truth["images"].clear(), 4, "no image there"),
         (lambda truth: truth["images"].append({"id": 1}), 2, "image 1 has no file_name"),
-        (lambda truth: truth["images"].append(truth["images"][0]), 2, "1000 is not"),
+        (lambda truth: truth["images"].append(truth["images"][0]), 2, "two have 1000"),
         (lambda truth: truth["images"][0].update(height=0), 2, "image 1000 has no height"),
         (lambda truth: truth["images"][0].update(id="x"), 2, "some ids of images are numbers"),
         (lambda truth: truth["categories"].append({"id": 7, "name": "x"}), 2, "categories need an id"),

@@ -4,12 +4,14 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask
 from pycocotools.coco import COCO
 
 from segray.errors import ItemError, SettingsError
@@ -108,7 +110,7 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     (folder / "images/cells-0.png").write_bytes(b"no picture")
     Image.new("RGB", (20, 30)).save(folder / "images/cells-1.png")
     bad = next(each for each in content["annotations"] if each["image_id"] == 2)
-    bad["segmentation"] = [[1, 2, 3]]
+    bad["segmentation"] = [[1, 2, 3, 4, 5, "x"]]
     (folder / "images/cells-3.png").unlink()
     content["images"].append({**content["images"][4], "id": 99})
     file.write_text(json.dumps(content))
@@ -119,7 +121,90 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
     assert len(reasons) == 3
     assert reasons[1] == "the picture is 20 x 30, its COCO entry 96 x 96"
-    assert "a polygon is x, y" in reasons[2]
+    assert "a polygon of an image 96 x 96 holds 'x'" in reasons[2]
+
+
+NOT_A_NUMBER = float("nan")
+
+
+@pytest.mark.parametrize("form", [float, str, lambda number: f"{number}.0"])
+@pytest.mark.parametrize("of", ["images", "annotations", "both"])
+def test_whole_numbers_as_other_programs_write_them(of: str, form: Any, tmp_path: Path) -> None:
+    """As pandas, R and JavaScript do; the area, which training does not use, may be none."""
+    folder = write_cells(tmp_path / "cells", images=3)
+    file = folder / "instances.json"
+    before = examples(list_coco(str(folder), STORAGE))
+    content = json.loads(file.read_text())
+    for image in content["images"] if of != "annotations" else ():
+        image.update({name: form(image[name]) for name in ("id", "height", "width")})
+    for category in content["categories"] if of != "annotations" else ():
+        category["id"] = form(category["id"])
+    for each in content["annotations"] if of != "images" else ():
+        each.update({name: form(each[name]) for name in ("image_id", "category_id")})
+        each.update(iscrowd=form(0), area=NOT_A_NUMBER)
+    file.write_text(json.dumps(content))
+    listing = list_coco(str(folder), STORAGE)
+    assert listing.listed.ignored == 0
+    for old, new in zip(before, examples(listing), strict=True):
+        assert isinstance(old, CocoExample)
+        assert isinstance(new, CocoExample)
+        assert [(each.mask, each.category, each.crowd) for each in new.instances] == [
+            (each.mask, each.category, each.crowd) for each in old.instances
+        ]
+
+
+def test_run_lengths_with_points(tmp_path: Path) -> None:
+    folder = write_cells(tmp_path / "cells", images=1)
+    content = json.loads((folder / "instances.json").read_text())
+    for number, lengths in enumerate(([10.0, 5.0, 9201.0], [10.5, 5.0, 9200.5])):
+        content["annotations"][number]["segmentation"] = {"size": [96, 96], "counts": lengths}
+        (folder / "instances.json").write_text(json.dumps(content))
+        (example,) = examples(list_coco(str(folder), STORAGE))
+        if number == 0:
+            assert isinstance(example, CocoExample)
+            assert mask.area(example.instances[0].mask) == 5
+        else:
+            assert isinstance(example, ItemError)
+            assert example.reason.endswith("run lengths hold a fraction")
+
+
+def test_annotations_without_a_mask_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Their picture and its other objects stay."""
+    folder = write_cells(tmp_path / "cells", images=2, cells=6)
+    content = json.loads((folder / "instances.json").read_text())
+    first = [each for each in content["annotations"] if each["image_id"] == 0]
+    first[0]["segmentation"], first[1]["segmentation"] = [], None
+    first[2]["segmentation"] = [[1, 1, 2, 2]]
+    del first[3]["segmentation"]
+    square = [10, 10, 20, 10, 20, 20, 10, 20]
+    first[4]["segmentation"] = [square, [5, 5, 6, 6]]
+    (folder / "instances.json").write_text(json.dumps(content))
+    listing = list_coco(str(folder), STORAGE)
+    assert listing.without_mask == 4
+    assert "4 annotations without a mask left out" in listing.told()
+    one, other = examples(listing)
+    assert isinstance(one, CocoExample)
+    assert isinstance(other, CocoExample)
+    assert (len(one.instances), len(other.instances)) == (2, 6)
+    assert mask.area(one.instances[0].mask) == 100
+
+
+def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
+    folder = write_cells(tmp_path / "cells", images=2)
+    content = json.loads((folder / "instances.json").read_text())
+    for each in content["annotations"]:
+        each["image_id"] += 1
+    (folder / "instances.json").write_text(json.dumps(content))
+    assert "6 annotations of images that the file does not list" in list_coco(str(folder), STORAGE).told()
+    for each in content["annotations"]:
+        each["image_id"] = f"image {each['image_id']}"
+    (folder / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=r"none of its 12 annotations .* image_id 'image 1'"):
+        list_coco(str(folder), STORAGE)
+    content["annotations"] = []
+    (folder / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match="no annotation to learn from"):
+        list_coco(str(folder), STORAGE)
 
 
 def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) -> None:

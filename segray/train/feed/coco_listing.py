@@ -27,6 +27,8 @@ from segray.storage import StorageSettings, canonical_uri
 FOLDER_FILE, FOLDER_IMAGES = "instances.json", "images"
 _KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
 """Of an annotation; its box is that of its mask."""
+_LEAST_RING = 6
+"""Numbers of a triangle."""
 _AT_ONCE = 4096
 """Pictures looked up at a time."""
 
@@ -46,6 +48,17 @@ class CocoListing:
     listed: Pairs
     categories: dict[int, str]
     """Id to name."""
+    without_mask: int = 0
+    """Annotations that are left out: a box alone teaches no mask."""
+
+    def told(self) -> str:
+        """What there is and what is left out, for a person."""
+        strays = self.listed.ignored
+        return (
+            f"{len(self.listed.pairs):,} pictures, {len(self.categories)} categories"
+            + f", {self.without_mask:,} annotations without a mask left out" * bool(self.without_mask)
+            + f", {strays:,} annotations of images that the file does not list" * bool(strays)
+        )
 
 
 def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> CocoListing:
@@ -62,6 +75,9 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
     del content
     if not truth.categories:
         raise SettingsError(f"{file.uri}: it names no category")
+    if not any(truth.annotations.values()):
+        raise SettingsError(f"{file.uri}: it has no annotation to learn from")
+    without_mask = _only_masks(truth)
     pairs, rejected = list[AnnotatedPair](), list[Rejected]()
     seen: set[str] = set()
     for found in _found(truth, file, base, storage):
@@ -79,7 +95,23 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
             f"relative to{first}"
         )
     listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, truth.strays)
-    return CocoListing(listed, truth.categories)
+    return CocoListing(listed, truth.categories, without_mask)
+
+
+def _only_masks(truth: Truth) -> int:
+    """Leave out annotations without a mask, as detectron2 does, and rings that are none; returns how many."""
+    left_out = 0
+    for number, annotations in truth.annotations.items():
+        kept = []
+        for annotation in annotations:
+            rings = annotation.get("segmentation")
+            if isinstance(rings, list):
+                rings = [ring for ring in rings if not isinstance(ring, list) or len(ring) >= _LEAST_RING]
+            if rings:
+                kept.append(annotation | {"segmentation": rings})
+        left_out += len(annotations) - len(kept)
+        truth.annotations[number] = kept
+    return left_out
 
 
 def instances_of(annotations: str, categories: dict[int, str]) -> tuple[tuple[int, int], list[TrueInstance]]:
