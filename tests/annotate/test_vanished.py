@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def write_tar(path: Path, *files: Path) -> None:
     with tarfile.open(path, "w") as tar:
-        for file in files:
-            tar.add(file, f"of-{path.stem}-{files.index(file)}.png")
+        for number, file in enumerate(files):
+            tar.add(file, f"of-{path.stem}-{number}.png")
 
 
 def test_a_source_of_each_kind_that_is_gone_and_comes_back_in_another_version(
