@@ -45,7 +45,8 @@ class Predict:
     def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
         """What a map depends on, and which files there are."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
-        return {"verb": "predict", "classes": list(model.classes), **wanted}
+        # maps 2: windows in 16 bits, whole pictures for models of such; windows of a run before are no bytes now
+        return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
 
     def predictor(
         self, model: "SemanticModel", device: str, precision: "Precision", batch_size: int, threads: int
