@@ -45,7 +45,7 @@ class Predict:
     def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
         """What a map depends on, and which files there are."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
-        # maps 2: windows in 16 bits, whole pictures for models of such; windows of a run before are no bytes now
+        # maps 2: windows in 16 bits; those that a run of before left behind are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
 
     def predictor(
