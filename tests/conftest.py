@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from segray.cluster import set_environment
-from tests import scheduling, servers
+from tests import scheduling, servers, warm_workers
 from tests.tally import TALLY
 
 set_environment()  # before any test imports Ray
@@ -94,7 +94,8 @@ def ray_session() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         ray = OwnRay(400, Path(folder, "ray.log"), threading.Event(), cpus=4)
-        ray.start()
+        with warm_workers.used():
+            ray.start()
         yield
         ray.stop(keep=False)
 

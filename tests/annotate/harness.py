@@ -167,7 +167,7 @@ class Trial:
         deadline = time.monotonic() + START_S
         while driver.poll() is None and not self._victims(kind, below):
             assert time.monotonic() < deadline, f"no {kind} in {START_S:.0f} s"
-            time.sleep(0.01)
+            time.sleep(0.05)
             below = descendants(driver.pid)
         return {driver.pid: "", **below} if driver.poll() is None else {}
 
@@ -175,7 +175,7 @@ class Trial:
         before, deadline = self.look(output, folder), time.monotonic() + START_S
         while driver.poll() is None and self.look(output, folder) == before:
             assert time.monotonic() < deadline, f"nothing happened in {folder} for {START_S:.0f} s"
-            time.sleep(0.0005)
+            time.sleep(0.001)
 
     def _sleep(self, driver: subprocess.Popen[str], seconds: float) -> None:
         if seconds > 0:

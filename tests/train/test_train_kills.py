@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ SAVING = ("--epochs", EPOCHS, "--checkpoint-every-s", 0)
 """Each step is kept, and takes as long as a write does: time for a kill in the middle of an epoch."""
 
 
+@lru_cache(1)
 def progress(data: bytes) -> tuple[int, int]:
-    """(epoch, steps of it) that a checkpoint holds."""
+    """(epoch, steps of it) that a checkpoint holds; asked often, so the last answer is kept."""
     state = torch.load(io.BytesIO(data), weights_only=True)
     return state["training"]["epoch"], state["position"]
 
@@ -48,7 +50,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         """Until it has struck."""
         while self.killed_at is None:
-            time.sleep(0.02)
+            time.sleep(0.05)
             try:
                 at = progress(self._read())
             except Exception:  # noqa: BLE001 - not there yet; each storage has its own error
