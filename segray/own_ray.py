@@ -49,6 +49,7 @@ _ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME,  # host's name leads to
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training: no node is taken away here
     "RAY_TRAIN_METRICS_ENABLED": "0",  # for a dashboard
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",  # likewise; its agent looks at all processes every 5 s
     "RAY_raylet_start_wait_time_s": "3",  # then we look whether it lives; Ray waits for 30
 }
 

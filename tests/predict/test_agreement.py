@@ -72,19 +72,21 @@ def test_maps_are_worth_what_the_model_is_worth(fit: str, views: Path, tmp_path:
     for name, options in {
         "plain": (), "probable": ("--probabilities",), "turned": ("--probabilities", "--tta", "flip")
     }.items():  # fmt: skip
-        output = tmp_path / name
-        run = ("predict", *FEW, str(tmp_path / "data/images"), *weights, "--precision", "fp32", *options)
+        output, sources = tmp_path / name, tmp_path / "data/images"
+        if name == "turned" and fit == "crop":
+            sources /= "small.jpg"  # the others are tiled, and compared with nothing
+        run = ("predict", *FEW, str(sources), *weights, "--precision", "fp32", *options)
         assert main([*run, "--output", str(output)]) == 0
         images, _ = tables(output)
         tiled = {Path(row["uri"]).stem for row in images if row["tiles"]}
-        assert tiled == (set() if fit == "resize" else {"three", "twelve"})
+        assert tiled == (set() if fit == "resize" or name == "turned" else {"three", "twelve"})
         found[name] = {
             Path(row["uri"]).stem: (output / f"labels/{row['image_id']}.png").read_bytes() for row in images
         }
-        scores = tmp_path / f"{name}-scores"
-        labels = ("--predictions", str(output), "--labels", str(tmp_path / "data/labels"))
-        assert main(["evaluate", *labels, *common, "--output", str(scores)]) == 0
         if name != "turned":
+            scores = tmp_path / f"{name}-scores"
+            labels = ("--predictions", str(output), "--labels", str(tmp_path / "data/labels"))
+            assert main(["evaluate", *labels, *common, "--output", str(scores)]) == 0
             assert miou(scores) == pytest.approx(miou(tmp_path / "whole"), abs=0.03)
     assert found["plain"] == found["probable"]
     turned = Network(model, "cpu", "fp32", "flip")
