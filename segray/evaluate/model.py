@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode, functional
+from torchvision.transforms.v2 import functional
 
 from segray.errors import ItemError, JobFailedError, NothingToDoError, SettingsError
 from segray.evaluate.data import Chosen, choose, label_rules, split_sizes
@@ -17,10 +16,10 @@ from segray.evaluate.maps import semantic_outcome
 from segray.evaluate.report import Outcome, Progress
 from segray.evaluate.semantic import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
-from segray.models.device import Precision, arithmetic, is_out_of_memory, resolve_device
+from segray.models.device import Precision, arithmetic, is_out_of_memory, resolve_device, resolve_precision
 from segray.models.semanticfile import classes_of
 from segray.models.semanticweights import SemanticModel, load_semantic_weights
-from segray.sources.labels import LabelRules
+from segray.sources.labels import LabelRules, nearest_pixels
 from segray.sources.pair_reader import Reader
 from segray.sources.pairs import list_pairs
 
@@ -77,8 +76,8 @@ def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Ten
     size = [side, side]
     narrow = side == 1  # torch 2.13 writes wrong levels for bytes in a single column
     resized = functional.resize(image.float() if narrow else image, size).round().to(torch.uint8)
-    mask = functional.resize(tv_tensors.Mask(truth), size, interpolation=InterpolationMode.NEAREST_EXACT)
-    return resized, mask.as_subclass(Tensor)
+    rows, cols = (torch.from_numpy(nearest_pixels(*each)) for each in zip(truth.shape, size, strict=True))
+    return resized, truth[rows][:, cols]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +147,5 @@ def find_model(settings: EvaluateSettings, weights: str, data: str) -> ModelEval
     device = resolve_device(settings.device)
     precision: Precision = "bf16" if settings.precision == "bf16" else "fp32"
     if settings.precision == "auto" and device == "cuda":
-        precision = "bf16"
+        precision = resolve_precision("auto", device)
     return ModelEvaluation(settings, model, chosen, rules, reason, device, precision)

@@ -142,16 +142,28 @@ def decide_values(
 def fit_to(label: Labels, height: int, width: int) -> Labels:
     """The label at its picture's size: each pixel takes the class under its centre.
 
-    The same as OpenCV's INTER_NEAREST_EXACT and torch's `nearest-exact`, in integers. A label of another
-    shape (width / height more than `ASPECT` off, and more than one pixel) is refused with ItemError.
+    A label of another shape (width / height more than `ASPECT` off, and more than one pixel) is refused with
+    ItemError.
     """
     if label.shape == (height, width):
         return label
     _check_shape(label, height, width)
-    rows = (2 * np.arange(height) + 1) * label.shape[0] // (2 * height)
-    cols = (2 * np.arange(width) + 1) * label.shape[1] // (2 * width)
+    rows, cols = nearest_pixels(label.shape[0], height), nearest_pixels(label.shape[1], width)
     fitted: Labels = label.take(rows, axis=0).take(cols, axis=1)
     return fitted
+
+
+def nearest_pixels(source: int, length: int) -> NDArray[np.int64]:
+    """Along an axis of `source` pixels, for each of `length`: the one whose middle is nearest.
+
+    OpenCV's INTER_NEAREST_EXACT and torch's `nearest-exact`, but for two that are as near: in turn the first
+    and the second, where always the second would be half a pixel off a picture that is halved.
+    """
+    places = np.arange(length)
+    middles = (2 * places + 1) * source  # in units of 1 / (2 * length)
+    ties = (middles % (2 * length) == 0) & (places % 2 == 0)
+    found: NDArray[np.int64] = middles // (2 * length) - ties
+    return found
 
 
 def _check_shape(label: Labels, height: int, width: int) -> None:

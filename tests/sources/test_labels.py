@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError, SettingsError
-from segray.sources.labels import LabelRules, decide_values, fit_to, read_label
+from segray.sources.labels import LabelRules, decide_values, fit_to, nearest_pixels, read_label
 
 PLENTY = 10**7
 ELEVEN = LabelRules(classes=11)
@@ -394,6 +394,17 @@ def test_fitting_as_torch_does() -> None:
         torch.from_numpy(label)[None, None], size=(106, 128), mode="nearest-exact"
     )
     assert np.array_equal(fit_to(label, 106, 128), theirs[0, 0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("source", "length"), [(96, 48), (96, 24), (1024, 512), (100, 38), (96, 131), (9, 99)]
+)
+def test_a_label_is_not_a_part_of_a_pixel_off(source: int, length: int) -> None:
+    """Half a pixel of the source, were it always the second of two that are as near."""
+    middles = (np.arange(length) + 0.5) * source / length
+    off = nearest_pixels(source, length) + 0.5 - middles
+    assert np.abs(off).max() <= 0.5
+    assert abs(off.mean()) < 0.02
 
 
 def test_a_label_of_its_pictures_size_is_returned_as_it_is() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
@@ -76,6 +77,46 @@ def test_pixels_and_masks_move_together(images: list[InstanceImage], seed: int) 
         moved, mask = step(moved, mask)
     agreement = ((moved[0] > 127) == (mask > 0)).float().mean()
     assert agreement > 0.97  # the rest are edges, interpolated in the one and nearest in the other
+
+
+def discs(number: int, side: int = 96) -> tuple[Tensor, Tensor]:
+    """Pictures of a disc, whose border is as light as it is covered, and the pixels whose middle it has.
+
+    Both (number, side, side), uint8 and int32.
+    """
+    draw = np.random.default_rng(0)
+    top, left, radius = torch.from_numpy(draw.uniform((40, 40, 12), (56, 56, 20), (number, 3)).T)[..., None]
+    fine, middles = (torch.arange(8 * side) + 0.5) / 8, torch.arange(side) + 0.5
+
+    def inside(places: Tensor) -> Tensor:
+        rows, cols = (places - top) ** 2, (places - left) ** 2
+        return torch.lt(rows[:, :, None] + cols[:, None, :], radius[..., None] ** 2)
+
+    covered = inside(fine).float().reshape(number, side, 8, side, 8).mean((2, 4))
+    return (255 * covered).round().to(torch.uint8), inside(middles).int()
+
+
+def centroids(levels: Tensor) -> Tensor:
+    """Row and column of each layer, float64 (layers, 2)."""
+    levels = levels.double()
+    rows, cols = (torch.arange(size).double() for size in levels.shape[1:])
+    return torch.stack([levels.sum(2) @ rows, levels.sum(1) @ cols], 1) / levels.sum((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("crop", [48, 96, 117, 131, 192, 263])
+def test_a_mask_is_not_a_part_of_a_pixel_off(crop: int) -> None:
+    """Of 0.37 pixels that a mask was off, a nucleus lost 4 % of its overlap with its picture."""
+    whole = CropSettings(crop=crop, resize_to=crop)  # the window is the whole picture
+    moves = training_transform(
+        whole, AugmentSettings(smallest_scale=1, largest_scale=1, flip=1, vertical_flip=1, quarter_turns=1)
+    ).transforms[:4]
+    pictures, masks = discs(300)
+    picture, mask = tv_tensors.Image(pictures), tv_tensors.Mask(masks)
+    for move in moves:
+        picture, mask = move(picture, mask)
+        assert picture.shape == mask.shape == (300, crop, crop)
+        off = (centroids(picture) - centroids(mask)).mean(0)
+        assert off.abs().max() < 0.02, (type(move).__name__, off)
 
 
 def test_half_a_pixel_inside_is_what_the_paste_wants(images: list[InstanceImage]) -> None:

@@ -11,6 +11,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from segray.train.augment.nearest import nearest
 from segray.train.augment.strength import AugmentSettings
 
 
@@ -54,15 +55,11 @@ class ScaledCrop(v2.Transform):  # type: ignore[misc]
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop and resize; masks keep their integers (nearest), images are interpolated."""
-        nearest = isinstance(inpt, tv_tensors.Mask)
-        return functional.resized_crop(
-            inpt,
-            **params,
-            size=[self.settings.crop, self.settings.crop],
-            interpolation=v2.InterpolationMode.NEAREST if nearest else v2.InterpolationMode.BILINEAR,
-            antialias=not nearest,
-        )
+        """Crop and resize; masks keep their integers, images are interpolated."""
+        inpt, side = functional.crop(inpt, **params), self.settings.crop
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(nearest(inpt.as_subclass(Tensor), (side, side)), like=inpt)
+        return functional.resize(inpt, [side, side])
 
 
 class RandomGamma(v2.Transform):  # type: ignore[misc]

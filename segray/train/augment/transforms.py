@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode, functional
+from torchvision.transforms.v2 import functional
 
 from segray.train.augment.colour import ColourChange, coloured
 from segray.train.augment.framing import Fit, Frame, Geometry, drawn_geometry
+from segray.train.augment.nearest import nearest
 from segray.train.augment.strength import PRESETS, AugmentSettings, Strength
 
 XYXY = tv_tensors.BoundingBoxFormat.XYXY
@@ -150,9 +151,10 @@ def _moved(
 
 
 def _resized(part: Any, size: list[int]) -> Any:
-    """Masks take the nearest pixel's middle: torchvision's plain NEAREST is half a pixel off the picture."""
+    if isinstance(part, tv_tensors.Mask):
+        return tv_tensors.wrap(nearest(part.as_subclass(Tensor), (size[0], size[1])), like=part)
     if not isinstance(part, tv_tensors.Image):
-        return functional.resize(part, size, interpolation=InterpolationMode.NEAREST_EXACT)
+        return functional.resize(part, size)
     pixels = part.as_subclass(Tensor)
     if size[1] == 1:  # torch 2.13 writes wrong levels, or fails, for bytes in a single column
         return tv_tensors.wrap(functional.resize(pixels.float(), size).round_().to(torch.uint8), like=part)
