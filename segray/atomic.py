@@ -39,6 +39,8 @@ def put_file_atomically(filesystem: fsspec.AbstractFileSystem, path: str, local:
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         shutil.copyfile(local, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or its ledger row outlives it where power fails
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)

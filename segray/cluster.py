@@ -52,6 +52,8 @@ class Cluster:
     node_gpus: float
     nodes: tuple[tuple[float, float], ...] = ()
     """(CPUs, GPUs) of each."""
+    accelerators: frozenset[str] = frozenset()
+    """Names that Ray has for its GPUs, such as `A100`."""
 
 
 class RayStart:
@@ -146,7 +148,10 @@ def _look_around(log: Path) -> Cluster:
     ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
-    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus), tuple(zip(cpus, gpus, strict=True)))
+    kind = "accelerator_type:"
+    named = {name.removeprefix(kind) for node in nodes for name in node if name.startswith(kind)}
+    by_node = tuple(zip(cpus, gpus, strict=True))
+    return Cluster(sum(cpus), sum(gpus), max(cpus), max(gpus), by_node, frozenset(named))
 
 
 def _in_cluster(settings: RaySettings) -> bool:

@@ -161,6 +161,12 @@ class Store:
         target = f"{self.root}/{name}"
         self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
 
+    def copy(self, name: str, to: str) -> None:
+        """The same bytes under another name as well. Raises FileNotFoundError."""
+        self.fence()
+        path, target = f"{self.root}/{name}", f"{self.root}/{to}"
+        self._request("copy", target, lambda: self.filesystem.cp_file(path, target))
+
     def create(self, name: str, data: bytes) -> None:
         """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
         self.fence()

@@ -63,7 +63,7 @@ class EvaluateSettings(JobSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto, as in training: bf16 on a GPU, fp32 on a CPU"
+        "auto", description="auto, as in training: bf16 where the GPU multiplies it, else fp32"
     )
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
     max_rejects: float = Field(

@@ -8,7 +8,8 @@ from segray.errors import SettingsError
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
 PLAN, RUN = "_segray/plan.json", "run.json"
-CHECKPOINT, MODEL, METRICS = "checkpoints/last.pt", "model.pt", "metrics.jsonl"
+CHECKPOINT, BEFORE = "checkpoints/last.pt", "checkpoints/before.pt"
+MODEL, METRICS = "model.pt", "metrics.jsonl"
 """Files of the output."""
 FORMAT = 1
 UNDECIDING = frozenset(
@@ -58,7 +59,7 @@ def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
     """
     there = store.read_json(PLAN)
     if not isinstance(there, dict) or not isinstance(there.get("settings"), dict):
-        for name in (MODEL, CHECKPOINT):
+        for name in (MODEL, CHECKPOINT, BEFORE):
             if holds(store, name):
                 raise SettingsError(
                     f"output: {output} holds {name}, but its {PLAN} is gone or damaged; use another --output"

@@ -36,7 +36,7 @@ from segray.train.identity import (
     write_plan,
 )
 from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
-from segray.train.resources import Shares, share_out
+from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
 from segray.train.shown.events import SCORES
@@ -164,7 +164,7 @@ def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | In
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     """(device, precision): the cluster's where there is one, else this machine's."""
-    from segray.models.device import resolve_device
+    from segray.models.device import resolve_device, resolve_precision
 
     if not ray.in_cluster:
         device = resolve_device(settings.device)
@@ -176,9 +176,11 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
         share_out(settings.workers, settings.loaders, device, ray.cluster(), settings.min_workers)
     if settings.precision == "fp16" and device == "cpu":
         raise SettingsError("precision: fp16 needs a GPU; take fp32 or bf16 on a CPU")
-    if settings.precision == "auto":
-        return device, "bf16" if device == "cuda" else "fp32"
-    return device, settings.precision
+    if settings.precision != "auto":
+        return device, settings.precision
+    if device == "cuda" and ray.in_cluster:
+        return device, "bf16" if multiply_bfloat16(ray.cluster().accelerators) else "fp32"
+    return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
 def _run(prepared: Prepared, lock: Lock) -> Data:
@@ -257,12 +259,12 @@ def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
-    from segray.train.trainer import train
+    from segray.train.trainer import told, train
 
     settings = prepared.settings
-    with Watch(prepared.store, settings.epochs, lock) as watch:
+    run = replace(_run_of(prepared, data), generation=lock.generation)
+    with Watch(prepared.store, settings.epochs, lock, lambda: told(run)) as watch:
         try:
-            run = replace(_run_of(prepared, data), generation=lock.generation)
             workers = (settings.min_workers or settings.workers, settings.workers)
             train(run, data.table, workers, shares, settings.max_failures)
         except (KeyboardInterrupt, JobFailedError):

@@ -1,6 +1,7 @@
 """The training loop of one process: steps, scores, reports, and checkpoints it goes on from. No Ray.
 
     checkpoints/last.pt   network, average, optimiser, schedule, history, position in the epoch, its losses
+    checkpoints/before.pt the one before, should the last be damaged
     model.pt              the best network so far
     metrics.jsonl         the history, a line an epoch; tensorboard/ and curves.png show the same
     samples/              panels of a few pictures, as the best network sees them
@@ -27,9 +28,9 @@ from torch import distributed
 
 from segray.bulk.lock import newest_generation
 from segray.bulk.store import Store
-from segray.errors import JobFailedError
+from segray.errors import JobFailedError, SettingsError
 from segray.models.modelfile import plain_contents
-from segray.train.identity import CHECKPOINT, METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
 from segray.train.steps.training import Training
 
 DRAWN_EVERY_S = 20.0
@@ -57,17 +58,33 @@ class Loop:
         """Of these steps, summed."""
         self._saved = time.monotonic()
         self._drawn = -math.inf
+        self._is_whole = False
+        """The checkpoint in the output is one that may take the place of the one before."""
         self._generation = newest_generation(store) if generation is None else generation
         """Of the lease under which this worker writes."""
 
-    def restore(self) -> None:
-        """Go on from the checkpoint in the output, if there is one. Raises SettingsError if it is damaged."""
-        data = self._store.read(CHECKPOINT)
-        if data is None:
-            return
-        state = plain_contents(f"{self._store.root}/{CHECKPOINT}", data)
-        self.training.load_state_dict(state["training"])
-        self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
+    def restore(self) -> str | None:
+        """Go on from the last checkpoint, if there is one, or from the one before.
+
+        Returns what is to be said: that the last is damaged. Raises SettingsError if both are.
+        """
+        told = None
+        for name in (CHECKPOINT, BEFORE):
+            data = self._store.read(name)
+            if data is None:
+                continue
+            try:
+                state = plain_contents(f"{self._store.root}/{name}", data)
+            except SettingsError as error:
+                if name == BEFORE or self._store.read(BEFORE) is None:
+                    raise
+                told = f"{error}; going on from the one before"
+                continue
+            self.training.load_state_dict(state["training"])
+            self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
+            self._is_whole = name == CHECKPOINT
+            break
+        return told
 
     def run(self, stream: Iterator[Any], train: int, scored: int) -> None:
         """The steps that are left.
@@ -162,7 +179,11 @@ class Loop:
         }
         file = io.BytesIO()
         torch.save(state, file)
+        if self._is_whole:
+            with suppress(FileNotFoundError):  # somebody took it away
+                self._store.copy(CHECKPOINT, BEFORE)
         self._store.write(CHECKPOINT, file.getvalue())
+        self._is_whole = True
         self._saved = time.monotonic()
 
     def _refuse_lost_lease(self) -> None:

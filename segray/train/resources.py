@@ -1,6 +1,7 @@
 """How a cluster's CPUs and GPUs are shared out among training workers and their loaders; no Ray."""
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 
 from segray.cluster import Cluster
@@ -11,6 +12,8 @@ LOADER_CPUS = 0.1
 PLACES_CPUS = 0.1
 """Of the task that says which pairs come when."""
 _LEAST_CPUS = 0.1
+_EMULATE = frozenset({"V100", "P100", "T4", "P4", "K80"})
+"""GPUs older than Ampere, as Ray names them: they emulate bfloat16, slower than float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,11 @@ class Shares:
     def of_a_worker(self) -> dict[str, float]:
         """As Ray Train takes it."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def multiply_bfloat16(accelerators: Set[str]) -> bool:
+    """Whether all GPUs of a cluster do; accelerators: Ray's names of those it knows."""
+    return not accelerators & _EMULATE
 
 
 def share_out(workers: int, loaders: int, device: str, cluster: Cluster, least: int | None = None) -> Shares:

@@ -140,7 +140,8 @@ class TrainSettings(SceneSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they train")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU, fp32 on a CPU; fp16, with a scaled loss, on a GPU alone"
+        "auto",
+        description="auto: bf16 where the GPU multiplies it, else fp32; fp16, with a scaled loss: GPU alone",
     )
     accumulate: int = Field(
         1, ge=1, description="parts in which a worker does its pictures of a step, to take less memory"

@@ -37,8 +37,8 @@ from segray.train.steps.instances import InstanceTask, InstanceTraining
 from segray.train.steps.semantic import SemanticTraining, Task
 from segray.train.steps.training import Training
 
-_FAILED = "segray-train-failed"
-"""Where a failure is kept, among what Ray's head keeps for all its processes."""
+_FAILED, _TOLD = "segray-train-failed", "segray-train-told"
+"""Where a failure is kept, and what else is to be said, among what Ray's head keeps for all its processes."""
 _ABORT_S = 20.0
 
 
@@ -119,6 +119,12 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
     _raise_failure(run)
 
 
+def told(run: Run) -> str | None:
+    """What the workers want a person to know."""
+    word = _internal_kv_get(run.attempt, namespace=_TOLD)
+    return None if word is None else word.decode()
+
+
 def _raise_failure(run: Run) -> None:
     if failure := _failure(run):
         raise JobFailedError(*failure["lines"]) from _WorkerError(failure["traceback"])
@@ -175,7 +181,8 @@ def _train(run: Run, pairs: Any, store: Store) -> None:
         training = SemanticTraining(run.task, device)
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
     loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown, run.generation)
-    loop.restore()
+    if (word := loop.restore()) and part.rank == 0:
+        _internal_kv_put(run.attempt, word, namespace=_TOLD)
     epochs = range(training.epoch, run.task.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)
     loop.run(stream, run.feed.order.train, len(part.scored(run.feed.order.val)))

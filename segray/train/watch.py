@@ -4,6 +4,7 @@ import _thread
 import json
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -35,10 +36,14 @@ def say(line: str) -> None:
 class Watch:
     """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
 
-    def __init__(self, store: Store, epochs: int, lock: Lock) -> None:
+    def __init__(self, store: Store, epochs: int, lock: Lock, told: Callable[[], str | None]) -> None:
+        """told: what the workers say; asked when they have begun, and at the end."""
+        self._told: Callable[[], str | None] | None = told
         self._store, self._epochs, self._lock = store, epochs, lock
         self.error: JobFailedError | None = None
         """Set before the main thread is interrupted."""
+        self._failed = ""
+        """Why the last look showed nothing."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="segray-watch", daemon=True)
 
@@ -54,20 +59,34 @@ class Watch:
         self._done.set()
         self._thread.join()
         if error is None:
-            self._show()
+            self._try_to_show()
 
     def _watch(self) -> None:
         while not self._done.wait(_LOOK_EVERY_S):
             try:
                 self._lock.check()
-                self._show()
             except Exception as error:  # noqa: BLE001 - the lease is watched no more, so training must end
                 self.error = error if isinstance(error, JobFailedError) else JobFailedError(repr(error))
                 _thread.interrupt_main()
                 return
+            self._try_to_show()
+
+    def _try_to_show(self) -> None:
+        """What cannot be read is shown by a later look; the training does not need it."""
+        try:
+            self._show()
+            self._failed = ""
+        except Exception as error:  # noqa: BLE001 - whatever a storage, Ray or a file half written raises
+            if str(error) != self._failed:
+                say(f"the epochs cannot be shown now, the training goes on: {error}")
+            self._failed = str(error)
 
     def _show(self) -> None:
         done = metrics(self._store)
+        if self._told is not None and len(done) > self._shown:
+            if word := self._told():
+                say(word)
+            self._told = None
         for line in done[self._shown :]:
             self._shown += 1
             left = self._left(done[self._first : self._shown])

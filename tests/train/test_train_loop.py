@@ -17,8 +17,9 @@ from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
 from segray.storage import StorageSettings
 from segray.train.feed.examples import Batch
-from segray.train.identity import CHECKPOINT, METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
 from segray.train.loop import Loop
+from segray.train.shown import curves
 from segray.train.steps.losses import LossSettings
 from segray.train.steps.optimizers import OptimizerSettings
 from segray.train.steps.schedules import ScheduleSettings
@@ -32,6 +33,14 @@ TASK = Task(
     STEPS, seed=3, precision="fp32", clip=1.0, ema=0.3,
 )  # fmt: skip
 """Everything that remembers: running statistics, moments, an average, a schedule."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Curves take a second, in some hundred trainings of half a second; `test_curves` looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "write_curves", lambda *_: None)
+        yield
 
 
 class Killed(BaseException):
@@ -63,6 +72,11 @@ class MortalStore(Store):
         """See Store."""
         self.life.count()
         super().write(name, data)
+        self.life.count()
+
+    def copy(self, name: str, to: str) -> None:
+        """See Store."""
+        super().copy(name, to)
         self.life.count()
 
 
@@ -262,10 +276,33 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["_segray"]
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [5, 9])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed: int, tmp_path: Path) -> None:
+    """Also after a kill at once, which must not put the damaged one in the place of the whole one."""
+    undisturbed = train(tmp_path / "whole")
     with pytest.raises(Killed):
-        train(tmp_path, stream_life=Mortal(3))
-    file = tmp_path / CHECKPOINT
-    file.write_bytes(file.read_bytes()[:-100])
+        train(tmp_path / "parts", stream_life=Mortal(killed))
+    data = bytearray((tmp_path / "parts" / CHECKPOINT).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "parts" / CHECKPOINT).write_bytes(data)
+    for _ in range(2):
+        told = begin(tmp_path / "parts", Mortal()).restore()
+        assert told is not None
+        assert "checkpoints/last.pt: damaged" in told
+        assert told.endswith("; going on from the one before")
+        with pytest.raises(Killed):
+            train(tmp_path / "parts", Mortal(1))
+    assert_same(tmp_path / "parts", train(tmp_path / "parts"), tmp_path / "whole", undisturbed)
+
+
+def test_damaged_checkpoints_are_told(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, stream_life=Mortal(4))
+    for name in (CHECKPOINT, BEFORE):
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SettingsError, match=r"checkpoints/before\.pt: damaged"):
+        begin(tmp_path, Mortal())
+    (tmp_path / BEFORE).unlink()
     with pytest.raises(SettingsError, match=r"checkpoints/last\.pt: damaged"):
         begin(tmp_path, Mortal())

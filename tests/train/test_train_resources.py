@@ -6,7 +6,7 @@ import pytest
 
 from segray.cluster import Cluster
 from segray.errors import SettingsError
-from segray.train.resources import LOADER_CPUS, PLACES_CPUS, share_out
+from segray.train.resources import LOADER_CPUS, PLACES_CPUS, multiply_bfloat16, share_out
 
 CPUS, WORKERS, LOADERS = (1, 2, 3, 4, 7, 16, 96), (1, 2, 3, 4, 8, 31), (1, 2, 4, 16)
 
@@ -62,3 +62,12 @@ def test_a_refusal_says_what_to_ask_for() -> None:
         SettingsError, match=r"min_workers: 3 with 4 loaders each do not fit, the nodes have room"
     ):
         share_out(4, 4, "cpu", Cluster(2, 0, 1, 0, ((1, 0), (1, 0))), 3)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "all_do"),
+    [({"A100"}, True), ({"T4"}, False), ({"H100", "V100"}, False), (set(), True), ({"something new"}, True)],
+)
+def test_old_gpus_emulate_bfloat16(accelerators: set[str], all_do: bool) -> None:
+    """One of them makes all workers wait."""
+    assert multiply_bfloat16(accelerators) == all_do
