@@ -38,6 +38,7 @@ from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.models.weights import weights_kind
 from segray.scenes.scene import Tiling
+from segray.sources.choice import Choice
 from segray.storage import StorageSettings, shown
 from segray.tiles import OVERLAP, TILE
 
@@ -149,6 +150,14 @@ class BulkSettings(SceneSettings):
     )
     output: Address = Field(description="folder or bucket URL for what is written")
     weights: WeightsAddress
+    include: list[str] = Field(
+        [],
+        description="globs: of what sources hold, only images that match one; `*.jpg` is compared with each "
+        "name of a path, `left/*.jpg` with its end (repeatable)",
+    )
+    exclude: list[str] = Field(
+        [], description="globs: leave out what matches, as in `include`: `*_mask.png`, `thumbs` (repeatable)"
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -176,6 +185,11 @@ class BulkSettings(SceneSettings):
     )
     decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
     commit_every_s: float = Field(10.0, ge=0, description="results that came back are made safe so often")
+
+    @property
+    def choice(self) -> Choice:
+        """Which of the names in the sources are meant."""
+        return Choice(tuple(self.include), tuple(self.exclude))
 
     @property
     def tiling(self) -> Tiling:

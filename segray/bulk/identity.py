@@ -26,6 +26,8 @@ def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
         "resolution": settings.resolution,
         "scaling": settings.scaling,
         "crs": settings.crs,
+        "include": settings.include or None,  # an archive that is done is not read again
+        "exclude": settings.exclude or None,
     }
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from segray.bulk.plan import Plan
 from segray.bulk.progress import Progress
 from segray.errors import JobFailedError, SegrayError
+from segray.sources.choice import EVERYTHING, Choice
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings
@@ -28,8 +29,10 @@ _STOP_S = 5.0
 class Inventory:
     """Context manager: lists `sources` into `plan` from entry on."""
 
-    def __init__(self, sources: Sequence[str], storage: StorageSettings, plan: Plan) -> None:
-        self.listing = Listing(sources, storage)
+    def __init__(
+        self, sources: Sequence[str], storage: StorageSettings, plan: Plan, choice: Choice = EVERYTHING
+    ) -> None:
+        self.listing = Listing(sources, storage, choice)
         self._plan = plan
         self._listed = 0
         self._error: Exception | None = None

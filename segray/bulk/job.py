@@ -75,13 +75,12 @@ def run(verb: Verb) -> ExitCode:
         RayStart(settings.ray, log, _load_ray_data) as ray,
     ):
         prepared = _prepare(verb, ray)
-        with Inventory(settings.sources, settings.storage, plan) as inventory:
+        with Inventory(settings.sources, settings.storage, plan, settings.choice) as inventory:
             if settings.dry_run:
                 with Progress("listing") as progress:
                     inventory.complete(progress)
-                say(
-                    dry_run_lines(verb, plan, inventory.listing.ignored, prepared.model.name, prepared.device)
-                )
+                left_out = inventory.listing.left_out
+                say(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
                 return ExitCode.DONE
             with prepared.lock as lock:
                 record, did = _run(prepared, plan, inventory, lock)
@@ -137,7 +136,7 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
     """(Whether there is anything to do in a source, ignored names before it)."""
-    listing = Listing([source], settings.storage)
+    listing = Listing([source], settings.storage, settings.choice)
     return next(iter(listing), None) is not None, listing.ignored
 
 
@@ -204,8 +203,8 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     if not plan.counts()["items"]:
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named}: the archives hold none")
-    ignored = inventory.listing.ignored
-    record = run_record(settings, prepared.identity, plan, ignored, progress.seconds, sink.items)
+    left_out = inventory.listing.left_out
+    record = run_record(settings, prepared.identity, plan, left_out, progress.seconds, sink.items)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     at = f", {pace(rate)}" if rate else ""

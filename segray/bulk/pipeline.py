@@ -37,6 +37,7 @@ from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
 from segray.settings import BulkSettings, RaySettings
 from segray.sources.archives import read_archive
+from segray.sources.choice import Choice
 from segray.sources.decoding import Decoder
 from segray.sources.geotiff import read_files, scene_id
 from segray.sources.item import Source
@@ -70,7 +71,9 @@ class _Work(Datasource):
     def __init__(self, plan: Plan, settings: BulkSettings, tiling: Tiling, cpus: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks = [
-            partial(_read_archive, _put(archive), settings.storage, settings.max_file_mib << 20)
+            partial(
+                _read_archive, _put(archive), settings.storage, settings.max_file_mib << 20, settings.choice
+            )
             for archive in plan.todo_archives()
         ]
         done = plan.done_tiles()
@@ -125,9 +128,11 @@ def _fetch(work: Any, settings: BulkSettings, tiling: Tiling) -> Iterator[pa.Tab
         yield from map(packed, tables)
 
 
-def _read_archive(archive: Any, storage: StorageSettings, most_bytes: int) -> Iterator[pa.Table]:
+def _read_archive(
+    archive: Any, storage: StorageSettings, most_bytes: int, choice: Choice
+) -> Iterator[pa.Table]:
     work: Archive = _get(archive)
-    yield from map(packed, read_archive(work.source, work, storage, max_bytes=most_bytes))
+    yield from map(packed, read_archive(work.source, work, storage, most_bytes, choice))
 
 
 class _RemoteAttempts:

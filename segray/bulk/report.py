@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,25 @@ from segray.settings import BulkSettings, printable
 from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
+_KINDS = 5
+"""Of ignored names, shown."""
+
 
 def run_record(
-    settings: BulkSettings, identity: dict[str, Any], plan: Plan, ignored: int, seconds: float, items: int
+    settings: BulkSettings,
+    identity: dict[str, Any],
+    plan: Plan,
+    left_out: Counter[str],
+    seconds: float,
+    items: int,
 ) -> dict[str, Any]:
     """The contents of run.json: settings without secrets, versions, model, counts and rates.
 
     `seconds` and `items` are those of the run that finished; counts are those of the whole output.
     """
     counts = plan.counts()
-    counts["ignored"] = ignored + counts.pop("ignored_members")
+    kinds = left_out + Counter({"in archives": counts.pop("ignored_members")})
+    counts |= {"ignored": kinds.total(), "ignored_by_kind": dict(kinds.most_common())}
     return {
         "settings": yaml.safe_load(printable(settings)),
         "identity": identity,
@@ -49,7 +59,7 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
     lines = [
         f"{did}",
         f"  {counts['items']:,} items: {counts['annotated']:,} annotated, {counts['rejected']:,} rejected; "
-        f"{found}{counts['ignored']:,} other names ignored",
+        f"{found}{_ignored(Counter(counts.get('ignored_by_kind', {'': counts['ignored']})))}",
     ]
     if counts["vanished"]:
         lines.append(
@@ -91,11 +101,17 @@ def say(lines: Sequence[str]) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
 
 
-def dry_run_lines(verb: Verb, plan: Plan, ignored: int, model: str, where: str) -> list[str]:
+def _ignored(kinds: Counter[str]) -> str:
+    named = [f"{number:,} {kind}" for kind, number in kinds.most_common(_KINDS) if kind and number]
+    named += ["…"] * (len(kinds) > _KINDS)
+    return f"{kinds.total():,} other names ignored" + (f" ({', '.join(named)})" if named else "")
+
+
+def dry_run_lines(verb: Verb, plan: Plan, left_out: Counter[str], model: str, where: str) -> list[str]:
     """What a run would do."""
     files, archives = plan.kinds()
     return [
-        f"sources: {files:,} files and {archives:,} archives, {ignored:,} names ignored",
+        f"sources: {files:,} files and {archives:,} archives, {_ignored(left_out)}",
         *_twins(plan),
         f"model: {model} on {where}, {verb.about()}",
         f"output: {canonical_uri(verb.settings.output)}",

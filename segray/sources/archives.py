@@ -13,6 +13,7 @@ from typing import IO
 import pyarrow as pa
 
 from segray.errors import ItemError
+from segray.sources.choice import EVERYTHING, Choice
 from segray.sources.fetch import MAX_FILE_BYTES
 from segray.sources.item import Source
 from segray.sources.names import is_image_name, printable
@@ -28,7 +29,11 @@ _NAME_LETTERS = 4096
 
 
 def read_archive(
-    source: Source, done: Container[int], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
+    source: Source,
+    done: Container[int],
+    storage: StorageSettings,
+    max_bytes: int = MAX_FILE_BYTES,
+    choice: Choice = EVERYTHING,
 ) -> Iterator[pa.Table]:
     """The image members of a tar or zip in their order, as tables of FETCHED.
 
@@ -36,7 +41,7 @@ def read_archive(
     the control row. When the archive breaks off, what was read stays and one more rejected row, without a
     member, stands for the archive itself. Tables end where members' sizes say: alike for the same `done`.
     """
-    reading = _Reading(source, done, max_bytes)
+    reading = _Reading(source, done, max_bytes, choice)
     try:
         if source.error_type is not None:
             raise ItemError(source.error_type, source.error or source.error_type)
@@ -55,6 +60,7 @@ class _Reading:
     source: Source
     done: Container[int]
     max_bytes: int
+    choice: Choice
     rows: FetchedRows = field(default_factory=FetchedRows)
     items: int = 0
     ignored: int = 0
@@ -65,7 +71,7 @@ class _Reading:
     def tables(self, stream: IO[bytes]) -> Iterator[pa.Table]:
         members = tar_members(stream) if self.source.kind == "tar" else zip_members(stream)
         for member in members:
-            if not is_image_name(member.name):
+            if not is_image_name(member.name) or self.choice.leaves_out(member.name):
                 self.ignored += 1
                 continue
             name = _shown(member.name)

@@ -1,12 +1,13 @@
 """What the user named -> one Source for each file and archive, streamed.
 
-folder, glob -> files below -> images and archives (the rest is counted as ignored)
+folder, glob -> files below -> images and archives (the rest is counted, see `Choice`)
 file         -> itself, whatever its name; an archive or a manifest by its suffix
 manifest     -> one file for each row
 """
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from fsspec.spec import AbstractFileSystem
 
 from segray.errors import SegrayError, SettingsError
 from segray.retries import retrying
+from segray.sources.choice import EVERYTHING, METADATA, Choice, is_metadata, kind_of
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
 from segray.sources.manifest import read_manifest
@@ -27,19 +29,27 @@ from segray.storage import StorageSettings, canonical_uri, open_filesystem, spli
 
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
+_KINDS = 100
+"""So many suffixes are counted apart."""
 _NOTHING = "no such file, folder or bucket"
 
 
 class Listing:
-    """Iterate once: yields Sources and counts in `ignored` the names without an image suffix.
+    """Iterate once: yields Sources and counts in `left_out` other names, by suffix or reason.
 
     Iterating raises SettingsError for a source that does not exist or cannot be listed.
     """
 
-    def __init__(self, sources: Sequence[str], storage: StorageSettings) -> None:
-        self.ignored = 0
+    def __init__(self, sources: Sequence[str], storage: StorageSettings, choice: Choice = EVERYTHING) -> None:
+        self.left_out = Counter[str]()
         self._sources = sources
         self._storage = storage
+        self._choice = choice
+
+    @property
+    def ignored(self) -> int:
+        """How many names were left out."""
+        return self.left_out.total()
 
     def __iter__(self) -> Iterator[Source]:
         for url in self._sources:
@@ -62,7 +72,7 @@ class Listing:
     def _expand_local(self, path: str) -> Iterator[Source]:
         if stat.S_ISDIR(_mode(path)):
             os.scandir(path).close()  # raises at once where the folder itself cannot be listed
-            return self._chosen(walk(path))
+            return self._chosen(walk(path), path)
         if os.path.lexists(path):
             return self._named(local_source(path))
         if has_magic(path):
@@ -75,11 +85,12 @@ class Listing:
         if info is None:
             pattern = Pattern(path)
             files = list_files(filesystem, protocol, pattern.prefix, pattern.enters, self._storage)
-            return self._chosen(one for one in files if pattern.matches(one.address.partition("://")[2]))
+            matching = (one for one in files if pattern.matches(one.address.partition("://")[2]))
+            return self._chosen(matching, f"{protocol}://{pattern.root}")
         if info.get("type") == "directory" and protocol not in ("http", "https"):
-            return self._chosen(
-                list_files(filesystem, protocol, path.rstrip("/") + "/", everything, self._storage)
-            )
+            folder = path.rstrip("/") + "/"
+            files = list_files(filesystem, protocol, folder, everything, self._storage)
+            return self._chosen(files, f"{protocol}://{folder}")
         return self._named(remote_source(protocol, path, info))
 
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
@@ -96,18 +107,24 @@ class Listing:
         if not stat.S_ISDIR(_mode(pattern.root)):
             raise SettingsError(f"{canonical_uri(pattern.path)}: no such folder: {pattern.root}")
         files = walk(pattern.root, pattern.enters)
-        return self._chosen(one for one in files if one.uri.endswith("/") or pattern.matches(one.address))
+        matching = (one for one in files if one.uri.endswith("/") or pattern.matches(one.address))
+        return self._chosen(matching, pattern.root)
 
-    def _chosen(self, files: Iterator[Source]) -> Iterator[Source]:
-        """Of the files in a folder: images, archives, and folders that could not be listed."""
+    def _chosen(self, files: Iterator[Source], root: str) -> Iterator[Source]:
+        """Of the files below `root`: images, archives, and folders that could not be listed."""
         for file in files:
+            below = file.address.removeprefix(root)
             kind = archive_kind(file.uri)
-            if kind is not None:
-                yield replace(file, kind=kind)
-            elif is_image_name(file.uri) or file.uri.endswith("/"):
-                yield file
+            if kind is None and not is_image_name(file.uri) and not file.uri.endswith("/"):
+                self._count(METADATA if is_metadata(below.split("/")) else kind_of(below))
+            elif why := self._choice.leaves_out(below, is_archive=kind is not None):
+                self._count(why)
             else:
-                self.ignored += 1
+                yield file if kind is None else replace(file, kind=kind)
+
+    def _count(self, kind: str) -> None:
+        known = kind in self.left_out or len(self.left_out) < _KINDS
+        self.left_out[kind if known else "other suffixes"] += 1
 
     def _named(self, file: Source) -> Iterator[Source]:
         """A file that the user named."""
@@ -115,7 +132,11 @@ class Listing:
             raise SettingsError(f"{file.uri}: {file.error}")
         kind = archive_kind(file.uri)
         if kind is None and manifest_kind(file.uri) is not None:
-            yield from read_manifest(file, self._storage)
+            for row in read_manifest(file, self._storage):
+                if why := self._choice.leaves_out(row.address, is_archive=row.kind != "file", named=True):
+                    self._count(why)
+                else:
+                    yield row
         else:
             yield file if kind is None else replace(file, kind=kind)
 
