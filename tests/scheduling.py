@@ -1,17 +1,15 @@
-"""A few processes of pytest for the whole suite, which waits as much as it computes.
+"""Two processes of pytest for the whole suite, which waits as much as it computes.
 
 Each has its own session fixtures and so its own Ray. The tests of a file share what they made, so they stay
 together; so do the files of one line of `LONGEST`. These are handed out first: none is left at the end.
 """
 
-import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-WORKERS = 3
-"""So many Rays with what runs on them fill two cores, and take up to 5 GB of memory each."""
-ENOUGH_MEMORY = 20 << 30
-"""Below it, one process less."""
+WORKERS = 2
+"""Two Rays with what runs on them fill two cores, and take up to 6 GB of memory each. Three were slower: each
+Ray takes a tenth of a core for itself, and what waits for others looks about meanwhile."""
 
 LONGEST = (
     ("annotate/test_faults",),
@@ -36,8 +34,7 @@ def workers(config: pytest.Config) -> int:
     """How many processes `-n auto` gives: none for a file, a name or `-s`, so that they start at once."""
     chosen = any(config.getoption(name, False) for name in ("keyword", "markexpr", "lf", "collectonly"))
     whole = all((config.invocation_params.dir / each).is_dir() for each in config.args)
-    most = WORKERS if psutil.virtual_memory().total > ENOUGH_MEMORY else WORKERS - 1
-    return most if whole and not chosen and config.getoption("capture") != "no" else 0
+    return WORKERS if whole and not chosen and config.getoption("capture") != "no" else 0
 
 
 def longest_first(items: list[pytest.Item]) -> None:

@@ -142,7 +142,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
             for path in (*short.glob("segray-*/"), *short.glob("segray-*/token")):
                 with suppress(FileNotFoundError):
                     modes["folder" if path.is_dir() else "file"] |= stat.S_IMODE(path.stat().st_mode)
-            time.sleep(0.3)
+            time.sleep(0.6)
         _, told = driver.communicate()
         assert driver.returncode == 0, told
         wait_for(lambda: not started_ones & processes().keys(), 10, "its processes to end")
@@ -164,7 +164,7 @@ def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None
     with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
         while driver.poll() is None:
             seen |= listening(driver.pid)
-            time.sleep(0.2)
+            time.sleep(0.6)
         _, told = driver.communicate()
         assert driver.returncode == 0, told
     assert any("RayTrainWorker" in command for command in seen.values()), seen

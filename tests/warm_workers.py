@@ -7,6 +7,7 @@ as long as the worker does. Whatever runs `segray` as a process of its own has R
 """
 
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -83,6 +84,8 @@ def serve(folder: Path) -> None:
     """Fork a worker for each that asks, until Ray's folder is gone."""
     sys.path[0] = str(Path(__file__).parents[1])
     _import_all()
+    gc.collect()
+    gc.freeze()  # what is collected in a worker would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(str(folder / _SERVER))

@@ -119,7 +119,7 @@ def annotate_tars(scratch: Path, large: int, tars: int) -> dict[str, int]:
         while job.poll() is None:
             for pid in tree(job.pid):
                 most |= {kind_of(pid, job.pid): held_bytes({pid})}
-            time.sleep(SAMPLE_S)
+            time.sleep(2 * SAMPLE_S)
     assert job.returncode == 0
     images, _ = tables(output)
     assert len(images) == large + tars * len(REAL)
