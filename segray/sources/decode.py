@@ -32,7 +32,13 @@ from PIL import (  # the plugins by name, or Pillow imports all forty at the fir
 
 from segray.errors import ItemError
 from segray.sources.names import one_line
-from segray.sources.signature import FORMATS, describe_signature, ends_early, webp_canvas
+from segray.sources.signature import (
+    FORMATS,
+    describe_signature,
+    ends_early,
+    png_without_metadata,
+    webp_canvas,
+)
 
 T = TypeVar("T")
 
@@ -91,9 +97,23 @@ def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decod
 def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
     """What `read` makes of Pillow's picture of `data`, whose header is read and whose pixels are not yet.
 
-    Raises ItemError as `decode_rgb`, for what fails in `read` too. One at a time in a process: Pillow's
-    limits and Python's warnings are the process's.
+    A fault in what a PNG says besides its pixels, or too much of it, is no matter. Raises ItemError as
+    `decode_rgb`, for what fails in `read` too, which may be called twice. One at a time in a process:
+    Pillow's limits and Python's warnings are the process's.
     """
+    try:
+        return _with_picture(data, max_pixels, read)
+    except ItemError as error:
+        bare = png_without_metadata(data)
+        if bare is None:
+            raise
+        try:
+            return _with_picture(bare, max_pixels, read)
+        except ItemError:
+            raise error from None
+
+
+def _with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
     with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
         warnings.simplefilter("always")
         try:

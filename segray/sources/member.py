@@ -1,10 +1,14 @@
 """One member of an archive, its bytes still unread."""
 
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from segray.errors import ItemError
 from segray.sources.signature import describe_signature
+
+LONGEST_PATH = 4096
+"""Linux PATH_MAX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,18 @@ def too_large(size: int, max_bytes: int) -> ItemError:
     return ItemError(
         "too_large",
         f"the member has {size:,} bytes or more, above the limit of {max_bytes:,}; --max-file-mib",
+    )
+
+
+def link_target(link: str, path: str) -> str:
+    """Name of the member that a symbolic link of this name leads to."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(link), path))
+
+
+def no_target(place: str) -> ItemError:
+    """The rejection of a link; place: where it leads."""
+    return ItemError(
+        "unsupported", f"the member is a link to {place[:200]!r}, which is no file before it in this archive"
     )
 
 

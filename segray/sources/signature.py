@@ -4,6 +4,7 @@ Used to explain a failure, never to decide one: the decoder alone says whether a
 """
 
 import struct
+import zlib
 from collections.abc import Callable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF")
@@ -45,10 +46,20 @@ _OTHERS = (
     (b"7z\xbc\xaf'\x1c", "7-Zip archive"),
     (b"Rar!\x1a\x07", "RAR archive"),
     (b"PAR1", "Parquet file"),
+    (b"\0\5\x16\7", "AppleDouble, what macOS keeps beside a file,"),
+    (b"\0\5\x16\0", "AppleSingle"),
+)  # fmt: skip
+_TEXTS = (
+    (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull` where it comes from)"),
     (b"<svg", "SVG"),
     (b"<?xml", "XML"),
-    (b"<!DOCTYPE", "HTML"), (b"<!doctype", "HTML"), (b"<html", "HTML"),
+    (b"<!doctype", "HTML"), (b"<html", "HTML"), (b"<head", "HTML"), (b"<!--", "HTML or XML"),
+    (b'{"', "JSON"), (b"{\n", "JSON"), (b"{ ", "JSON"), (b"{\r", "JSON"), (b"[{", "JSON"), (b"{}", "JSON"),
+    (b"%yaml", "YAML"),
 )  # fmt: skip
+"""In lower case, behind a byte order mark and blanks: pages and errors of servers under a picture's name."""
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_PNG_FRAMES = (b"acTL", b"fcTL", b"fdAT")
 _BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -70,7 +81,31 @@ def describe_signature(data: bytes) -> tuple[str, bool]:
         for magic, name in table:
             if data.startswith(magic):
                 return name, known
-    return "", False
+    text = data[:1024].lstrip(_BLANK)[:32].lower()
+    return next((name for start, name in _TEXTS if text.startswith(start)), ""), False
+
+
+def png_without_metadata(data: bytes) -> bytes | None:
+    """A PNG with the chunks alone that its pixels, frames and orientation need; None where it has no others.
+
+    PNG 3rd edition, 5.3: the first letter of a chunk that a decoder must know is a capital one.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    kept, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + 12 + length]
+        if kind[:1].isupper() or kind in _PNG_FRAMES or (kind == b"eXIf" and _is_whole(chunk)):
+            kept.append(chunk)
+        position += len(chunk)
+    kept.append(data[position:])
+    bare = b"".join(kept)
+    return None if len(bare) == len(data) else bare
+
+
+def _is_whole(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def webp_canvas(data: bytes) -> tuple[int, int] | None:

@@ -6,14 +6,16 @@ else behind the end mark is an error too, because a damaged stretch of zeros loo
 """
 
 import gzip
+import hashlib
 import struct
 import tarfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import IO, cast
 
 from segray.errors import ItemError
-from segray.sources.member import Member, check_start, too_large
+from segray.sources.member import Member, check_start, link_target, no_target, too_large
 
 _HEADER_BYTES = 1 << 20
 """The most that the headers of one member may take (long names, PAX, maps of sparse files), and all global
@@ -22,6 +24,8 @@ _PARSER_ERRORS = (ValueError, LookupError, OverflowError, RecursionError, struct
 """What Python's parser raises on hostile numbers besides its own errors; it reads headers recursively."""
 _GZIP_ERRORS = (gzip.BadGzipFile, zlib.error)
 _PIECE_BYTES = 64 << 10
+_LINKED_BACK = 10_000
+"""Files before a link among which its target is looked for; all of a large tar would not stay in memory."""
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[Member]:
@@ -57,13 +61,15 @@ class _Archive(tarfile.TarFile):
 def _members(stream: IO[bytes]) -> Iterator[Member]:
     headers = _HeaderReader(stream)
     archive = _Archive(fileobj=cast(IO[bytes], headers))
-    index, info = 0, _first_header(archive, headers)
+    index, info, files = 0, _first_header(archive, headers), _Files()
     while info is not None:
         following = archive.offset
         if info.size < 0 or following < info.offset_data:  # would lead us in a circle
             raise _invalid("negative size")
+        if info.isreg() and not info.issparse():
+            files.add(info)
         if not info.isdir():
-            yield _member(stream, info, index)
+            yield _member(stream, info, index, files)
         stream.seek(following)
         index, info = index + 1, _next_header(archive, headers)
 
@@ -116,30 +122,61 @@ def _invalid(words: str) -> tarfile.HeaderError:
     return error
 
 
-def _member(stream: IO[bytes], info: tarfile.TarInfo, index: int) -> Member:
+class _Files:
+    """Where the plain files before a link lie: the last ones, since links lead to what lies beside them."""
+
+    def __init__(self) -> None:
+        self._places = OrderedDict[bytes, tuple[int, int]]()
+        """By the digest of a name, which may have any length."""
+
+    def add(self, info: tarfile.TarInfo) -> None:
+        """One more; of one name the last counts."""
+        key = _digest(link_target("", info.name))
+        self._places[key] = info.offset_data, info.size
+        self._places.move_to_end(key)
+        if len(self._places) > _LINKED_BACK:
+            self._places.popitem(last=False)
+
+    def linked(self, link: tarfile.TarInfo) -> tuple[int, int] | ItemError:
+        """Offset and bytes of what a link leads to."""
+        folder = link.name if link.issym() else ""  # a hard link names it from the archive's root
+        place = link_target(folder, link.linkname)
+        return self._places.get(_digest(place)) or no_target(place)
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]
+
+
+def _member(stream: IO[bytes], info: tarfile.TarInfo, index: int, files: _Files) -> Member:
     def read(max_bytes: int) -> bytes | ItemError:
-        if not info.isreg() or info.issparse():
-            return ItemError("unsupported", f"the member is {_kind(info)}, not a plain file")
-        if info.size > max_bytes:
-            return too_large(info.size, max_bytes)
-        stream.seek(info.offset_data)
-        try:
-            data = stream.read(info.size)
-        except EOFError:
-            data = b""
-        except _GZIP_ERRORS as error:
-            raise _gzip_error(error) from error
-        if len(data) < info.size:
-            return ItemError("truncated", "the archive ends inside this member")
-        return data
+        place: tuple[int, int] | ItemError = info.offset_data, info.size
+        if info.issym() or info.islnk():
+            if isinstance(stream, gzip.GzipFile):  # going back would inflate all of it again
+                told = f"the member is a link to {info.linkname[:200]!r}, in a tar that is gzipped: unpack it"
+                return ItemError("unsupported", told)
+            place = files.linked(info)
+        elif not info.isreg() or info.issparse():
+            kind = "a sparse file" if info.issparse() else "a device or pipe"
+            return ItemError("unsupported", f"the member is {kind}, not a plain file")
+        return place if isinstance(place, ItemError) else _content(stream, *place, max_bytes)
 
     return Member(index, info.name, info.size, read)
 
 
-def _kind(info: tarfile.TarInfo) -> str:
-    if info.issym() or info.islnk():
-        return f"a link to {info.linkname!r}"
-    return "a sparse file" if info.issparse() else "a device or pipe"
+def _content(stream: IO[bytes], offset: int, size: int, max_bytes: int) -> bytes | ItemError:
+    if size > max_bytes:
+        return too_large(size, max_bytes)
+    stream.seek(offset)
+    try:
+        data = stream.read(size)
+    except EOFError:
+        data = b""
+    except _GZIP_ERRORS as error:
+        raise _gzip_error(error) from error
+    if len(data) < size:
+        return ItemError("truncated", "the archive ends inside this member")
+    return data
 
 
 def _gzip_error(error: Exception) -> ItemError:

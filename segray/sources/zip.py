@@ -6,11 +6,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from io import SEEK_END, BytesIO
 from typing import IO, cast
 
 from segray.errors import ItemError
-from segray.sources.member import Member, check_start, too_large
+from segray.sources.member import LONGEST_PATH, Member, check_start, link_target, no_target, too_large
 
 _PIECE_BYTES = 1 << 20
 _PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
@@ -22,7 +23,7 @@ end at twice this."""
 _MOST_RATIO = 1100
 """Deflate reaches 1,032; bzip2 and LZMA make gigabytes of a few bytes."""
 _ANY_RATIO_BYTES = 16 << 20
-_ENCRYPTED = 0x1  # general purpose bit flag, APPNOTE 4.4.4
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # general purpose bit flag, APPNOTE 4.4.4
 
 
 def zip_members(stream: IO[bytes]) -> Iterator[Member]:
@@ -73,24 +74,58 @@ def _member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, index: int, counted: _CountingReader, overlaps: bool
 ) -> Member:
     def read(max_bytes: int) -> bytes | ItemError:
-        refusal = _refusal(info, counted, overlaps, max_bytes)
-        if refusal is not None:
-            return refusal
-        try:
-            return _inflate(archive, info, max_bytes)
-        except NotImplementedError as error:
-            return ItemError("unsupported", f"the member's compression is not known ({error})")
-        except EOFError:
-            return ItemError("truncated", "the compressed data of the member end early")
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, *_PARSER_ERRORS) as error:
-            words = "its header has another name" if "and header b" in str(error) else error
-            return ItemError("corrupt", f"the member is broken ({words})")
-        except OSError as error:
-            if error.errno is not None or type(error) is not OSError:
-                raise  # the storage's
-            return ItemError("corrupt", f"the member is broken ({error})")  # the bzip2 decoder's
+        if _is_link(info):
+            return _linked(archive, info, counted, overlaps, max_bytes)
+        return _read(archive, info, counted, overlaps, max_bytes)
 
-    return Member(index, info.filename, info.file_size, read)
+    return Member(index, _name(info), info.file_size, read)
+
+
+def _read(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, counted: _CountingReader, overlaps: bool, max_bytes: int
+) -> bytes | ItemError:
+    refusal = _refusal(info, counted, overlaps, max_bytes)
+    if refusal is not None:
+        return refusal
+    try:
+        return _inflate(archive, info, max_bytes)
+    except NotImplementedError as error:
+        return ItemError("unsupported", f"the member's compression is not known ({error})")
+    except EOFError:
+        return ItemError("truncated", "the compressed data of the member end early")
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, *_PARSER_ERRORS) as error:
+        words = "its header has another name" if "and header b" in str(error) else error
+        return ItemError("corrupt", f"the member is broken ({words})")
+    except OSError as error:
+        if error.errno is not None or type(error) is not OSError:
+            raise  # the storage's
+        return ItemError("corrupt", f"the member is broken ({error})")  # the bzip2 decoder's
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """As UTF-8 where it is that, flagged or not: many tools write it so; else CP437, as APPNOTE says."""
+    if not info.flag_bits & _UTF8 and not info.filename.isascii():
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(info.external_attr >> 16)
+
+
+def _linked(
+    archive: zipfile.ZipFile, link: zipfile.ZipInfo, counted: _CountingReader, overlaps: bool, max_bytes: int
+) -> bytes | ItemError:
+    """The member that a symbolic link names: its content is the path from its folder."""
+    path = _read(archive, link, counted, overlaps, LONGEST_PATH)
+    if isinstance(path, ItemError):
+        return path
+    place = link_target(link.filename, path.decode("utf-8", "replace"))
+    target = archive.NameToInfo.get(place)
+    if target is None or _is_link(target) or target.is_dir():
+        return no_target(place)
+    return _read(archive, target, counted, overlaps, max_bytes)
 
 
 def _refusal(
@@ -99,8 +134,8 @@ def _refusal(
     """What the directory alone tells against a member."""
     if overlaps or counted.left < 0:
         return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-        return ItemError("unsupported", "the member is a link or a device, not a plain file")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFLNK):
+        return ItemError("unsupported", "the member is a device or a pipe, not a plain file")
     if info.flag_bits & _ENCRYPTED:
         return ItemError("unsupported", "the member is encrypted")
     if not _is_inside(info, counted.size):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import stat
 import struct
 import tarfile
 import zipfile
@@ -132,6 +133,79 @@ def test_folders_links_and_devices(tmp_path: Path) -> None:
     assert errors(found) == [(name, "unsupported") for name in ("l.jpg", "h.jpg", "p.jpg", "c.jpg")]
     assert [row["member_index"] for row in found[:-1]] == [1, 2, 3, 4]
     assert found[-1]["end"] == {"items": 4, "ignored": 1, "broken": False}
+
+
+def linked_tar(mode: str) -> bytes:
+    """As GNU tar writes two names of one file, and symbolic links to it from another folder."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.type, info.linkname = len(data), kind, target
+            archive.addfile(info, io.BytesIO(data))
+
+        add("./a/one.jpg", jpeg(1))
+        add("a/hard.jpg", b"", tarfile.LNKTYPE, "./a/one.jpg")
+        for name, target in (
+            ("soft", "../a/one.jpg"), ("late", "last.jpg"), ("out", "../../a/one.jpg"), ("self", "self.jpg")
+        ):  # fmt: skip
+            add(f"b/{name}.jpg", b"", tarfile.SYMTYPE, target)
+        add("b/last.jpg", jpeg(2))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("done", [(), (0, 1)])
+def test_a_link_in_a_tar_is_what_it_leads_to(tmp_path: Path, done: tuple[int, ...]) -> None:
+    found = read(written(tmp_path / "x.tar", linked_tar("w")), done)
+    data = {row["member"]: row["data"] for row in found[:-1] if not row["error_type"]}
+    expected = {"./a/one.jpg": 1, "a/hard.jpg": 1, "b/soft.jpg": 1, "b/last.jpg": 2}
+    assert data == {name: jpeg(seed) for name, seed in list(expected.items())[len(done) :]}
+    assert errors(found) == [(f"b/{name}.jpg", "unsupported") for name in ("late", "out", "self")]
+
+
+def test_a_link_in_a_gzipped_tar_is_not_followed(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "x.tar.gz", linked_tar("w:gz")))
+    assert len(errors(found)) == 5
+    assert "in a tar that is gzipped: unpack it" in found[1]["error"]
+
+
+def test_a_link_in_a_zip_is_what_it_leads_to(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, target in (
+            ("b/soft.jpg", "../a/one.jpg"), ("b/self.jpg", "self.jpg"), ("b/far.jpg", "/etc/passwd"),
+            ("b/folder.jpg", "../a"), ("b/endless.jpg", "x" * 5000),
+        ):  # fmt: skip
+            link = zipfile.ZipInfo(name)
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, target)
+        archive.writestr("a/one.jpg", jpeg(1))
+    found = read(tmp_path / "x.zip")
+    assert [(row["member"], row["data"]) for row in found[:-1] if not row["error_type"]] == [
+        ("b/soft.jpg", jpeg(1)), ("a/one.jpg", jpeg(1)),
+    ]  # fmt: skip
+    kinds = {"self": "unsupported", "far": "unsupported", "folder": "unsupported", "endless": "too_large"}
+    assert errors(found) == [(f"b/{name}.jpg", kind) for name, kind in kinds.items()]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("städte/köln.jpg".encode(), "städte/köln.jpg"),
+        ("写真/桜.jpg".encode(), "写真/桜.jpg"),
+        ("Köln.jpg".encode("cp437"), "Köln.jpg"),
+        ("Köln.jpg".encode("latin-1"), "K÷ln.jpg"),
+    ],
+)
+def test_names_in_a_zip_that_do_not_say_their_encoding(tmp_path: Path, stored: bytes, shown: str) -> None:
+    """UTF-8 where they are that, else what the format says."""
+    name = "x" * (len(stored) - 4) + ".jpg"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(name, jpeg(1))
+    whole = (tmp_path / "x.zip").read_bytes()
+    assert whole.count(name.encode()) == 2
+    found = read(written(tmp_path / "x.zip", whole.replace(name.encode(), stored)))
+    assert [(row["member"], row["data"]) for row in found[:-1]] == [(shown, jpeg(1))]
 
 
 @pytest.mark.parametrize("size", [300, 1024, 2500, 4000, 5120])

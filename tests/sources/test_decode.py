@@ -153,6 +153,12 @@ def test_damaged_pixels_are_corrupt() -> None:
         (b"<!DOCTYPE html><html>404</html>", "unsupported", "HTML"),
         (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "unsupported", "HEIC"),
         (b"P6 1 1 255\nabc", "unsupported", "PPM"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "unsupported", "git lfs pull"),
+        (b"\n\n<!DOCTYPE html>\n<title>404</title>", "unsupported", "HTML"),
+        (b"\xef\xbb\xbf<html>", "unsupported", "HTML"),
+        (b'{"error": "not found"}', "unsupported", "JSON"),
+        (b'  [{"error": 404}]', "unsupported", "JSON"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X", "unsupported", "AppleDouble"),
         (b"GIF89a\0\0\1\0\0\0\0;", "corrupt", "no more images"),
     ],
 )
@@ -172,12 +178,64 @@ def test_fields_of_another_type_are_told_in_words(kind: int) -> None:
         assert (error.error_type == "unsupported") == ("unknown pixel mode" in error.reason)
 
 
-def test_text_bomb_in_png() -> None:
-    text = chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(80 << 20)))
+def iccp(size: int) -> bytes:
+    """A colour profile of so many bytes that do not shrink."""
+    noise = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
+    return chunk(b"iCCP", b"profile\0\0" + zlib.compress(noise))
+
+
+def broken(whole: bytes) -> bytes:
+    """A chunk with another checksum."""
+    return whole[:-1] + bytes([whole[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(80 << 20))),
+        iccp(2 << 20),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2 << 20))),
+        chunk(b"iCCP", b"profile\0\0no zlib stream"),
+        chunk(b"gAMA", b"\0\1"),
+        chunk(b"pHYs", b"\0"),
+        chunk(b"tRNS", b"\0"),
+        chunk(b"cHRM", b""),
+        chunk(b"sRGB", b""),
+        broken(chunk(b"tEXt", b"Software\0something")),
+        broken(chunk(b"eXIf", b"MM\0*")),
+    ],
+)
+def test_what_a_png_says_besides_its_pixels_is_no_matter(extra: bytes) -> None:
+    """Too much of it, none where some should be, a wrong checksum: browsers show all of them."""
     whole = encoded(picture(), "PNG")
-    error = refused(whole[:33] + text + whole[33:])
-    assert error.error_type == "too_large"
-    assert "text" in error.reason
+    assert np.array_equal(decode_rgb(whole[:33] + extra + whole[33:], PLENTY).pixels, pillow_rgb(whole))
+
+
+@pytest.mark.parametrize("form", ["RGB", "P", "L", "I;16"])
+def test_a_png_of_any_kind_is_read_without_its_metadata(form: str) -> None:
+    image = picture().convert("L").convert("I").convert("I;16") if form == "I;16" else picture().convert(form)
+    whole = encoded(image, "PNG")
+    found = decode_rgb(whole[:33] + chunk(b"gAMA", b"\0\1") + whole[33:], PLENTY)
+    assert np.array_equal(found.pixels, decode_rgb(whole, PLENTY).pixels)
+
+
+def test_a_png_without_its_metadata_keeps_orientation_and_frames() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [picture(), picture().rotate(180)]
+    whole = encoded(frames[0], "PNG", exif=exif, save_all=True, append_images=frames[1:])
+    found = decode_rgb(whole[:33] + chunk(b"gAMA", b"\0\1") + whole[33:], PLENTY)
+    assert found.frames == 2
+    assert np.array_equal(found.pixels, decode_rgb(whole, PLENTY).pixels)
+    assert found.pixels.shape[:2] == frames[0].size
+
+
+def test_a_png_with_broken_pixels_stays_broken() -> None:
+    """And its error is the first one, with all of the file."""
+    whole = encoded(picture(width=200, height=200), "PNG")
+    middle = whole.index(b"IDAT") + 40
+    damaged = whole[:33] + chunk(b"tIME", bytes(7)) + whole[33:middle] + b"\xff" * 200 + whole[middle + 200 :]
+    assert refused(damaged).error_type == "corrupt"
 
 
 def test_broken_exif_turns_nothing() -> None:
