@@ -114,7 +114,9 @@ def _categories(tiles: pa.Table) -> dict[int, str]:
 
 def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) -> pa.ListArray:
     """`found` with outlines, where the scene has a place that can be given in `crs`."""
-    if _note(scene, crs) is not None or scene.crs is None or scene.transform is None or not len(found.values):
+    if _unplaced(scene, crs) is not None or not len(found.values):
+        return found
+    if scene.crs is None or scene.transform is None:
         return found
     geometry, box, square_metres = placed(outlines(objects.masks), Place(scene.transform, scene.crs, crs))
     nothing = np.isnan(box).any(1)
@@ -132,6 +134,12 @@ def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) ->
 
 
 def _note(scene: Scene, crs: str) -> str | None:
+    reason = _unplaced(scene, crs)
+    notes = [f"no outlines on the map: {reason}" if reason else None, scene.told]
+    return "; ".join(filter(None, notes)) or None
+
+
+def _unplaced(scene: Scene, crs: str) -> str | None:
     """Why its instances have no outlines; None also for pictures."""
     if scene.crs is None:
         return scene.note

@@ -40,7 +40,8 @@ def _joined(tiles: pa.Table, scene: Scene, settings: PredictSettings, names: tup
 
                 write_polygons(maps.plain("labels"), store, image_id, scene, names, settings.crs)
     row = answers_table(item_of(tiles, scene), [outcome])
-    return with_column(row, "note", pa.array([scene.note], pa.string()))
+    note = "; ".join(filter(None, (scene.note, scene.told))) or None
+    return with_column(row, "note", pa.array([note], pa.string()))
 
 
 def _write(maps: Maps, store: Store, image_id: str, scene: Scene, classes: int) -> None:

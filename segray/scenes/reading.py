@@ -8,8 +8,10 @@ What the model sees of a scene is three bytes a pixel:
     bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: as
               the model file has them, else the 2nd and 98th percentile of its valid pixels, found once from
               an overview
+    white     grey that is white where it is zero, and bytes of fewer bits, become bytes as a person sees them
     no data   nodata value, NaN, mask or alpha, blocks that the file leaves out: black; a window without any
-              other pixel is skipped
+              other pixel is skipped. A band that is marked as alpha but holds values, as GDAL writes near
+              infrared, is no mask, nor is one that is asked for
 
 Files beside the scene (world files, .aux.xml, external masks and overviews) are not looked for.
 """
@@ -45,6 +47,8 @@ SAMPLED = 2048
 """Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
 BLOCKS, TOGETHER = 64, 16
 """About so many blocks, spread over it, of a larger scene without overviews; so many are fetched at once."""
+_VALUES = 0.1
+"""Share of an alpha band between 0 and 255, from which on it is none; soft edges have less."""
 MOST_PIXELS = 2**32 - 1
 """COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -59,6 +63,9 @@ class SceneReader:
         with warnings.catch_warnings(), _faults_told("open it as a GeoTIFF"):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
+        self._masked = True
+        """See Scene."""
+        self._palettes = dict[int, NDArray[np.uint8]]()
         self._block_shapes: dict[int | None, tuple[int, int]] = {None: self._data.block_shapes[0]}
 
     def __enter__(self) -> "SceneReader":
@@ -105,6 +112,7 @@ class SceneReader:
             )
         transform = data.transform * Affine.scale(data.width / width, data.height / height)
         bands = self._bands(tiling.bands)
+        self._masked, told = self._alpha(bands)
         return Scene(
             height,
             width,
@@ -115,6 +123,8 @@ class SceneReader:
             data.crs.to_wkt() if placed else None,
             tuple(transform[:6]) if placed else None,
             None if placed else "ground control points only: in pixels" if points else None,
+            self._masked,
+            told,
         )
 
     def _pixels(
@@ -128,6 +138,7 @@ class SceneReader:
         shape = window.height, window.width
         if not self._prefetch([part], scene.bands, max(rows, cols), later):
             return None
+        self._masked = scene.masked
         values, valid = self._read(scene.bands, part, shape)
         if not valid.any():
             return None
@@ -149,6 +160,24 @@ class SceneReader:
         if not usable:
             raise ItemError("unsupported", "it has no band but alpha")
         return tuple(usable[:3]) if len(usable) >= 3 else (usable[0],)
+
+    def _alpha(self, bands: tuple[int, ...]) -> tuple[bool, str | None]:
+        """(Whether its alpha band, if it has one, is a mask, what is to be said of that)."""
+        kinds = self._data.colorinterp
+        if ColorInterp.alpha not in kinds:
+            return True, None
+        band = kinds.index(ColorInterp.alpha) + 1
+        if band in bands:
+            return False, None
+        kind = np.dtype(self._data.dtypes[band - 1])
+        if kind.kind != "u":
+            return True, None
+        parts, full = self._sampled((band,), masked=False), np.iinfo(kind).max
+        levels = np.concatenate([values[0].reshape(-1) for values, _ in parts])
+        if np.mean((levels > 0) & (levels < full)) < _VALUES:
+            return True, None
+        told = f"band {band} is marked as alpha but holds values, so it is no mask; --bands can ask for it"
+        return False, told
 
     def _coarser(self, resolution: float | None) -> float:
         """How many pixels of the file a pixel is wide, at least 1."""
@@ -181,10 +210,17 @@ class SceneReader:
     def _scaling(self, tiling: Tiling, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...] | None:
         rule, ranges = tiling.scaling, tiling.ranges
         bytes_already = all(self._data.dtypes[band - 1] == "uint8" for band in bands)
-        if self._is_palette(bands) or (rule == "auto" and bytes_already):
+        if self._is_palette(bands):
             return None
+        white_is_zero = self._data.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        if rule == "auto" and bytes_already:
+            white = float(2 ** int(self._data.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8)) - 1)
+            if white_is_zero:
+                return ((white, 0.0),) * len(bands)
+            return None if white == 255 else ((0.0, white),) * len(bands)
         if rule == "percentiles" or (rule == "auto" and ranges is None):
-            return self._percentiles(bands)
+            found = self._percentiles(bands)
+            return tuple((high, low) for low, high in found) if white_is_zero else found
         if rule != "auto" or ranges is None:
             low, high = (float(value) for value in rule.split(","))
             ranges = [(low, high)] * len(bands)
@@ -201,17 +237,22 @@ class SceneReader:
 
     def _percentiles(self, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
         """Of each band; (0, 1) where it has no valid pixel."""
-        samples, parts = list(self._samples()), []
-        for first in range(0, len(samples), TOGETHER):
-            some = samples[first : first + TOGETHER]
-            self._prefetch([part for part, _ in some], bands, some[0][0].height / some[0][1][0])
-            parts += [self._read(bands, part, shape) for part, shape in some]
-        found = []
+        parts, found = self._sampled(bands, self._masked), []
         for number in range(len(bands)):
             values = np.concatenate([part[number][valid] for part, valid in parts]).astype(np.float64)
             low, high = np.percentile(values, (LOW, HIGH)) if len(values) else (0.0, 1.0)
             found.append((float(low), float(high if high > low else low + 1)))
         return tuple(found)
+
+    def _sampled(self, bands: tuple[int, ...], masked: bool) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+        """(values, valid) of `_samples`; masked: as in Scene."""
+        samples, parts = list(self._samples()), []
+        self._masked = masked
+        for first in range(0, len(samples), TOGETHER):
+            some = samples[first : first + TOGETHER]
+            self._prefetch([part for part, _ in some], bands, some[0][0].height / some[0][1][0])
+            parts += [self._read(bands, part, shape) for part, shape in some]
+        return parts
 
     def _samples(self) -> Iterator[tuple[RasterWindow, tuple[int, int]]]:
         """Windows of the file and the shapes that they are read in."""
@@ -238,10 +279,12 @@ class SceneReader:
         how = Resampling.nearest if coarse or shape[0] >= part.height else Resampling.average
         values = data.read(list(bands), window=part, out_shape=(len(bands), *shape), resampling=how)
         valid = np.ones(shape, bool)
-        if any(MaskFlags.all_valid not in flags for flags in data.mask_flag_enums):
+        ignored = MaskFlags.all_valid if self._masked else MaskFlags.alpha
+        if any(not {MaskFlags.all_valid, ignored} & set(flags) for flags in data.mask_flag_enums):
             masks = data.read_masks(list(bands), window=part, out_shape=(len(bands), *shape))
             valid = (masks != 0).any(0)
-        if ColorInterp.alpha in data.colorinterp:  # GDAL's masks know it as a second or fourth band only
+        if self._masked and ColorInterp.alpha in data.colorinterp:
+            # GDAL's masks know it as a second or fourth band only
             alpha = data.colorinterp.index(ColorInterp.alpha) + 1
             valid &= data.read(alpha, window=part, out_shape=shape) != 0
         if values.dtype.kind == "f":
@@ -251,10 +294,7 @@ class SceneReader:
     def _coloured(self, values: NDArray[Any], valid: NDArray[np.bool_], scene: Scene) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8]
         if self._is_palette(scene.bands):
-            colours = np.zeros((max(int(values.max()) + 1, 256), 3), np.uint8)
-            for value, colour in self._data.colormap(scene.bands[0]).items():
-                colours[value] = colour[:3]
-            pixels = colours[values[0]]
+            pixels = self._palette(scene.bands[0])[values[0]]
         else:
             if scene.scaling is not None:
                 values = np.stack([_to_bytes(*each) for each in zip(values, scene.scaling, strict=True)])
@@ -262,6 +302,15 @@ class SceneReader:
         if not valid.all():
             pixels[~valid] = 0
         return pixels
+
+    def _palette(self, band: int) -> NDArray[np.uint8]:
+        """(values that the band's type has, 3); black where the file names none."""
+        if self._palettes.get(band) is None:
+            colours = np.zeros((1 + np.iinfo(self._data.dtypes[band - 1]).max, 3), np.uint8)
+            for value, colour in self._data.colormap(band).items():
+                colours[value] = colour[:3]
+            self._palettes[band] = colours
+        return self._palettes[band]
 
     # --- bytes of the file ---------------------------------------------------------------------------
 
@@ -351,10 +400,12 @@ class _Unclosed:
 
 
 def _to_bytes(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    """`bounds` become 0 and 255."""
+    """`bounds` become 0 and 255; the second may be the smaller one."""
     low, high = bounds
+    is_exact = values.dtype.itemsize < 4 or values.dtype == np.float32
+    kind = np.dtype("float32" if is_exact else "float64")  # float32 has steps of 64 at a thousand millions
     with np.errstate(invalid="ignore"):
-        scaled = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+        scaled = (values.astype(kind) - kind.type(low)) * kind.type(255 / (high - low))
         pixels: NDArray[np.uint8] = np.nan_to_num(scaled.clip(0, 255)).round().astype(np.uint8)
     return pixels
 

@@ -51,6 +51,10 @@ class Scene:
     transform: Transform | None = None
     """Pixels to the CRS; None with `crs`."""
     note: str | None = None
+    """Why its pixels have no place on Earth, where a user would expect one."""
+    masked: bool = True
+    """Where its alpha band is 0, there is no data; False: that band is none, or is read."""
+    told: str | None = None
     """What a user should know of how it was read."""
 
     @property
@@ -59,8 +63,12 @@ class Scene:
         return Grid(self.height, self.width, self.tile, self.overlap)
 
     def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """One line; without what is as in most scenes, so that it is the line of before there was that."""
+        values = asdict(self)
+        for name, usual in (("masked", True), ("told", None)):
+            if values[name] == usual:
+                del values[name]
+        return json.dumps(values, separators=(",", ":"))
 
 
 @lru_cache(maxsize=64)

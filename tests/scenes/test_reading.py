@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_bands_that_are_asked_for(tmp_path: Path) -> None:
 
 def test_named_colours_and_alpha(tmp_path: Path) -> None:
     values = noise(5)
+    values[4] = 255
     values[4, :, 100:] = 0
     kinds = [ColorInterp.undefined, ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.alpha]
     scene, pixels, empty = seen(write(tmp_path / "a.tif", values, colours=kinds))
@@ -187,6 +189,81 @@ def test_what_is_no_data_is_black_and_in_no_percentile(how: str, tmp_path: Path)
     )
     assert not pixels[hole].any()
     assert empty == [0, 1]
+
+
+def smooth(bands: int, kind: str = "uint8", low: float = 20, high: float = 230) -> NDArray[Any]:
+    """(bands, 200, 260), each another slope from low to high."""
+    rows, cols = np.mgrid[0:200, 0:260]
+    slopes = [(rows * number + cols) % 200 / 199 for number in range(1, bands + 1)]
+    return (low + np.stack(slopes) * (high - low)).astype(kind)
+
+
+NAMED = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_near_infrared_that_is_marked_as_alpha_hides_nothing(kind: str, tmp_path: Path) -> None:
+    """As GDAL writes four bands, and public NAIP has it; water is black there."""
+    values = smooth(4, kind)
+    values[3, 40:90, 30:120] = 0
+    path = write(tmp_path / "a.tif", values, colours=NAMED)
+    scene, pixels, _ = seen(path, replace(SMALL, scaling="0,255"))
+    assert np.array_equal(pixels, values[:3].transpose(1, 2, 0))
+    assert scene.bands == (1, 2, 3)
+    assert "band 4 is marked as alpha but holds values" in (scene.told or "")
+    scene, pixels, _ = seen(path, replace(SMALL, bands=(4, 1, 2), scaling="0,255"))
+    assert np.array_equal(pixels, values[[3, 0, 1]].transpose(1, 2, 0))
+    assert scene.told is None
+
+
+def test_alpha_with_soft_edges_is_a_mask(tmp_path: Path) -> None:
+    values = smooth(4)
+    values[3] = 255
+    values[3, :, :60] = 0
+    values[3, :, 60:70] = 100
+    scene, pixels, _ = seen(write(tmp_path / "a.tif", values, colours=NAMED))
+    assert not pixels[:, :60].any()
+    assert np.array_equal(pixels[:, 60:], values[:3, :, 60:].transpose(1, 2, 0))
+    assert (scene.masked, scene.told) == (True, None)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_grey_that_is_white_where_it_is_zero(kind: str, tmp_path: Path) -> None:
+    """As Pillow shows it: other numbers by their percentiles, turned around."""
+    values = smooth(1, kind)
+    grey = write(tmp_path / "a.tif", values)
+    white = write(tmp_path / "b.tif", values, photometric="MINISWHITE")
+    _, expected, _ = seen(grey)
+    _, pixels, _ = seen(white)
+    assert np.abs(pixels.astype(int) - (255 - expected.astype(int))).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_fewer_bits_reaches_white(bits: int, tmp_path: Path) -> None:
+    most = 2**bits - 1
+    values = (smooth(1).astype(int) * (most + 1) // 256).astype(np.uint8)
+    _, pixels, _ = seen(write(tmp_path / "a.tif", values, nbits=bits))
+    assert np.array_equal(pixels[..., 0], np.round(values[0] * (255 / most)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "low"), [("float64", 1e9), ("uint32", 3e9), ("int32", 2e9), ("int64", 2.0**52), ("float32", 4e6)]
+)
+def test_large_numbers_with_a_small_range(kind: str, low: float, tmp_path: Path) -> None:
+    values = smooth(1, "float64", low, low + 10).astype(kind)
+    _, pixels, _ = seen(write(tmp_path / "a.tif", values))
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert len(np.unique(pixels)) >= 9
+
+
+def test_a_palette_of_sixteen_bits(tmp_path: Path) -> None:
+    values = np.where(smooth(1, "uint16") > 120, 300, 0).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    write(path, values, photometric="PALETTE")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (10, 20, 30), 300: (200, 100, 50)})
+    _, pixels, _ = seen(path)
+    assert {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()} == {(10, 20, 30), (200, 100, 50)}
 
 
 def test_palette(tmp_path: Path) -> None:
