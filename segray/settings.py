@@ -33,7 +33,7 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
-from segray.address import Address, LocalFile, absolute_address
+from segray.address import Address, LocalFile, absolute_address, plain_file_url
 from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.models.weights import weights_kind
@@ -48,6 +48,7 @@ ENV_PREFIX = "SEGRAY_"
 def _absolute_weights(spec: str) -> str:
     """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
     try:
+        spec = plain_file_url(spec)
         return absolute_address(spec) if weights_kind(spec) == "file" else spec
     except SettingsError:
         return spec

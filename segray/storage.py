@@ -56,7 +56,11 @@ class S3Settings(_Part):
     secret: SecretStr | None = Field(None, description="secret access key")
     token: SecretStr | None = Field(None, description="session token")
     region: str | None = Field(None, description="region name")
+    profile: str | None = Field(None, description="of the AWS configuration files")
     anonymous: bool = Field(False, description="public buckets, no credentials")
+    requester_pays: bool = Field(
+        False, description="agree to pay for requests, as NAIP, Landsat and Sentinel-2 L1C want"
+    )
 
 
 class GcsSettings(_Part):
@@ -285,7 +289,9 @@ def _s3_options(storage: StorageSettings) -> dict[str, Any]:
         key=_secret(s3.key),
         secret=_secret(s3.secret),
         token=_secret(s3.token),
+        profile=s3.profile,
         anon=s3.anonymous,
+        requester_pays=s3.requester_pays,
         client_kwargs={"region_name": s3.region} if s3.region else {},
         config_kwargs={
             "connect_timeout": _CONNECT_S,

@@ -59,6 +59,7 @@ class Proxy:
         default_factory=list
     )  # first and last byte of those that ask for some
     holds: bool = False  # objects that are read by range: see `_Handler._part`
+    wants: tuple[str, str] | None = None  # a header without which a request is refused
     held: dict[str, tuple[_Headers, bytes]] = field(default_factory=dict, repr=False)
     failed: Counter[Fault] = field(default_factory=Counter)  # how often in which way
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -112,6 +113,13 @@ def ignoring(server: Server, condition: str) -> Iterator[Proxy]:
 
 
 @contextmanager
+def wanting(server: Server, name: str, value: str) -> Iterator[Proxy]:
+    """A proxy that refuses requests without this header."""
+    with _serving(Proxy(server, wants=(name, value))) as proxy:
+        yield proxy
+
+
+@contextmanager
 def _serving(proxy: Proxy) -> Iterator[Proxy]:
     class Handler(_Handler):
         plan = proxy
@@ -133,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
         plan = self.plan
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = plan.next_fault(f"{self.command} {self.path}")
+        if plan.wants is not None and self.headers.get(plan.wants[0]) != plan.wants[1]:
+            fault = 403
         asked = self.headers.get("Range", "").removeprefix("bytes=").split("-")
         if plan.is_range(asked):
             plan.ranges.append((int(asked[0]), int(asked[1])))

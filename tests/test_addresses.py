@@ -58,6 +58,7 @@ def test_every_address_of_every_verb(
 
 def test_what_is_made_absolute_and_how(here: Path) -> None:
     work = here / "work"
+    (work / "is%20there").mkdir()
     for given, wanted in {
         "a": work / "a",
         "./a/../b/": work / "b",
@@ -68,12 +69,22 @@ def test_what_is_made_absolute_and_how(here: Path) -> None:
         "file://a/b": f"file://{work}/a/b",
         "file:///a/b": "file:///a/b",
         "FILE://~/b": f"FILE://{here}/home/b",
+        "file:/a/b": "file:///a/b",
+        "file://localhost/a/b": "file:///a/b",
+        (work / "a b#ü?.csv").as_uri(): f"file://{work}/a b#ü?.csv",
+        f"file://{work}/new%20folder": f"file://{work}/new folder",
+        f"file://{work}/is%20there": f"file://{work}/is%20there",
+        "a%20b": work / "a%20b",
+        "C:/a": work / "C:/a",
         **{url: url for url in URLS},
     }.items():
         assert absolute_address(given) == str(wanted)
         assert absolute_address(str(wanted)) == str(wanted)
     with pytest.raises(ValueError, match="no home folder is known for ~nobody-of-that-name/x"):
         absolute_address("~nobody-of-that-name/x")
+    for scheme in ("s3", "gs", "abfss", "https"):
+        with pytest.raises(ValueError, match=f"{scheme}:/ has one slash; write {scheme}://"):
+            absolute_address(f"{scheme}:/bucket/x")
 
 
 def test_weights_may_be_names_files_and_factories(here: Path) -> None:

@@ -2,7 +2,7 @@
 
 folder, glob -> files below -> images and archives (the rest is counted, see `Choice`)
 file         -> itself, whatever its name; an archive or a manifest by its suffix
-manifest     -> one file for each row
+manifest     -> one file for each row; so are those of a folder or glob with a manifest's suffix
 """
 
 import os
@@ -25,7 +25,7 @@ from segray.sources.names import archive_kind, is_image_name, manifest_kind
 from segray.sources.pattern import Pattern, has_magic
 from segray.sources.remote import list_files, remote_source
 from segray.sources.roundtrips import describe
-from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
+from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _FIRST_ATTEMPTS = 3
 """Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
@@ -67,11 +67,24 @@ class Listing:
         filesystem, path = open_filesystem(url, self._storage)
         if protocol == "file":
             return self._expand_local(path)
+        keys = canonical_uri(url).partition("://")[2]
+        if protocol in OBJECT_STORES and keys.endswith("/") and self._has(filesystem, protocol, keys):
+            return self._below(filesystem, protocol, keys)
         return self._expand_remote(filesystem, protocol, path)
+
+    def _has(self, filesystem: AbstractFileSystem, protocol: str, keys: str) -> bool:
+        """Whether names begin with this, as it is written: an object may be named as the folder is."""
+        try:
+            files = list_files(filesystem, protocol, keys, everything, self._hasty)
+            return next(files, None) is not None
+        except FileNotFoundError:
+            return False
 
     def _expand_local(self, path: str) -> Iterator[Source]:
         if stat.S_ISDIR(_mode(path)):
             os.scandir(path).close()  # raises at once where the folder itself cannot be listed
+            if manifest_kind(path) is not None:
+                return self._parts(walk(path))
             return self._chosen(walk(path), path)
         if os.path.lexists(path):
             return self._named(local_source(path))
@@ -86,18 +99,28 @@ class Listing:
             pattern = Pattern(path)
             files = list_files(filesystem, protocol, pattern.prefix, pattern.enters, self._storage)
             matching = (one for one in files if pattern.matches(one.address.partition("://")[2]))
+            if manifest_kind(path) is not None:
+                return self._parts(matching)
             return self._chosen(matching, f"{protocol}://{pattern.root}")
         if info.get("type") == "directory" and protocol not in ("http", "https"):
-            folder = path.rstrip("/") + "/"
-            files = list_files(filesystem, protocol, folder, everything, self._storage)
-            return self._chosen(files, f"{protocol}://{folder}")
+            return self._below(filesystem, protocol, path.rstrip("/") + "/")
         return self._named(remote_source(protocol, path, info))
+
+    def _below(self, filesystem: AbstractFileSystem, protocol: str, folder: str) -> Iterator[Source]:
+        files = list_files(filesystem, protocol, folder, everything, self._storage)
+        if manifest_kind(folder.rstrip("/")) is not None:
+            return self._parts(files)
+        return self._chosen(files, f"{protocol}://{folder}")
+
+    @property
+    def _hasty(self) -> StorageSettings:
+        """For the first request."""
+        return self._storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self._storage.attempts)})
 
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
         """What the storage says of the source; None where nothing has that name but it can be a pattern."""
-        hasty = self._storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self._storage.attempts)})
         try:
-            return dict(retrying(lambda: filesystem.info(path), hasty))
+            return dict(retrying(lambda: filesystem.info(path), self._hasty))
         except FileNotFoundError:
             if has_magic(path) and not path.startswith(("http://", "https://")):
                 return None
@@ -108,7 +131,21 @@ class Listing:
             raise SettingsError(f"{canonical_uri(pattern.path)}: no such folder: {pattern.root}")
         files = walk(pattern.root, pattern.enters)
         matching = (one for one in files if one.uri.endswith("/") or pattern.matches(one.address))
+        if manifest_kind(pattern.path) is not None:
+            return self._parts(matching)
         return self._chosen(matching, pattern.root)
+
+    def _parts(self, files: Iterator[Source]) -> Iterator[Source]:
+        """The rows of manifests in a folder or of a pattern that has a manifest's suffix, such as Spark's.
+
+        What begins with `_` or `.` is the writer's own.
+        """
+        for file in files:
+            name = file.address.rstrip("/").rpartition("/")[2]
+            if manifest_kind(name) is None or name.startswith(("_", ".")):
+                self._count(kind_of(name))
+            else:
+                yield from self._named(file)
 
     def _chosen(self, files: Iterator[Source], root: str) -> Iterator[Source]:
         """Of the files below `root`: images, archives, and folders that could not be listed."""

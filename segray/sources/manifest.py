@@ -1,8 +1,11 @@
-"""Manifests: the column `uri` of a Parquet or CSV file, streamed, each row looked up in its storage."""
+"""Manifests, streamed, each row looked up in its storage.
+
+The column `uri` of Parquet, CSV and TSV, the key `uri` of each line of JSON, each line of a text.
+"""
 
 import csv
 import io
-import posixpath
+import json
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -11,10 +14,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.address import plain_file_url
 from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.sources.local import local_source
-from segray.sources.names import manifest_kind
+from segray.sources.names import fault, manifest_kind
 from segray.sources.reader import open_source
 from segray.sources.remote import remote_source, remote_uri
 from segray.sources.roundtrips import as_item_error, describe, request_all
@@ -27,6 +31,8 @@ TEXT_TYPES = (
 """Arrow types of a column `uri`; some writers do not say that their bytes are UTF-8."""
 _USER = re.compile(r"(?<=://)[^/@]*@")
 _QUERY = re.compile(r"\?.*")
+_FIELD_LETTERS = 64 << 20
+"""Most that a field or a line may have, whatever stands in it."""
 _BATCH = 512
 """Rows looked up at a time."""
 
@@ -60,12 +66,38 @@ def base_of(manifest: Source) -> str:
 
 
 def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
-    is_csv = manifest_kind(manifest.uri) == "csv"
-    return _csv_uris(stream, manifest) if is_csv else _parquet_uris(stream, manifest)
+    kind = manifest_kind(manifest.uri)
+    if kind == "parquet":
+        return _parquet_uris(stream, manifest)
+    if kind in ("csv", "tsv"):
+        return _csv_uris(stream, manifest, "\t" if kind == "tsv" else ",")
+    lines = _lines(stream, manifest)
+    return lines if kind == "txt" else (_json_uri(line, manifest) for line in lines)
 
 
-def _csv_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
-    rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
+    """Those that are not empty, without blanks around them."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+    while line := text.readline(_FIELD_LETTERS):
+        if len(line) == _FIELD_LETTERS:
+            raise SettingsError(f"{manifest.uri}: a line has more than {_FIELD_LETTERS:,} letters")
+        if plain := line.strip():
+            yield plain
+
+
+def _json_uri(line: str, manifest: Source) -> str | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{manifest.uri}: a line is no JSON: {fault(error)}") from error
+    if not isinstance(row, dict) or "uri" not in row:
+        raise SettingsError(f"{manifest.uri}: each line of the manifest needs a key uri")
+    return row["uri"] if isinstance(row["uri"], str) and row["uri"] else None
+
+
+def _csv_uris(stream: IO[bytes], manifest: Source, delimiter: str) -> Iterator[str | None]:
+    csv.field_size_limit(_FIELD_LETTERS)  # of the process; Python's own is below one embedded thumbnail
+    rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     filled = filter(None, rows)  # an empty line is no row
     column = _column(next(filled, []), manifest)
     for row in filled:
@@ -98,7 +130,7 @@ def look_up_rows(
         if not uri:
             found[row] = _without_uri(manifest, row)
             continue
-        address = _absolute(uri, base)
+        address = _absolute(plain_file_url(uri), base)
         try:
             protocol, _ = split_protocol(address)
             canonical = canonical_uri(address)
@@ -143,7 +175,18 @@ def _absolute(uri: str, base: str) -> str:
     if "://" not in base:
         return f"{base}/{uri}"
     scheme, _, folder = base.partition("://")
-    return f"{scheme}://{posixpath.normpath(f'{folder}/{uri}')}"  # object stores know no `..`
+    return f"{scheme}://{_joined(folder, uri)}"
+
+
+def _joined(folder: str, path: str) -> str:
+    """Object stores know no `.` and `..`, but names without a letter, as in `a//b`."""
+    names = folder.split("/")
+    for name in path.split("/"):
+        if name == "..":
+            del names[max(1, len(names) - 1) :]  # the bucket stays
+        elif name != ".":
+            names.append(name)
+    return "/".join(names)
 
 
 def _remote(protocol: str, path: str, info: dict[str, Any] | Exception) -> Source:

@@ -15,7 +15,11 @@ IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
 """Compared in lower case. Pictures in formats that `decode` does not read are items too: they are rejected
 as `unsupported`, where ignoring them would let photographs vanish without a word."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_MANIFEST_SUFFIXES = (".parquet", ".csv")
+ManifestKind = Literal["parquet", "csv", "tsv", "jsonl", "txt"]
+_MANIFESTS: dict[str, ManifestKind] = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl",
+    ".ndjson": "jsonl", ".txt": "txt",
+}  # fmt: skip
 
 
 def is_image_name(name: str) -> bool:
@@ -31,12 +35,10 @@ def archive_kind(name: str) -> SourceKind | None:
     return "zip" if lower.endswith(".zip") else None
 
 
-def manifest_kind(name: str) -> Literal["parquet", "csv"] | None:
-    """`parquet` or `csv` by suffix; None where the name is no manifest's."""
+def manifest_kind(name: str) -> ManifestKind | None:
+    """Which form of manifest a name stands for, by suffix; None where it is no manifest's."""
     lower = name.lower()
-    if not lower.endswith(_MANIFEST_SUFFIXES):
-        return None
-    return "csv" if lower.endswith(".csv") else "parquet"
+    return next((kind for suffix, kind in _MANIFESTS.items() if lower.endswith(suffix)), None)
 
 
 def printable(name: str) -> str:

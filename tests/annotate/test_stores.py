@@ -2,12 +2,16 @@
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from segray.sources.geotiff import WHOLE_BYTES
 from segray.storage import open_filesystem
-from tests.annotate.runs import MODELS, annotate, by_base_name, tables
+from tests.annotate.runs import MODELS, TILING, annotate, by_base_name, tables
+from tests.faults import wanting
+from tests.scenes.made import town, write
 from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -36,3 +40,27 @@ def test_a_bucket_gives_what_a_folder_gives_and_takes_the_output(
     assert annotate(*run) == 0
     assert set(server.names("job/out/")) == names
     assert not [name for name in names if "staging" in name]
+
+
+def test_a_bucket_whose_reader_pays(s3_server: Server, images: Path, tmp_path: Path) -> None:
+    """Every request agrees to it: of the listing, files, archives, a scene that is read by window."""
+    for path in sorted(images.iterdir())[:2]:
+        s3_server.put(f"pays/{path.name}", path.read_bytes())
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(next(images.iterdir()), "one.png")
+    s3_server.put("pays/x.zip", (tmp_path / "x.zip").read_bytes())
+    scene = write(tmp_path / "scene.tif", town(1700, 1700), compress=None)
+    assert scene.stat().st_size > WHOLE_BYTES
+    s3_server.put("pays/scene.tif", scene.read_bytes())
+    with wanting(s3_server, "x-amz-request-payer", "requester") as proxy:
+        storage = s3_server.storage_at(proxy.endpoint).s3
+        assert storage.key is not None
+        assert storage.secret is not None
+        run = (
+            s3_server.url("pays"), "--output", tmp_path / "out", "--weights", MODELS + "seeded",
+            "--storage.s3.endpoint-url", proxy.endpoint, "--storage.s3.key", storage.key.get_secret_value(),
+            "--storage.s3.secret", storage.secret.get_secret_value(), *TILING,
+        )  # fmt: skip
+        assert annotate(*run) == 2
+        assert annotate(*run, "--storage.s3.requester-pays") == 0
+    assert len(tables(tmp_path / "out")[0]) == 4

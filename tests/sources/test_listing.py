@@ -185,6 +185,25 @@ def test_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(found, server.url("pages/")) == [f"{number}.jpg" for number in range(8)]
 
 
+def test_a_slash_at_the_end_means_the_names_below(s3_server: Server) -> None:
+    """Also where an object has the folder's own name, and where a name is empty."""
+    below = ("a.jpg", "/b.jpg", "sub.jpg/h.jpg")
+    for key in ("photos", *(f"photos/{name}" for name in below), "photos*/f.jpg", "photoshop.jpg"):
+        s3_server.put(f"slash/{key}", b"x")
+    for source, expected in {
+        "photos/": ["/b.jpg", "a.jpg", "sub.jpg/h.jpg"],
+        "photos//": ["b.jpg"],
+        "photos*/": ["f.jpg"],
+        "photos/sub.jpg/": ["h.jpg"],
+    }.items():
+        found, ignored = listed(s3_server.url(f"slash/{source}"), storage=s3_server.storage)
+        assert (names(found, s3_server.url(f"slash/{source}")), ignored) == (expected, 0), source
+    found, _ = listed(s3_server.url("slash/photos"), storage=s3_server.storage)
+    assert names(found, s3_server.url("slash/")) == ["photos"]
+    with pytest.raises(SettingsError, match="no such file, folder or bucket"):
+        listed(s3_server.url("slash/photos/none/"), storage=s3_server.storage)
+
+
 @pytest.mark.parametrize(
     "path", ["test-bucket/nothing", "no-such-bucket", "no-such-bucket/a", "no-such-bucket/*"]
 )

@@ -55,6 +55,64 @@ def test_many_rows_keep_their_order(tmp_path: Path, suffix: str) -> None:
     assert [Path(source.address).name for source in found] == uris
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.tsv", b"caption\turi\nwith, comma\ta.jpg\n\tb c.jpg\n"),
+        ("m.jsonl", b'{"uri": "a.jpg", "n": 1}\n\n{"n": [], "uri": "b c.jpg"}\r\n'),
+        ("m.ndjson", b'{"uri": "a.jpg"}\n{"uri": "b c.jpg"}'),
+        ("m.txt", b"\xef\xbb\xbfa.jpg\r\n\n  b c.jpg"),
+        ("m.csv", b"caption,uri\n" + b"x" * 200_000 + b",a.jpg\n,b c.jpg\n"),
+        ("M.TXT", b"a.jpg\nb c.jpg\n"),
+    ],
+)
+def test_forms(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = rows(tmp_path / name)
+    assert [row.address for row in found] == [f"{tmp_path}/a.jpg", f"{tmp_path}/b c.jpg"]
+
+
+def test_a_line_of_json_without_an_address_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"uri": null}\n{"uri": 7}\n{"uri": ""}\n')
+    assert [row.error_type for row in rows(tmp_path / "m.jsonl")] == ["missing"] * 3
+
+
+def test_parts_of_a_manifest(tmp_path: Path, server: Server) -> None:
+    """As Spark writes one: a folder with its suffix, and words of its own in it; and as a pattern."""
+    folder = tmp_path / "list.parquet"
+    folder.mkdir()
+    for number in range(3):
+        write(folder / f"part-{number}.parquet", [f"{tmp_path}/{number}.jpg"])
+    (folder / "_SUCCESS").touch()
+    write(folder / "_metadata.parquet", ["/not/meant.jpg"])
+    (folder / ".part-0.parquet.crc").touch()
+    expected = [f"{tmp_path}/{number}.jpg" for number in range(3)]
+    for source in (folder, f"{folder}/", f"{folder}/part-*.parquet", f"{tmp_path}/*.parquet"):
+        assert [row.address for row in rows(source)] == expected, source
+    prefix = f"parts/{tmp_path.name}"
+    for path in folder.iterdir():
+        server.put(f"{prefix}/list.parquet/{path.name}", path.read_bytes())
+    for source in (
+        f"{prefix}/list.parquet",
+        f"{prefix}/list.parquet/",
+        f"{prefix}/list.parquet/part-*.parquet",
+    ):
+        assert [row.address for row in rows(server.url(source), server.storage)] == expected, source
+
+
+def test_addresses_as_other_tools_write_them(tmp_path: Path) -> None:
+    """`Path.as_uri`, Spark and Hadoop; a name that exists with its `%` is meant so."""
+    paths = [tmp_path / name for name in ("a b.jpg", "c#1.jpg", "ü.jpg", "d%20e.jpg")]
+    for path in paths:
+        path.write_bytes(b"x")
+    uris = [path.as_uri() for path in paths[:3]] + [f"file://{paths[3]}"]
+    uris += [f"file:{paths[0]}", f"file://localhost{paths[2]}"]
+    found = rows(write(tmp_path / "m.csv", list(uris)))
+    assert [row.error for row in found] == [None] * 6
+    assert [row.address for row in found] == [*map(str, paths), str(paths[0]), str(paths[2])]
+    assert found[0] == found[4]
+
+
 def test_manifests_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["a"], "split": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match="column uri; it has: url, split"):
