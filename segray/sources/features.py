@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -58,6 +58,8 @@ class Features:
     """(n,) shapely geometries of any kind; None where the row has none."""
     values: list[Any]
     """(n,) of the attribute; None without one."""
+    unreadable: list[int]
+    """Rows whose geometry is none, such as a ring that is not closed; they have no shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
         content = json.loads(data)
         features, crs = content["features"], content.get("crs")
         name = crs["properties"]["name"] if crs else CRS84
-        shapes = shapely.from_geojson([_geometry(each) for each in features])
+        geometries = [_geometry(each) for each in features]
         rows = [each.get("properties") or {} for each in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
@@ -127,7 +129,14 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
     if column is not None and not any(column in row for row in rows):
         raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
     values = [None if column is None else row.get(column) for row in rows]
-    return FeatureFile(_checked(name), iter([Features(np.asarray(shapes, object), values)]))
+    return FeatureFile(_checked(name), iter([_features(shapely.from_geojson, geometries, values)]))
+
+
+def _features(read: Callable[..., Any], geometries: list[Any], values: list[Any]) -> Features:
+    """A geometry that cannot be read costs itself alone."""
+    shapes = np.asarray(read(geometries, on_invalid="ignore"), object).reshape(len(geometries))
+    pairs = enumerate(zip(geometries, shapes, strict=True))
+    return Features(shapes, values, [row for row, (given, got) in pairs if given is not None and got is None])
 
 
 def _geometry(feature: Any) -> str | None:
@@ -154,9 +163,9 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
 
     def batches() -> Iterator[Features]:
         for batch in file.iter_batches(_BATCH, columns=wanted):
-            shapes = shapely.from_wkb(batch.column(name).cast(pa.large_binary()).to_pylist())
             values = [None] * len(batch) if column is None else batch.column(column).to_pylist()
-            yield Features(np.asarray(shapes, object), values)
+            geometries = batch.column(name).cast(pa.large_binary()).to_pylist()
+            yield _features(shapely.from_wkb, geometries, values)
 
     return FeatureFile(_checked(crs), batches())
 
@@ -197,8 +206,8 @@ def _geopackage(database: sqlite3.Connection, column: str | None) -> FeatureFile
     def batches() -> Iterator[Features]:
         found = database.execute(f"SELECT {wanted} FROM {_quoted(table)} ORDER BY rowid")
         while batch := found.fetchmany(_BATCH):
-            shapes = shapely.from_wkb([_wkb(blob) for blob, _ in batch])
-            yield Features(np.asarray(shapes, object), [value for _, value in batch])
+            geometries, values = [_wkb(blob) for blob, _ in batch], [value for _, value in batch]
+            yield _features(shapely.from_wkb, geometries, values)
 
     known = str(organisation).upper() == "EPSG"
     return FeatureFile(_checked(f"EPSG:{number}" if known else definition), batches())

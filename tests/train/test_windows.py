@@ -6,6 +6,8 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from numpy.typing import NDArray
@@ -129,6 +131,35 @@ def test_scenes_below_folders_of_splits_stay_there(place: Path, tmp_path: Path) 
         ("val", "val"),
     }
     assert windows.ignored == 1
+
+
+def test_a_footprint_that_cannot_be_read_costs_itself(place: Path, tmp_path: Path) -> None:
+    """And is named; one without a geometry and an empty one are no fault."""
+    content = json.loads((place / "footprints.geojson").read_text())
+    ring = [[33.0, 0.3], [33.1, 0.3], [33.1, 0.4], [33.0, 0.4]]
+    for number, coordinates in {
+        2: [], 3: None, 4: [ring], 7: [ring[:2]], 9: [[[float("nan"), 0.3], *ring[1:], ring[0]]]
+    }.items():  # fmt: skip
+        geometry = {"type": "Polygon", "coordinates": coordinates} if coordinates is not None else None
+        feature = {"type": "Feature", "properties": {}, "geometry": geometry}
+        content["features"].insert(number - 1, feature)
+    (tmp_path / "some.geojson").write_text(json.dumps(content))
+    whole = listed(place / "scene.tif", place / "footprints.geojson")
+    found = listed(place / "scene.tif", tmp_path / "some.geojson")
+    assert "(3 that cannot be read left out, the first is number 4)" in found.told
+    assert found.footprints.equals(whole.footprints)
+
+
+def test_a_geometry_of_geoparquet_that_is_cut_off_costs_itself(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some.parquet"
+    geopandas.read_file(place / "footprints.geojson").to_parquet(path)
+    table = pq.read_table(path)
+    shapes = table["geometry"].to_pylist()
+    shapes[3] = shapes[3][:20]
+    cut = table.set_column(table.column_names.index("geometry"), "geometry", pa.array(shapes))
+    pq.write_table(cut.replace_schema_metadata(table.schema.metadata), path)
+    told = listed(place / "scene.tif", path).told
+    assert "(1 that cannot be read left out, the first is number 4)" in told
 
 
 def test_what_fits_nowhere_is_said(place: Path, tmp_path: Path) -> None:

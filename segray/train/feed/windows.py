@@ -150,11 +150,13 @@ def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
     source = find_file(settings.footprints or "", settings.storage)
     with open_features(source, settings.class_column, settings.storage) as file:
         usable, unplaced = _placeable(scenes, file.crs)
-        table, lines = _touching(file, usable, names if settings.class_column else None)
+        table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
     if not table.num_rows:
         raise SettingsError(_nothing(source, usable, [*rejected, *unplaced], lines))
     told = f"{table.num_rows:,} footprints on {len(usable):,} scenes"
     told += f" ({lines:,} lines and points left out: buffer them first)" if lines else ""
+    if unreadable:
+        told += f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
     label = replace(source, version=f"{source.version} {_drawing(settings, names)}" if source.version else "")
     pairs = _dealt([pair for one in usable for pair in _pairs(one, label, settings)], settings)
     rejected = sorted([*rejected, *unplaced], key=lambda one: one.uri)
@@ -223,8 +225,10 @@ def _placeable(scenes: list[_Listed], crs: str) -> tuple[list[_Listed], list[Rej
     return usable, rejected
 
 
-def _touching(file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | None) -> tuple[pa.Table, int]:
-    """(FOOTPRINTS of the areas that touch a scene, geometries of the file without an area).
+def _touching(
+    file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | None
+) -> tuple[pa.Table, int, list[int]]:
+    """(FOOTPRINTS of the areas that touch a scene, geometries without an area, numbers of unreadable ones).
 
     names: of the classes that values name; None: all are class 1.
     """
@@ -233,7 +237,10 @@ def _touching(file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | N
     ]
     tree = shapely.STRtree(shapely.box(*np.concatenate([np.zeros((0, 4)), *boxes]).T))
     shapes, classes, others, unknown = list[Any](), list[int](), 0, Counter[str]()
+    unreadable, seen = list[int](), 0
     for some in file.batches:
+        unreadable += [seen + row + 1 for row in some.unreadable]
+        seen += len(some.values)
         for row in np.unique(tree.query(some.shapes)[0]).tolist():
             area = areas_of(some.shapes[row])
             if area.is_empty:
@@ -248,7 +255,7 @@ def _touching(file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | N
         raise SettingsError(
             f"classes: footprints have values that are none of {', '.join(names or ())}: {found}"
         )
-    return footprint_table(np.array([*shapes, None], object)[:-1], classes, file.crs), others
+    return footprint_table(np.array([*shapes, None], object)[:-1], classes, file.crs), others, unreadable
 
 
 def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], lines: int) -> str:
