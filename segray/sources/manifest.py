@@ -33,6 +33,7 @@ _USER = re.compile(r"(?<=://)[^/@]*@")
 _QUERY = re.compile(r"\?.*")
 _FIELD_LETTERS = 64 << 20
 """Most that a field or a line may have, whatever stands in it."""
+csv.field_size_limit(_FIELD_LETTERS)  # for lists of pairs too; Python's own is below one embedded thumbnail
 _BATCH = 512
 """Rows looked up at a time."""
 
@@ -96,7 +97,6 @@ def _json_uri(line: str, manifest: Source) -> str | None:
 
 
 def _csv_uris(stream: IO[bytes], manifest: Source, delimiter: str) -> Iterator[str | None]:
-    csv.field_size_limit(_FIELD_LETTERS)  # of the process; Python's own is below one embedded thumbnail
     rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     filled = filter(None, rows)  # an empty line is no row
     column = _column(next(filled, []), manifest)

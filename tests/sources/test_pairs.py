@@ -459,6 +459,14 @@ def test_many_rows_keep_their_labels(tmp_path: Path) -> None:
     assert found(place.listed("p.parquet"), place) == {(image, label, None) for image, label in rows}
 
 
+def test_a_long_field_of_another_column_is_no_matter(tmp_path: Path) -> None:
+    """Python's csv ends at 131,072 letters."""
+    place = on_disk(tmp_path)
+    place.fill("a.png", "b.png")
+    place.put("p.csv", b"images,masks,caption\na.png,b.png," + b"x" * 200_000 + b"\n")
+    assert [pair.name for pair in place.listed("p.csv").pairs] == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
