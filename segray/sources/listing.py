@@ -170,10 +170,12 @@ class Listing:
         kind = archive_kind(file.uri)
         if kind is None and manifest_kind(file.uri) is not None:
             for row in read_manifest(file, self._storage):
-                if why := self._choice.leaves_out(row.address, is_archive=row.kind != "file", named=True):
-                    self._count(why)
-                else:
+                is_none = row.uri.startswith(f"{file.uri}#row=")  # it has no address that could match
+                why = None if is_none else self._choice.leaves_out(row.address, named=True)
+                if why is None:
                     yield row
+                else:
+                    self._count(why)
         else:
             yield file if kind is None else replace(file, kind=kind)
 

@@ -67,6 +67,14 @@ def test_the_folder_that_was_named_is_meant(tmp_path: Path) -> None:
     assert len(list(Listing([f"{folder}/*.png"], StorageSettings()))) == 1
 
 
+def test_a_row_without_an_address_is_told_whatever_is_included(tmp_path: Path) -> None:
+    shutil.copy(REAL[0], tmp_path / "a.png")
+    (tmp_path / "m.csv").write_text("uri,n\na.png,1\n,2\nb.jpg,3\n")
+    listing = Listing([str(tmp_path / "m.csv")], StorageSettings(), Choice(include=["*.png"]))
+    assert [one.error_type for one in listing] == [None, "missing"]
+    assert listing.left_out == {EXCLUDED: 1}
+
+
 def test_a_folder_an_archive_and_a_sheet(tmp_path: Path, ray_session: None) -> None:
     """As macOS packs them; with a glob, in all three."""
     folder, double = tmp_path / "in", io.BytesIO(DOUBLE)
