@@ -103,7 +103,7 @@ def listening(pid: int) -> dict[str, str]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """Of a process, as it was started; empty once it has ended."""
+    """Of a process, as it was started; empty once it has ended, also while nobody has waited for it."""
     try:
         parts = Path(f"/proc/{pid}/environ").read_text().split("\0")
     except OSError:
@@ -137,7 +137,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
                 (variables.get("RAY_AUTH_MODE"), variables.get("RAY_AUTH_TOKEN"))
                 for pid, line in descendants(driver.pid).items()
                 if "/raylet/raylet " in line
-                for variables in [environment_of(pid)]
+                if (variables := environment_of(pid))
             }
             for path in (*short.glob("segray-*/"), *short.glob("segray-*/token")):
                 with suppress(FileNotFoundError):
