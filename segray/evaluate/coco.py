@@ -28,6 +28,7 @@ class TrueImage:
     size: tuple[int, int]
     """Height, width in pixels."""
     split: object = None
+    group: object = None
     """What the data say, unchecked."""
 
 
@@ -211,7 +212,7 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
         if size[0] * size[1] == 0 or size[0] * size[1] > MOST_PIXELS:
             told = f"{brief(entry.get('height'))} and {brief(entry.get('width'))}"
             raise SettingsError(f"{where}: image {number} has no height and width that can be used: {told}")
-        images[number] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"))
+        images[number] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"), entry.get("group"))
     return images
 
 

@@ -1,6 +1,6 @@
 """Manifests and lists -> one Row a line, both of its files looked up in their storage.
 
-    manifest   CSV or Parquet with the columns `images`, `masks` and, if it likes, `split`
+    manifest   CSV or Parquet with the columns `images`, `masks` and, if it likes, `split` and `group`
     list       text without a header, `image label` a line
 
 Text is separated by the first of comma, tab and blanks that its first line has. Paths are relative to a base,
@@ -26,8 +26,8 @@ from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings
 
-COLUMNS = ("images", "masks", "split")
-"""The last may be left out."""
+COLUMNS = ("images", "masks", "split", "group")
+"""The last two may be left out."""
 _BATCH = 512
 """Rows looked up at a time."""
 
@@ -43,6 +43,8 @@ class Row:
     label: Source | None
     split: str | None
     """`train`, `val`, `test`, or None where the data leave it open."""
+    group: str | None = None
+    """Of pictures that come into one split, e.g. those of a camera; any text."""
     problem: str | None = None
     """Set for a line of more than two names."""
 
@@ -52,6 +54,7 @@ class _Line:
     image: str | None = None
     label: str | None = None
     split: str | None = None
+    group: str | None = None
     problem: str | None = None
 
 
@@ -91,7 +94,7 @@ def _looked_up(
     for number, line in batch:
         place = f"{manifest.uri}#row={number}"
         row_split = _split(line.split, place) or split
-        yield Row(place, images.get(number), labels.get(number), row_split, line.problem)
+        yield Row(place, images.get(number), labels.get(number), row_split, line.group, line.problem)
 
 
 def _named(batch: list[tuple[int, _Line]], which: str) -> list[tuple[int, str | None]]:
@@ -115,7 +118,7 @@ def _text_lines(stream: IO[bytes], manifest: Source) -> Iterator[_Line]:
         return
     places = _columns(first, manifest)
     for row in rows:
-        yield _Line(*((row[place] or None) if place < len(row) else None for place in places))
+        yield _line([(row[place] or None) if 0 <= place < len(row) else None for place in places])
 
 
 def _text_rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
@@ -129,6 +132,12 @@ def _text_rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
     return (line.split() for line in lines if line.strip())
 
 
+def _line(values: Sequence[str | None]) -> _Line:
+    """Of the values of COLUMNS."""
+    image, label, split, group = values
+    return _Line(image, label, split, group and (group.strip() or None))
+
+
 def _list_line(fields: list[str]) -> _Line:
     if len(fields) > 2:
         hint = "names with blanks need a comma or a tab between them"
@@ -139,18 +148,21 @@ def _list_line(fields: list[str]) -> _Line:
 def _parquet_lines(stream: IO[bytes], manifest: Source) -> Iterator[_Line]:
     file = pq.ParquetFile(stream)
     schema = file.schema_arrow
-    names = [schema.names[place] for place in _columns(schema.names, manifest)]
+    _columns(schema.names, manifest)
+    names = [name for name in COLUMNS if name in schema.names]
     for name in names:
         kind = schema.field(name).type
-        if not any(is_text(kind) for is_text in TEXT_TYPES):
+        is_number = name == "group" and pa.types.is_integer(kind)
+        if not is_number and not any(is_text(kind) for is_text in TEXT_TYPES):
             raise SettingsError(f"{manifest.uri}: column {name} must be text, it is {kind}")
     for batch in file.iter_batches(columns=names, batch_size=8192):
-        columns = [batch.column(name).cast(pa.string()).to_pylist() for name in names]
-        yield from (_Line(*values) for values in zip(*columns, strict=True))
+        missing = pa.nulls(batch.num_rows, pa.string())
+        columns = [batch.column(name).cast(pa.string()) if name in names else missing for name in COLUMNS]
+        yield from map(_line, zip(*(column.to_pylist() for column in columns), strict=True))
 
 
 def _columns(names: list[str], manifest: Source) -> list[int]:
-    """The places of `images`, `masks` and, where there is one, `split`."""
+    """The place of each of COLUMNS, -1 for one that is not there."""
     if not set(COLUMNS[:2]) <= set(names):
         has = ", ".join(map(shown_name, names[:20]))[:300]
         raise SettingsError(
@@ -160,4 +172,4 @@ def _columns(names: list[str], manifest: Source) -> list[int]:
     twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
         raise SettingsError(f"{manifest.uri}: the column {twice[0]} is there more than once")
-    return [names.index(name) for name in COLUMNS if name in names]
+    return [names.index(name) if name in names else -1 for name in COLUMNS]

@@ -11,7 +11,7 @@ named in a rejection, and what is neither is counted as ignored.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,8 @@ class Pair:
     label: Source
     split: str | None
     """`train`, `val` or `test` where the data say so."""
+    group: str | None = field(default=None, kw_only=True)
+    """Pairs of one group come into one split; None where the data name none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def _of_stem(stem: Stem, base: str) -> Iterator[Pair | Rejected]:
         error = "no image has its stem"
         yield from (Rejected(label.uri, "no_image", error, stem.split) for label in stem.labels)
     elif len(images) == 1 and len(stem.labels) == 1:
-        yield _pair(images[0], stem.labels[0], stem.split, base)
+        yield _pair(images[0], stem.labels[0], stem.split, None, base)
     elif not stem.labels:
         error = "no label has its stem"
         yield from (Rejected(image.uri, "no_label", error, stem.split) for image in images)
@@ -216,15 +218,15 @@ def _of_row(row: Row, base: str) -> Pair | Rejected:
         return Rejected(row.image.uri, *problem, row.split)
     if row.label is None:
         return Rejected(row.image.uri, "no_label", f"{row.place} names no label", row.split)
-    return _pair(row.image, row.label, row.split, base)
+    return _pair(row.image, row.label, row.split, row.group, base)
 
 
-def _pair(image: Source, label: Source, split: str | None, base: str) -> Pair | Rejected:
+def _pair(image: Source, label: Source, split: str | None, group: str | None, base: str) -> Pair | Rejected:
     problem = _problem(label, "no_label")
     if problem is not None:
         return Rejected(image.uri, problem[0], f"its label {label.uri}: {problem[1]}", split)
     item = hashlib.sha256(image.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return Pair(item, image.uri.removeprefix(base), image, label, split)
+    return Pair(item, image.uri.removeprefix(base), image, label, split, group=group)
 
 
 def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:

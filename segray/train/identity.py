@@ -30,8 +30,9 @@ def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, 
     """
     others = set() if settings.is_instance else set(INSTANCE_ONLY)
     plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
-    if plain["class_weights"] == "auto":
-        del plain["class_weights"]  # younger than other settings: runs without it go on
+    for name, default in (("class_weights", "auto"), ("group_look_alikes", "loose")):
+        if plain[name] == default:
+            del plain[name]  # younger than other settings: runs without it go on
     kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
     return kept
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from segray.train.trainer import Run
 
 T = TypeVar("T")
+_CROWD = 8, 0.2
+"""Look-alikes in one group that are worth a word: more than so many, and than this share of all."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,11 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
     begun = check_settings(store, prepared.identity, output)  # again: another run may have begun meanwhile
     data = _data(prepared, begun=begun)
     say(f"{data.told()}; {len(data.rejected):,} of {data.listed:,} rejected")
+    if data.alike > max(_CROWD[0], _CROWD[1] * len(data.pairs)):
+        say(
+            f"{data.alike:,} of the pictures look alike and came into one split; if they are not copies "
+            "(frames of a fixed camera), take --group-look-alikes off or a column `group` of the data"
+        )
     for address, why in data.rejected[:10]:
         say(f"rejected: {address}: {why}")
     if begun:
@@ -236,7 +243,7 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
     deal = None
     if settings.footprints is None:
         deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
-    return dealt(listed, survey.rows(), deal, settings.oversample)
+    return dealt(listed, survey.rows(), deal, settings.oversample, settings.group_look_alikes)
 
 
 def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:

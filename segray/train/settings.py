@@ -10,7 +10,7 @@ from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architectu
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings
 from segray.train.augment.strength import AugmentSettings
-from segray.train.steps.names import LossName, OptimizerName, ScheduleName
+from segray.train.steps.names import LookAlikes, LossName, OptimizerName, ScheduleName
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Of classes, besides numbers."""
@@ -130,6 +130,12 @@ class TrainSettings(SceneSettings):
         "the root of how much smaller (repeat factors of LVIS); 0: none",
     )
     split_seed: int = Field(0, description="of the split, where the data name none")
+    group_look_alikes: LookAlikes = Field(
+        "loose",
+        description="pictures that look alike come into one split: loose (copies, also small or compressed "
+        "ones), strict (nearly the same), off (each for itself: frames of a fixed camera); a column `group` "
+        "of the data goes before it",
+    )
     val_share: float = Field(0.12, gt=0, lt=1, description="of pictures that are dealt")
     test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
     workers: int = Field(1, ge=1, description="processes that train, by DDP")

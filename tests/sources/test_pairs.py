@@ -180,6 +180,24 @@ def test_manifests(place: Place, suffix: str) -> None:
     assert "i/a.png" in {pair.name for pair in listed.pairs}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_groups_that_a_manifest_names(place: Place, suffix: str) -> None:
+    place.fill("i/a.png", "i/b.png", "i/c.png", "m.png")
+    rows = [("cam 1 ", "i/a.png", "m.png"), (None, "i/b.png", "m.png"), (" ", "i/c.png", "m.png")]
+    place.put(f"data{suffix}", table(rows, ["group", "images", "masks"], suffix))
+    groups = {pair.name: pair.group for pair in place.listed(f"data{suffix}").pairs}
+    assert groups == {"i/a.png": "cam 1", "i/b.png": None, "i/c.png": None}
+
+
+def test_groups_that_are_numbers(place: Place) -> None:
+    place.fill("i/a.png", "i/b.png", "m.png")
+    file = io.BytesIO()
+    columns = {"images": ["i/a.png", "i/b.png"], "masks": ["m.png"] * 2, "group": [7, None]}
+    pq.write_table(pa.table(columns), file)
+    place.put("data.parquet", file.getvalue())
+    assert [pair.group for pair in place.listed("data.parquet").pairs] == ["7", None]
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_root(place: Place, slash: str) -> None:
     """Paths of the published form: relative to a folder above the manifest, some absolute."""

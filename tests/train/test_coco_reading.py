@@ -207,6 +207,18 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
         list_coco(str(folder), STORAGE)
 
 
+def test_groups_that_images_name(truth: Path) -> None:
+    content = json.loads(truth.read_text())
+    for given, group in (("street 5", "street 5"), (7, "7"), ("", None), (None, None)):
+        content["images"][0]["group"] = given
+        truth.write_text(json.dumps(content))
+        assert [pair.group for pair in list_coco(str(truth), STORAGE).listed.pairs] == [group]
+    content["images"][0]["group"] = [7]
+    truth.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=r"#image=1: group '\[7\]' is neither text nor a whole number"):
+        list_coco(str(truth), STORAGE)
+
+
 def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.json"
     moved.write_bytes(truth.read_bytes())

@@ -6,8 +6,10 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,15 @@ from PIL import Image
 from segray.sources.item import Source
 from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
-from segray.train.feed.splits import ALIKE, Deal, deal_alike, near_duplicates, perceptual_hash, split_of
+from segray.train.feed.splits import (
+    ALIKE,
+    Deal,
+    deal_alike,
+    groups_of,
+    near_duplicates,
+    perceptual_hash,
+    split_of,
+)
 
 Pixels = npt.NDArray[np.uint8]
 NUCLEI = Path(__file__).parents[1] / "data/nuclei/images"
@@ -146,18 +156,14 @@ def test_the_hash_is_the_differences_of_a_small_picture() -> None:
     assert perceptual_hash(rising) == 2**64 - 1
 
 
-def grouped_by_hand(hashes: list[int], distance: int) -> set[frozenset[int]]:
-    """Sets of photos, joined while any two of different sets are close."""
-    groups = [{number} for number in range(len(hashes))]
-    for one in range(len(hashes)):
-        for other in range(one):
-            if bin(hashes[one] ^ hashes[other]).count("1") <= distance:
-                first = next(group for group in groups if one in group)
-                second = next(group for group in groups if other in group)
-                if first is not second:
-                    first |= second
-                    groups.remove(second)
-    return set(map(frozenset, groups))
+def grouped_by_hand(hashes: list[int], distance: int) -> list[int]:
+    """Leaders one after the other, each photo compared with all of them."""
+    leaders = list[int]()
+    for code, _ in sorted(Counter(hashes).items(), key=lambda item: (-item[1], item[0])):
+        if all((code ^ leader).bit_count() > distance for leader in leaders):
+            leaders.append(code)
+    away = [[(code ^ leader).bit_count() for leader in leaders] for code in hashes]
+    return [bits.index(min(bits)) for bits in away]
 
 
 @pytest.mark.parametrize("distance", [0, 2, ALIKE])
@@ -173,22 +179,49 @@ def test_groups_are_those_of_a_loop(distance: int) -> None:
                 code ^= 1 << draw.randrange(64)
     for _ in range(3):
         draw.shuffle(hashes)
-        groups = near_duplicates(hashes, distance)
-        found = {frozenset(np.flatnonzero(groups == group).tolist()) for group in set(groups.tolist())}
-        assert found == grouped_by_hand(hashes, distance)
-        assert 1 < len(found) < len(hashes)
+        groups = near_duplicates(hashes, distance).tolist()
+        assert groups == grouped_by_hand(hashes, distance)
+        assert 1 < len(set(groups)) < len(hashes)
 
 
-@pytest.mark.parametrize("kind", ["all apart", "all the same", "all close"])
-def test_ten_thousand_photos(kind: str) -> None:
-    random_bits = np.random.default_rng(0).integers(0, 2**63, 10_000, dtype=np.uint64)
-    codes = {
-        "all apart": random_bits,
-        "all the same": np.zeros(10_000, np.uint64),
-        "all close": np.arange(10_000, dtype=np.uint64),
-    }
-    groups = near_duplicates(codes[kind].tolist())
-    assert len(set(groups.tolist())) == (10_000 if kind == "all apart" else 1)
+def test_no_chains() -> None:
+    """Each a bit from the one before, as the frames of a camera that turns."""
+    chain = [2**number - 1 for number in range(64)]
+    groups = near_duplicates(chain).tolist()
+    for group in set(groups):
+        together = [code for code, each in zip(chain, groups, strict=True) if each == group]
+        assert max((one ^ other).bit_count() for one in together for other in together) <= 2 * ALIKE
+    assert len(set(groups)) > 4
+
+
+@pytest.mark.parametrize("distance", [2, ALIKE])
+@pytest.mark.parametrize("kind", ["all apart", "all the same", "half the same", "all close"])
+def test_many_photos_are_not_compared_with_all(kind: str, distance: int) -> None:
+    """The comparisons are counted: all with all were 100 million."""
+    number = 10_000
+    codes = np.random.default_rng(0).integers(0, 2**63, number, dtype=np.uint64)
+    codes |= np.uint64(1 << 63)
+    if kind == "all close":
+        codes = np.arange(number, dtype=np.uint64)
+    elif kind != "all apart":
+        codes[:: 1 if kind == "all the same" else 2] = 0
+    with mock.patch.object(np, "bitwise_count", wraps=np.bitwise_count) as counted:
+        groups = near_duplicates(codes.tolist(), distance)
+    found = len(set(groups.tolist()))
+    assert {"all apart": found == number, "half the same": found == number // 2 + 1}.get(kind, found < 2000)
+    assert sum(call.args[0].size for call in counted.call_args_list) < number**2 / 20
+
+
+def test_a_group_that_the_data_name_goes_before_likeness() -> None:
+    """What looks alike stays apart for it, and what does not comes together."""
+    named = ["b", "a", None, None, "b", None]
+    pairs = [replace(pair(f"{place}"), group=group) for place, group in enumerate(named)]
+    likeness = [0, 0, 0, 1, 2**64 - 1, 2**32 - 1]
+    groups = {kind: groups_of(pairs, likeness, kind).tolist() for kind in ("loose", "strict", "off")}
+    assert groups["loose"] == groups["strict"] == [0, 1, 2, 2, 0, 5]
+    assert groups["off"] == [0, 1, 2, 3, 0, 5]
+    assert groups_of(pairs, [0, 0, 0, 7, 0, 0]).tolist() == [0, 1, 2, 2, 0, 2]
+    assert groups_of(pairs, [0, 0, 0, 7, 0, 0], "strict").tolist() == [0, 1, 2, 3, 0, 2]
 
 
 def dealt(pairs: list[Pair], groups: list[int], seed: int = 1, **options: Any) -> list[str]:

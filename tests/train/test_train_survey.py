@@ -235,6 +235,43 @@ def test_no_pair_to_validate_with_is_told(tmp_path: Path) -> None:
         deal(folder, tmp_path / "out")
 
 
+def frames(folder: Path, number: int = 60) -> Path:
+    """Of a fixed camera: something small moves before a street that stays; a manifest of them."""
+    ground = np.random.default_rng(1).integers(0, 256, (9, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    rows = ["images,masks"]
+    folder.mkdir()
+    for place in range(number):
+        pixels, label = ground.copy(), np.zeros((72, 96), np.uint8)
+        pixels[40:44, place : place + 8], label[40:44, place : place + 8] = 255, 255
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+        Image.fromarray(label).save(folder / f"{place}-mask.png")
+        rows.append(f"{place}.png,{place}-mask.png")
+    (folder / "all.csv").write_text("\n".join(rows))
+    return folder / "all.csv"
+
+
+def test_frames_of_a_fixed_camera(tmp_path: Path) -> None:
+    manifest = frames(tmp_path / "in")
+    listed, rows = surveyed(manifest, tmp_path / "out")
+    with pytest.raises(
+        SettingsError, match=r"60 can be used in 1 group kept together.*group_look_alikes off"
+    ):
+        dealt(listed, rows, Deal.of(listed.pairs, 0))
+    data = dealt(listed, rows, Deal.of(listed.pairs, 0), look_alikes="off")
+    assert min(data.sizes.values()) > 0
+    assert data.alike == 1
+    lines = manifest.read_text().splitlines()
+    days = [f"day {place // 3}" for place in range(60)]
+    named = [f"{line},{day}" for line, day in zip(lines[1:], days, strict=True)]
+    manifest.write_text("\n".join([lines[0] + ",group", *named]))
+    listed, rows = surveyed(manifest, tmp_path / "named")
+    data = dealt(listed, rows, Deal.of(listed.pairs, 0))
+    assert min(data.sizes.values()) > 0
+    places = {pair.name: split for pair, split in zip(data.pairs, data.splits, strict=True)}
+    for first in range(0, 60, 3):
+        assert len({places[f"{place}.png"] for place in range(first, first + 3)}) == 1
+
+
 def test_examples_know_their_files(folder: Path) -> None:
     reader = Reader(RULES, MAX_PIXELS, StorageSettings())
     pairs = [pair for pair in listing(folder).pairs if "broken" not in pair.name]

@@ -3,8 +3,8 @@
     file      FILE.json: `file_name`s are relative to the file, or to `root`; or absolute paths and URLs
     folder    FOLDER/instances.json: they are relative to FOLDER/images
 
-An image may name its `split` (not part of COCO's format). Nothing vanishes: every image of the file is listed
-or rejected with a reason.
+An image may name its `split` and its `group` (not part of COCO's format). Nothing vanishes: every image of
+the file is listed or rejected with a reason.
 """
 
 import hashlib
@@ -156,7 +156,8 @@ def _found(
             version = hashlib.sha256(annotations.encode()).hexdigest()
             label = Source(uri, file.address, "file", version, len(annotations))
             item = hashlib.sha256(source.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-            yield AnnotatedPair(item, source.uri.removeprefix(below), source, label, split, annotations)
+            name, group = source.uri.removeprefix(below), _group(image.group, uri)
+            yield AnnotatedPair(item, name, source, label, split, annotations, group=group)
 
 
 def _split(name: object, where: str) -> str | None:
@@ -166,6 +167,12 @@ def _split(name: object, where: str) -> str | None:
     if split is None:
         raise SettingsError(f"{where}: split {str(name)[:40]!r} is none of {', '.join(SPLIT_NAMES)}")
     return split
+
+
+def _group(name: object, where: str) -> str | None:
+    if name is None or isinstance(name, str) or (isinstance(name, int) and not isinstance(name, bool)):
+        return None if name is None else str(name).strip() or None
+    raise SettingsError(f"{where}: group {str(name)[:40]!r} is neither text nor a whole number")
 
 
 def _annotations(image: TrueImage, annotations: Sequence[dict[str, Any]]) -> str:

@@ -20,8 +20,9 @@ from segray.sources.pairs import FRAGMENT, Pair, Pairs
 from segray.storage import split_protocol
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.repeats import repeat_factors
-from segray.train.feed.splits import SPLITS, Deal, deal_alike, near_duplicates
+from segray.train.feed.splits import SPLITS, Deal, deal_alike, groups_of
 from segray.train.feed.survey import column_sums, mean_and_deviation
+from segray.train.steps.names import LookAlikes
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Data:
     """FIGURES of the training pairs, in the order of `table`."""
     empty: int = 0
     """Windows of scenes that hold no data."""
+    alike: int = 0
+    """Pictures in the largest group of look-alikes that was dealt as one; 1 where each is for itself."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -67,7 +70,13 @@ class Data:
         return f"{parts} (sha256 {self.digest[:16]})"
 
 
-def dealt(listed: Pairs, rows: pa.Table, deal: Deal | None, oversample: float = 0.0) -> Data:
+def dealt(
+    listed: Pairs,
+    rows: pa.Table,
+    deal: Deal | None,
+    oversample: float = 0.0,
+    look_alikes: LookAlikes = "loose",
+) -> Data:
     """Deal the pairs that could be read to the splits; photos that look alike go together.
 
     rows: FIGURES of `listed.pairs`. deal: None for windows, whose blocks were dealt when they were listed;
@@ -83,14 +92,19 @@ def dealt(listed: Pairs, rows: pa.Table, deal: Deal | None, oversample: float = 
     kept = rows.filter(used)
     digests = kept["digest"].to_pylist()
     if deal is None:
-        splits = [str(pair.split) for pair in pairs]
+        splits, crowds, alike = [str(pair.split) for pair in pairs], len(pairs), 0
     else:
-        splits = deal_alike(deal, pairs, digests, near_duplicates(kept["likeness"].to_pylist()))
+        groups = groups_of(pairs, kept["likeness"].to_pylist(), look_alikes)
+        splits = deal_alike(deal, pairs, digests, groups)
+        crowds, alike = len(np.unique(groups)), _most_alike(pairs, groups)
     for split in ("train", "val"):
         if split not in splits:
+            crowd = f" in {crowds:,} group{'s' * (crowds > 1)} kept together" if crowds < len(pairs) else ""
+            ways = "name splits in the data, or set another split_seed"
+            ways += ", a smaller block" * (deal is None) + ", group_look_alikes off" * (alike > 1)
             raise SettingsError(
-                f"data: no pair is left in {split} ({len(pairs):,} can be used); add some, name splits in "
-                f"the data, or set another split_seed{'' if deal else ', a smaller block'} or val_share"
+                f"data: no pair is left in {split} ({len(pairs):,} can be used{crowd}); add some, {ways} "
+                "or val_share"
             )
     train, val = ([place for place, each in enumerate(splits) if each == split] for split in ("train", "val"))
     trained = kept.take(pa.array(train))
@@ -108,7 +122,16 @@ def dealt(listed: Pairs, rows: pa.Table, deal: Deal | None, oversample: float = 
         len(listed.pairs) + len(listed.rejected),
         trained,
         pc.sum(good).as_py() - len(pairs),
+        alike,
     )
+
+
+def _most_alike(pairs: Sequence[Pair], groups: NDArray[np.int64]) -> int:
+    """Of pairs to which the data give neither a split nor a group."""
+    free = [
+        group for pair, group in zip(pairs, groups.tolist(), strict=True) if not (pair.split or pair.group)
+    ]
+    return max(Counter(free).values(), default=0)
 
 
 def _labelled(counts: pa.ChunkedArray) -> pa.Array:
@@ -134,7 +157,7 @@ def splits_csv(data: Data) -> bytes:
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows.writerow(COLUMNS[:3])
     for pair, split in zip(data.pairs, data.splits, strict=True):
         rows.writerow([_openable(pair.image), _openable(pair.label), split])
     return text.getvalue().encode()

@@ -5,8 +5,9 @@
     train is named, val never  val is dealt out of train, by the same hash
 
 So a split depends neither on names nor on the order of a listing nor on the number of workers, and pictures
-that are added move no other. Photos that look alike share a fate: `near_duplicates` finds them, `deal_alike`
-deals a group as one picture.
+that are added move no other. Photos that look alike share a fate, unless `group_look_alikes` says otherwise:
+`near_duplicates` finds them; so do those to which the data give one `group`, whatever they look like.
+`deal_alike` deals a group as one picture.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from PIL import Image
 
 from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
+from segray.train.steps.names import LookAlikes
 
 SPLITS = ("train", "val", "test")
 ALIKE = 5
@@ -28,6 +30,7 @@ its size, and at 0.7 as JPEG: 1 in 100 moved by more than 2 bits, none by more t
 pictures of different things, only a file that was there twice was within 10 bits; of 64,620 pairs of nuclei,
 one pair was 6 bits apart, none less. Copies of pictures with an empty ground move further (nuclei at quality
 50: by 10 bits or more 1 in 100) and may be missed."""
+DISTANCES: dict[LookAlikes, int] = {"loose": ALIKE, "strict": 2}
 
 
 def split_of(digest: str, *, seed: int, val_share: float = 0.12, test_share: float = 0.18) -> str:
@@ -74,12 +77,32 @@ class Deal:
         return named
 
 
+def groups_of(
+    pairs: Sequence[Pair], likeness: Sequence[int], look_alikes: LookAlikes = "loose"
+) -> NDArray[np.int64]:
+    """(pairs,) the group of each: the one that the data name, else its look-alikes, else (`off`) itself.
+
+    likeness: `perceptual_hash` of each picture. Pictures with a named group are nobody's look-alikes.
+    """
+    groups = np.arange(len(pairs))
+    unnamed = np.array([place for place, pair in enumerate(pairs) if pair.group is None], np.int64)
+    if look_alikes != "off" and len(unnamed):
+        found = near_duplicates([likeness[place] for place in unnamed], DISTANCES[look_alikes])
+        _, first = np.unique(found, return_index=True)
+        groups[unnamed] = unnamed[first[found]]
+    named: dict[str, int] = {}
+    for place, pair in enumerate(pairs):
+        if pair.group is not None:
+            groups[place] = named.setdefault(pair.group, place)
+    return groups
+
+
 def deal_alike(
     deal: Deal, pairs: Sequence[Pair], digests: Sequence[str], groups: NDArray[np.int64]
 ) -> list[str]:
     """The split of each pair, one for a group: dealt by the smallest digest of the group's images.
 
-    `groups` (pairs,) as `near_duplicates` gives it. What the data name stays; pairs without a split follow
+    `groups` (pairs,) as `groups_of` gives it. What the data name stays; pairs without a split follow
     the others of their group, into test rather than val, into val rather than train.
     """
     members: dict[int, list[int]] = defaultdict(list)
@@ -114,22 +137,54 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
 
 
 def near_duplicates(hashes: Sequence[int], distance: int = ALIKE) -> NDArray[np.int64]:
-    """(n,) the group of each photo: photos at most `distance` bits apart, and those apart from these.
+    """(n,) the group of each photo: that of the nearest leader, which is at most `distance` bits away.
 
-    Groups are numbered from 0 in the order of their smallest hash. All are compared with all, but a photo
-    that has a group is never looked at again.
+    The photos whose hash occurs most often become leaders first, then those of smaller hashes, unless an
+    earlier leader is within `distance`. So photos of a group differ by 2 x `distance` at most: no chains.
+    Groups are numbered from 0 in the order of their leaders.
     """
-    codes, number = np.unique(np.array(hashes, np.uint64), return_inverse=True)
-    group = np.zeros(len(codes), np.int64)
-    rest, count = np.arange(len(codes)), 0
-    while len(rest):
-        waiting, rest = [rest[0]], rest[1:]
-        while waiting:
-            photo = waiting.pop()
-            group[photo] = count
-            near = np.bitwise_count(codes[rest] ^ codes[photo]) <= distance
-            if near.any():
-                waiting.extend(rest[near])
-                rest = rest[~near]
-        count += 1
-    return group[number]
+    codes, place, times = np.unique(np.array(hashes, np.uint64), return_inverse=True, return_counts=True)
+    near = _Near(codes, distance)
+    group = np.full(len(codes), -1)
+    away = np.full(len(codes), distance + 1)
+    count = 0
+    for leader in np.lexsort((codes, -times)).tolist():
+        if group[leader] < 0:
+            others, bits = near.of(leader)
+            closer = bits < away[others]
+            group[others[closer]], away[others[closer]] = count, bits[closer]
+            count += 1
+    return group[place]
+
+
+class _Near:
+    """Finds codes few bits apart without comparing all.
+
+    Cut into one more part than bits may differ, two of them agree in a part (multi-index hashing, Norouzi,
+    Punjani and Fleet, 2012). Bits that tell most codes apart are dealt out to the parts in turn.
+    """
+
+    def __init__(self, codes: NDArray[np.uint64], distance: int) -> None:
+        self._codes, self._distance = codes, distance
+        one, parts = np.uint64(1), distance + 1
+        shares = np.array([(codes >> np.uint64(bit) & one).mean() for bit in range(64)])
+        order = np.argsort(abs(shares - 0.5), kind="stable").astype(np.uint64)
+        self._parts = [self._sorted(order[number::parts]) for number in range(parts)]
+
+    def _sorted(self, bits: NDArray[np.uint64]) -> tuple[NDArray[np.int64], list[int], list[int]]:
+        """(Places by these bits, for each place where in them its equals start and end)."""
+        part = np.zeros(len(self._codes), np.uint64)
+        for bit in bits:
+            part = part << np.uint64(1) | self._codes >> bit & np.uint64(1)
+        order = np.argsort(part, kind="stable")
+        by_part = part[order]
+        start, end = (np.searchsorted(by_part, part, side).tolist() for side in ("left", "right"))
+        return order, start, end
+
+    def of(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(Places of codes near the one at `place`, itself among them, some repeatedly; the bits between)."""
+        equal = [order[start[place] : end[place]] for order, start, end in self._parts]
+        others = np.concatenate(equal)
+        bits = np.bitwise_count(self._codes[others] ^ self._codes[place])
+        near = bits <= self._distance  # those that agree in several parts are there as often
+        return others[near], bits[near].astype(np.int64)
