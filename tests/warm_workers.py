@@ -1,9 +1,10 @@
 """Ray's workers for the tests, forked from a process that has imported already what they import.
 
 Each worker of Ray is a new Python, which takes 3 to 7 seconds of a core to import Ray, torch and torchvision;
-the tests start some hundreds. Ray starts `setup_worker_path` to become one; for the tests' shared Ray that is
-this file. It hands over what it was given (arguments, environment, folder, files, blocked signals) and stays
-as long as the worker does. Whatever runs `segray` as a process of its own has Ray's own workers.
+the tests start some hundreds. Ray starts `setup_worker_path` to become one; for the tests' Rays that is this
+file. It hands over what it was given (arguments, environment, folder, files, blocked signals) and stays as
+long as the worker does. Each node has a server, which ends with its raylet. Ray's own workers have those
+tests that start `segray` as users do (`test_own_ray`, `test_readme`) or measure its memory.
 """
 
 import fcntl
@@ -41,7 +42,7 @@ def used() -> Iterator[None]:
 
 
 def ask(folder: Path) -> None:
-    """Have a worker forked, and return at its end."""
+    """Have a worker of this raylet's forked, and return at its end."""
     files = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     files = [file for file in files if os.path.exists(f"/proc/self/fd/{file}")]  # noqa: PTH110 - not the listing's own
     words = {
@@ -53,7 +54,7 @@ def ask(folder: Path) -> None:
     }
     message = json.dumps(words).encode()
     here, there = socket.socketpair()
-    server, started = _connected(folder)
+    server, started = _connected(folder / f"{_SERVER}-{os.getppid()}")
     with server, here:
         with there:
             socket.send_fds(server, [len(message).to_bytes(8, "little")], [there.fileno(), *files])
@@ -63,36 +64,36 @@ def ask(folder: Path) -> None:
         started.wait()  # whoever looks for Ray's processes finds them below Ray's
 
 
-def _connected(folder: Path) -> tuple[socket.socket, "subprocess.Popen[bytes] | None"]:
-    """To the server of this Ray; the first who asks starts it, with the environment of Ray's workers."""
+def _connected(place: Path) -> tuple[socket.socket, "subprocess.Popen[bytes] | None"]:
+    """To the server there; the first who asks starts it, with the environment of Ray's workers."""
     server, started = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), None
-    with (folder / f"{_SERVER}.lock").open("w") as lock:
+    with place.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / _SERVER).exists():
+        if not place.exists():
             environment = {**os.environ, "RAY_JOB_ID": NO_JOB, "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, __file__, "serve", str(folder)]
+            command = [sys.executable, __file__, "serve", str(place), str(os.getppid())]
             started = subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
             )
             assert started.stdout is not None
             assert started.stdout.read(1) == _READY
-        server.connect(str(folder / _SERVER))
+        server.connect(str(place))
     return server, started
 
 
-def serve(folder: Path) -> None:
-    """Fork a worker for each that asks, until Ray's folder is gone."""
+def serve(place: Path, raylet: str) -> None:
+    """Fork a worker for each that asks, until the raylet or its folder is gone."""
     sys.path[0] = str(Path(__file__).parents[1])
     _import_all()
     gc.collect()
     gc.freeze()  # what is collected in a worker would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(str(folder / _SERVER))
+        server.bind(str(place))
         server.listen(64)
         server.settimeout(1)
         os.write(1, _READY)
-        while folder.exists():
+        while place.exists() and Path("/proc", raylet, "exe").exists():
             try:
                 client, _ = server.accept()
             except TimeoutError:
@@ -160,6 +161,6 @@ def _become(line: int, files: list[int], length: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(Path(sys.argv[2]))
+        serve(Path(sys.argv[2]), sys.argv[3])
     else:
         ask(Path(next(word for word in sys.argv if word.startswith("--temp-dir=")).partition("=")[2]))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import warm_workers
 from tests.annotate.runs import descendants, kill_tree
 
 AUTH = {"RAY_AUTH_MODE": "disabled"}
@@ -75,7 +76,13 @@ def _works(raylet: int) -> bool:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    with warm_workers.used():
+        serve(Cluster)
+
+
+def serve(make: Any) -> None:
+    """A cluster that `make` makes, until the standard input ends."""
+    running = make(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     workers = [running.add_node(num_cpus=1) for _ in range(int(sys.argv[1]) - 1)]
     print("address", running.address, flush=True)
     for line in sys.stdin:
@@ -91,7 +98,7 @@ def main() -> None:
         kill_tree(raylet_of(lost))
         running.remove_node(lost, allow_graceful=False)
         print("lost", lost.unique_id, flush=True)
-    running.shutdown()  # type: ignore[no-untyped-call]
+    running.shutdown()
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def rows_by_base_name(images: list[dict[str, Any]], instances: list[dict[str, An
 @contextmanager
 def running(
     *arguments: object,
-    program: str = "segray.cli",
+    program: str = "tests.warm_segray",
     env: Mapping[str, str] = MappingProxyType({}),
     verb: str = "annotate",
 ) -> Iterator[subprocess.Popen[str]]:
