@@ -159,7 +159,7 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
 def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None:
     """Two workers: their process group has a store and sockets of its own."""
     data = write_squares(tmp_path / "data")
-    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2))
+    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2, "--loaders", 1))
     seen = dict[str, str]()
     with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
         while driver.poll() is None:

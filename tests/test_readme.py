@@ -23,7 +23,7 @@ from tests.readme_data import ROOT, lay
 from tests.servers import Server
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_PROPOSALS": "20"}
+SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_SIZE": "96", "SEGRAY_PROPOSALS": "20"}
 """Over the files of settings: a test need not learn anything, nor look at a thousand random regions."""
 
 

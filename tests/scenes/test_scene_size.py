@@ -57,7 +57,7 @@ def cog(path: Path, side: int) -> int:
                 objects += int(quarter.max())
     rasterio.shutil.copy(plain, path, driver="COG", compress="deflate", blocksize=512, overviews="none")
     plain.unlink()
-    assert path.stat().st_size > WHOLE_BYTES or side < 5_000
+    assert path.stat().st_size > WHOLE_BYTES or side < 4_200
     return objects
 
 
