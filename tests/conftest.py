@@ -33,7 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--keys", type=int, default=30_000, help="names in the bucket that is listed")
     group.addoption("--ledger-rows", type=int, default=20_000, help="items of the output that is resumed")
     group.addoption("--tar-mib", type=int, default=240, help="of one tar that is annotated")
-    group.addoption("--scene-side", type=int, default=4_200, help="pixels along a side of one large scene")
+    group.addoption(
+        "--scene-side",
+        type=int,
+        default=4_200,
+        help="pixels along a side of one large scene, a multiple of 600",
+    )
     group.addoption("--tars", type=int, default=5, help="small tars beside it")
     group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
 

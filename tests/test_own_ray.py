@@ -157,11 +157,13 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
 
 
 def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None:
-    """Two workers: their process group has a store and sockets of its own."""
+    """Two workers: their process group has a store and sockets of its own. Their start is not looked at."""
     data = write_squares(tmp_path / "data")
-    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2, "--loaders", 1))
+    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2))
     seen = dict[str, str]()
-    with started(command, tmp_path, {"TMPDIR": str(short)}) as driver:
+    environment = {"TMPDIR": str(short), "PYTHONPATH": str(Path(__file__).parents[1])}
+    program = (sys.executable, "-m", "tests.warm_segray")
+    with started(command, tmp_path, environment, program) as driver:
         while driver.poll() is None:
             seen |= listening(driver.pid)
             time.sleep(0.6)

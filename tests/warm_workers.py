@@ -23,6 +23,8 @@ from unittest import mock
 
 NO_JOB = "ffffffff"
 """Ray reads RAY_JOB_ID when it is imported; a worker without a job takes the one of its first task."""
+TRAINS = "WARM_WORKERS_TRAIN"
+"""0 in the environment of a run whose workers need nothing of training."""
 _SERVER, _READY = "warm", b"r"
 
 
@@ -120,8 +122,10 @@ def _import_all() -> None:
         import segray.annotate.predictor
         import segray.bulk.pipeline
         import segray.predict.predictor
-        import segray.train.feed.stream
-        import segray.train.trainer  # noqa: F401
+
+        if os.environ.get(TRAINS, "1") == "1":
+            import segray.train.feed.stream
+            import segray.train.trainer  # noqa: F401
 
 
 def _become(line: int, files: list[int], length: int) -> None:

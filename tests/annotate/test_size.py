@@ -114,7 +114,7 @@ def annotate_tars(scratch: Path, large: int, tars: int) -> dict[str, int]:
             for path in REAL:
                 add_member(tar, path.name, path.read_bytes())
     arguments = ("annotate", folder, "--output", output, "--ray.object-store-mib", 128)
-    with started("-m", "segray.cli", *arguments, "--weights", MODELS + "seeded") as job:
+    with started("-m", "tests.warm_segray", *arguments, "--weights", MODELS + "seeded") as job:
         most = Counter[str]()
         while job.poll() is None:
             for pid in tree(job.pid):

@@ -18,7 +18,7 @@ from tests.scenes.made import METRES, town
 from tests.scenes.steps import ORACLE
 from tests.servers import Server, env_of
 
-QUARTER = 1000
+QUARTER = 600
 """Side of the town that is repeated, with other numbers."""
 LATENCY_S = 0.08
 MEMORY_AT_MOST = 2
@@ -90,7 +90,7 @@ def test_a_large_scene_in_a_distant_bucket(
     s3_server: Server, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = int(request.config.getoption("--scene-side"))
-    small, _ = peak(s3_server, 2_000, tmp_path, monkeypatch)
+    small, _ = peak(s3_server, 1_800, tmp_path, monkeypatch)
     large, asked = peak(s3_server, side, tmp_path, monkeypatch)
     print(f"peak {small >> 20:,} MiB, {large >> 20:,} MiB; {asked:.2f} times the file's bytes")
     assert large < MEMORY_AT_MOST * small

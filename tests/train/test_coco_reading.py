@@ -207,8 +207,9 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
         list_coco(str(folder), STORAGE)
 
 
-def test_groups_that_images_name(truth: Path) -> None:
-    content = json.loads(truth.read_text())
+def test_groups_that_images_name(truth: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes((truth.parent / "one.png").read_bytes())
+    content, truth = json.loads(truth.read_text()), tmp_path / "truth.json"
     for given, group in (("street 5", "street 5"), (7, "7"), ("", None), (None, None)):
         content["images"][0]["group"] = given
         truth.write_text(json.dumps(content))

@@ -1,7 +1,6 @@
 """The training of an instance model on the loop, without Ray: it learns, and a kill changes nothing."""
 
 import json
-import multiprocessing
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from segray.train.steps.instances import InstanceTask, InstanceTraining
 from segray.train.steps.optimizers import OptimizerSettings
 from segray.train.steps.schedules import ScheduleSettings
 from tests.train.cells import write_cells
+from tests.train.side_by_side import run_side_by_side
 
 TINY = CompactSettings(
     stem_width=8, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), fpn_width=16, box_width=32, mask_widths=(16,)
@@ -180,13 +180,7 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=worker, args=(rank, port, tmp_path, data)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
+    run_side_by_side(worker, (port, tmp_path, data), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert (first["loss"], first["ap"]) == (second["loss"], second["ap"])
     buffers = ("running_mean", "running_var", "num_batches_tracked")

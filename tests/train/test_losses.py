@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +23,7 @@ from segray.train.steps.losses import (
     outputs_for,
     reduce_over_ranks,
 )
+from tests.train.side_by_side import run_side_by_side
 
 WEIGHTS = (0.5, 2.0, 0.0, 1.25)
 CASES = {
@@ -374,7 +374,7 @@ def worker(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[Any, list[Tensor]]]]:
     """What each rank found, by their number; the same processes serve both: torch is slow to load."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(worker, (str(folder),), nprocs=3)  # type: ignore[no-untyped-call]
+    run_side_by_side(worker, (str(folder),), 3)
     return {n: [torch.load(folder / f"{n}-{rank}.pt") for rank in range(n)] for n in SHARES}
 
 

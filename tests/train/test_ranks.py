@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
 
 from segray.errors import JobFailedError
 from segray.models.architectures import complete_settings
@@ -16,6 +15,7 @@ from segray.train.steps.losses import LossSettings
 from segray.train.steps.optimizers import OptimizerSettings
 from segray.train.steps.schedules import ScheduleSettings
 from segray.train.steps.semantic import SemanticTraining, Task
+from tests.train.side_by_side import run_side_by_side
 
 STEPS, BATCH, SIDE = 20, 7, 16
 """7 pictures: no two of three processes' parts of a batch need be alike."""
@@ -74,7 +74,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 def test_the_number_of_processes_changes_nothing(
     alone: dict[str, list[float]], workers: int, accumulate: int, tmp_path: Path
 ) -> None:
-    spawn(learn, (workers, tmp_path, accumulate), nprocs=workers)  # type: ignore[no-untyped-call]
+    run_side_by_side(learn, (workers, tmp_path, accumulate), workers)
     for rank in range(workers):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["losses"] == pytest.approx(alone["losses"], abs=1e-4)
