@@ -26,13 +26,19 @@ NOISE = bytes(os.urandom(1 << 20))
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.shp", NOISE, "a Shapefile is not read: convert it with `ogr2ogr footprints.gpkg FILE`"),
-        ("a.bin", b"\0\0\x27\x0a" + NOISE, "a Shapefile is not read"),
-        ("a.fgb", NOISE, "a FlatGeobuf is not read"),
+        ("a.gml", NOISE, "KML or GML is not read: convert it with `ogr2ogr footprints.gpkg FILE`"),
+        (
+            "a.shp",
+            NOISE,
+            "none of GeoJSON (features), GeoParquet, GeoPackage, Shapefile and FlatGeobuf: byte ",
+        ),
+        ("a.bin", b"\0\0\x27\x0a" + NOISE, "the file a.shx beside it is not there"),
+        ("a.fgb", b"fgb\x03fgb\x01" + NOISE, "it has no layer of features"),
+        ("a.gpkg", b"SQLite format 3\0" + NOISE, "it cannot be read: "),
         ("a.json", b"PK\x03\x04" + NOISE, "a zip archive is not read: unpack it"),
         ("a.geojson.gz", NOISE, "a gzip archive is not read: unpack it"),
         ("a.geojson", b'{"features": "M\xfcnchen' + NOISE, "byte 15 is not UTF-8"),
-        ("a.geojson", b"\xff" + NOISE, "neither GeoParquet nor GeoPackage nor a GeoJSON feature collection"),
+        ("a.geojson", b"\xff" + NOISE, "none of GeoJSON (features)"),
         ("a.geojson", b"{}", "it has no 'features'"),
         (
             "a.geojson",

@@ -21,6 +21,8 @@ UNDECIDING = frozenset(
     }
 )
 """Settings that may change when a run goes on; every other one is part of its identity."""
+YOUNGER = {"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None}
+"""With what older runs were made that knew no such settings: they go on."""
 
 
 def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, Any]:
@@ -30,9 +32,9 @@ def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, 
     """
     others = set() if settings.is_instance else set(INSTANCE_ONLY)
     plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
-    for name, default in (("class_weights", "auto"), ("group_look_alikes", "loose")):
+    for name, default in YOUNGER.items():
         if plain[name] == default:
-            del plain[name]  # younger than other settings: runs without it go on
+            del plain[name]
     kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
     return kept
 

@@ -47,10 +47,18 @@ class TrainSettings(SceneSettings):
         "auto", description="what labels hold: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
+    colours: dict[str, int | str] = Field(
+        {},
+        description='of label pictures in colour, the class of each: {"0,0,255": "sky", "#000000": "void"}',
+    )
     footprints: Address | None = Field(
         None,
-        description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet or "
-        "GeoPackage, in any coordinate system; what has none is class 0, nodata belong to no class",
+        description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet, "
+        "GeoPackage, Shapefile or FlatGeobuf, in any coordinate system; what has none is class 0, nodata "
+        "belong to no class",
+    )
+    footprints_layer: str | None = Field(
+        None, description="of a GeoPackage with several layers, the one with the footprints"
     )
     class_column: str | None = Field(
         None, description="attribute of the footprints that names one of `classes`; default: all are class 1"
@@ -216,7 +224,8 @@ class TrainSettings(SceneSettings):
 
     @model_validator(mode="after")
     def _footprints_or_pairs(self) -> "TrainSettings":
-        alone = {"class_column": None, "window": None, "bands": None, "resolution": None, "scaling": "auto"}
+        names = ("class_column", "footprints_layer", "window", "bands", "resolution")
+        alone = dict.fromkeys(names) | {"scaling": "auto"}
         if self.footprints is None:
             wrong = [name for name, usual in alone.items() if getattr(self, name) != usual]
             if wrong:
@@ -224,8 +233,8 @@ class TrainSettings(SceneSettings):
             return self
         if self.is_instance:
             raise ValueError(f"footprints: are for semantic models, {self.arch} is an instance model")
-        if self.root or self.void or self.values != "auto":
-            raise ValueError("root, void and values: of label pictures, not of footprints")
+        if self.root or self.void or self.values != "auto" or self.colours:
+            raise ValueError("root, void, values and colours: of label pictures, not of footprints")
         if self.class_column and not self.classes:
             raise ValueError("class_column: name the classes, the one without footprints first")
         if not self.class_column and self.classes and len(self.classes) != 2:

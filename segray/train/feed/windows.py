@@ -33,7 +33,7 @@ from segray.scenes.footprints import Footprints, areas_of, boxes_around, footpri
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
 from segray.sources.features import FeatureFile, find_file, open_features
-from segray.sources.geotiff import FileRanges, is_tiff
+from segray.sources.geotiff import FileRanges, has_scene_name
 from segray.sources.item import Source
 from segray.sources.labels import VOID
 from segray.sources.listing import Listing
@@ -148,7 +148,7 @@ def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
     """
     scenes, rejected, ignored = _scenes(settings)
     source = find_file(settings.footprints or "", settings.storage)
-    with open_features(source, settings.class_column, settings.storage) as file:
+    with open_features(source, settings.class_column, settings.storage, settings.footprints_layer) as file:
         usable, unplaced = _placeable(scenes, file.crs)
         table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
     if not table.num_rows:
@@ -178,7 +178,7 @@ class _Listed:
 
 
 def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], int]:
-    """(Scenes by address, what is none, files that are no TIFF)."""
+    """(Scenes by address, what is none, files that are neither TIFF nor JPEG 2000)."""
     listing = Listing([settings.data], settings.storage)
     base = folder_uri(settings.data)
     found, rejected, others = list[_Listed](), list[Rejected](), 0
@@ -186,7 +186,7 @@ def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], i
         for source in listing:
             if source.error_type is not None:
                 rejected.append(Rejected(source.uri, "unsupported", source.error or source.error_type))
-            elif not is_tiff(source):
+            elif not has_scene_name(source):
                 others += 1
             else:
                 try:
@@ -195,7 +195,9 @@ def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], i
                     rejected.append(Rejected(source.uri, "unsupported", error.reason))
     if not found:
         first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
-        raise SettingsError(f"{canonical_uri(settings.data)}: no GeoTIFF that can be used{first}")
+        raise SettingsError(
+            f"{canonical_uri(settings.data)}: no GeoTIFF or JPEG 2000 scene that can be used{first}"
+        )
     found.sort(key=lambda one: one.source.uri)
     return list({one.source.uri: one for one in found}.values()), rejected, listing.ignored + others
 
