@@ -9,7 +9,7 @@ from segray.evaluate.folders import Problem
 from segray.evaluate.settings import EvaluateSettings
 from segray.sources.item import Source
 from segray.sources.label_sample import decide_from
-from segray.sources.labels import LabelRules
+from segray.sources.labels import LabelRules, colours_of
 from segray.sources.pairs import Pair, Pairs
 
 
@@ -28,6 +28,10 @@ def label_rules(
 
     Raises SettingsError for indices without `names` and for rules that contradict each other.
     """
+    if settings.colours:
+        known = tuple(names or ("background", "foreground"))
+        rules = LabelRules(len(known), colours=colours_of(settings.colours, known))
+        return rules, known, f"labels are {len(settings.colours)} colours, as the settings say"
     if settings.values == "auto":
         decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
         values, reason = decision.values, decision.reason

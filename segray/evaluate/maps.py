@@ -22,7 +22,7 @@ from segray.evaluate.semantic import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
 from segray.sources.item import Source
 from segray.sources.label_sample import decide_from
-from segray.sources.labels import LabelRules
+from segray.sources.labels import LabelRules, colours_of
 from segray.sources.pairs import list_pairs
 from segray.sources.sandbox import DecodeSandbox
 
@@ -125,7 +125,7 @@ def find_maps(settings: EvaluateSettings, predictions: str, labels: str) -> MapE
         found = label_files(predictions, settings.storage, "predictions")
         matched = _match_named(truth.files, found) if is_manifest else match_files(truth.files, found)
         files = [pair.prediction for pair in matched.pairs]
-        found_rules, reason = _prediction_rules(settings, truth.rules, files)
+        found_rules, reason = _prediction_rules(settings, truth, files)
         reasons += reason
         reasons += [f"{matched.by_file_name:,} were found by their file name alone"] * bool(
             matched.by_file_name
@@ -195,9 +195,13 @@ def _match(true: Files, whose: Sequence[str | None], files: Sequence[Source]) ->
 
 
 def _prediction_rules(
-    settings: EvaluateSettings, rules: LabelRules, files: Sequence[Source]
+    settings: EvaluateSettings, truth: _Truth, files: Sequence[Source]
 ) -> tuple[LabelRules, list[str]]:
     """Masks of 0 and 255 are looked for only where the labels are such masks, too."""
+    rules = truth.rules
+    if settings.prediction_colours:
+        colours = colours_of(settings.prediction_colours, truth.classes)
+        return LabelRules(rules.classes, colours=colours, unknown_is_void=True), []
     values, reason = settings.prediction_values, []
     if values == "auto" and rules.values == "binary":
         decision = decide_from(files, settings.max_pixels, settings.storage)

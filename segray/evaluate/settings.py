@@ -51,8 +51,15 @@ class EvaluateSettings(JobSettings):
         "auto", description="what labels hold: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
+    colours: dict[str, int | str] = Field(
+        {},
+        description='of label pictures in colour, the class of each: {"0,0,255": "sky", "#000000": "void"}',
+    )
     prediction_values: Literal["auto", "indices", "binary"] = Field(
         "auto", description="what predicted label pictures hold"
+    )
+    prediction_colours: dict[str, int | str] = Field(
+        {}, description="likewise of predicted label pictures; other colours are void"
     )
     categories: Literal["auto", "name", "id"] = Field(
         "auto",

@@ -100,6 +100,7 @@ def _grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if coloured.any():
         colour = tuple(rgb[coloured][0].tolist())
         raise ItemError(
-            "unsupported", f"a colour picture, with {colour} for one: name the class of each colour"
+            "unsupported",
+            f"a colour picture, with {colour} for one: say with `colours` which class each colour is",
         )
     return rgb[..., 0]

@@ -20,7 +20,8 @@ The rules may name further values that are void. With `colours`, the colour deci
 form. Everything else is an ItemError that names the value: a wrong class costs more than a missing picture.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -97,6 +98,40 @@ class ReadStored(Protocol):
     """`read_stored`, or a sandbox's `stored`, which does it where a hostile file does no harm."""
 
     def __call__(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored: ...
+
+
+def colours_of(given: Mapping[str, int | str], classes: Sequence[str]) -> dict[Colour, int] | None:
+    """`given`, colour -> class as settings name both, as LabelRules take it; None where it is empty.
+
+    A colour is `red,green,blue` or `#rrggbb`; a class its name or number, `void` or 255 what belongs to none.
+    Raises SettingsError for what is neither, and for a colour that is two classes.
+    """
+    numbers: dict[object, int] = {"void": VOID, **{name: number for number, name in enumerate(classes)}}
+    found = dict[Colour, int]()
+    for written, name in given.items():
+        colour, number = _colour(written), numbers.get(name)
+        if number is None and str(name).isdecimal():
+            number = int(name)
+        if number is None:
+            raise SettingsError(
+                f"colours: {name!r} is none of the classes {', '.join(classes)}, and not void"
+            )
+        if found.setdefault(colour, number) != number:
+            raise SettingsError(f"colours: {written} is class {found[colour]} and class {number}")
+    return found or None
+
+
+def _colour(written: str) -> Colour:
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", written):
+        red, green, blue = bytes.fromhex(written[1:])
+        return red, green, blue
+    parts = written.strip("()[] ").split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise SettingsError(
+            f"colours: {written!r} is no colour: write red,green,blue of 0 to 255, or #rrggbb"
+        )
+    red, green, blue = map(int, parts)
+    return red, green, blue
 
 
 def read_label(data: bytes, rules: LabelRules, max_pixels: int, read: ReadStored = read_stored) -> Labels:

@@ -83,6 +83,28 @@ def two_folders(tmp_path: Path) -> list[object]:
     ]  # fmt: skip
 
 
+COLOURS = {"0,0,255": "road", "#00ff00": "tree", "255,0,0": 2, "0,0,0": "void"}
+SHOWN = np.zeros((256, 3), np.uint8)
+SHOWN[:3] = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+
+
+def test_label_maps_in_colour(
+    tmp_path: Path, folders: list[tuple[Bytes, Bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the numbers that they stand for; without a word of what they mean they are refused."""
+    for path in [*tmp_path.glob("labels/*/*.png"), *tmp_path.glob("maps/*/*.tif")]:
+        save(path, SHOWN[np.asarray(Image.open(path))])
+    assert evaluate(*two_folders(tmp_path)) == 4
+    assert "say with `colours` which class each colour is" in capsys.readouterr().err
+    colours = json.dumps(COLOURS)
+    options = ("--colours", colours, "--prediction-colours", colours)
+    assert evaluate(*two_folders(tmp_path), *options) == 0
+    check(metrics(tmp_path / "out"), folders)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"colours": COLOURS, "prediction_colours": COLOURS}))
+    assert evaluate(*two_folders(tmp_path), "--config", tmp_path / "job.yaml") == 0
+    check(metrics(tmp_path / "out"), folders)
+
+
 def test_two_folders(
     tmp_path: Path, folders: list[tuple[Bytes, Bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError, SettingsError
-from segray.sources.labels import LabelRules, decide_values, fit_to, nearest_pixels, read_label
+from segray.sources.labels import LabelRules, colours_of, decide_values, fit_to, nearest_pixels, read_label
 
 PLENTY = 10**7
 ELEVEN = LabelRules(classes=11)
@@ -204,8 +204,40 @@ def test_unknown_colours_are_named() -> None:
     expected = np.zeros((4, 5))
     expected[1, 2:4] = 255
     assert np.array_equal(read_label(file(rgb), loose, PLENTY), expected)
-    assert "with (1, 2, 3) for one" in refused(file(rgb), ELEVEN)
+    assert "with (1, 2, 3) for one: say with `colours` which" in refused(file(rgb), ELEVEN)
     assert "numbers, not colours" in refused(file(rgb[..., 0].astype(np.uint16)), RED_GREEN)
+
+
+def test_colours_as_settings_name_them() -> None:
+    given: dict[str, int | str] = {
+        "0,0,255": "sky",
+        "(255, 0, 0)": 1,
+        "#00fF00": "1",
+        "0,0,0": "void",
+        "1,1,1": 255,
+    }
+    found = {(0, 0, 255): 0, (255, 0, 0): 1, (0, 255, 0): 1, (0, 0, 0): 255, (1, 1, 1): 255}
+    assert colours_of(given, ("sky", "road")) == found
+    assert colours_of({"0,0,0": "void"}, ("sky", "void")) == {(0, 0, 0): 1}
+    assert colours_of({}, ("sky",)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"0,0": 0}, "'0,0' is no colour: write red,green,blue of 0 to 255, or #rrggbb"),
+        ({"#fff": 0}, "'#fff' is no colour"),
+        ({"blue": 0}, "'blue' is no colour"),
+        ({"0,0,256": 0}, r"\(0, 0, 256\) is no"),
+        ({"0,0,0": "tree"}, "'tree' is none of the classes sky, road, and not void"),
+        ({"0,0,0": -1}, "-1 is none of the classes"),
+        ({"0,0,0": 2}, "is class 2; there are 0 to 1"),
+        ({"0,0,255": 0, "#0000ff": 1}, "#0000ff is class 0 and class 1"),
+    ],
+)
+def test_colours_that_cannot_be_used(given: dict[str, int | str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        LabelRules(2, colours=colours_of(given, ("sky", "road")))
 
 
 ELEVEN_AND_VOID = LabelRules(classes=11, void=(11,))

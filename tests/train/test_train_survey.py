@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from segray.train.feed import survey as survey_module
 from segray.train.feed.data import Data, dealt, splits_csv
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import FIGURES, SURVEY, Survey, figures, mean_and_deviation
+from segray.train.semantic_job import design_semantic
+from segray.train.settings import TrainSettings
 from tests.train.squares import SCORED, TRAINED, write_squares
 
 RULES, MAX_PIXELS = LabelRules(2, "binary"), 10_000
@@ -270,6 +273,25 @@ def test_frames_of_a_fixed_camera(tmp_path: Path) -> None:
     places = {pair.name: split for pair, split in zip(data.pairs, data.splits, strict=True)}
     for first in range(0, 60, 3):
         assert len({places[f"{place}.png"] for place in range(first, first + 3)}) == 1
+
+
+def test_labels_in_colour_are_counted_as_the_numbers_they_stand_for(folder: Path, tmp_path: Path) -> None:
+    listed, rows = surveyed(folder, tmp_path / "out")
+    for path in (folder / "labels").rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(np.stack([grey, 0 * grey, 255 - grey], axis=-1)).save(path)
+    given: dict[str, Any] = {
+        "data": str(folder),
+        "output": str(tmp_path),
+        "colours": {"0,0,255": 0, "255,0,0": 1},
+    }
+    design = design_semantic(TrainSettings(**given), listing(folder))
+    assert design.names == ("background", "foreground")
+    reader = Reader(design.rules, MAX_PIXELS, StorageSettings())
+    found = [figures(each, 2) for each in reader.read(listed.pairs)]
+    assert [row.get("counts") for row in found] == rows["counts"].to_pylist()
+    with pytest.raises(ValueError, match="root, void, values and colours: of label pictures"):
+        TrainSettings(**given, footprints="f.gpkg")
 
 
 def test_examples_know_their_files(folder: Path) -> None:
