@@ -1,4 +1,4 @@
-"""A GeoTIFF by window: rasterio opens it, here and nowhere else, in the process that a hostile file may kill.
+"""A GeoTIFF or JPEG 2000 by window: rasterio opens it, in the process that a hostile file may kill alone.
 
 What the model sees of a scene is three bytes a pixel:
 
@@ -51,8 +51,14 @@ _VALUES = 0.1
 """Share of an alpha band between 0 and 255, from which on it is none; soft edges have less."""
 MOST_PIXELS = 2**32 - 1
 """COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
+_UNPLACED = (
+    "ground control points only: in pixels",
+    "rational polynomials (RPC) only: in pixels; `gdalwarp -rpc` gives it a place on Earth",
+)
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _PATH = "segray-scene.tif"
+_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+"""First bytes of a file (ISO 15444-1, annex I) and of a bare code stream."""
 
 
 class SceneReader:
@@ -60,9 +66,14 @@ class SceneReader:
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         self._file = RangeFile(size, fetch)
-        with warnings.catch_warnings(), _faults_told("open it as a GeoTIFF"):
+        self._is_tiff = not self._file.read(8).startswith(_JPEG_2000)
+        driver = "GTiff" if self._is_tiff else "JP2OpenJPEG"
+        with (
+            warnings.catch_warnings(),
+            _faults_told(f"open it as {'a GeoTIFF' if self._is_tiff else 'JPEG 2000'}"),
+        ):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            self._data: Any = rasterio.open(_PATH, driver="GTiff", opener=self._open)
+            self._data: Any = rasterio.open(_PATH, driver=driver, opener=self._open)
         self._masked = True
         """See Scene."""
         self._palettes = dict[int, NDArray[np.uint8]]()
@@ -81,7 +92,7 @@ class SceneReader:
         self._data.close()
 
     def describe(self, tiling: Tiling) -> Scene | None:
-        """The scene; None for a picture: a file without a place on Earth and without control points."""
+        """The scene; None for a picture: a file without a place on Earth, control points and RPCs."""
         with _faults_told("make out what is in it"):
             return self._described(tiling)
 
@@ -101,7 +112,8 @@ class SceneReader:
         data = self._data
         placed = data.crs is not None and data.transform != Affine.identity()
         points, _ = data.gcps
-        if not placed and not points and data.height * data.width <= tiling.picture_pixels:
+        note = None if placed else _UNPLACED[0] if points else _UNPLACED[1] if data.rpcs else None
+        if not placed and note is None and data.height * data.width <= tiling.picture_pixels:
             return None
         factor = self._coarser(tiling.resolution) if placed else 1.0
         height, width = (max(1, round(side / factor)) for side in (data.height, data.width))
@@ -122,7 +134,7 @@ class SceneReader:
             self._scaling(tiling, bands),
             data.crs.to_wkt() if placed else None,
             tuple(transform[:6]) if placed else None,
-            None if placed else "ground control points only: in pixels" if points else None,
+            note,
             self._masked,
             told,
         )
@@ -329,8 +341,11 @@ class SceneReader:
     ) -> bool:
         """Announce the blocks that GDAL will read, those of an overview where it will read one.
 
-        False where there are none: a file may leave blocks out, which hold no data.
+        False where there are none: a file may leave blocks out, which hold no data. Nobody knows where those
+        of JPEG 2000 lie.
         """
+        if not self._is_tiff:
+            return True
         level, factor = None, 1
         for number, each in enumerate(self._data.overviews(bands[0])):
             if each <= coarser * 1.2:

@@ -185,9 +185,12 @@ def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.u
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ItemError(
-            "too_large", f"{width} x {height} pixels, above max_pixels {max_pixels:,}; --max-pixels"
-        )
+        raise too_large(width, height, max_pixels)
+
+
+def too_large(width: int, height: int, max_pixels: int) -> ItemError:
+    """To be raised of a picture above the limit."""
+    return ItemError("too_large", f"{width} x {height} pixels, above max_pixels {max_pixels:,}; --max-pixels")
 
 
 def _bits(image: Image.Image) -> int:

@@ -14,7 +14,7 @@ from segray.errors import ItemError
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
-from segray.sources.geotiff import AHEAD, FileRanges, MemoryRanges, may_be_scene
+from segray.sources.geotiff import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
 from segray.storage import StorageSettings
@@ -95,14 +95,14 @@ class Decoder:
 
     def _of_bytes(self, building: "_Building", row: int, data: npt.NDArray[np.uint8]) -> Iterator[_Piece]:
         try:
+            file = MemoryRanges(building.fetched["image_id"][row].as_py(), data.data)
             if may_be_scene(data.data):
-                file = MemoryRanges(building.fetched["image_id"][row].as_py(), data.data)
                 scene = self.sandbox.describe(file, self.tiling)
                 if scene is not None:
                     for tile in range(len(scene.grid)):
                         yield self._tile(building, row, file, scene, tile)
                     return
-            picture = self.sandbox.decode(data.data, self.max_pixels, building.room)
+            picture = decode_picture(self.sandbox, file, self.max_pixels, self.tiling, building.room)
         except ItemError as error:
             yield _Piece(row, error)
             return

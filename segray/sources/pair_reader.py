@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ItemError
+from segray.scenes.scene import Tiling
 from segray.sources.fetch import read_all
+from segray.sources.geotiff import MemoryRanges, decode_picture
 from segray.sources.labels import LabelRules, fit_to, read_label
 from segray.sources.pairs import Pair
 from segray.sources.sandbox import DecodeSandbox
@@ -48,7 +50,9 @@ class Reader:
                 raise image
             if isinstance(label, ItemError):
                 raise ItemError(label.error_type, f"label: {label.reason}")
-            pixels = self._sandbox.decode(image, self.max_pixels).pixels
+            digest = digest_of(image)
+            file = MemoryRanges(digest, memoryview(image))
+            pixels = decode_picture(self._sandbox, file, self.max_pixels, Tiling()).pixels
             try:
                 stored = read_label(label, self.rules, self.max_pixels, self._sandbox.stored)
                 classes = fit_to(stored, *pixels.shape[:2])
@@ -56,7 +60,7 @@ class Reader:
                 raise ItemError(error.error_type, f"label: {error.reason}") from error
         except ItemError as error:
             return error
-        return Example(pixels, classes, digest_of(image), digest_of(label))
+        return Example(pixels, classes, digest, digest_of(label))
 
 
 def digest_of(content: bytes) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ import segray
 from segray.errors import ItemError, JobFailedError
 from segray.scenes.rangefile import Range
 from segray.scenes.scene import Scene, Tiling, scene_from
-from segray.sources.decode import Decoded
+from segray.sources.decode import Decoded, too_large
 from segray.sources.decoder_process import READY
 from segray.sources.labelfile import Stored
 from segray.sources.shared import SharedFile, shared_file
@@ -146,6 +146,28 @@ class DecodeSandbox:
     def describe(self, file: "ByteRanges", tiling: Tiling) -> Scene | None:
         """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
         return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
+
+    def decode_by_bands(
+        self, file: "ByteRanges", max_pixels: int, tiling: Tiling, room: "Room | None" = None
+    ) -> Decoded:
+        """A picture whose bands, depth or compression Pillow does not know, as a scene is read, in one piece.
+
+        Raises ItemError as `decode` does.
+        """
+        scene = self.describe(file, replace(tiling, picture_pixels=0, resolution=None))
+        assert scene is not None
+        height, width = scene.height, scene.width
+        if height * width > max_pixels:
+            raise too_large(width, height, max_pixels)
+        place = room or self._scratch.begin()
+        whole = replace(scene, tile=max(height, width), overlap=0)
+        found = self.window(file, whole, 0, place)
+        if found is None:  # no value in it: black, as in a scene
+            pixels = place.file.place(place.used, 3 * height * width).reshape(height, width, 3)
+            pixels[:] = 0
+        else:
+            pixels = found.pixels
+        return Decoded(pixels if room is not None else pixels.copy(), 1)
 
     def window(
         self, file: "ByteRanges", scene: Scene, index: int, room: Room, ahead: Sequence[int] = ()

@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
+from PIL import Image
+from pyproj import CRS
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from rasterio.transform import Affine, from_origin
 
 from segray.errors import ItemError
 from segray.scenes.reading import SceneReader
 from segray.scenes.scene import Scene, Tiling, patches, scene_from
+from segray.sources.geotiff import may_be_scene
 
 HERE = from_origin(500_000, 40_000, 0.5, 0.5)
 SMALL = Tiling(128, 32)
@@ -312,6 +317,59 @@ def test_places_and_no_places(tmp_path: Path) -> None:
     scene, _, _ = seen(loose)
     assert (scene.crs, scene.transform) == (None, None)
     assert "control points" in (scene.note or "")
+
+
+def test_rational_polynomials(tmp_path: Path) -> None:
+    """As raw satellite pictures have them."""
+    raw = write(tmp_path / "raw.tif", noise(4, "uint16"), crs=None, transform=Affine.identity())
+    line = [0.0, 0.0, 0.0, 1.0, *16 * [0.0]]
+    with rasterio.open(raw, "r+") as file:
+        file.rpcs = RPC(10.0, 5.0, 0.5, 0.1, line, line, 150.0, 150.0, 30.0, 0.1, line, line, 105.0, 105.0)
+    assert may_be_scene(memoryview(raw.read_bytes()))
+    scene, _, _ = seen(raw)
+    assert (scene.crs, scene.transform) == (None, None)
+    assert "gdalwarp -rpc" in (scene.note or "")
+
+
+def jpeg_2000(path: Path, values: NDArray[Any], **more: Any) -> Path:
+    """Without loss, in tiles."""
+    plain = write(path.with_suffix(".plain.tif"), values, **more)
+    rasterio.shutil.copy(
+        plain, path, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES", BLOCKXSIZE=64, BLOCKYSIZE=64
+    )
+    plain.unlink()
+    return path
+
+
+@pytest.mark.parametrize(("bands", "kind"), [(3, "uint8"), (1, "uint16"), (4, "uint16"), (1, "uint8")])
+def test_jpeg_2000_with_a_place_is_a_scene(bands: int, kind: str, tmp_path: Path) -> None:
+    """Sentinel-2's own format: what the same pixels in a GeoTIFF are."""
+    values = noise(bands, kind)
+    path = jpeg_2000(tmp_path / "scene.jp2", values)
+    assert may_be_scene(memoryview(path.read_bytes()))
+    scene, pixels, empty = seen(path)
+    expected, as_tiff, _ = seen(write(tmp_path / "scene.tif", values, photometric="MINISBLACK"))
+    assert (scene.height, scene.width, scene.bands) == (300, 210, expected.bands)
+    assert scene.transform == expected.transform
+    assert CRS.from_user_input(scene.crs) == CRS.from_user_input(expected.crs)
+    assert np.array_equal(pixels, as_tiff)
+    assert empty == []
+
+
+def test_jpeg_2000_without_a_place_is_a_picture(tmp_path: Path) -> None:
+    path = jpeg_2000(tmp_path / "plain.jp2", noise(3), crs=None, transform=Affine.identity())
+    with Reading(path).open() as reader:
+        assert reader.describe(SMALL) is None
+    Image.fromarray(noise(3).transpose(1, 2, 0)).save(path)  # without the boxes that GDAL writes anyway
+    assert not may_be_scene(memoryview(path.read_bytes()))
+
+
+@pytest.mark.parametrize("cut", [100, 3000])
+def test_jpeg_2000_that_is_cut_off(cut: int, tmp_path: Path) -> None:
+    path = jpeg_2000(tmp_path / "scene.jp2", noise(3))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ItemError, match="GDAL cannot"):
+        seen(path)
 
 
 @pytest.mark.parametrize("overviews", [[], [2, 4]])

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from segray.errors import ItemError
 from segray.evaluate.coco import TrueInstance
+from segray.scenes.scene import Tiling
 from segray.sources.fetch import read_all
+from segray.sources.geotiff import MemoryRanges, decode_picture
 from segray.sources.pair_reader import digest_of
 from segray.sources.pairs import Pair
 from segray.sources.sandbox import DecodeSandbox
@@ -71,7 +73,9 @@ class CocoReader:
         try:
             if isinstance(image, ItemError):
                 raise image
-            pixels = self._sandbox.decode(image, self._reading.max_pixels).pixels
+            image_digest = digest_of(image)
+            file = MemoryRanges(image_digest, memoryview(image))
+            pixels = decode_picture(self._sandbox, file, self._reading.max_pixels, Tiling()).pixels
             size, instances = instances_of(pair.annotations, self._reading.categories)
         except ItemError as error:
             return error
@@ -79,4 +83,4 @@ class CocoReader:
             there = f"{pixels.shape[1]} x {pixels.shape[0]}"
             return ItemError("unsupported", f"the picture is {there}, its COCO entry {size[1]} x {size[0]}")
         digest = hashlib.sha256(pair.annotations.encode()).hexdigest()
-        return CocoExample(pixels, instances, digest_of(image), digest)
+        return CocoExample(pixels, instances, image_digest, digest)
