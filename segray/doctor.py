@@ -99,11 +99,15 @@ def _accelerator() -> list[Finding]:
 def _decoders() -> list[Finding]:
     from PIL import features
 
+    from segray.sources.decode import has_heif
+
     names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "libtiff": "TIFF", "jpg_2000": "JPEG 2000"}
     names["avif"] = "AVIF"
     have = [name for feature, name in names.items() if features.check(feature)]
     missing = [name for name in names.values() if name not in have]
-    told = ", ".join([*have, "BMP", "GIF"])
+    told = ", ".join([*have, "BMP", "GIF", *["HEIC"] * has_heif()])
+    if not has_heif():
+        told += "; HEIC: uv sync --extra heic"
     if missing:
         told += f"; missing {', '.join(missing)}: uv sync --reinstall-package pillow"
     return [Finding("decoders", not missing, told)]

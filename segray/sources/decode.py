@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +43,7 @@ from segray.sources.signature import (
 
 T = TypeVar("T")
 
+_HEIF = ("HEIC", "HEIF")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -120,7 +122,7 @@ def _with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]
             canvas = webp_canvas(data)  # Pillow's WebP reader allocates the canvas when it opens the file
             if canvas is not None:
                 _check_size(*canvas, max_pixels)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
                 _check_size(*image.size, max_pixels)
                 return read(image)
         except ItemError:
@@ -130,6 +132,23 @@ def _with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]
         except Exception as error:  # plugins fail on hostile bytes with any type
             said = [str(refusal.message) for refusal in refusals]
             raise _rejection(data, error, said, max_pixels) from error
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Pillow's names of those that may open it."""
+    form, known = describe_signature(data)
+    return ("HEIF",) if form in _HEIF and not known and has_heif() else FORMATS
+
+
+@cache
+def has_heif() -> bool:
+    """Whether the extra `heic` is installed; registers its plugin, which turns pictures upright itself."""
+    try:
+        from pi_heif import HeifImagePlugin, options  # noqa: F401
+    except ImportError:
+        return False
+    options.DECODE_THREADS = 1  # many workers share the machine
+    return True
 
 
 @contextmanager
@@ -234,7 +253,7 @@ def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: i
     if not data:
         return ItemError("truncated", "the file is empty")
     form, known = describe_signature(data)
-    if not known:
+    if not known and not (form in _HEIF and has_heif()):
         return ItemError("unsupported" if form else "corrupt", _not_ours(form))
     words = _words(error, refusals)
     said = words.lower()
@@ -259,6 +278,8 @@ def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: i
 
 def _not_ours(form: str) -> str:
     ours = "JPEG, PNG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF"
+    if form in _HEIF:
+        return f"{form} is read with the extra heic: uv sync --extra heic"
     return (
         f"{form} is not among the formats read ({ours})"
         if form

@@ -47,7 +47,7 @@ def _is_lossy(image: Image.Image, data: bytes) -> bool:
         return chunk is not None and chunk[0] == b"VP8 "
     if image.format == "TIFF":
         return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
-    return image.format in ("JPEG", "MPO", "AVIF")
+    return image.format in ("JPEG", "MPO", "AVIF", "HEIF")
 
 
 def _stored(image: Image.Image, lossy: bool, coloured: bool) -> Stored:

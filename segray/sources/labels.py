@@ -8,7 +8,7 @@ of several pages the first is read):
     palette of PNG, TIFF or BMP            the index, whatever its colour
     colour, GIF                            the value, if red, green and blue are equal everywhere (GIF has no
                                            grey, and its encoders number the palette anew in each file)
-    JPEG (in TIFF too), AVIF, lossy WebP   binary only, cut at 128: compression changes the values
+    JPEG (in TIFF too), AVIF, HEIC, lossy WebP  binary only, cut at 128: compression changes the values
 
 What a number means is a matter of the data set, never of one picture:
 

@@ -7,9 +7,10 @@ from segray.sources.item import SourceKind
 DECODED_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
     ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".avif", ".avifs", ".mpo",
+    ".heic", ".heif",  # with the extra `heic`
 )  # fmt: skip
 _OTHER_SUFFIXES = (
-    ".heic", ".heif", ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
+    ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
 )  # fmt: skip
 IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
 """Compared in lower case. Pictures in formats that `decode` does not read are items too: they are rejected

@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Callable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF")
-"""Pillow's names of the formats we read (MPO comes through JPEG); nothing else is ever opened."""
+"""Pillow's names of the formats we read (MPO comes through JPEG); nothing else is ever opened, but
+HEIF where the extra `heic` is installed."""
 
 _OURS = (
     (b"\xff\xd8\xff", "JPEG"),

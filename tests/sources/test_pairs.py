@@ -328,7 +328,7 @@ def test_what_is_no_pair_in_folders(place: Place) -> None:
         *("images/twin.jpg", "images/twin.png", "labels/twin.png"),
         *("images/two.jpg", "labels/two.png", "labels/two.tif"),
         *("images/three.jpg", "labels/three.png", "masks/three.png"),
-        *("images/phone.heic", "labels/phone.png"),
+        *("images/phone.jxl", "labels/phone.png"),
         *("images/case.jpg", "labels/CASE.png"),
         *("images/old.jpg", "labels/old.tga"),
         "images/more.tar.gz",
@@ -343,7 +343,7 @@ def test_what_is_no_pair_in_folders(place: Place) -> None:
         "twin.png": "ambiguous",
         "two.jpg": "ambiguous",
         "three.jpg": "ambiguous",
-        "phone.heic": "unsupported",
+        "phone.jxl": "unsupported",
         "case.jpg": "no_label",
         "CASE.png": "no_image",
         "old.jpg": "unsupported",
@@ -355,7 +355,7 @@ def test_what_is_no_pair_in_folders(place: Place) -> None:
     errors = {one.uri.rpartition("/")[2]: one.error for one in listed.rejected}
     assert "labels/two.png" in errors["two.jpg"]
     assert "labels/two.tif" in errors["two.jpg"]
-    assert ".heic" in errors["phone.heic"]
+    assert ".jxl" in errors["phone.jxl"]
     assert "old.tga" in errors["old.jpg"]
 
 
@@ -393,7 +393,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_pair_in_manifests(place: Place) -> None:
-    place.fill("a.png", "a-label.png", "b.png", "c.png", "c-label.png", "d.png", "x.heic")
+    place.fill("a.png", "a-label.png", "b.png", "c.png", "c-label.png", "d.png", "x.jxl")
     rows = [
         ("a.png", "a-label.png"),
         ("b.png", "gone-label.png"),
@@ -404,7 +404,7 @@ def test_what_is_no_pair_in_manifests(place: Place) -> None:
         ("d.png", "c-label.png"),
         ("", "a-label.png"),
         ("b.png", ""),
-        ("x.heic", "a-label.png"),
+        ("x.jxl", "a-label.png"),
         ("foo://x/y.png", "a-label.png"),
     ]
     place.put("pairs.csv", table(rows, ["images", "masks"], ".csv"))
@@ -419,7 +419,7 @@ def test_what_is_no_pair_in_manifests(place: Place) -> None:
             ("pairs.csv#row=7", "ambiguous"),
             ("pairs.csv#row=8", "no_image"),
             ("b.png", "no_label"),
-            ("x.heic", "unsupported"),
+            ("x.jxl", "unsupported"),
             ("y.png", "unsupported"),
         ]
     )
