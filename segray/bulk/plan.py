@@ -7,6 +7,7 @@ has a row for each tile that came back, until all have and it becomes an item li
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from segray.bulk.store import TILE_ANSWERS, End, Part, Store, ends_of
 from segray.errors import JobFailedError
 from segray.scenes.scene import scene_from
+from segray.sources.choice import kind_of
 from segray.sources.item import Source
 
 LEDGER_COLUMNS = [
@@ -100,6 +102,7 @@ class Plan:
         """Rows whose address differs from an earlier one's in the query string alone, which is in no id."""
         # a file that is gone with the process; SQLite itself lets one thread in at a time
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.create_function("kind_of", 1, kind_of, deterministic=True)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
         )
@@ -306,22 +309,25 @@ class Plan:
         return (files + archives)[:10]
 
     def counts(self) -> dict[str, Any]:
-        """The account of the ledger: items, annotated, rejected, by type, instances, vanished, ignored."""
+        """The account of the ledger: items, annotated, rejected (by type and suffix), instances and so on."""
         sums = ("instances", "vanished", "empty_masks", "tiles", "tiles_rejected", "tiles_skipped")
         items, instances, vanished, empty, *tiles = self._db.execute(
             f"SELECT count(*), {', '.join(f'coalesce(sum({name}), 0)' for name in sums)} FROM ledger"
         ).fetchone()
-        by_type = dict(
-            self._db.execute(
-                "SELECT error_type, count(*) FROM ledger WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC"
-            )
-        )
-        rejected = sum(by_type.values())
+        by_kind = dict[str, Counter[str]]()
+        for error_type, suffix, number in self._db.execute(
+            "SELECT error_type, kind_of(coalesce(member, uri)), count(*) FROM ledger"
+            " WHERE status = 'rejected' GROUP BY 1, 2"
+        ):
+            by_kind.setdefault(error_type, Counter())[suffix] += number
+        by_type = Counter({error_type: suffixes.total() for error_type, suffixes in by_kind.items()})
+        rejected = by_type.total()
         return {
             "items": items,
             "annotated": items - rejected,
             "rejected": rejected,
-            "rejects_by_type": by_type,
+            "rejects_by_type": dict(by_type.most_common()),
+            "rejects_by_kind": {name: dict(suffixes.most_common()) for name, suffixes in by_kind.items()},
             "instances": instances,
             "empty_masks": empty,
             "vanished": vanished,

@@ -19,7 +19,7 @@ from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
 _KINDS = 5
-"""Of ignored names, shown."""
+"""Of suffixes, shown."""
 
 
 def run_record(
@@ -75,7 +75,7 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
         lines.append(f"  {counts['tiles']:,} tiles: {rejected:,} rejected, {skipped:,} without data")
     lines += [f"  {number:,} scene{'s' * (number > 1)}: {note}" for note, number in plan.notes().items()]
     for kind, number in counts["rejects_by_type"].items():
-        lines.append(f"  rejected as {kind}: {number:,}")
+        lines.append(f"  rejected as {kind}: {number:,}{_kinds(Counter(counts['rejects_by_kind'][kind]))}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
     return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in verb.opening(output))]
 
@@ -100,9 +100,14 @@ def say(lines: Sequence[str]) -> None:
 
 
 def _ignored(kinds: Counter[str]) -> str:
+    return f"{kinds.total():,} other names ignored{_kinds(kinds)}"
+
+
+def _kinds(kinds: Counter[str]) -> str:
+    """` (7 .md, 2 .txt)`, the most frequent ones."""
     named = [f"{number:,} {kind}" for kind, number in kinds.most_common(_KINDS) if kind and number]
     named += ["…"] * (len(kinds) > _KINDS)
-    return f"{kinds.total():,} other names ignored" + (f" ({', '.join(named)})" if named else "")
+    return f" ({', '.join(named)})" if named else ""
 
 
 def dry_run_lines(verb: Verb, plan: Plan, left_out: Counter[str], model: str, where: str) -> list[str]:

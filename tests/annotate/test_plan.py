@@ -100,6 +100,27 @@ def test_a_rejected_item_tried_again_leaves_one_row(plan: Plan, store: Store) ->
         assert (again.counts()["items"], again.counts()["instances"]) == (2, 6)
 
 
+def test_rejects_are_counted_by_type_and_suffix(plan: Plan, store: Store) -> None:
+    """Those in archives by their members' names."""
+    rows = [answer(f"{name}.HEIC", error_type="unsupported") for name in "abc"]
+    rows += [
+        answer("d.jxl", error_type="unsupported"),
+        answer("e.jpg", error_type="corrupt"),
+        answer("f.png"),
+    ]
+    rows += [answer("g.tar", error_type="corrupt", member=0), answer("http://x/?id=7", error_type="corrupt")]
+    store.merge([store.commit(table(*rows))])
+    plan.add_sources([source(row["uri"]) for row in rows if row["member"] is None])
+    plan.add_sources([source("g.tar", kind="tar")])
+    resume(plan, store)
+    counts = plan.counts()
+    assert list(counts["rejects_by_type"].items()) == [("unsupported", 4), ("corrupt", 3)]
+    assert counts["rejects_by_kind"] == {
+        "unsupported": {".heic": 3, ".jxl": 1},
+        "corrupt": {".jpg": 1, ".png": 1, "no suffix": 1},
+    }
+
+
 def test_vanished_items_stay_and_are_marked_until_they_come_back(plan: Plan, store: Store) -> None:
     store.merge([store.commit(table(answer("a"), answer("b")))])
     plan.add_sources([source("a")])

@@ -151,7 +151,7 @@ def test_damaged_pixels_are_corrupt() -> None:
         (b"", "truncated", "empty"),
         (b"hello, world", "corrupt", "not an image"),
         (b"<!DOCTYPE html><html>404</html>", "unsupported", "HTML"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "unsupported", "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "corrupt", "HEIC"),
         (b"P6 1 1 255\nabc", "unsupported", "PPM"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "unsupported", "git lfs pull"),
         (b"\n\n<!DOCTYPE html>\n<title>404</title>", "unsupported", "HTML"),

@@ -14,7 +14,7 @@ from segray.sources.sandbox import DecodeSandbox
 
 HEIF = Path(__file__).parents[1] / "data/heif"
 PLENTY = 1_000_000
-SOURCES = {"RGB_8": "RGB_8", "RGBA_10": "RGBA_8", "L_12": "L_8"}
+SOURCES = {"RGB_8": "RGB_8", "RGBA_10": "RGBA_16", "L_12": "L_8"}
 WITHOUT = """
 import sys
 sys.modules["pi_heif"] = None
