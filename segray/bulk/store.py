@@ -117,6 +117,8 @@ class Store:
         """Called before every write; raises JobFailedError once another run holds the output (see `lock`)."""
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
+        self._about = dict[str, dict[str, Any]]()
+        """What ledger parts say of themselves, by their names: parts never change."""
 
     def check_usable(self) -> None:
         """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, not ours."""
@@ -293,8 +295,10 @@ class Store:
 
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
-        about = (self._parquet_file(part.name).schema_arrow.metadata or {}).get(_METADATA_KEY)
-        return {"replaces": [], "ends": []} if about is None else dict(json.loads(about))
+        if part.name not in self._about:
+            told = (self._parquet_file(part.name).schema_arrow.metadata or {}).get(_METADATA_KEY)
+            self._about[part.name] = {"replaces": [], "ends": []} if told is None else json.loads(told)
+        return self._about[part.name]
 
     def ledger(self, part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The ledger rows of one part in batches; control rows are left out."""
@@ -371,7 +375,7 @@ class Store:
         return Part(IMAGES, merged.number, len(data))
 
     def _parquet_file(self, name: str) -> pq.ParquetFile:
-        if self._newest[0] != name:  # a start asks the same part for its ledger, ends and metadata
+        if self._newest[0] != name:  # a start asks the same part for its ledger and ends
             data = self.read(name)
             if data is None:
                 raise JobFailedError(f"{self.root}/{name} is gone; was it deleted while the job ran?")

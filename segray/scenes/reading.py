@@ -46,7 +46,8 @@ LOW, HIGH = 2.0, 98.0
 SAMPLED = 2048
 """Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
 BLOCKS, TOGETHER = 64, 16
-"""About so many blocks, spread over it, of a larger scene without overviews; so many are fetched at once."""
+"""About so many blocks, spread over it, of a scene whose coarsest overview is larger than twice that; so many
+are fetched at once."""
 _VALUES = 0.1
 """Share of an alpha band between 0 and 255, from which on it is none; soft edges have less."""
 MOST_PIXELS = 2**32 - 1
@@ -270,7 +271,7 @@ class SceneReader:
         """Windows of the file and the shapes that they are read in."""
         data = self._data
         longest = max(data.height, data.width)
-        if data.overviews(1) or longest <= 2 * SAMPLED:
+        if longest / max(data.overviews(1), default=1) <= 2 * SAMPLED:
             less = max(1.0, longest / SAMPLED)
             shape = max(1, round(data.height / less)), max(1, round(data.width / less))
             yield RasterWindow(0, 0, data.width, data.height), shape

@@ -1,5 +1,6 @@
 """The output folder under cuts at every single write and delete."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,26 @@ def test_a_folder_with_results_of_another_tool_is_no_output(tmp_path: Path) -> N
     (tmp_path / "images/photo.png").write_text("a photo")
     with pytest.raises(SettingsError, match="no run of segray made"):
         open_store(tmp_path).check_usable()
+
+
+def test_a_start_reads_each_part_for_what_it_replaces_and_for_its_rows(tmp_path: Path) -> None:
+    before = open_store(tmp_path)
+    for name in "abc":
+        before.merge([before.commit(table(answer(name)))])
+    asked = Counter[str]()
+
+    class Asked(Store):
+        def read(self, name: str) -> bytes | None:
+            asked[name] += 1
+            return super().read(name)
+
+    store = Asked(str(tmp_path), StorageSettings())
+    with Plan() as plan:
+        for part in store.recover():
+            plan.add_ledger(store, part)
+        assert plan.counts()["items"] == 3
+    assert len(asked) == 3
+    assert max(asked.values()) == 2
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyproj import CRS
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.rpc import RPC
 from rasterio.transform import Affine, from_origin
 
 from segray.errors import ItemError
+from segray.scenes import reading as reading_module
 from segray.scenes.reading import SceneReader
 from segray.scenes.scene import Scene, Tiling, patches, scene_from
 from segray.sources.geotiff import may_be_scene
@@ -422,6 +423,26 @@ def test_each_block_is_asked_for_about_once(tmp_path: Path) -> None:
     assert len(blocks) >= 24**2
     assert sum(blocks.values()) <= len(blocks) + 8  # the directory's pieces
     assert len(reading.calls) <= len(scene.grid) + 8
+
+
+@pytest.mark.parametrize("overviews", [[], [2], [2, 4, 8]])
+def test_percentiles_of_a_large_scene_ask_for_little_of_it(
+    overviews: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overview of half its size is no small one."""
+    monkeypatch.setattr(reading_module, "SAMPLED", 64)
+    monkeypatch.setattr(reading_module, "BLOCKS", 4)
+    path = write(tmp_path / "scene.tif", noise(1, "uint16", 1000, 1000))
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews(overviews, Resampling.average)
+    reading = Reading(path)
+    with reading.open() as reader:
+        scene = reader.describe(SMALL)
+    assert scene is not None
+    asked = sum(size for ranges in reading.calls for _, size in ranges)
+    assert asked < len(reading.data) / 5
+    assert scene.scaling is not None
+    assert 0 < scene.scaling[0][0] < scene.scaling[0][1] < 4000
 
 
 def read_one(reading: Reading) -> None:
