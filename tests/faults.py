@@ -59,7 +59,7 @@ class Proxy:
         default_factory=list
     )  # first and last byte of those that ask for some
     holds: bool = False  # objects that are read by range: see `_Handler._part`
-    wants: tuple[str, str] | None = None  # a header without which a request is refused
+    wants: tuple[str, str] | None = None  # a header, and what is in it, without which a request is refused
     held: dict[str, tuple[_Headers, bytes]] = field(default_factory=dict, repr=False)
     failed: Counter[Fault] = field(default_factory=Counter)  # how often in which way
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,7 +114,7 @@ def ignoring(server: Server, condition: str) -> Iterator[Proxy]:
 
 @contextmanager
 def wanting(server: Server, name: str, value: str) -> Iterator[Proxy]:
-    """A proxy that refuses requests without this header."""
+    """A proxy that refuses requests without `value` in this header."""
     with _serving(Proxy(server, wants=(name, value))) as proxy:
         yield proxy
 
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         plan = self.plan
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = plan.next_fault(f"{self.command} {self.path}")
-        if plan.wants is not None and self.headers.get(plan.wants[0]) != plan.wants[1]:
+        if plan.wants is not None and plan.wants[1] not in self.headers.get(plan.wants[0], ""):
             fault = 403
         asked = self.headers.get("Range", "").removeprefix("bytes=").split("-")
         if plan.is_range(asked):

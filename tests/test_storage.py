@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from pydantic import SecretStr
 
@@ -19,18 +20,20 @@ from segray.retries import error_type, is_passing, retrying
 from segray.settings import AnnotateSettings
 from segray.sources.fetch import read_all
 from segray.sources.item import Source
+from segray.sources.listing import Listing
 from segray.sources.reader import open_source
 from segray.sources.remote import list_files
 from segray.storage import (
     AzureSettings,
     GcsSettings,
+    S3Settings,
     StorageSettings,
     canonical_uri,
     open_filesystem,
     split_protocol,
 )
 from tests import servers
-from tests.faults import Fault, failing, wrong_key
+from tests.faults import Fault, failing, wanting, wrong_key
 from tests.servers import BUCKET, Server
 
 DATA = bytes(range(256)) * 500
@@ -342,3 +345,53 @@ def test_our_own_mistakes_stay_what_they_are() -> None:
     with pytest.raises(KeyError):
         retrying(mistake, StorageSettings())
     assert len(calls) == 1
+
+
+def test_a_profile_of_the_aws_configuration_signs_the_requests(
+    s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.put("profile/a.png", DATA)
+    (tmp_path / "credentials").write_text(
+        "[default]\naws_access_key_id = USUAL\naws_secret_access_key = s\n"
+        "[labels]\naws_access_key_id = LABELS\naws_secret_access_key = s\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with wanting(s3_server, "authorization", "Credential=LABELS/") as proxy:
+        for profile in ("labels", "default"):
+            storage = StorageSettings(
+                attempts=1, s3=S3Settings(endpoint_url=proxy.endpoint, region="us-east-1", profile=profile)
+            )
+            filesystem, path = open_filesystem(s3_server.url("profile/a.png"), storage)
+            if profile == "labels":
+                assert filesystem.cat_file(path) == DATA
+            else:
+                with pytest.raises(PermissionError):
+                    filesystem.cat_file(path)
+
+
+def test_of_a_versioned_bucket_the_newest_objects_are_listed(s3_server: Server) -> None:
+    """Nothing that was deleted; a version that is newer has another identity."""
+    storage = s3_server.storage
+    assert storage.s3.key is not None
+    assert storage.s3.secret is not None
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=storage.s3.key.get_secret_value(),
+        aws_secret_access_key=storage.s3.secret.get_secret_value(),
+    )
+    client.create_bucket(Bucket="versioned")
+    client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    for name in ("a.png", "gone.png", "b.png"):
+        client.put_object(Bucket="versioned", Key=f"in/{name}", Body=b"first")
+    before = {source.uri: source.version for source in Listing(["s3://versioned/in"], storage)}
+    client.delete_object(Bucket="versioned", Key="in/gone.png")
+    client.put_object(Bucket="versioned", Key="in/a.png", Body=b"second")
+    sources = list(Listing(["s3://versioned/in"], storage))
+    assert [source.uri.rpartition("/")[2] for source in sources] == ["a.png", "b.png"]
+    assert read_all(sources, storage) == [b"second", b"first"]
+    assert [before[source.uri] == source.version for source in sources] == [False, True]
