@@ -16,7 +16,7 @@ from segray.errors import ItemError
 from segray.sources.choice import EVERYTHING, Choice
 from segray.sources.fetch import MAX_FILE_BYTES
 from segray.sources.item import Source
-from segray.sources.names import is_image_name, printable
+from segray.sources.names import archive_kind, is_image_name, printable
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import as_item_error
 from segray.sources.rows import FetchedRows
@@ -24,6 +24,7 @@ from segray.sources.tar import tar_members
 from segray.sources.zip import zip_members
 from segray.storage import StorageSettings
 
+_NESTED = ItemError("unsupported", "an archive inside an archive is not opened: unpack it")
 _NAME_LETTERS = 4096
 """A longer name is no path of any system (Linux PATH_MAX); tar allows any length."""
 
@@ -35,7 +36,7 @@ def read_archive(
     max_bytes: int = MAX_FILE_BYTES,
     choice: Choice = EVERYTHING,
 ) -> Iterator[pa.Table]:
-    """The image members of a tar or zip in their order, as tables of FETCHED.
+    """The image members of a tar or zip in their order, as tables of FETCHED; archives in it are rejected.
 
     `done` holds the `member_index` of members to leave out; they still count as items. The very last row is
     the control row. When the archive breaks off, what was read stays and one more rejected row, without a
@@ -71,7 +72,8 @@ class _Reading:
     def tables(self, stream: IO[bytes]) -> Iterator[pa.Table]:
         members = tar_members(stream) if self.source.kind == "tar" else zip_members(stream)
         for member in members:
-            if not is_image_name(member.name) or self.choice.leaves_out(member.name):
+            is_archive = archive_kind(member.name) is not None
+            if not (is_archive or is_image_name(member.name)) or self.choice.leaves_out(member.name):
                 self.ignored += 1
                 continue
             name = _shown(member.name)
@@ -79,9 +81,9 @@ class _Reading:
             occurrence = self.seen[digest]
             self.seen[digest] += 1
             if member.index not in self.done:
-                if not self.rows.fits(member.size if member.size <= self.max_bytes else 0):
+                if not self.rows.fits(member.size if member.size <= self.max_bytes and not is_archive else 0):
                     yield self.rows.take()
-                data = member.read(self.max_bytes)
+                data = _NESTED if is_archive else member.read(self.max_bytes)
                 self.rows.add_member(self.source, name, occurrence, member.index, data)
             self.items += 1  # only now: a member that breaks the archive off is told of by the archive's row
 

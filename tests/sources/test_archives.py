@@ -33,7 +33,7 @@ MEMBERS: Content = [
     ("/etc/passwd.png", jpeg(4)),
     ("../../up.jpg", jpeg(5)),
     ("empty.gif", b""),
-    ("inner.tar", b"y" * 100),
+    ("table.parquet", b"y" * 100),
 ]
 ITEMS = [(index, name, data) for index, (name, data) in enumerate(MEMBERS) if index not in (1, 7)]
 KINDS = ["x.tar", "x.tar.gz", "x.tgz", "x.zip"]
@@ -103,6 +103,17 @@ def test_members(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", KINDS)
+def test_archives_in_archives_are_rejected_by_name(tmp_path: Path, name: str) -> None:
+    """What is in them would be lost without a word."""
+    members = [("1.jpg", jpeg(1)), ("in/more.tar.gz", b"z"), ("in/more.ZIP", b"z" * 3000), ("2.jpg", jpeg(2))]
+    found = read(written(tmp_path / name, packed(name, members)))
+    assert [row["member"] for row in found] == [*(member for member, _ in members), None]
+    assert [row["error_type"] for row in found] == [None, "unsupported", "unsupported", None, None]
+    assert found[1]["error"] == "an archive inside an archive is not opened: unpack it"
+    assert found[-1]["end"] == {"items": 4, "ignored": 0, "broken": False}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_done_members_are_left_out(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, packed(name, MEMBERS))

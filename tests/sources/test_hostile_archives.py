@@ -209,7 +209,7 @@ def test_a_zip_entry_that_claims_too_many_bytes_costs_itself(tmp_path: Path) -> 
     assert [row["data"] for row in found[1:3]] == [b"b", b"c"]
 
 
-def test_nested_archives_are_counted_not_opened(tmp_path: Path) -> None:
+def test_nested_archives_are_named_not_opened(tmp_path: Path) -> None:
     inner = zipped([("a.jpg", jpeg())])
     members = [
         ("in.zip", inner),
@@ -219,8 +219,9 @@ def test_nested_archives_are_counted_not_opened(tmp_path: Path) -> None:
     ]
     for name, data in (("x.zip", zipped(members)), ("x.tar", tar(members))):
         found = read(written(tmp_path / name, data))
-        assert [row["member"] for row in found] == ["a.jpg", None]
-        assert found[-1]["end"] == {"items": 1, "ignored": 3, "broken": False}
+        assert [row["member"] for row in found] == ["in.zip", "in.tar", "a.jpg", None]
+        assert [row["error_type"] for row in found] == ["unsupported", "unsupported", None, None]
+        assert found[-1]["end"] == {"items": 3, "ignored": 1, "broken": False}
 
 
 def test_zip64_and_names_in_other_encodings(tmp_path: Path) -> None:
