@@ -43,7 +43,7 @@ _OTHER_KINDS = (
     ("KML or GML", (".kml", ".gml"), b"<?xml", _CONVERT),
     ("a zip archive", (".zip", ".kmz"), b"PK\x03\x04", "unpack it"),
     ("a gzip archive", (".gz", ".tgz"), b"\x1f\x8b", "unpack it"),
-    ("a part of a Shapefile", (".shx", ".dbf", ".prj"), b"\0\0\0\0", "name the .shp beside it"),
+    ("a part of a Shapefile", (".shx", ".dbf", ".prj"), b"PROJCS[", "name the .shp beside it"),
 )
 """Kind, suffixes, first bytes, advice."""
 _OGR = {_SQLITE: ".gpkg", b"fgb\x03fgb": ".fgb", b"\x00\x00\x27\x0a": ".shp"}
@@ -241,9 +241,9 @@ def _has_journal(stream: IO[bytes]) -> bool:
 def _copy_with_journal(file: str, path: str) -> None:
     """Reading the file itself would leave files beside it, or move its journal into it."""
 
-    def state() -> list[tuple[int, int] | None]:
-        paths = [Path(file), Path(file + _JOURNAL)]
-        return [(status.st_mtime_ns, status.st_size) for each in paths for status in [each.stat()] if status]
+    def state() -> list[tuple[int, int]]:
+        found = [Path(file + end).stat() for end in ("", _JOURNAL)]
+        return [(each.st_mtime_ns, each.st_size) for each in found]
 
     if not Path(file + _JOURNAL).exists():
         shutil.copyfile(file, path)
@@ -272,7 +272,6 @@ def _shapefile(source: Source, folder: str, storage: StorageSettings) -> None:
                 raise SettingsError(f"{found.uri}: {found.error}")
             with open_source(found, storage) as stream, Path(folder, f"footprints{part}").open("wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
-
     data = Path(folder, "footprints.shp")
     with data.open("rb") as file:
         words = int.from_bytes(file.read(28)[24:], "big")  # of 16 bits (ESRI's description of 1998, p. 4)
