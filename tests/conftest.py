@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--scene-side",
         type=int,
-        default=4_200,
+        default=3_600,
         help="pixels along a side of one large scene, a multiple of 600",
     )
     group.addoption("--tars", type=int, default=5, help="small tars beside it")
