@@ -51,6 +51,6 @@ def test_limits_and_damage() -> None:
 
 
 def test_without_the_extra_it_is_named() -> None:
-    command = [sys.executable, "-c", WITHOUT, HEIF / "RGB_8__29x100.heif"]
+    command = [sys.executable, "-c", WITHOUT, str(HEIF / "RGB_8__29x100.heif")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "unsupported HEIC is read with the extra heic: uv sync --extra heic"
