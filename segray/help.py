@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 WIDEST = 110
 _METAVARS = {
     "str": "TEXT", "int": "N", "float": "X", "list[str]": "A,B", "list[int]": "1,2", "dict[str,Any]": "JSON",
+    "{dict[str,int,str]}": "JSON",
     "SecretStr": "SECRET", "Path": "FILE",
 }  # fmt: skip
 """Python's names of types -> what a person types."""

@@ -1,6 +1,7 @@
 """`--help` fits the terminal, says what a verb needs first, and loads nothing that takes a while."""
 
 import contextlib
+import re
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ def test_it_fits_the_terminal_and_breaks_no_word(
     assert "maskrcnn_resnet50_fpn_v2" in text or verb != "train"
     assert "(default: None)" not in text
     assert "(default: [])" not in text
+    assert not re.search(r"(dict|list|tuple)\[", text)
 
 
 def test_groups(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
