@@ -28,8 +28,8 @@ class TrueImage:
     size: tuple[int, int]
     """Height, width in pixels."""
     split: object = None
+    """What the data say, unchecked; likewise:"""
     group: object = None
-    """What the data say, unchecked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from segray.evaluate.folders import Problem
 from segray.evaluate.settings import EvaluateSettings
 from segray.sources.item import Source
 from segray.sources.label_sample import decide_from
-from segray.sources.labels import LabelRules, colours_of
+from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import Pair, Pairs
 
 
@@ -30,7 +30,7 @@ def label_rules(
     """
     if settings.colours:
         known = tuple(names or ("background", "foreground"))
-        rules = LabelRules(len(known), colours=colours_of(settings.colours, known))
+        rules = colour_rules(settings.colours, known, settings.values, settings.void)
         return rules, known, f"labels are {len(settings.colours)} colours, as the settings say"
     if settings.values == "auto":
         decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))

@@ -22,7 +22,7 @@ from segray.evaluate.semantic import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
 from segray.sources.item import Source
 from segray.sources.label_sample import decide_from
-from segray.sources.labels import LabelRules, colours_of
+from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import list_pairs
 from segray.sources.sandbox import DecodeSandbox
 
@@ -200,8 +200,8 @@ def _prediction_rules(
     """Masks of 0 and 255 are looked for only where the labels are such masks, too."""
     rules = truth.rules
     if settings.prediction_colours:
-        colours = colours_of(settings.prediction_colours, truth.classes)
-        return LabelRules(rules.classes, colours=colours, unknown_is_void=True), []
+        given, values = settings.prediction_colours, settings.prediction_values
+        return colour_rules(given, truth.classes, values, unknown_is_void=True), []
     values, reason = settings.prediction_values, []
     if values == "auto" and rules.values == "binary":
         decision = decide_from(files, settings.max_pixels, settings.storage)

@@ -393,7 +393,9 @@ def _faults_told(doing: str) -> Iterator[None]:
     except (ItemError, MemoryError):
         raise
     except Exception as error:
-        raise ItemError("corrupt", f"GDAL cannot {doing}: {_said(error)}") from error
+        said = _said(error)
+        is_sound = "missing codec" in said
+        raise ItemError("unsupported" if is_sound else "corrupt", f"GDAL cannot {doing}: {said}") from error
 
 
 class _Unclosed:

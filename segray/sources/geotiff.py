@@ -3,9 +3,11 @@
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 
 import pyarrow as pa
+from PIL.TiffImagePlugin import COMPRESSION_INFO
 
 from segray.errors import ItemError
 from segray.scenes.rangefile import Range
@@ -37,7 +39,7 @@ _HEAD_BYTES = 1 << 16
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SAMPLES, _COMPRESSION = 277, 259
 _FOR_GDAL = (34887, 50000, 50001)
-"""LERC, Zstandard and WebP within TIFF: Pillow's messages are of damage."""
+"""LERC, Zstandard and WebP within TIFF: Pillow's messages are of damage, as of those it does not know."""
 
 
 def is_large(source: Source) -> bool:
@@ -76,7 +78,8 @@ def is_for_gdal(data: memoryview, error: ItemError) -> bool:
         tags = dict(_tags(data))
     except (struct.error, OverflowError):
         return False
-    odd = tags.get(_SAMPLES, 1) > 4 or tags.get(_COMPRESSION) in _FOR_GDAL
+    compression = tags.get(_COMPRESSION, 1)
+    odd = tags.get(_SAMPLES, 1) > 4 or compression in _FOR_GDAL or compression not in COMPRESSION_INFO
     return error.error_type == "unsupported" or (error.error_type == "corrupt" and odd)
 
 
@@ -150,10 +153,9 @@ def decode_picture(
     except ItemError as error:
         if not is_for_gdal(file.data, error):
             raise
-        try:
-            return sandbox.decode_by_bands(file, max_pixels, tiling, room)
-        except ItemError as other:
-            raise (other if other.error_type != "corrupt" else error) from None
+    scene = sandbox.describe(file, replace(tiling, picture_pixels=0, resolution=None))
+    assert scene is not None
+    return sandbox.whole(file, scene, max_pixels, room)
 
 
 @cache

@@ -100,6 +100,22 @@ class ReadStored(Protocol):
     def __call__(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored: ...
 
 
+def colour_rules(
+    given: Mapping[str, int | str],
+    classes: Sequence[str],
+    values: str = "auto",
+    void: Sequence[int] = (),
+    *,
+    unknown_is_void: bool = False,
+) -> LabelRules:
+    """The rules of label pictures in colour, with what else the settings say of labels; see `colours_of`."""
+    if values != "auto" or void:
+        raise SettingsError(
+            'colours: values and void are of numbers; a colour of no class is "void" in colours'
+        )
+    return LabelRules(len(classes), colours=colours_of(given, classes), unknown_is_void=unknown_is_void)
+
+
 def colours_of(given: Mapping[str, int | str], classes: Sequence[str]) -> dict[Colour, int] | None:
     """`given`, colour -> class as settings name both, as LabelRules take it; None where it is empty.
 

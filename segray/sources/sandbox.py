@@ -147,21 +147,13 @@ class DecodeSandbox:
         """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
         return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
 
-    def decode_by_bands(
-        self, file: "ByteRanges", max_pixels: int, tiling: Tiling, room: "Room | None" = None
-    ) -> Decoded:
-        """A picture whose bands, depth or compression Pillow does not know, as a scene is read, in one piece.
-
-        Raises ItemError as `decode` does.
-        """
-        scene = self.describe(file, replace(tiling, picture_pixels=0, resolution=None))
-        assert scene is not None
+    def whole(self, file: "ByteRanges", scene: Scene, max_pixels: int, room: "Room | None" = None) -> Decoded:
+        """A scene as one picture. Raises ItemError as `decode` does."""
         height, width = scene.height, scene.width
         if height * width > max_pixels:
             raise too_large(width, height, max_pixels)
         place = room or self._scratch.begin()
-        whole = replace(scene, tile=max(height, width), overlap=0)
-        found = self.window(file, whole, 0, place)
+        found = self.window(file, replace(scene, tile=max(height, width), overlap=0), 0, place)
         if found is None:  # no value in it: black, as in a scene
             pixels = place.file.place(place.used, 3 * height * width).reshape(height, width, 3)
             pixels[:] = 0
@@ -307,7 +299,10 @@ class _Child:
     ) -> Decoded | None:
         """The pixels of the first tile lie in `room` behind its `used` bytes."""
         index, *ahead = tiles
-        request: dict[str, Any] = {"scene": scene.to_json(), "pixels": scene.tile**2}
+        request: dict[str, Any] = {
+            "scene": scene.to_json(),
+            "pixels": min(scene.tile**2, scene.height * scene.width),
+        }
         request |= {"window": index, "ahead": ahead}
         request |= {"target": room.number, "offset": room.used}
         answer = self._ask_of_scene(request, file, timeout_s)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from segray.errors import SettingsError
 from segray.sources.label_sample import decide_from
-from segray.sources.labels import LabelRules, colours_of
+from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import Pairs
 from segray.train.feed.data import Data
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
@@ -79,11 +79,8 @@ def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
     if settings.footprints is not None:
         return LabelRules(len(names_of(settings))), cast("Windows", listed).told
     if settings.colours:
-        names = names_of(settings)
-        colours = colours_of(settings.colours, names)
-        return LabelRules(
-            len(names), colours=colours
-        ), f"{len(settings.colours)} colours, as the settings say"
+        rules = colour_rules(settings.colours, names_of(settings), settings.values, settings.void)
+        return rules, f"{len(settings.colours)} colours, as the settings say"
     if settings.values != "auto":
         values, reason = settings.values, "as the settings say"
     else:

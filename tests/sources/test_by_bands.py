@@ -1,5 +1,6 @@
 """Sound pictures that Pillow does not know are read by their bands, as scenes are."""
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from segray.sources.labels import LabelRules
 from segray.sources.pair_reader import Example, Reader
 from segray.sources.pairs import Pair
 from segray.sources.rows import FetchedRows
-from segray.sources.sandbox import DecodeSandbox
+from segray.sources.sandbox import DecodeSandbox, _Child
 from segray.storage import StorageSettings
 
 PLENTY = 1_000_000
@@ -138,6 +139,43 @@ def test_damage_is_still_damage(sandbox: DecodeSandbox, tmp_path: Path) -> None:
     with pytest.raises(ItemError, match="90 x 60 pixels, above max_pixels 5,000") as caught:
         decode_picture(sandbox, MemoryRanges("x", memoryview(data)), 5_000, Tiling())
     assert caught.value.error_type == "too_large"
+
+
+def test_damage_behind_bands_that_pillow_does_not_know(sandbox: DecodeSandbox, tmp_path: Path) -> None:
+    path = written(tmp_path / "four.tif", values(4, "uint16"), photometric="MINISBLACK", compress="deflate")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ItemError, match="GDAL cannot make out what is in it") as caught:
+        read(sandbox, path)
+    assert caught.value.error_type == "corrupt"
+
+
+def test_a_compression_that_nobody_knows_is_no_damage(sandbox: DecodeSandbox, tmp_path: Path) -> None:
+    path = written(tmp_path / "four.tif", values(4, "uint16"), photometric="MINISBLACK", compress="deflate")
+    entry = struct.pack("<HHIHH", 259, 3, 1, 8, 0)
+    data = path.read_bytes()
+    assert data.count(entry) == 1
+    path.write_bytes(data.replace(entry, struct.pack("<HHIHH", 259, 3, 1, 34712, 0)))
+    with pytest.raises(ItemError, match="missing codec") as caught:
+        read(sandbox, path)
+    assert caught.value.error_type == "unsupported"
+
+
+def test_a_long_picture_has_the_memory_of_its_pixels(tmp_path: Path) -> None:
+    """Not of the square around it: 500,000 pixels a side would be no limit at all."""
+    path = tmp_path / "long.tif"
+    with rasterio.open(path, "w", driver="GTiff", count=5, height=2, width=500_000, dtype="uint8") as file:
+        file.write(np.ones((5, 2, 500_000), np.uint8))
+    asked = list[int]()
+    ask = _Child._ask_of_scene
+
+    def asking(child: _Child, request: dict[str, Any], *rest: Any) -> Any:
+        asked.append(request["pixels"])
+        return ask(child, request, *rest)
+
+    with DecodeSandbox() as sandbox, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Child, "_ask_of_scene", asking)
+        assert read(sandbox, path).shape == (2, 500_000, 3)
+    assert asked == [0, 1_000_000]
 
 
 def test_without_any_value(sandbox: DecodeSandbox, tmp_path: Path) -> None:

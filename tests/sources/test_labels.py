@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError, SettingsError
-from segray.sources.labels import LabelRules, colours_of, decide_values, fit_to, nearest_pixels, read_label
+from segray.sources.labels import (
+    LabelRules,
+    colour_rules,
+    colours_of,
+    decide_values,
+    fit_to,
+    nearest_pixels,
+    read_label,
+)
 
 PLENTY = 10**7
 ELEVEN = LabelRules(classes=11)
@@ -220,6 +228,14 @@ def test_colours_as_settings_name_them() -> None:
     assert colours_of(given, ("sky", "road")) == found
     assert colours_of({"0,0,0": "void"}, ("sky", "void")) == {(0, 0, 0): 1}
     assert colours_of({}, ("sky",)) is None
+
+
+def test_colours_and_numbers_exclude_each_other() -> None:
+    given, classes = {"0,0,255": "sky", "0,0,0": "void"}, ("sky", "road")
+    assert colour_rules(given, classes) == LabelRules(2, colours={(0, 0, 255): 0, (0, 0, 0): 255})
+    for values, void in (("indices", []), ("auto", [11])):
+        with pytest.raises(SettingsError, match="colours: values and void are of numbers"):
+            colour_rules(given, classes, values, void)
 
 
 @pytest.mark.parametrize(

@@ -171,15 +171,14 @@ class _Near:
         order = np.argsort(abs(shares - 0.5), kind="stable").astype(np.uint64)
         self._parts = [self._sorted(order[number::parts]) for number in range(parts)]
 
-    def _sorted(self, bits: NDArray[np.uint64]) -> tuple[NDArray[np.int64], list[int], list[int]]:
+    def _sorted(self, bits: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
         """(Places by these bits, for each place where in them its equals start and end)."""
         part = np.zeros(len(self._codes), np.uint64)
         for bit in bits:
             part = part << np.uint64(1) | self._codes >> bit & np.uint64(1)
         order = np.argsort(part, kind="stable")
         by_part = part[order]
-        start, end = (np.searchsorted(by_part, part, side).tolist() for side in ("left", "right"))
-        return order, start, end
+        return order, *(np.searchsorted(by_part, part, side) for side in ("left", "right"))
 
     def of(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(Places of codes near the one at `place`, itself among them, some repeatedly; the bits between)."""
