@@ -99,7 +99,7 @@ def ray_session() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         ray = OwnRay(400, Path(folder, "ray.log"), threading.Event(), cpus=4)
-        with warm_workers.used():
+        with warm_workers.used(), warm_workers.lent():
             ray.start()
         yield
         ray.stop(keep=False)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from segray.cli import main
+from tests.warm_segray import WarmSegray
 
 REAL = sorted((Path(__file__).parents[1] / "data/nuclei/images").glob("*.png"))
 MODELS = "python:tests.annotate.models:"
@@ -101,14 +101,8 @@ def running(
     verb: str = "annotate",
 ) -> Iterator[subprocess.Popen[str]]:
     """The command as a process group of its own; all of it is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", program, verb, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env),
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env)
+    process = WarmSegray(program, [verb, *map(str, arguments)], environment)
     try:
         yield process
     finally:
