@@ -23,6 +23,7 @@ class Annotate:
     settings: AnnotateSettings
     name = "annotate"
     keeps_instances = True
+    keeps_tiles = True
     joins_in_workers = False
 
     def check(self) -> None:

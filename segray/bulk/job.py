@@ -176,7 +176,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
     parts = store.recover()
     for part in parts:
         plan.add_ledger(store, part)
-    plan.settle()
+    plan.settle(keeps=prepared.verb.keeps_tiles)
     if settings.retry_rejected:
         plan.forget_rejected()
     sink = Sink(store, plan, lock, parts, settings.commit_every_s, prepared.verb)

@@ -66,10 +66,11 @@ def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
-    """Sorted by tile; of two answers the first."""
-    numbers = tiles["tile"].to_numpy()
-    _, first = np.unique(numbers, return_index=True)
-    return tiles.take(pa.array(first))
+    """Sorted by tile; of two answers the first that is no rejection, which a retry has overcome."""
+    rejected = pc.equal(tiles["status"], "rejected").to_numpy(zero_copy_only=False)
+    order = np.lexsort((rejected, tiles["tile"].to_numpy()))
+    _, first = np.unique(tiles["tile"].to_numpy()[order], return_index=True)
+    return tiles.take(pa.array(order[first]))
 
 
 def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:

@@ -2,7 +2,8 @@
 
 SQLite holds both sides, so that neither memory nor code grows with the number of items: double addresses,
 resume, changed and vanished sources and the final account are one query each. An item that is done in tiles
-has a row for each tile that came back, until all have and it becomes an item like the others.
+has a row for each tile that came back, until all have and it becomes an item like the others. Where some of
+them are rejected, the rows are kept beside it: a retry does those alone.
 """
 
 import sqlite3
@@ -39,8 +40,8 @@ CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_in
                      note TEXT, part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, member, done, member_index);
 CREATE INDEX ledger_part ON ledger (part);
-CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, PRIMARY KEY (image_id, tile))
-    WITHOUT ROWID;
+CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, rejected INTEGER, kept INTEGER,
+                   PRIMARY KEY (image_id, tile)) WITHOUT ROWID;
 CREATE INDEX tile_part ON tile (part);
 CREATE TABLE stale (part INTEGER, image_id TEXT);
 CREATE INDEX stale_part ON stale (part);
@@ -51,6 +52,8 @@ CREATE VIEW unreached AS SELECT * FROM source s WHERE s.version = '' AND s.error
 CREATE VIEW listed AS SELECT * FROM source s WHERE s.version != '' OR s.error_type IS NULL
     OR NOT EXISTS (SELECT 1 FROM ledger l WHERE l.uri = s.uri AND l.version != '');
 """
+_PARTLY = "(SELECT image_id FROM ledger WHERE status = 'annotated' AND tiles_rejected > 0)"
+"""Items whose tiles are worth keeping."""
 _ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
 """How many items of a source's present version have an answer."""
 
@@ -150,19 +153,33 @@ class Plan:
 
     def add_tiles(self, table: pa.Table, part: Part) -> None:
         """Tiles that came back (schema ANNOTATED), of items that are not whole yet."""
-        rows = zip(*(table[name].to_pylist() for name in ("image_id", "tile", "scene")), strict=True)
+        columns = (table[name].to_pylist() for name in ("image_id", "tile", "scene", "status"))
         self._many(
-            "INSERT OR REPLACE INTO tile VALUES (?,?,?,?)",
-            ((item, tile, len(scene_from(scene).grid), part.number) for item, tile, scene in rows),
+            "INSERT INTO tile VALUES (?,?,?,?,?,0) ON CONFLICT (image_id, tile) DO UPDATE SET"
+            " part = excluded.part, rejected = excluded.rejected WHERE rejected OR NOT excluded.rejected",
+            (
+                (item, tile, len(scene_from(scene).grid), part.number, status == "rejected")
+                for item, tile, scene, status in zip(*columns, strict=True)
+            ),
         )
 
-    def settle(self) -> None:
-        """Tiles of items that are whole, which a killed run left behind, count no more."""
-        self._db.execute("DELETE FROM tile WHERE image_id IN (SELECT image_id FROM ledger)")
+    def settle(self, *, keeps: bool) -> None:
+        """Tiles of items that are whole count no more; `keeps`: those of which some are rejected stay."""
+        if keeps:
+            self._db.execute(f"UPDATE tile SET kept = 1 WHERE image_id IN {_PARTLY}")
+        self._db.execute("DELETE FROM tile WHERE NOT kept AND image_id IN (SELECT image_id FROM ledger)")
 
-    def forget_tiles(self, image_id: str) -> None:
+    def forget_tiles(self, image_id: str, *, keeps: bool) -> None:
         """The item is whole."""
-        self._db.execute("DELETE FROM tile WHERE image_id = ?", (image_id,))
+        if keeps:
+            self._db.execute(
+                f"UPDATE tile SET kept = 1 WHERE image_id = ? AND image_id IN {_PARTLY}", (image_id,)
+            )
+        self._db.execute("DELETE FROM tile WHERE image_id = ? AND NOT kept", (image_id,))
+
+    def forget_useless_tiles(self) -> None:
+        """At the end of a run: of all tiles only those stay that a retry can use."""
+        self._db.execute(f"DELETE FROM tile WHERE NOT kept OR image_id NOT IN {_PARTLY}")
 
     def add_ends(self, ends: Sequence[End]) -> None:
         """Archives that were read to their end; a whole reading beats a broken one, whichever came first."""
@@ -195,6 +212,8 @@ class Plan:
         Their rows become stale when a new answer is there.
         """
         self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected' OR tiles_rejected > 0")
+        self._db.execute("DELETE FROM tile WHERE kept AND rejected")
+        self._db.execute("UPDATE tile SET kept = 0")
 
     # --- asking --------------------------------------------------------------------------------------
 
@@ -223,7 +242,7 @@ class Plan:
             " JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
         ).fetchone()
         begun = self._db.execute(
-            "SELECT image_id, max(tiles), count(*) FROM tile GROUP BY image_id"
+            "SELECT image_id, max(tiles), count(*) FROM tile WHERE NOT kept GROUP BY image_id"
         ).fetchall()
         answered = int(tiles) + sum(have for _, _, have in begun)
         return int(images), answered, {item: tiles - have for item, tiles, have in begun}
@@ -256,7 +275,8 @@ class Plan:
     def done_tiles(self) -> dict[str, list[int]]:
         """Of items that are not whole: image_id -> the tiles that came back."""
         done: dict[str, list[int]] = {}
-        for image_id, tile in self._db.execute("SELECT image_id, tile FROM tile ORDER BY image_id, tile"):
+        query = "SELECT image_id, tile FROM tile WHERE NOT kept ORDER BY image_id, tile"
+        for image_id, tile in self._db.execute(query):
             done.setdefault(image_id, []).append(tile)
         return done
 
@@ -264,14 +284,15 @@ class Plan:
         """Items all of whose tiles came back: image_id -> numbers of the parts that hold them."""
         query = """
             SELECT DISTINCT image_id, part FROM tile WHERE image_id IN
-            (SELECT image_id FROM tile GROUP BY image_id HAVING count(*) = max(tiles)) ORDER BY part"""
+            (SELECT image_id FROM tile WHERE NOT kept GROUP BY image_id HAVING count(*) = max(tiles))
+            ORDER BY part"""
         parts: dict[str, list[int]] = {}
         for image_id, part in self._db.execute(query):
             parts.setdefault(image_id, []).append(part)
         return parts
 
     def holds_tiles(self, part: Part) -> bool:
-        """Whether a commit has tiles of an item that is not whole."""
+        """Whether a commit has tiles that are needed."""
         return bool(
             self._db.execute("SELECT EXISTS (SELECT 1 FROM tile WHERE part = ?)", (part.number,)).fetchone()[
                 0

@@ -94,9 +94,13 @@ class Sink:
             of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
             self._commit_items(pa.concat_tables(self.joined(of_item)))
             for image_id in some:
-                self.plan.forget_tiles(image_id)
+                self.plan.forget_tiles(image_id, keeps=self.verb.keeps_tiles)
                 self.verb.after_join(image_id)
-        for number, part in list(self._tiles.items()) if whole else ():
+        if whole:
+            self._discard_tiles()
+
+    def _discard_tiles(self) -> None:
+        for number, part in list(self._tiles.items()):
             if not self.plan.holds_tiles(part):
                 self.store.discard(self._tiles.pop(number))
 
@@ -134,9 +138,8 @@ class Sink:
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
             self._merged = [part for part in self._merged if part not in small]
             self._merge(small, {})
-        for part in self._tiles.values():  # of items that changed or vanished before they were whole
-            self.store.discard(part)
-        self._tiles = {}
+        self.plan.forget_useless_tiles()  # of items that changed or vanished before they were whole
+        self._discard_tiles()
         self.verb.finish()
 
     def _merge_staged(self) -> None:

@@ -48,6 +48,10 @@ class Verb(Protocol):
         """Whether the output has a table of them."""
 
     @property
+    def keeps_tiles(self) -> bool:
+        """Whether the tiles of an item stay where some are rejected, so that a retry does those alone."""
+
+    @property
     def joins_in_workers(self) -> bool:
         """Whether `joined` takes so long for one item that several should be done at a time."""
 

@@ -25,6 +25,7 @@ class Predict:
     settings: PredictSettings
     name = "predict"
     keeps_instances = False
+    keeps_tiles = False  # windows are as large as their scene, many times over
     joins_in_workers = True
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """`segray annotate` over scenes on a real Ray: workers, kills, storage, damage, places."""
 
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -107,24 +108,43 @@ def test_from_and_to_a_bucket(
     assert [row["segmentation"] for row in instances] == [row["segmentation"] for row in tables(expected)[1]]
 
 
-def test_an_unreadable_block_costs_its_tiles(scene: Numbers, tmp_path: Path) -> None:
-    damaged = write(tmp_path / "damaged.tif", scene)
-    with rasterio.open(damaged) as file:
-        offset, size = (
-            int(file.get_tag_item(f"BLOCK_{what}_2_2", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")
-        )
-    data = bytearray(damaged.read_bytes())
-    data[offset : offset + size] = bytes(size)
-    damaged.write_bytes(data)
-    command = (damaged, "--output", tmp_path / "out", *TILED)
+def test_an_unreadable_block_costs_its_tiles_which_alone_are_tried_again(
+    scene: Numbers, expected: Path, tmp_path: Path
+) -> None:
+    """Beside others that are not read again: at the last try, a block of theirs cannot be."""
+    path, out = write(tmp_path / "damaged.tif", scene), tmp_path / "out"
+    data, status = path.read_bytes() + bytes(WHOLE_BYTES), path.stat()
+    with rasterio.open(path) as file:
+        places = [
+            [int(file.get_tag_item(f"BLOCK_{what}_{n}_{n}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
+            for n in (2, 6)
+        ]
+
+    def damage(offset: int, size: int) -> None:
+        """So that the file is the same by its size and time."""
+        path.write_bytes(data[:offset] + bytes(size) + data[offset + size :])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    damage(*places[0])
+    command = (path, "--output", out, *TILED)
     assert annotate(*command) == 3
-    rejected = [row for row in tiles(tmp_path / "out") if row["status"] == "rejected"]
+    rejected = [row for row in tiles(out) if row["status"] == "rejected"]
     assert {(row["tile_row"], row["tile_col"]) for row in rejected} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert {row["error_type"] for row in rejected} == {"corrupt"}
-    (image,), instances = tables(tmp_path / "out")
+    first = tables(out)
+    (image,), instances = first
     assert (image["status"], image["tiles_rejected"]) == ("annotated", 4)
     assert 0 < len(instances) < scene.max()
     assert annotate(*command, "--max-rejects", 0.3) == 0
+    assert annotate(*command, "--retry-rejected") == 3
+    assert tables(out) == first
+    damage(*places[1])
+    assert annotate(*command, "--retry-rejected") == 0
+    (image,), instances = tables(out)
+    assert (image["tiles"], image["tiles_rejected"]) == (16, 0)
+    assert [row["segmentation"] for row in instances] == [row["segmentation"] for row in tables(expected)[1]]
+    assert [row["status"] for row in tiles(out)] == ["annotated"] * 16
+    assert not list((out / "_segray").rglob("*.parquet"))
 
 
 def test_windows_without_data_are_skipped(scene: Numbers, tmp_path: Path) -> None:
