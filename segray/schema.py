@@ -62,12 +62,15 @@ _PICTURE = [
 
 TILE = pa.field("tile", pa.int32())  # its number in the grid of `scene`; null where the row is a whole item
 
+NOTE = pa.field("note", pa.string())  # what is to be said of it
+
 DECODED = pa.schema(
     [
         *_IDENTITY,
         *_PICTURE,
         pa.field("pixels", pa.large_binary()),
         pa.field("nodata", pa.binary()),  # see `scenes.nodata`; null where every pixel holds data
+        NOTE,
         *_ERROR,
         pa.field("end", ARCHIVE_END),
         _SCENE,
@@ -111,7 +114,7 @@ IMAGES = pa.schema(
         pa.field("tiles", pa.int32()),  # how many; null for items that were not tiled
         pa.field("tiles_rejected", pa.int32()),
         pa.field("tiles_skipped", pa.int32()),  # without any data
-        pa.field("note", pa.string()),  # why instances of a scene have no outlines
+        NOTE,
     ]
 )
 """The ledger: one row an item, annotated and rejected alike."""

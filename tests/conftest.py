@@ -58,6 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.S
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All processes of xdist's must see one order."""
+    config.stash[NEEDS_RAY] = {
+        item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())
+    }
     if hasattr(config, "workerinput"):
         scheduling.longest_first(items)
 
@@ -92,17 +95,51 @@ def fuzz_seed(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--fuzz-seed"))
 
 
+class SessionRay:
+    """The Ray that tests share; it rests while files need none, for idle it takes a fourteenth of a core."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._ray: Any = None
+        self._folder = tempfile.TemporaryDirectory()
+
+    def start(self) -> None:
+        """Unless it runs."""
+        from segray.own_ray import OwnRay
+
+        self.wanted = True
+        if self._ray is None:
+            self._ray = OwnRay(400, Path(self._folder.name, "ray.log"), threading.Event(), cpus=4)
+            with warm_workers.used(), warm_workers.lent():
+                self._ray.start()
+
+    def stop(self) -> None:
+        """If it runs."""
+        if self._ray is not None:
+            self._ray.stop(keep=False)
+            self._ray = None
+
+
+RAY = SessionRay()
+NEEDS_RAY = pytest.StashKey[set[Path]]()
+"""The files with a test that does."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures of a test."""
+    if item.path not in item.config.stash[NEEDS_RAY]:
+        RAY.stop()
+    elif RAY.wanted:
+        RAY.start()
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that `segray annotate`, called in this process, finds running."""
-    from segray.own_ray import OwnRay
-
-    with tempfile.TemporaryDirectory() as folder:
-        ray = OwnRay(400, Path(folder, "ray.log"), threading.Event(), cpus=4)
-        with warm_workers.used(), warm_workers.lent():
-            ray.start()
-        yield
-        ray.stop(keep=False)
+    RAY.start()
+    yield
+    RAY.stop()
 
 
 @pytest.fixture(scope="session")

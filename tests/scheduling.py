@@ -18,15 +18,15 @@ LONGEST = (
     ("test_readme",),
     ("annotate/test_job", "annotate/test_stores"),
     ("annotate/test_size",),
-    ("predict/test_predict_job",),
+    ("predict/test_predict_job", "predict/test_agreement"),
     ("scenes/test_scene_job",),
     ("scenes/test_scene_size",),
     ("train/test_instances_job",),
-    ("train/test_train_uneven",),
+    ("train/test_train_uneven", "train/test_windows"),
+    ("annotate/test_errors", "annotate/test_hostile_folder", "annotate/test_vanished", "sources/test_choice"),
     ("annotate/test_live_runs",),
-    ("train/test_instances", "train/test_ranks", "train/test_losses"),
 )
-"""Files of `tests`, longest first; those of a line share an output that takes a job to make."""
+"""Files of `tests`, longest first; those of a line share an output that takes a job to make, or a Ray."""
 _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}
 
 

@@ -20,7 +20,7 @@ import pytest
 from segray import own_ray, shared_memory
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
-from tests.annotate.runs import REAL, descendants, kill_tree, processes, wait_for
+from tests.annotate.runs import REAL, descendants, kill_tree, processes, running, wait_for
 from tests.train.squares import arguments as training
 from tests.train.squares import write_squares
 
@@ -159,11 +159,9 @@ def test_nobody_gets_in_and_code_among_the_images_is_not_run(
 def test_training_listens_on_loopback_alone(tmp_path: Path, short: Path) -> None:
     """Two workers: their process group has a store and sockets of its own. Their start is not looked at."""
     data = write_squares(tmp_path / "data")
-    command = ("train", *training(data, tmp_path / "out", "--epochs", 1, "--workers", 2))
+    command = training(data, tmp_path / "out", "--epochs", 1, "--workers", 2)
     seen = dict[str, str]()
-    environment = {"TMPDIR": str(short), "PYTHONPATH": str(Path(__file__).parents[1])}
-    program = (sys.executable, "-m", "tests.warm_segray")
-    with started(command, tmp_path, environment, program) as driver:
+    with running(*command, verb="train", env={"TMPDIR": str(short)}) as driver:
         while driver.poll() is None:
             seen |= listening(driver.pid)
             time.sleep(0.6)
@@ -208,6 +206,10 @@ def test_no_room_for_sockets_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(long.iterdir()) == []
 
 
+WORKER = re.compile(r"ray::(?!\w*Agent)")
+"""The title of one that has registered."""
+
+
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
     """Others work on this machine."""
@@ -221,35 +223,19 @@ def busy(loops: int) -> Iterator[None]:
 
 
 def test_it_starts_on_a_busy_machine(pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """`--starts N` of them, each under four busy loops until the work begins."""
+    """`--starts N` of them, each under four busy loops until Ray has registered a worker."""
     for number in range(int(request.config.getoption("--starts"))):
         output = tmp_path / str(number)
         command = ("annotate", pictures, "--weights", "nuclei-small", "--output", output)
         with started(command, tmp_path, {}) as driver:
             with busy(4):
                 seen = list[str]()
-                while not any("MapWorker" in each for each in seen) and driver.poll() is None:
+                while not any(map(WORKER.match, seen)) and driver.poll() is None:
                     seen = [*descendants(driver.pid).values()]
                     time.sleep(0.5)
             _, told = driver.communicate(timeout=START_S)
             assert driver.returncode == 0, told
         assert items(output) == 2
-
-
-FIRST_RAYLET_DIES = """
-import os, signal, sys
-from segray.cluster import set_environment
-set_environment()
-from ray._private.node import Node
-start = Node.start_ray_processes
-def start_and_kill(node):
-    start(node)
-    Node.start_ray_processes = start
-    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-Node.start_ray_processes = start_and_kill
-from segray.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def test_a_raylet_that_dies_while_it_starts_is_started_again(
@@ -259,12 +245,10 @@ def test_a_raylet_that_dies_while_it_starts_is_started_again(
     for name in ("segray-killed", "segray-alive"):
         (short / name / "r").mkdir(parents=True)
         (short / name / "alive").touch()
-    command = ("annotate", pictures, "--weights", "nuclei-small", "--output", "out")
+    command = (pictures, "--weights", "nuclei-small", "--output", tmp_path / "out")
     with (
         (short / "segray-alive/alive").open("r+b") as held,
-        started(
-            command, tmp_path, {"TMPDIR": str(short)}, [sys.executable, "-c", FIRST_RAYLET_DIES]
-        ) as driver,
+        running(*command, program="tests.first_raylet_dies", env={"TMPDIR": str(short)}) as driver,
     ):
         fcntl.flock(held, fcntl.LOCK_EX)
         _, told = driver.communicate(timeout=START_S)

@@ -32,6 +32,7 @@ TRAINS = "WARM_WORKERS_TRAIN"
 _SERVER, _READY = "warm", b"r"
 _SERVED = "WARM_WORKERS_OF"
 """Process number of the driver that has a server."""
+_LENT = set[int]()
 _ROOT = Path(__file__).parents[1]
 
 
@@ -67,9 +68,11 @@ def lent() -> Iterator[None]:
     import multiprocessing
 
     driver = os.getpid()
-    with _listening(driver) as server, preloaded():
-        forks = multiprocessing.get_context("forkserver")
-        forks.Process(target=_serve_for, args=(server, driver), daemon=True).start()
+    if driver not in _LENT:
+        with _listening(driver) as server, preloaded():
+            forks = multiprocessing.get_context("forkserver")
+            forks.Process(target=_serve_for, args=(server, driver), daemon=True).start()
+        _LENT.add(driver)
     with mock.patch.dict(os.environ, {_SERVED: str(driver)}):
         yield
 

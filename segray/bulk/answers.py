@@ -27,7 +27,7 @@ Outcome = Answered | ItemError | None
 holds no data."""
 
 
-_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "note", "tile_rows")
+_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
 """Columns of an item that was joined from its tiles, null before that."""
 
 

@@ -2,8 +2,8 @@
 
 The pixels equal Pillow's `ImageOps.exif_transpose(image).convert("RGB")` wherever Pillow reads the file as
 8-bit or palette. So alpha is dropped over the stored colour, and the first frame or page is taken. 16-bit
-grey is v >> 8 and 12-bit v >> 4, where Pillow's own conversion would clip. Floating point and 32-bit
-integers have no agreed range and are `unsupported`.
+grey is v >> 8 and 12-bit v >> 4, where Pillow's own conversion would clip; what comes out nearly black for it
+is said. Floating point and 32-bit integers have no agreed range and are `unsupported`.
 """
 
 import io
@@ -64,6 +64,8 @@ _BARE = re.compile(
 """What Python says of a field that is missing or of another type; of no use to a reader."""
 _FIELD_ERRORS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, struct.error)
 _UNSUPPORTED = ("not supported", "unsupported", "unknown pixel mode", "not implemented")
+_DARK = 32
+"""Of 255; no value of a picture of 13 bits in 16 is above it."""
 _TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
 
 
@@ -77,6 +79,8 @@ class Decoded:
     """Frames or pages in the file; the pixels are the first one's."""
     nodata: str | None = None
     """Of a window of a scene, which pixels hold no data (see `scenes.nodata`); None: none."""
+    note: str | None = None
+    """What is to be said of it."""
 
 
 Place = Callable[[int], npt.NDArray[np.uint8]]
@@ -177,12 +181,16 @@ def _decode(data: bytes, image: Image.Image, place: Place) -> Decoded:
         if pixels is not None:
             return Decoded(pixels, 1)
     bits = _bits(image)  # TIFF: the tags of the first page are gone once frames are counted
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]  # `RGB;16B` and the like
+    deep = bits == 16 and any("16" in each for each in raw)
     image.load()
     turned = upright(_to_rgb(image, bits), image)
     shape = (turned.height, turned.width, 3)
     pixels = place(math.prod(shape)).reshape(shape)
     np.copyto(pixels, np.frombuffer(turned.tobytes(), np.uint8).reshape(shape))
-    return Decoded(pixels, _count_frames(image))
+    dark = "16-bit values, nearly black in their upper 8 bits, which are read; store them as 8 bits"
+    note = dark if deep and pixels.max(initial=0) < _DARK else None
+    return Decoded(pixels, _count_frames(image), note=note)
 
 
 def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.uint8] | None:

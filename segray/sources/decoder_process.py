@@ -100,7 +100,7 @@ def _decoded(
     data = source.place(0, request["size"]).tobytes()
     decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
     height, width, _ = decoded.pixels.shape
-    return {"height": height, "width": width, "frames": decoded.frames}
+    return {"height": height, "width": width, "frames": decoded.frames, "note": decoded.note}
 
 
 def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> dict[str, Any]:

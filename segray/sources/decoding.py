@@ -116,7 +116,7 @@ class Decoder:
         """A large picture, window by window."""
         pixels = picture.pixels.copy()  # its room is wanted
         height, width, _ = pixels.shape
-        scene = Scene(height, width, self.tiling.tile, self.tiling.overlap)
+        scene = Scene(height, width, self.tiling.tile, self.tiling.overlap, told=picture.note)
         for tile, window in enumerate(scene.grid):
             part = pixels[window.row_start : window.row_stop, window.col_start : window.col_stop]
             place = building.room.file.place(building.room.used, part.size).reshape(part.shape)
@@ -180,6 +180,7 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
     columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
     columns["frames"] = [None if one is None else one.frames for one in found]
     columns["pixels"] = _pixel_column(found, room)
+    columns["note"] = [None if one is None else one.note for one in found]
     columns["nodata"] = [None if one is None else one.nodata for one in found]
     columns["scene"] = [None if piece.scene is None else piece.scene.to_json() for piece in pieces]
     columns["tile"] = [piece.tile for piece in pieces]

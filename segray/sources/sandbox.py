@@ -136,7 +136,7 @@ class DecodeSandbox:
         if room is not None:
             return self._decode(data, max_pixels, room)
         decoded = self._decode(data, max_pixels, self._scratch.begin())
-        return Decoded(decoded.pixels.copy(), decoded.frames)
+        return Decoded(decoded.pixels.copy(), decoded.frames, note=decoded.note)
 
     def stored(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
         """As `read_stored`, for label pictures; also raises ItemError as `decode` does."""
@@ -159,7 +159,7 @@ class DecodeSandbox:
             pixels[:] = 0
         else:
             pixels = found.pixels
-        return Decoded(pixels if room is not None else pixels.copy(), 1)
+        return Decoded(pixels if room is not None else pixels.copy(), 1, note=scene.told)
 
     def window(
         self, file: "ByteRanges", scene: Scene, index: int, room: Room, ahead: Sequence[int] = ()
@@ -267,7 +267,7 @@ class _Child:
         answer = self._ask_of_bytes(request, data, timeout_s)
         shape = (answer["height"], answer["width"], 3)
         pixels = room.file.place(room.used, math.prod(shape))
-        return Decoded(pixels.reshape(shape), answer["frames"])
+        return Decoded(pixels.reshape(shape), answer["frames"], note=answer["note"])
 
     def stored(self, data: bytes, max_pixels: int, coloured: bool, timeout_s: float, room: Room) -> Stored:
         """The numbers in an array of their own; they came through `room`, which is empty."""

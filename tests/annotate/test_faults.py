@@ -4,8 +4,10 @@ Sizes by option, e.g. `pytest tests/annotate/test_faults.py --kills 100 --node-l
 """
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,8 @@ from PIL import Image
 
 from segray.storage import open_filesystem
 from tests.annotate.cluster import AUTH, cluster
-from tests.annotate.harness import KINDS, START_S, Trial, items_in, trial
-from tests.annotate.runs import MODELS, TILING, annotate, by_base_name, running, tables, tiles
+from tests.annotate.harness import KINDS, Trial, items_in, trial
+from tests.annotate.runs import MODELS, TILING, annotate, by_base_name, tables, tiles
 from tests.faults import Proxy, flaky
 from tests.servers import Server, env_of
 from tests.tally import TALLY
@@ -108,9 +110,11 @@ def test_a_full_scratch_disk_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": names}), tmp_path / "many.parquet")
     with small_disk(tmp_path / "disk", 1024):
         run = (tmp_path / "many.parquet", "--output", tmp_path / "out", "--weights", MODELS + "seeded")
-        with running(*run, "--dry-run", env={"TMPDIR": str(tmp_path / "disk")}) as driver:
-            _, told = driver.communicate(timeout=START_S)
-            assert driver.returncode == 1
+        command = (sys.executable, "-m", "segray.cli", "annotate", *map(str, run), "--dry-run")
+        environment = os.environ | {"TMPDIR": str(tmp_path / "disk")}  # read by SQLite as it is loaded
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        told = done.stderr
+    assert done.returncode == 1, told
     assert "full: the folder for temporary files" in told
     assert str(tmp_path / "disk") in told
     assert "Traceback" not in told

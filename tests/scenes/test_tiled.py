@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -63,6 +64,17 @@ def test_jitter_neither_doubles_nor_loses(
     row = annotated(write(tmp_path / "town.tif", scene), Tiling(tile, overlap), sandbox, "jittered")
     best = ious(row, encoded(masks(scene))).argmax(1)
     assert sorted(best) == list(range(int(scene.max())))
+
+
+def test_what_is_to_be_said_of_a_picture_stands_in_its_row(tmp_path: Path, sandbox: DecodeSandbox) -> None:
+    """Nearly black, whole and cut into tiles."""
+    path = tmp_path / "dark.png"
+    cv2.imwrite(str(path), np.full((200, 300), 4095, np.uint16))
+    whole = answered(path, Tiling(), sandbox, "exact").to_pylist()
+    cut = annotated(path, Tiling(128, 16, picture_pixels=10_000), sandbox, "exact")
+    assert (len(whole), whole[0]["tile"], cut["tiles"]) == (1, None, 6)
+    for row in (whole[0], cut):
+        assert "nearly black" in row["note"]
 
 
 def test_a_scene_that_cannot_be_joined_is_rejected_alone(tmp_path: Path, sandbox: DecodeSandbox) -> None:

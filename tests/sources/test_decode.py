@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -81,6 +82,23 @@ def test_sixteen_bit_grey_files(form: str) -> None:
     samples = np.random.default_rng(1).integers(0, 1 << 16, (24, 40), np.uint16)
     decoded = decode_rgb(encoded(Image.fromarray(samples), form), PLENTY).pixels
     assert np.array_equal(decoded[..., 1], (samples >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+@pytest.mark.parametrize(("high", "dark"), [(1 << 12, True), (1 << 13, True), (1 << 16, False)])
+def test_deep_pictures_that_come_out_nearly_black_are_told(coloured: bool, high: int, dark: bool) -> None:
+    """As cameras of 12 bits store them in 16."""
+    shape = (24, 40, 3) if coloured else (24, 40)
+    samples = np.random.default_rng(1).integers(0, high, shape, np.uint16)
+    samples.flat[0] = high - 1
+    decoded = decode_rgb(cv2.imencode(".png", samples)[1].tobytes(), PLENTY)
+    assert decoded.pixels.max() == high - 1 >> 8
+    assert ("nearly black" in (decoded.note or "")) == dark
+
+
+def test_a_dark_picture_of_eight_bits_is_as_it_is() -> None:
+    image = Image.new("RGB", (40, 24), (3, 3, 3))
+    assert all(decode_rgb(encoded(image, form), PLENTY).note is None for form in ("PNG", "TIFF", "BMP"))
 
 
 def test_sixteen_bit_png_with_orientation() -> None:
