@@ -44,6 +44,13 @@ exit codes:
   0 done   1 failed, run again   2 bad settings   3 too many labels in no score   4 nothing to compare
   130 interrupted, run again"""
 
+STATUS_EXAMPLES = """examples:
+  segray status out/
+  segray status s3://bucket/labels --json
+
+exit codes:
+  0 a run is there, whatever became of it   1 the storage refuses   2 bad settings   4 no run there"""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -59,6 +66,8 @@ verbs:
       label maps with such a model: PNG for pictures, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  status RUN [--json]
+      what became of a run, or becomes of it now
   models [--json]
       what can be loaded, its licence and where the weights come from
   doctor [--json]
@@ -131,6 +140,19 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return evaluate(settings)
 
 
+def _status(arguments: Sequence[str]) -> int:
+    from segray.settings import StatusSettings, load_settings, printable
+
+    rest = [each for each in arguments if each != "--json"]
+    settings = load_settings(StatusSettings, rest, "segray status", STATUS_EXAMPLES, "RUN [--json]")
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.status import show
+
+    return show(settings, as_json=len(rest) < len(arguments))
+
+
 def _models(arguments: Sequence[str]) -> int:
     from segray.models.catalog import show
 
@@ -156,6 +178,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "predict": _predict,
     "evaluate": _evaluate,
+    "status": _status,
     "models": _models,
     "doctor": _doctor,
 }

@@ -70,10 +70,10 @@ class RaySettings(BaseModel):
     stall_timeout_s: float = Field(1800, gt=0, description="fail when nothing moved for so long")
 
 
-class JobSettings(BaseSettings):
+class CommonSettings(BaseSettings):
     """What every verb has."""
 
-    basic: ClassVar[tuple[str, ...]] = ("output", "config", "print_config", "dry_run")
+    basic: ClassVar[tuple[str, ...]] = ("config", "print_config")
     """Settings that `--help` shows first, in this order."""
 
     model_config = SettingsConfigDict(
@@ -90,9 +90,7 @@ class JobSettings(BaseSettings):
 
     config: LocalFile | None = Field(None, description="YAML file with any of these settings")
     print_config: bool = Field(False, description="print the settings in force as YAML (no secrets) and stop")
-    dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
     storage: StorageSettings = StorageSettings()
-    ray: RaySettings = RaySettings()
 
     @classmethod
     def settings_customise_sources(
@@ -105,6 +103,33 @@ class JobSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment, then the config file, which arrives as keywords; flags are put in front."""
         return env_settings, init_settings
+
+
+class JobSettings(CommonSettings):
+    """What every verb has that works on data."""
+
+    basic = ("output", *CommonSettings.basic, "dry_run")
+
+    dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
+    ray: RaySettings = RaySettings()
+
+
+class StatusSettings(CommonSettings):
+    """What became of a run, or becomes of it now: who holds its output, what is done, what is left.
+
+    RUN is the output of annotate, train, predict or evaluate, on local disk or in a bucket. Nothing is
+    written there. With --json, JSON is printed.
+    """
+
+    basic = ("run", *CommonSettings.basic)
+
+    run: CliPositionalArg[list[Address]] = Field(
+        default=[],
+        validate_default=True,
+        min_length=1,
+        max_length=1,
+        description="output folder or bucket URL of the run",
+    )
 
 
 class SceneSettings(JobSettings):
@@ -247,7 +272,7 @@ class AnnotateSettings(BulkSettings):
     )
 
 
-S = TypeVar("S", bound=JobSettings)
+S = TypeVar("S", bound=CommonSettings)
 
 
 def load_settings(
@@ -317,7 +342,7 @@ def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
     return {str(name).replace("-", "_").lstrip("_"): value for name, value in content.items()}, []
 
 
-def printable(settings: JobSettings) -> str:
+def printable(settings: CommonSettings) -> str:
     """The settings in force as YAML that `--config` reads back; secrets and unset values are left out.
 
     URLs come without credentials and query strings.
@@ -397,7 +422,7 @@ def _known_to_any_verb() -> list[str]:
     from segray.predict.settings import PredictSettings
     from segray.train.settings import TrainSettings
 
-    verbs = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
+    verbs = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, StatusSettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

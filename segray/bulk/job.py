@@ -194,6 +194,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
 
         sink.joined = joined_in_workers(prepared.verb)
     with Progress(prepared.verb.name, finds=prepared.verb.keeps_instances) as progress:
+        lock.tell = progress.told
         progress.recount(*plan.units())
         while resources is not None and work:
             _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
@@ -204,7 +205,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named}: the archives hold none")
     left_out = inventory.listing.left_out
-    record = run_record(settings, prepared.identity, plan, left_out, progress.seconds, sink.items)
+    record = run_record(prepared.verb, prepared.identity, plan, left_out, progress.seconds, sink.items)
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     at = f", {pace(rate)}" if rate else ""

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from segray.bulk.store import Store
 from segray.conditional import ChangedError, Versioned, stale_version
@@ -86,6 +87,8 @@ class Lock:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
+        self.tell: Callable[[], dict[str, Any]] = dict
+        """What stands in the lease beside it, for `segray status`."""
         self._settings = store.storage.lease
         self._generation = 0
         self._renewals = 0
@@ -258,6 +261,7 @@ class Lock:
             "renewals": self._renewals,
             "expires_s": self._settings.expires_s,
             "released": released,
+            "told": self.tell(),
             "renewed_at": time.strftime(
                 "%Y-%m-%dT%H:%M:%SZ", time.gmtime()
             ),  # for people; nobody compares it

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -138,6 +138,10 @@ class Progress:
         """So many are done, by earlier runs too. left: item that is begun -> its tiles that are not done."""
         self.images, self.tiles = images, tiles
         self._left.update(left)
+
+    def told(self) -> dict[str, Any]:
+        """For who asks from outside; any thread may."""
+        return {"total": self._total, "images_per_s": self.rate}
 
     def _show(self, *, now: bool = False) -> None:
         if self._bar is not None:

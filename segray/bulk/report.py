@@ -14,7 +14,7 @@ import yaml
 
 from segray.bulk.plan import Plan
 from segray.bulk.verb import Verb
-from segray.settings import BulkSettings, printable
+from segray.settings import printable
 from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
@@ -23,7 +23,7 @@ _KINDS = 5
 
 
 def run_record(
-    settings: BulkSettings,
+    verb: Verb,
     identity: dict[str, Any],
     plan: Plan,
     left_out: Counter[str],
@@ -34,10 +34,11 @@ def run_record(
 
     `seconds` and `items` are those of the run that finished; counts are those of the whole output.
     """
-    counts = plan.counts()
+    settings, counts = verb.settings, plan.counts()
     kinds = left_out + Counter({"in archives": counts.pop("ignored_members")})
     counts |= {"ignored": kinds.total(), "ignored_by_kind": dict(kinds.most_common())}
     return {
+        "verb": verb.name,
         "settings": yaml.safe_load(printable(settings)),
         "identity": identity,
         "versions": versions(),

@@ -289,6 +289,11 @@ class Store:
                     f"or delete {part.name} and run again to do its items again"
                 )
 
+    def parts(self) -> list[Part]:
+        """Commits of whole items and merged parts, oldest first; of a live run, some rows are in two."""
+        found = [part for part in self._parts(IMAGES) + self._parts(STAGING) if part.size]
+        return sorted(found, key=lambda part: part.number)
+
     def has_items(self) -> bool:
         """Whether any item was ever committed here."""
         return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_ANSWERS))

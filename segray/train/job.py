@@ -207,6 +207,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
         return data
     shares = prepared.shares()
+    lock.tell = lambda: {"total": settings.epochs}
     store.delete(RUN)
     write_plan(store, prepared.identity, data.told())
     store.write("splits.csv", splits_csv(data))
@@ -299,6 +300,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             f"training ended {lacks} in {prepared.store.root}, and no worker said why; run again to continue"
         )
     return {
+        "verb": "train",
         "settings": yaml.safe_load(printable(prepared.settings)),
         "versions": versions(),
         "data": {

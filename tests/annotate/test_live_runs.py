@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from segray.status import status_of
+from segray.storage import StorageSettings
 from tests.annotate.harness import QUICK, START_S
 from tests.annotate.runs import annotate, committed, running, wait_for
 
@@ -20,6 +22,9 @@ def test_a_second_live_run_is_refused_and_an_interrupt_keeps_what_came_back(
         assert annotate(*run) == 2
         assert f"another run (process {first.pid} " in capsys.readouterr().err
         wait_for(lambda: committed(output) > 1, START_S, "the first commits")
+        state = status_of(str(output), StorageSettings())
+        assert (state.state, state.holder and state.holder["pid"]) == ("running", first.pid)
+        assert 0 < state.counts["done"] <= len(list(images.iterdir()))
         first.send_signal(signal.SIGINT)
         first.send_signal(signal.SIGTERM)  # impatience must not break what the first one ends
         said, told = first.communicate(timeout=START_S)
@@ -27,4 +32,5 @@ def test_a_second_live_run_is_refused_and_an_interrupt_keeps_what_came_back(
     assert said == ""  # what Ray says of the tasks in hand is in its log
     assert "run the same command again to continue" in told
     assert "Traceback" not in told
+    assert status_of(str(output), StorageSettings()).state == "stopped"
     assert json.loads((output / "_segray/lease.json").read_bytes())["released"]

@@ -16,6 +16,8 @@ from torchmetrics.functional.classification import (
 )
 
 from segray.cli import main
+from segray.status import status_of
+from segray.storage import StorageSettings
 from tests import servers
 from tests.evaluate.made import Bytes, ledger_row, uri_of, write_predicted
 
@@ -103,6 +105,9 @@ def test_label_maps_in_colour(
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"colours": COLOURS, "prediction_colours": COLOURS}))
     assert evaluate(*two_folders(tmp_path), "--config", tmp_path / "job.yaml") == 0
     check(metrics(tmp_path / "out"), folders)
+    state = status_of(str(tmp_path / "out"), StorageSettings())
+    assert (state.verb, state.state) == ("evaluate", "finished")
+    assert state.counts["metrics"] == metrics(tmp_path / "out")["metrics"]
 
 
 def test_two_folders(

@@ -15,6 +15,8 @@ from segray import cluster
 from segray.bulk.lock import Lock
 from segray.bulk.store import Store
 from segray.models.semanticfile import classes_of, load_semantic
+from segray.status import lines as lines_of
+from segray.status import status_of
 from segray.storage import StorageSettings
 from segray.train import trainer
 from tests.train.squares import EPOCHS, SCORED, STEPS, TRAINED, figures, lines, train
@@ -24,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def test_from_pictures_to_a_model_that_finds_squares(data: Path, whole: Path) -> None:
     record = json.loads((whole / "run.json").read_text())
+    state = status_of(str(whole), StorageSettings())
+    assert (state.verb, state.state, state.counts["done"]) == ("train", "finished", EPOCHS)
+    assert f"{EPOCHS} of {EPOCHS} epochs; best: epoch {record['best']['epoch']}" in lines_of(state)[1]
     assert record["data"]["listed"] == TRAINED + SCORED + 1
     counts = [record["data"][name] for name in ("train", "val", "test", "rejected")]
     assert counts == [TRAINED, SCORED, 0, 1]

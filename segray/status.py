@@ -1,0 +1,169 @@
+"""`segray status`: what became of a run, or becomes of it now, from what lies in its output."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from segray.bulk.lock import NAME as LEASE
+from segray.bulk.lock import Lease
+from segray.bulk.progress import clock, pace
+from segray.bulk.report import say
+from segray.bulk.store import Store
+from segray.errors import ExitCode, JobFailedError, NothingToDoError
+from segray.settings import StatusSettings
+from segray.storage import StorageSettings, shown
+
+PLAN, RUN, METRICS, SCORES = "_segray/plan.json", "run.json", "metrics.jsonl", "metrics.json"
+LOOKS = 5
+AGAIN = "run the same command again to continue"
+
+T = TypeVar("T")
+
+_FINISHED, _RUNNING, _HELD, _KILLED, _STOPPED = "finished", "running", "held", "killed", "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known of a run."""
+
+    run: str
+    """Address, without credentials."""
+    verb: str
+    state: str
+    """`finished`; `running`: its process lives on this machine; `held`: by a process of another machine,
+    which nobody can ask; `killed`: its process is gone; `stopped`: it ended before it was done."""
+    attempts: int = 0
+    """How often it was started and got the output."""
+    holder: dict[str, Any] | None = None
+    """Host, process, and when the lease was renewed by that host's clock; of a run that has one."""
+    counts: dict[str, Any] = field(default_factory=dict)
+    """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs."""
+    rate: float | None = None
+    """Images a second."""
+
+
+def show(settings: StatusSettings, as_json: bool) -> ExitCode:
+    """Print it. Raises NothingToDoError where no run is, JobFailedError where the storage refuses."""
+    found = status_of(settings.run[0], settings.storage)
+    say([json.dumps(asdict(found), indent=2)] if as_json else lines(found))
+    return ExitCode.DONE
+
+
+def status_of(run: str, storage: StorageSettings) -> Status:
+    """Read it. Raises as `show`."""
+    store = Store(run, storage)
+    plan, record, scores = (store.read_json(name) for name in (PLAN, RUN, SCORES))
+    if not any(isinstance(each, dict) for each in (plan, record, scores)):
+        raise NothingToDoError(f"{shown(run)}: no run of segray is there")
+    if plan is None and record is None:
+        return Status(shown(run), "evaluate", _FINISHED, counts={"metrics": scores.get("metrics")})
+    there = store.read_versioned(LEASE)
+    lease = Lease() if there is None else Lease.of(there.data)
+    told = json.loads(there.data).get("told") if there is not None and lease.run_id else None
+    verb = _verb(plan, record)
+    holder = None if there is None or lease.released else _holder(lease, there.data)
+    look = _epochs if verb == "train" else _items
+    counts, rate = look(store, record, told if isinstance(told, dict) else {})
+    state = _state(record, there is not None, lease)
+    return Status(shown(run), verb, state, lease.generation, holder, counts, rate)
+
+
+def lines(found: Status) -> Sequence[str]:
+    """For people."""
+    counts, holder = found.counts, found.holder
+    attempts = f"; started {found.attempts} times" if found.attempts > 1 else ""
+    who = host = at = ""
+    if holder is not None:
+        who, host, at = f"process {holder['pid']}", holder["host"], holder["renewed_at"]
+    where = {
+        _FINISHED: "finished",
+        _RUNNING: f"running: {who} on this machine",
+        _HELD: f"held by {who} on {host}, which renewed it at {at} by its clock",
+        _KILLED: f"killed: {who} of this machine is gone; {AGAIN}",
+        _STOPPED: f"stopped before it was done; {AGAIN}",
+    }[found.state]
+    said = [f"{found.run}: {found.verb}, {where}{attempts}"]
+    if found.verb == "evaluate":
+        return said + [f"  {name} {value}" for name, value in (counts["metrics"] or {}).items()]
+    if found.verb == "train":
+        of = "" if counts["total"] is None else f" of {counts['total']:,}"
+        best = f"; best: epoch {counts['best']}" if counts.get("best") else ""
+        return [*said, f"  {counts['done']:,}{of} epochs{best}{_pace(found.rate)}"]
+    of = "" if counts["total"] is None else f" of {counts['total']:,}"
+    parts = [f"{counts['done']:,}{of} items", f"{counts['rejected']:,} rejected"]
+    parts += [f"{counts['instances']:,} instances"] if found.verb == "annotate" else []
+    left = counts["left"]
+    ends = f", {clock(left / found.rate)} left" if found.rate and left and holder else ""
+    return [*said, f"  {', '.join(parts)}{_pace(found.rate)}{ends}"]
+
+
+def _pace(rate: float | None) -> str:
+    return f"; {pace(rate)}" if rate else ""
+
+
+def _verb(plan: Any, record: Any) -> str:
+    """Also of runs of versions that did not write it down."""
+    for each in (record, plan):
+        if isinstance(each, dict) and isinstance(each.get("verb"), str):
+            return str(each["verb"])
+    return "train" if "data" in (plan or record) else "annotate"
+
+
+def _state(record: Any, held: bool, lease: Lease) -> str:
+    if not held or lease.released:
+        return _FINISHED if isinstance(record, dict) else _STOPPED
+    if lease.is_of_this_machine:
+        return _RUNNING if lease.is_running else _FINISHED if isinstance(record, dict) else _KILLED
+    return _HELD
+
+
+def _holder(lease: Lease, data: bytes) -> dict[str, Any]:
+    renewed_at = json.loads(data).get("renewed_at") if lease.run_id else None
+    return {"host": lease.host, "pid": lease.pid, "run_id": lease.run_id, "renewed_at": renewed_at}
+
+
+def _items(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """(counts, images a second) of a bulk run: of run.json, or of what is committed and the lease tells."""
+    if isinstance(record, dict) and isinstance(record.get("counts"), dict):
+        known = record["counts"]
+        done = {"done": known["items"], "total": known["items"], "left": 0}
+        more = {name: known[name] for name in ("rejected", "instances", "vanished")}
+        return done | more, record["rates"]["images_per_s"]
+    items, rejected, instances = _looked_again(lambda: _committed(store))
+    total = told.get("total")
+    left = None if total is None else max(0, total - items)
+    counts = {"done": items, "total": total, "left": left, "rejected": rejected, "instances": instances}
+    return counts, told.get("images_per_s")
+
+
+def _looked_again(look: Callable[[], T]) -> T:
+    """A live run merges its commits meanwhile: what was listed may be gone."""
+    for _ in range(LOOKS):
+        try:
+            return look()
+        except JobFailedError as error:
+            if " is gone" not in str(error):
+                raise
+    return look()
+
+
+def _committed(store: Store) -> tuple[int, int, int]:
+    """(items, rejected ones, instances) of all commits; an item that was done again counts once."""
+    newest = dict[str, tuple[bool, int]]()
+    for part in store.parts():
+        for batch in store.ledger(part, ["status", "instances"]):
+            rows = (batch[name].to_pylist() for name in ("image_id", "status", "instances"))
+            newest |= {key: (status == "rejected", n or 0) for key, status, n in zip(*rows, strict=True)}
+    return len(newest), sum(bad for bad, _ in newest.values()), sum(n for _, n in newest.values())
+
+
+def _epochs(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """The same of a training."""
+    rows = [json.loads(line) for line in (store.read(METRICS) or b"").splitlines()]
+    done = rows[-1]["epoch"] if rows else 0
+    total = record["epochs"] if isinstance(record, dict) else told.get("total")
+    best = record["best"]["epoch"] if isinstance(record, dict) else None
+    left = None if total is None else max(0, total - done)
+    rate = rows[-1].get("images_per_s") if rows else None
+    return {"done": done, "total": total, "left": left, "best": best}, rate
