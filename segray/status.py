@@ -58,6 +58,16 @@ def status_of(run: str, storage: StorageSettings) -> Status:
         raise NothingToDoError(f"{shown(run)}: no run of segray is there")
     if plan is None and record is None:
         return Status(shown(run), "evaluate", _FINISHED, counts={"metrics": scores.get("metrics")})
+    try:
+        return _read(store, shown(run), plan, record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise JobFailedError(
+            f"{shown(run)}: {RUN}, {METRICS} or {LEASE} is not as segray wrote it ({type(error).__name__}: "
+            f"{error}); the tables can be read nevertheless, and the same command, run again, writes it anew"
+        ) from error
+
+
+def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
     there = store.read_versioned(LEASE)
     lease = Lease() if there is None else Lease.of(there.data)
     told = json.loads(there.data).get("told") if there is not None and lease.run_id else None
@@ -66,7 +76,7 @@ def status_of(run: str, storage: StorageSettings) -> Status:
     look = _epochs if verb == "train" else _items
     counts, rate = look(store, record, told if isinstance(told, dict) else {})
     state = _state(record, there is not None, lease)
-    return Status(shown(run), verb, state, lease.generation, holder, counts, rate)
+    return Status(run, verb, state, lease.generation, holder, counts, rate)
 
 
 def lines(found: Status) -> Sequence[str]:

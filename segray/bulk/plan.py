@@ -178,8 +178,9 @@ class Plan:
         self._db.execute("DELETE FROM tile WHERE image_id = ? AND NOT kept", (image_id,))
 
     def forget_useless_tiles(self) -> None:
-        """At the end of a run: of all tiles only those stay that a retry can use."""
-        self._db.execute(f"DELETE FROM tile WHERE NOT kept OR image_id NOT IN {_PARTLY}")
+        """At the end of a run: of all tiles only those stay that a retry can use, now or when a source that
+        cannot be reached is back."""
+        self._db.execute(f"DELETE FROM tile WHERE image_id NOT IN {_PARTLY}")
 
     def add_ends(self, ends: Sequence[End]) -> None:
         """Archives that were read to their end; a whole reading beats a broken one, whichever came first."""

@@ -74,7 +74,7 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
     if counts["tiles"]:
         rejected, skipped = counts["tiles_rejected"], counts["tiles_skipped"]
         lines.append(f"  {counts['tiles']:,} tiles: {rejected:,} rejected, {skipped:,} without data")
-    lines += [f"  {number:,} scene{'s' * (number > 1)}: {note}" for note, number in plan.notes().items()]
+    lines += [f"  {number:,} item{'s' * (number > 1)}: {note}" for note, number in plan.notes().items()]
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}{_kinds(Counter(counts['rejects_by_kind'][kind]))}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]

@@ -46,13 +46,15 @@ class Job:
     bad: tuple[int, ...]
     retry: bool = False
     version: str = "1"
+    listed: bool = True
     computed: list[int] = field(default_factory=list)
 
     def run(self, store: Store | None = None) -> None:
         store = store or open_store(self.root)
         with Plan() as plan:
             plan.add_sources(Source(uri, uri, "file", "1", 1) for uri in PLAIN)
-            plan.add_sources([Source("scene", "scene", "file", self.version, 1)])
+            if self.listed:
+                plan.add_sources([Source("scene", "scene", "file", self.version, 1)])
             parts = store.recover()
             for part in parts:
                 plan.add_ledger(store, part)
@@ -148,6 +150,16 @@ def test_tiles_of_a_scene_that_came_back_in_another_version_go(tmp_path: Path) -
     new.run()
     assert sorted(new.computed) == [*TILES]
     assert scene_of(tmp_path)["version"] == "2"
+    assert kept(tmp_path) == 0
+
+
+def test_tiles_of_a_scene_that_cannot_be_reached_wait_for_it(tmp_path: Path) -> None:
+    Job(tmp_path, (1,)).run()
+    Job(tmp_path, (), retry=True, listed=False).run()
+    assert kept(tmp_path) == 3  # without the rejected one
+    last = Job(tmp_path, (), retry=True)
+    last.run()
+    assert last.computed == [1]
     assert kept(tmp_path) == 0
 
 

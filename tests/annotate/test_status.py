@@ -88,6 +88,23 @@ def test_a_damaged_lease_is_of_nobody_known(
     assert found["holder"]["host"] == Lease().host
 
 
+@pytest.mark.parametrize("damage", ["{}", '{"counts": {}}', '{"counts": {"items": 1}}', '{"counts": 7}'])
+def test_a_damaged_record_is_named(damage: str, unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or is as if it were not there."""
+    (unfinished / "run.json").write_text(damage)
+    code = main(["status", str(unfinished)])
+    told = capsys.readouterr()
+    if code:
+        assert code == 1
+        assert "run.json, metrics.jsonl or _segray/lease.json is not as segray wrote it" in told.err
+        assert told.err.count("\n") == 1
+    else:
+        assert "100 items" in told.out
+    (unfinished / "run.json").write_text("{")
+    assert main(["status", str(unfinished)]) == 1
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
 def test_commits_that_are_merged_meanwhile_are_looked_for_again(
     unfinished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
