@@ -53,7 +53,8 @@ def test_a_finished_run(expected: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_one_that_stopped(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is committed is counted from the tables."""
     found, words = told(capsys, unfinished)
-    assert (found["state"], found["attempts"], found["holder"]) == ("stopped", 1, None)
+    generation = json.loads((unfinished / "_segray/lease.json").read_bytes())["generation"]
+    assert (found["state"], found["attempts"], found["holder"]) == ("stopped", generation, None)
     _, instances = tables(unfinished)
     assert (found["counts"]["done"], found["counts"]["instances"]) == (100, len(instances))
     assert "run the same command again" in words
