@@ -141,15 +141,19 @@ def test_what_it_starts(provider: str, tmp_path: Path) -> None:
 def test_what_it_installs(tmp_path: Path) -> None:
     """In a home folder where nothing is: the lock's Ray and this Python, and `segray`."""
     config = of("aws", tmp_path)
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        (tmp_path / "segray" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / "segray" / name)
+    for name in ("pyproject.toml", "uv.lock", "README.md", "LICENSE"):
+        (tmp_path / "segray").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "segray")
+    shutil.copytree(ROOT / "segray", tmp_path / "segray/segray", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {
         name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")
     }
-    cache = subprocess.run(["uv", "cache", "dir"], check=True, capture_output=True, text=True).stdout.strip()
-    environment |= {"HOME": str(tmp_path), "UV_CACHE_DIR": cache}
+    kept = {"UV_CACHE_DIR": ("cache", "dir"), "UV_PYTHON_INSTALL_DIR": ("python", "dir")}
+    for name, words in kept.items():  # what this machine has fetched
+        told = subprocess.run(["uv", *words], check=True, capture_output=True, text=True)
+        environment[name] = told.stdout.strip()
+    configuration = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
+    environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": configuration}
     for line in config["setup_commands"]:
         done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -160,11 +164,11 @@ def test_what_it_installs(tmp_path: Path) -> None:
         "print(ray.__version__, '.'.join(map(str, sys.version_info[:2])), version('segray'))"
     )
     command = [str(tmp_path / "segray/.venv/bin/python"), "-c", program]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
-    assert told == [version("ray"), python, version("segray")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [version("ray"), python, version("segray")]
     locked = re.search(r'^name = "ray"\nversion = "(.*)"$', (ROOT / "uv.lock").read_text(), re.MULTILINE)
     assert locked is not None
-    assert told[0] == locked[1]
+    assert version("ray") == locked[1]
     for name in ("ray", "segray"):
         assert os.access(tmp_path / f"segray/.venv/bin/{name}", os.X_OK)
 
