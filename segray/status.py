@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from segray.bulk.lock import NAME as LEASE
 from segray.bulk.lock import Lease
 from segray.bulk.progress import clock, pace
@@ -117,7 +119,7 @@ def _verb(plan: Any, record: Any) -> str:
     for each in (record, plan):
         if isinstance(each, dict) and isinstance(each.get("verb"), str):
             return str(each["verb"])
-    return "train" if "data" in (plan or record) else "annotate"
+    return "train" if "data" in (plan if isinstance(plan, dict) else record) else "annotate"
 
 
 def _state(record: Any, held: bool, lease: Lease) -> str:
@@ -160,12 +162,15 @@ def _looked_again(look: Callable[[], T]) -> T:
 
 def _committed(store: Store) -> tuple[int, int, int]:
     """(items, rejected ones, instances) of all commits; an item that was done again counts once."""
-    newest = dict[str, tuple[bool, int]]()
-    for part in store.parts():
+    ids, rejected, instances = [np.empty(0, "S32")], [np.empty(0, bool)], [np.empty(0, np.int64)]
+    for part in store.parts():  # 41 bytes an item: a dictionary of ten million would take gigabytes
         for batch in store.ledger(part, ["status", "instances"]):
-            rows = (batch[name].to_pylist() for name in ("image_id", "status", "instances"))
-            newest |= {key: (status == "rejected", n or 0) for key, status, n in zip(*rows, strict=True)}
-    return len(newest), sum(bad for bad, _ in newest.values()), sum(n for _, n in newest.values())
+            ids.append(np.array(batch["image_id"].to_pylist(), "S32"))
+            rejected.append(np.array([status == "rejected" for status in batch["status"].to_pylist()], bool))
+            instances.append(np.array([number or 0 for number in batch["instances"].to_pylist()], np.int64))
+    _, newest = np.unique(np.concatenate(ids)[::-1], return_index=True)
+    bad, found = (np.concatenate(each)[::-1][newest] for each in (rejected, instances))
+    return len(newest), int(bad.sum()), int(found.sum())
 
 
 def _epochs(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:

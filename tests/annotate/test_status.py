@@ -14,6 +14,7 @@ from segray.bulk.store import Store
 from segray.cli import main
 from segray.storage import StorageSettings
 from tests.annotate.runs import tables
+from tests.annotate.tables import answer, table
 from tests.servers import Server
 
 
@@ -87,6 +88,20 @@ def test_a_damaged_lease_is_of_nobody_known(
     found, _ = told(capsys, unfinished)
     assert (found["state"], found["counts"]["done"]) == ("held", 100)
     assert found["holder"]["host"] == Lease().host
+
+
+def test_an_item_that_was_done_again_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its newest row, also where a merge was cut off and its commits are still there."""
+    store = Store(str(tmp_path), StorageSettings())
+    store.write_json("_segray/plan.json", {})
+    store.commit(table(answer("a", error_type="storage"), answer("b", instances=3)))
+    second = store.commit(table(answer("a", instances=5), answer("c", error_type="corrupt")))
+    kept = (tmp_path / second.name).read_bytes()
+    store.merge([second])
+    (tmp_path / second.name).write_bytes(kept)
+    found, _ = told(capsys, tmp_path)
+    counts = {name: found["counts"][name] for name in ("done", "rejected", "instances")}
+    assert counts == {"done": 3, "rejected": 1, "instances": 8}
 
 
 @pytest.mark.parametrize("damage", ["{}", '{"counts": {}}', '{"counts": {"items": 1}}', '{"counts": 7}'])
