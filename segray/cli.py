@@ -2,10 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from segray.errors import ExitCode, SegrayError
+from segray.errors import ExitCode, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
+from segray.versions import banner
+
+if TYPE_CHECKING:
+    from segray.settings import JobSettings
 
 EXAMPLES = """examples:
   segray annotate photos/ --weights nuclei-small --output out/
@@ -51,6 +56,14 @@ STATUS_EXAMPLES = """examples:
 exit codes:
   0 a run is there, whatever became of it   1 the storage refuses   2 bad settings   4 no run there"""
 
+_LOOKED_AT = {
+    "annotate": "the sources, the weights and the output",
+    "train": "the data and the output",
+    "predict": "the sources, the weights and the output",
+    "evaluate": "what is to be compared",
+}
+"""The verbs that work on data, and what each looks at first."""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -66,6 +79,8 @@ verbs:
       label maps with such a model: PNG for pictures, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  submit (--address URL | --slurm | --kuberay | --sky) VERB ...
+      one of these on a cluster, with its log and its exit code
   status RUN [--json]
       what became of a run, or becomes of it now
   models [--json]
@@ -81,63 +96,71 @@ def _announce(what: str) -> None:
     print(f"segray: {what}", file=sys.stderr, flush=True)
 
 
-def _annotate(arguments: Sequence[str]) -> int:
-    from segray.settings import AnnotateSettings, load_settings, printable
+def _settings(verb: str, arguments: Sequence[str], program: str = "segray") -> "JobSettings":
+    """Of a verb that works on data; `program` is how it was called."""
+    from segray.settings import AnnotateSettings, load_settings
 
-    settings = load_settings(AnnotateSettings, arguments, "segray annotate", EXAMPLES)
+    program = f"{program} {verb}"
+    if verb == "annotate":
+        return load_settings(AnnotateSettings, arguments, program, EXAMPLES)
+    if verb == "predict":
+        from segray.predict.settings import PredictSettings
+
+        return load_settings(PredictSettings, arguments, program, PREDICT_EXAMPLES)
+    if verb == "train":
+        from segray.train.settings import TrainSettings
+
+        return load_settings(TrainSettings, arguments, program, TRAIN_EXAMPLES, "--data URL --output URL")
+    from segray.evaluate.settings import EvaluateSettings
+
+    usage = "{--predictions P --labels L | --weights W --data D} --output URL"
+    return load_settings(EvaluateSettings, arguments, program, EVALUATE_EXAMPLES, usage)
+
+
+def _on_data(verb: str, arguments: Sequence[str]) -> int:
+    """Run one of the verbs that work on data."""
+    from segray.settings import printable
+
+    settings: Any = _settings(verb, arguments)
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("annotate: looking at the sources, the weights and the output")
-    from segray.annotate.verb import Annotate
+    _announce(f"{verb}: looking at {_LOOKED_AT[verb]}")
+    if verb == "train":
+        from segray.train.job import train
+
+        return train(settings)
+    if verb == "evaluate":
+        from segray.evaluate.job import evaluate
+
+        return evaluate(settings)
     from segray.bulk.job import run
+
+    if verb == "predict":
+        from segray.predict.verb import Predict
+
+        return run(Predict(settings))
+    from segray.annotate.verb import Annotate
 
     return run(Annotate(settings))
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _submit(arguments: Sequence[str]) -> int:
     from segray.settings import load_settings, printable
-    from segray.train.settings import TrainSettings
+    from segray.submit.job import EXAMPLES, USAGE, VERBS, split, submit
+    from segray.submit.settings import SubmitSettings
 
-    usage = "--data URL --output URL"
-    settings = load_settings(TrainSettings, arguments, "segray train", TRAIN_EXAMPLES, usage)
+    own, verb, rest = split(arguments)
+    settings = load_settings(SubmitSettings, own, "segray submit", EXAMPLES, USAGE)
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("train: looking at the data and the output")
-    from segray.train.job import train
-
-    return train(settings)
-
-
-def _predict(arguments: Sequence[str]) -> int:
-    from segray.predict.settings import PredictSettings
-    from segray.settings import load_settings, printable
-
-    settings = load_settings(PredictSettings, arguments, "segray predict", PREDICT_EXAMPLES)
-    if settings.print_config:
-        print(printable(settings), end="")
-        return ExitCode.DONE
-    _announce("predict: looking at the sources, the weights and the output")
-    from segray.bulk.job import run
-    from segray.predict.verb import Predict
-
-    return run(Predict(settings))
-
-
-def _evaluate(arguments: Sequence[str]) -> int:
-    from segray.evaluate.settings import EvaluateSettings
-    from segray.settings import load_settings, printable
-
-    usage = "{--predictions P --labels L | --weights W --data D} --output URL"
-    settings = load_settings(EvaluateSettings, arguments, "segray evaluate", EVALUATE_EXAMPLES, usage)
-    if settings.print_config:
-        print(printable(settings), end="")
-        return ExitCode.DONE
-    _announce("evaluate: looking at what is to be compared")
-    from segray.evaluate.job import evaluate
-
-    return evaluate(settings)
+    if not verb:
+        raise SettingsError(
+            f"say what to do there: one of {', '.join(VERBS)}, and its settings",
+            f"usage: segray submit {USAGE}",
+        )
+    return submit(settings, verb, _settings(verb, rest, "segray submit ..."))
 
 
 def _status(arguments: Sequence[str]) -> int:
@@ -174,10 +197,8 @@ def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "annotate": _annotate,
-    "train": _train,
-    "predict": _predict,
-    "evaluate": _evaluate,
+    **{verb: partial(_on_data, verb) for verb in _LOOKED_AT},
+    "submit": _submit,
     "status": _status,
     "models": _models,
     "doctor": _doctor,
@@ -192,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return ExitCode.DONE
     if verb == "--version":
-        print(f"segray {version('segray')}")
+        print(banner())
         return ExitCode.DONE
     if verb not in VERBS:
         print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)

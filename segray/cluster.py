@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ RAY_ENVIRONMENT = {
     "RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION": "0.7",  # of 0.5, encoded files left too little for pixels
 }
 """Read by Ray when it is imported; what the user has set stays."""
+
+NODES_S = 600.0
+"""How long `ray.nodes` are waited for."""
 
 
 def set_environment() -> None:
@@ -109,7 +113,21 @@ class RayStart:
             self._own.start()
         elif not ray.is_initialized():
             connect(self._settings.address or os.environ["RAY_ADDRESS"])
+        if self.in_cluster:
+            self._wait_for_nodes()
         return _look_around(self._log)
+
+    def _wait_for_nodes(self) -> None:
+        """Who starts a cluster for one job starts the job first. Raises SettingsError when it stays small."""
+        import ray
+
+        started, wanted = time.monotonic(), self._settings.nodes or 1
+        while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:  # type: ignore[no-untyped-call]
+            if time.monotonic() - started > NODES_S or self._given_up.is_set():
+                raise SettingsError(
+                    f"ray.nodes: {there} of {wanted} nodes joined the cluster within {NODES_S:.0f} s"
+                )
+            time.sleep(0.5)
 
     def __enter__(self) -> "RayStart":
         return self

@@ -66,6 +66,9 @@ class RaySettings(BaseModel):
     address: str | None = Field(
         None, description="running cluster ('auto', or host:port); inside a Ray job this is found by itself"
     )
+    nodes: int | None = Field(
+        None, ge=1, description="wait until so many nodes have joined the cluster, up to 10 minutes"
+    )
     object_store_mib: int = Field(1024, ge=128, description="shared memory for data in flight (own Ray only)")
     stall_timeout_s: float = Field(1800, gt=0, description="fail when nothing moved for so long")
 
@@ -342,12 +345,17 @@ def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
     return {str(name).replace("-", "_").lstrip("_"): value for name, value in content.items()}, []
 
 
-def printable(settings: CommonSettings) -> str:
+def printable(settings: CommonSettings, *, without_defaults: bool = False) -> str:
     """The settings in force as YAML that `--config` reads back; secrets and unset values are left out.
 
     URLs come without credentials and query strings.
     """
-    plain = settings.model_dump(mode="json", exclude={"config", "print_config", "dry_run"}, exclude_none=True)
+    plain = settings.model_dump(
+        mode="json",
+        exclude={"config", "print_config", "dry_run"},
+        exclude_none=True,
+        exclude_defaults=without_defaults,
+    )
     plain = {
         name: _without_secrets(value if name == "crs" else _shown(value)) for name, value in plain.items()
     }
@@ -420,9 +428,11 @@ def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
+    from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
-    verbs = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, StatusSettings)
+    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
+    verbs = (*of_data, SubmitSettings, StatusSettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

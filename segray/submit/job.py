@@ -1,0 +1,87 @@
+"""`segray submit`, step by step: check here, build what is sent, print or send it, follow it to its end."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from segray.errors import ExitCode
+from segray.settings import JobSettings
+from segray.submit import kuberay, sky, slurm
+from segray.submit.estimate import estimate
+from segray.submit.order import Order, order_of
+from segray.submit.settings import SubmitSettings
+from segray.submit.shell import say
+
+EXAMPLES = """examples:
+  segray submit --address http://localhost:8265 annotate s3://bucket/photos --output s3://bucket/labels
+  segray submit --address http://localhost:8265 --name nightly train --config train.yaml
+  segray submit --slurm --nodes 4 --gpus 2 --shared-filesystem annotate /data/photos --output /data/labels
+  segray submit --kuberay --image registry/segray:1 predict s3://b/scenes --weights s3://b/model.pt --output s3://b/maps
+
+exit codes:
+  the job's own: 0 done   1 failed, submit again to continue   2 bad settings   3 too many rejects
+  4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
+USAGE = "(--address URL | --slurm | --kuberay | --sky) [--name ID] [--detach] [--dry-run] VERB ..."
+
+VERBS = ("annotate", "train", "predict", "evaluate")
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """(submit's arguments, verb, the verb's arguments); the verb is empty where none is named."""
+    switches = {
+        f"--{name.replace('_', '-')}"
+        for name, field in SubmitSettings.model_fields.items()
+        if field.annotation is bool
+    }
+    for at, word in enumerate(arguments):
+        before = arguments[at - 1] if at else ""
+        is_value = before.startswith("-") and "=" not in before and before not in switches
+        if word in VERBS and not is_value:
+            return list(arguments[:at]), word, list(arguments[at + 1 :])
+    return list(arguments), "", []
+
+
+def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
+    """Send `segray VERB` with these settings; returns its exit code.
+
+    Raises SettingsError for what can be known before it is sent, JobFailedError for what broke later.
+    """
+    order = order_of(verb, job, settings)
+    if order.kept_back:
+        say(f"not sent, since they are secret: {', '.join(order.kept_back)}; the nodes need their own")
+    if settings.dry_run:
+        print(_text(settings, order), end="")
+        for line in estimate(settings, job):
+            say(line)
+        return ExitCode.DONE
+    senders: dict[str, Callable[[SubmitSettings, Order], int]] = {
+        "address": _to_ray, "slurm": slurm.send, "kuberay": kuberay.send, "sky": sky.send,
+    }  # fmt: skip
+    return senders[settings.where](settings, order)
+
+
+def _text(settings: SubmitSettings, order: Order) -> str:
+    """What would be sent."""
+    if settings.where == "slurm":
+        return slurm.script(settings, order)
+    if settings.where == "kuberay":
+        return kuberay.manifest(settings, order)
+    if settings.where == "sky":
+        return sky.task(settings, order)
+    from segray.submit.ray_cluster import described
+
+    return f"{json.dumps(described(order, settings), indent=2)}\n---\n{order.settings}"
+
+
+def _to_ray(settings: SubmitSettings, order: Order) -> int:
+    from segray.submit.ray_cluster import RayCluster
+
+    cluster = RayCluster(settings)
+    submission_id = cluster.send(order)
+    if settings.detach:
+        cluster.come_back(submission_id)
+        return ExitCode.DONE
+    try:
+        return cluster.follow(submission_id)
+    except KeyboardInterrupt:
+        cluster.come_back(submission_id)
+        return ExitCode.INTERRUPTED

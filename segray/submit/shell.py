@@ -1,0 +1,65 @@
+"""What the generated scripts share, and how this machine's commands are called."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from segray.errors import SettingsError
+
+AGAIN = """\
+tries=0
+while :; do
+  segray {verb} --config {settings}
+  code=$?
+  [ $code = 1 ] && [ $tries -lt {retries} ] || break
+  tries=$((tries + 1))
+  echo "segray: exit 1; again in 30 s ($tries of {retries})"
+  sleep 30
+done
+[ $code = 4 ] && code=0
+exit $code
+"""
+"""1: what broke may be over; 4, nothing to do, is success to a scheduler."""
+
+
+class CommandError(Exception):
+    """The last line of what a command said that failed."""
+
+
+def asked(command: Sequence[str], text: str | None = None) -> str:
+    """What a command prints, given `text`. Raises CommandError, and SettingsError where there is no such."""
+    if shutil.which(command[0]) is None:
+        raise SettingsError(
+            f"there is no {command[0]} here; do this where there is one, or copy what --dry-run prints there"
+        )
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise CommandError(said[-1] if said else f"{command[0]} ended with {done.returncode}")
+    return done.stdout.strip()
+
+
+def say(line: str) -> None:
+    """To the terminal."""
+    print(f"segray: submit: {line}", file=sys.stderr, flush=True)
+
+
+def as_yaml(content: Any) -> str:
+    """With scripts as blocks of lines, and nothing written once for two places."""
+    return yaml.dump(content, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Readable(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _block)

@@ -1,0 +1,189 @@
+"""A batch job for Slurm: one script with all it needs, sent by `sbatch` and followed to its end."""
+
+import re
+import shlex
+import sys
+import sysconfig
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from segray.errors import ExitCode, JobFailedError, SettingsError
+from segray.submit.order import Order
+from segray.submit.settings import SubmitSettings
+from segray.submit.shell import CommandError, asked, say
+
+_LOOK_S = 2.0
+"""Between two looks at the job and its log."""
+_OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
+
+SCRIPT = """\
+#!/bin/bash
+# Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it goes on where it stopped.
+# Exit codes of segray: 1 and signals (lost nodes, the time limit) put it into the queue again, {retries} times;
+# 2 (settings), 3 (too many rejects), 5 (refused) need a person; 4 (nothing to do) is success.
+#SBATCH --job-name={name}
+#SBATCH --comment=segray:{digest}
+#SBATCH --output={name}-%j.log
+#SBATCH --open-mode=append
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --mem={memory}G
+{more}#SBATCH --time={time_limit}
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+set -u
+{setup}
+settings=$(mktemp)
+cat > "$settings" <<'END-OF-SETTINGS'
+{settings}END-OF-SETTINGS
+
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    # A Ray of this job alone: its own ports, its own folders, a token that only this job knows.
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | cut -d' ' -f1)
+    port=$((20000 + SLURM_JOB_ID * 7 % 20000))
+    common="--block --disable-usage-stats --dashboard-agent-listen-port=0 --num-cpus=$SLURM_CPUS_PER_TASK"
+    folder="/tmp/segray-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" others=$((SLURM_JOB_NUM_NODES - 1))
+    srun --nodes=1 --ntasks=1 --nodelist="$first" ray start --head --include-dashboard=false $common \\
+        --node-ip-address="$address" --port="$port" --temp-dir="$folder" > "{name}-$SLURM_JOB_ID-ray.log" 2>&1 &
+    srun --nodes=$others --ntasks=$others --exclude="$first" ray start --address="$address:$port" $common \\
+        >> "{name}-$SLURM_JOB_ID-ray.log" 2>&1 &
+    export SEGRAY_RAY__ADDRESS="$address:$port" SEGRAY_RAY__NODES=$SLURM_JOB_NUM_NODES
+fi
+
+segray {verb} --config "$settings" &
+job=$!
+trap 'kill -TERM $job' TERM INT
+wait $job; code=$?
+while kill -0 $job 2> /dev/null; do wait $job; code=$?; done
+rm -f "$settings"
+kill $(jobs -p) 2> /dev/null
+case $code in
+    4) code=0 ;;
+    0 | 2 | 3 | 5) ;;
+    *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then
+           echo "segray: exit $code; into the queue again"
+           scontrol requeue "$SLURM_JOB_ID"
+           sleep 60
+       fi ;;
+esac
+exit $code
+"""
+
+
+def script(submit: SubmitSettings, order: Order) -> str:
+    """The file for `sbatch`. Raises SettingsError where the settings cannot stand in it."""
+    if order.files:
+        raise SettingsError("Slurm sends no files: say --shared-filesystem where all nodes see them")
+    if "\nEND-OF-SETTINGS" in order.settings:
+        raise SettingsError("a setting holds END-OF-SETTINGS, which ends them in the script")
+    more = {
+        "--gpus-per-node": submit.gpus or None, "--partition": submit.partition, "--account": submit.account,
+    }  # fmt: skip
+    return SCRIPT.format(
+        name=submit.name or order.verb,
+        digest=order.digest,
+        nodes=submit.nodes,
+        cpus=submit.cpus,
+        memory=submit.memory_gib,
+        more="".join(f"#SBATCH {flag}={value}\n" for flag, value in more.items() if value is not None),
+        time_limit=submit.time_limit,
+        setup="\n".join(_setup(submit)),
+        settings=order.settings,
+        verb=order.verb,
+        retries=submit.retries,
+    )
+
+
+def _setup(submit: SubmitSettings) -> list[str]:
+    """Lines after which `segray` and `ray` are found: those of this machine, where the nodes see them."""
+    own = f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH"
+    return [own] * submit.shared_filesystem + submit.setup
+
+
+def send(submit: SubmitSettings, order: Order) -> int:
+    """Send the job, or find the one of that name that waits or runs; follow it and return its exit code.
+
+    Raises SettingsError where there is no Slurm or it refuses the job, JobFailedError where it was lost.
+    """
+    text = script(submit, order)
+    job = _under_way(submit, order)
+    if job is None:
+        try:
+            job = asked(["sbatch", "--parsable"], text).partition(";")[0]
+        except CommandError as error:
+            raise SettingsError(f"slurm: sbatch refuses the job: {error}") from error
+        say(f"job {job} is in the queue; its log: {_log(submit, order, job)}")
+    if submit.detach:
+        say(f"to stop it: scancel {job}")
+        return ExitCode.DONE
+    try:
+        return _followed(job, submit)
+    except KeyboardInterrupt:
+        say(f"job {job} goes on; to stop it: scancel {job}")
+        return ExitCode.INTERRUPTED
+
+
+def _log(submit: SubmitSettings, order: Order, job: str) -> Path:
+    return Path(f"{submit.name or order.verb}-{job}.log").absolute()
+
+
+def _under_way(submit: SubmitSettings, order: Order) -> str | None:
+    """The job of that name in the queue. Raises SettingsError when it is another one."""
+    if submit.name is None:
+        return None
+    for line in asked(
+        ["squeue", "--me", "--noheader", f"--name={submit.name}", "--format=%i %k"]
+    ).splitlines():
+        job, _, comment = line.strip().partition(" ")
+        if comment != f"segray:{order.digest}":
+            raise SettingsError(f"name: job {job} of that name has other settings; choose another --name")
+        say(f"job {job} is under way already; following it")
+        return job
+    return None
+
+
+def _followed(job: str, submit: SubmitSettings) -> int:
+    """Print the log as it grows; the exit code of the job."""
+    printed, lost = 0, None
+    while True:
+        try:
+            about = dict(re.findall(r"(\w+)=(\S*)", asked(["scontrol", "--oneliner", "show", "job", job])))
+            lost = None
+        except CommandError as error:
+            lost = lost or time.monotonic()
+            if "Invalid job id" in str(error) or time.monotonic() - lost > submit.patience_s:
+                raise JobFailedError(f"Slurm does not answer for job {job}: {error}; see its log") from error
+            time.sleep(_LOOK_S)
+            continue
+        printed = _print_from(Path(about["StdOut"]), printed)
+        if about["JobState"] in _OVER:
+            return _code(job, about)
+        time.sleep(_LOOK_S)
+
+
+def _print_from(log: Path, printed: int) -> int:
+    """Print what is new in a log that this machine may see; returns how much of it is printed."""
+    with suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(printed)
+        data = file.read()
+        sys.stdout.write(data.decode(errors="replace"))
+        sys.stdout.flush()
+        return printed + len(data)
+    return printed
+
+
+def _code(job: str, about: dict[str, str]) -> int:
+    """Raises JobFailedError when it ended without an exit code."""
+    code, _, signal = about["ExitCode"].partition(":")
+    if about["JobState"] != "COMPLETED" and (code, signal) != ("0", "0") and signal == "0":
+        return int(code)
+    if about["JobState"] == "COMPLETED":
+        return ExitCode.DONE
+    raise JobFailedError(
+        f"job {job} ended as {about['JobState']} ({about.get('Reason', 'no reason is known')}); what is "
+        "committed is safe, submit it again to continue"
+    )
