@@ -19,9 +19,9 @@ _LOOK_S = 5.0
 HEADER = """\
 # Made by `segray submit --kuberay --dry-run`; by hand: kubectl apply -f FILE. Image: jobs/cluster/Dockerfile.
 # Exit codes of segray: 1 is tried again in the same pods, {retries} times. When that does not help, or the
-# head's pod is lost, KubeRay starts the whole job again, {retries} times, and it goes on where it stopped: also
-# after 2 (settings), 3 (too many rejects) and 5 (refused), which end as before within seconds and need a person.
-# 4 (nothing to do) is success. Two attempts may overlap: the lease in the output lets one of them write.
+# head's pod is lost, KubeRay starts the whole job again, {retries} times, and it goes on where it stopped;
+# also after 2 (settings), 3 (too many rejects) and 5 (refused), which end as before within seconds and need a
+# person. 4 (nothing to do) is success. Attempts may overlap: the lease in the output lets one of them write.
 """
 
 

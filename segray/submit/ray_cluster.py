@@ -1,5 +1,6 @@
 """A job on a Ray cluster, by its job server: what is there is asked, the job sent, and followed."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -179,6 +180,7 @@ def _connected(address: str) -> "JobSubmissionClient":
         def _do_request(self, *words: Any, **options: Any) -> requests.Response:
             return super()._do_request(*words, timeout=(_CONNECT_S, _ANSWER_S), **options)
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each upload
     try:
         client = Impatient(address)
         client.list_jobs()  # asks for the token, which the version does not

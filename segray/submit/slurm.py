@@ -20,7 +20,7 @@ _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMO
 SCRIPT = """\
 #!/bin/bash
 # Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it goes on where it stopped.
-# Exit codes of segray: 1 and signals (lost nodes, the time limit) put it into the queue again, {retries} times;
+# Exit codes of segray: 1 and signals (lost nodes, time limit) put it into the queue again, {retries} times;
 # 2 (settings), 3 (too many rejects), 5 (refused) need a person; 4 (nothing to do) is success.
 #SBATCH --job-name={name}
 #SBATCH --comment=segray:{digest}
@@ -46,11 +46,12 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | cut -d' ' -f1)
     port=$((20000 + SLURM_JOB_ID * 7 % 20000))
     common="--block --disable-usage-stats --dashboard-agent-listen-port=0 --num-cpus=$SLURM_CPUS_PER_TASK"
-    folder="/tmp/segray-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" others=$((SLURM_JOB_NUM_NODES - 1))
+    log="{name}-$SLURM_JOB_ID-ray.log" folder="/tmp/segray-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+    others=$((SLURM_JOB_NUM_NODES - 1))
     srun --nodes=1 --ntasks=1 --nodelist="$first" ray start --head --include-dashboard=false $common \\
-        --node-ip-address="$address" --port="$port" --temp-dir="$folder" > "{name}-$SLURM_JOB_ID-ray.log" 2>&1 &
+        --node-ip-address="$address" --port="$port" --temp-dir="$folder" > "$log" 2>&1 &
     srun --nodes=$others --ntasks=$others --exclude="$first" ray start --address="$address:$port" $common \\
-        >> "{name}-$SLURM_JOB_ID-ray.log" 2>&1 &
+        >> "$log" 2>&1 &
     export SEGRAY_RAY__ADDRESS="$address:$port" SEGRAY_RAY__NODES=$SLURM_JOB_NUM_NODES
 fi
 

@@ -1,0 +1,205 @@
+"""A real Slurm cluster of several nodes on loopback, from Debian's packages, without root services."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PACKAGES = (
+    *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins"),
+    *("munge", "libmunge2", "libhwloc15"),
+)
+START_S = 60.0
+CONFIGURATION = """\
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+PluginDir={root}/usr/lib/x86_64-linux-gnu/slurm-wlm
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdTimeout={lost_s}
+ReturnToService=2
+KillWait=5
+UnkillableStepTimeout=10
+SchedulerParameters=sched_interval=2
+{nodes}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def install_slurm() -> Path:
+    """The folder with Debian's Slurm, fetched by apt into the user's cache when it is not there.
+
+    Needs no rights. Raises RuntimeError where there is no apt or it fails.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "segray-tests"
+    target = caches / "slurm"
+    if target.is_dir():
+        return target
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        raise RuntimeError(
+            "the Slurm tests fetch Debian's packages: no apt here; leave them out: --without-slurm"
+        )
+    caches.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=caches) as name:
+        folder = Path(name)
+        for part in ("lists/partial", "cache/archives/partial", "debs", "root"):
+            (folder / part).mkdir(parents=True)
+        places = {
+            "Dir::State::lists": folder / "lists",
+            "Dir::Cache": folder / "cache",
+            "APT::Sandbox::User": "root",
+        }
+        options = [word for name, value in places.items() for word in ("-o", f"{name}={value}")]
+        environment = os.environ | {"TMPDIR": name}  # apt's own default may not be writable
+        for words in (["update"], ["download", *PACKAGES]):
+            done = subprocess.run(
+                ["apt-get", *options, "-qq", *words],
+                cwd=folder / "debs", env=environment, capture_output=True, text=True, timeout=600,
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(f"apt-get {words[0]} failed: {done.stderr.strip()[-500:]}")
+        for package in sorted((folder / "debs").glob("*.deb")):
+            subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
+        with suppress(OSError):  # another test run was faster
+            (folder / "root").rename(target)
+    return target
+
+
+@dataclass
+class Slurm:
+    """A cluster that runs; `environment` is that of a user who may use it."""
+
+    folder: Path
+    root: Path
+    environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """`slurmctld`, or the slurmd of a node."""
+        binaries = self.root / "usr/sbin"
+        words = [binaries / "slurmctld-wlm", "-D", "-i"]
+        if name != "slurmctld":
+            words = [binaries / "slurmd-wlm", "-D", "-N", name, "-d", binaries / "slurmstepd-wlm"]
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                words, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def run(self, *command: str) -> str:
+        """What one of Slurm's commands prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def lose(self, node: str) -> None:
+        """The node's power fails: all of its processes are gone at once."""
+        daemon = self.daemons.pop(node)
+        for pid in _family(daemon.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it started."""
+    import psutil
+
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+@contextmanager
+def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
+    """So many nodes, n1 and on, of so many CPUs each, idle; a node is lost after `lost_s` without an answer."""
+    root = install_slurm()
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:
+        folder = Path(name)
+        (folder / "state").mkdir()
+        ports = _free_ports(nodes + 1)
+        about = [
+            f"NodeName=n{number + 1} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
+            f"Port={ports[number]} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
+            for number in range(nodes)
+        ]
+        (folder / "slurm.conf").write_text(
+            CONFIGURATION.format(
+                host=socket.gethostname(),
+                port=ports[-1],
+                user=_user(),
+                root=root,
+                folder=folder,
+                lost_s=lost_s,
+                nodes="\n".join(about),
+            )  # fmt: skip
+        )
+        binaries = [str(Path(sys.executable).parent), str(root / "usr/bin"), os.environ["PATH"]]
+        libraries = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib/x86_64-linux-gnu/slurm-wlm")]
+        environment = os.environ | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": os.pathsep.join(binaries),
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        }
+        cluster = Slurm(folder, root, environment)
+        try:
+            for daemon in ("slurmctld", *(f"n{number + 1}" for number in range(nodes))):
+                cluster.start(daemon)
+            _wait_until_idle(cluster, nodes)
+            yield cluster
+        finally:
+            for daemon in list(cluster.daemons):
+                cluster.lose(daemon)
+
+
+def _wait_until_idle(cluster: Slurm, nodes: int) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        said = ""
+        with suppress(RuntimeError):
+            said = cluster.run("sinfo", "--noheader", "--Node", "--format=%N %T")
+            if said.count(" idle") == nodes:
+                return
+        if time.monotonic() > deadline:
+            logs = "".join(path.read_text()[-2000:] for path in cluster.folder.glob("*.log"))
+            raise RuntimeError(f"Slurm did not start: {said}\n{logs}")
+        time.sleep(0.2)
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

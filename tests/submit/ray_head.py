@@ -1,0 +1,114 @@
+"""A real Ray cluster of one node with its job server, token authentication on, on loopback."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+import segray
+
+START_S = 120.0
+
+
+@dataclass
+class Head:
+    """One head node; it can be killed and started again under the same addresses."""
+
+    folder: Path
+    ports: dict[str, int]
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    cpus: int = 3
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Of the job server."""
+        return f"http://127.0.0.1:{self.ports['dashboard-port']}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its nodes, and of who may use it."""
+        package = str(Path(segray.__file__).parents[1])
+        return os.environ | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": package,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def start(self) -> None:
+        """Return once its job server answers."""
+        options = [f"--{name}={port}" for name, port in self.ports.items()]
+        command = [
+            *(
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                "--node-ip-address=127.0.0.1",
+                "--dashboard-host=127.0.0.1",
+            ),
+            *(f"--num-cpus={self.cpus}", f"--temp-dir={self.folder}/ray", "--object-store-memory=200000000"),
+            *options,
+        ]
+        with (self.folder / "head.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            assert self.process.poll() is None, (self.folder / "head.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (self.folder / "head.log").read_text()[-3000:]
+            time.sleep(0.3)
+
+    def _answers(self) -> bool:
+        request = urllib.request.Request(
+            f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        """Its power fails: no process of it is left."""
+        assert self.process is not None
+        with suppress(psutil.NoSuchProcess):
+            family = [*psutil.Process(self.process.pid).children(recursive=True)]
+            for each in [psutil.Process(self.process.pid), *family]:
+                with suppress(psutil.NoSuchProcess):
+                    each.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def ray_head(folder: Path, cpus: int = 3) -> Iterator[Head]:
+    """A head that runs; ended with all of its processes."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    head = Head(folder, dict(zip(names, free_ports(len(names)), strict=True)), cpus=cpus)
+    head.start()
+    try:
+        yield head
+    finally:
+        head.kill()
