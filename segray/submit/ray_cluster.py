@@ -27,6 +27,8 @@ MOST_BYTES = 500_000_000
 """Ray keeps packages in its head's memory and takes 512 MiB."""
 TOKEN_FILE = Path("~/.ray/auth_token")
 _CONNECT_S, _ANSWER_S = 10.0, 120.0
+_SETTLE_S = 1.5
+"""Ray looks at a job each second, and one that was deleted before its last look would come back as failed."""
 _LOOK_S = 60.0
 """For the look at what the cluster has installed; a node that starts may have to be waited for."""
 
@@ -128,6 +130,7 @@ class RayCluster:
                 )
             time.sleep(0.2)
         said = self._client.get_job_logs(look).splitlines()
+        time.sleep(_SETTLE_S)
         with suppress(RuntimeError):
             self._client.delete_job(look)
         if found := [line for line in said if line.startswith("segray ")]:
@@ -180,7 +183,8 @@ def _connected(address: str) -> "JobSubmissionClient":
         def _do_request(self, *words: Any, **options: Any) -> requests.Response:
             return super()._do_request(*words, timeout=(_CONNECT_S, _ANSWER_S), **options)
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each upload
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)  # else it tells of each upload and connection
     try:
         client = Impatient(address)
         client.list_jobs()  # asks for the token, which the version does not

@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 
 import segray
+from tests.submit.slurm_cluster import free_ports
 
 START_S = 120.0
 
@@ -89,17 +89,6 @@ class Head:
                 with suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGKILL)
         self.process.wait()
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(number)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @contextmanager

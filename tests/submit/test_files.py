@@ -87,7 +87,7 @@ def with_a_slip(document: Any, at: tuple[str | int, ...]) -> Any:
     return wrong
 
 
-FREE = {"labels", "annotations", "data", "rayStartParams", "requests", "limits"}
+FREE = {"secrets", "accelerators", "labels", "annotations", "data", "rayStartParams", "requests", "limits"}
 """Below these, names are the user's own."""
 
 

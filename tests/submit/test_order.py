@@ -38,11 +38,8 @@ def problems(*arguments: str, submit: tuple[str, ...] = RAY) -> list[str]:
 def is_address(annotation: Any) -> bool:
     """Whether a setting of that type names a file or a URL."""
     if get_origin(annotation) is Annotated:
-        marks = {mark.func for mark in get_args(annotation)[1:] if isinstance(mark, AfterValidator)}
-        return bool(
-            marks
-            & {absolute_address, *(m.func for m in get_args(WeightsAddress) if isinstance(m, AfterValidator))}
-        )
+        wanted = {absolute_address, *_functions(WeightsAddress)}
+        return not wanted.isdisjoint(_functions(annotation)) or is_address(get_args(annotation)[0])
     return any(is_address(each) for each in get_args(annotation))
 
 

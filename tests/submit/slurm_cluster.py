@@ -1,5 +1,6 @@
 """A real Slurm cluster of several nodes on loopback, from Debian's packages, without root services."""
 
+import getpass
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins"),
@@ -128,19 +131,17 @@ class Slurm:
 
 def _family(pid: int) -> list[int]:
     """A process and all that it started."""
-    import psutil
-
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 @contextmanager
 def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
-    """So many nodes, n1 and on, of so many CPUs each, idle; a node is lost after `lost_s` without an answer."""
+    """So many idle nodes, n1 and on, of so many CPUs; one that does not answer for `lost_s` is lost."""
     root = install_slurm()
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
         (folder / "state").mkdir()
-        ports = _free_ports(nodes + 1)
+        ports = free_ports(nodes + 1)
         about = [
             f"NodeName=n{number + 1} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
             f"Port={ports[number]} CPUs={cpus} RealMemory=8000 State=UNKNOWN"
@@ -150,12 +151,12 @@ def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
             CONFIGURATION.format(
                 host=socket.gethostname(),
                 port=ports[-1],
-                user=_user(),
+                user=getpass.getuser(),
                 root=root,
                 folder=folder,
                 lost_s=lost_s,
                 nodes="\n".join(about),
-            )  # fmt: skip
+            )
         )
         binaries = [str(Path(sys.executable).parent), str(root / "usr/bin"), os.environ["PATH"]]
         libraries = [str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/lib/x86_64-linux-gnu/slurm-wlm")]
@@ -189,13 +190,8 @@ def _wait_until_idle(cluster: Slurm, nodes: int) -> None:
         time.sleep(0.2)
 
 
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
-
-
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     sockets = [socket.socket() for _ in range(number)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

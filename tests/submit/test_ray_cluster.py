@@ -1,0 +1,199 @@
+"""`segray submit --address`, on a real Ray cluster with token authentication, from another working folder."""
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import requests
+
+from tests.submit.ray_head import Head, ray_head
+from tests.train.squares import SMALL, squares
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT / "tests/data/nuclei/images"
+SLOW = """
+import time
+import torch
+
+class Slow(torch.nn.Module):
+    digest = "1"
+    categories = {1: "thing"}
+
+    def forward(self, images):
+        time.sleep(1.0)
+        found = {"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([1])}
+        found["scores"] = torch.tensor([0.9])
+        return [found | {"masks": torch.ones(1, 1, *image.shape[1:])} for image in images]
+
+def make():
+    return Slow()
+"""
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with ray_head(tmp_path_factory.mktemp("head")) as head:
+        yield head
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Where the user stands: nothing of the project is there."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/slow_model.py").write_text(SLOW)
+    return tmp_path / "elsewhere"
+
+
+Submit = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def submit(head: Head, elsewhere: Path) -> Submit:
+    """Starts `segray submit` as its user does."""
+
+    def start(*words: str, address: str = head.address, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "segray.cli", "submit", "--address", address, *words],
+            cwd=elsewhere, env=head.environment | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """(Exit code, stdout, stderr)."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def jobs(head: Head) -> dict[str, Any]:
+    """By submission id: those that do the user's work."""
+    headers = {"Authorization": f"Bearer {head.token}"}
+    found = requests.get(f"{head.address}/api/jobs/", headers=headers, timeout=30).json()
+    return {job["submission_id"]: job for job in found if job["submission_id"]}
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_logs_and_exit_codes_come_back(submit: Submit, tmp_path: Path, head: Head) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in sorted(PHOTOS.glob("*.png"))[:3]:
+        (photos / photo.name).symlink_to(photo)
+    (photos / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "nothing").mkdir()
+    output = ("--output", f"{tmp_path}/out", "--weights", "nuclei-small")
+    code, out, err = ended(
+        submit("--shared-filesystem", "annotate", str(photos), *output, "--max-rejects", "1")
+    )
+    assert code == 0, err
+    assert "4 items: 3 annotated, 1 rejected" in out
+    assert "segray: submit: sent annotate-" in err
+    assert len(err.splitlines()) == 1, err
+    again = [  # together, since each of them waits for most of its time
+        submit("--shared-filesystem", "annotate", str(photos), *output),
+        submit("--shared-filesystem", "annotate", str(photos), *output, "--score-threshold", "0.7"),
+        submit("--shared-filesystem", "annotate", f"{tmp_path}/nothing", "--output", f"{tmp_path}/none"),
+    ]
+    (rejected, _, _), (refused, told, _), (nothing, _, _) = map(ended, again)
+    assert (rejected, refused, nothing) == (3, 2, 4)
+    assert "score_threshold: 0.5 there, 0.7 now" in told
+    assert not [name for name in jobs(head) if name.startswith("segray-look")]
+
+
+def test_training(submit: Submit, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        squares(tmp_path / "squares", split, 2, seed=1)
+    words = ("train", "--data", f"{tmp_path}/squares", "--output", f"{tmp_path}/model", "--epochs", "1")
+    code, out, err = ended(submit("--shared-filesystem", *words, *SMALL))
+    assert code == 0, out + err
+    assert "epoch 1" in out
+    assert (tmp_path / "model/model.pt").is_file()
+
+
+def test_a_job_with_a_name_is_met_again(submit: Submit, head: Head, tmp_path: Path) -> None:
+    """While it runs, when it was stopped, and when the head was killed and started anew: the rows are exact.
+
+    The model is a module of the user's own, which is sent.
+    """
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in sorted(PHOTOS.glob("*.png"))[:9]:
+        (photos / photo.name).symlink_to(photo)
+    words = ("--shared-filesystem", "--name", "slow", "annotate", str(photos), "--output", f"{tmp_path}/out")
+    words = (*words, "--weights", "python:slow_model:make", "--batch-size", "1")
+    first = submit(*words)
+    staged = tmp_path / "out/_segray/staging"
+    wait_for(lambda: len(list(staged.glob("*.parquet"))) >= 1)
+    second, other = submit(*words), submit(*words, "--score-threshold", "0.7")
+    assert second.stderr is not None
+    assert "slow is under way already; following it" in second.stderr.readline()
+    second.send_signal(signal.SIGINT)
+    code, _, err = ended(second)
+    assert code == 130
+    assert "slow goes on; to follow it: the same command; to stop it: ray job stop" in err
+    code, _, err = ended(other)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "slow is another job" in err
+    head.kill()
+    head.start()
+    code, _, err = ended(first)
+    assert code == 1
+    sent, lost, gone = err.splitlines()
+    assert "sent slow to" in sent
+    assert f"the connection to {head.address} is lost; trying again for 600 s" in lost
+    assert "no longer knows slow: its head was started anew" in gone
+
+    before = set(staged.glob("*.parquet"))
+    first = submit(*words)
+    wait_for(lambda: bool(set(staged.glob("*.parquet")) - before))
+    stop = [str(Path(sys.executable).with_name("ray")), "job", "stop", "--address", head.address, "slow"]
+    subprocess.run(stop, env=head.environment, check=True, capture_output=True)
+    code, out, err = ended(first)
+    assert code in (1, 130), err
+    assert "segray: annotate: " in out
+    code, out, err = ended(submit(*words))
+    assert code == 0, err
+    assert "sent slow-2 to" in err
+    uris = pq.read_table(tmp_path / "out/images")["uri"].to_pylist()
+    assert sorted(Path(uri).name for uri in uris) == sorted(photo.name for photo in photos.iterdir())
+    assert {"slow", "slow-2"} == {name for name in jobs(head) if name.startswith("slow")}
+
+
+def test_what_is_wrong_is_told_in_one_line(submit: Submit, tmp_path: Path, elsewhere: Path) -> None:
+    """Before anything is sent."""
+    words = ("annotate", "s3://bucket/photos", "--output", "s3://bucket/labels")
+    (elsewhere / "segray-9.9.9.dist-info").mkdir()
+    (elsewhere / "segray-9.9.9.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: segray\nVersion: 9.9.9\n"
+    )
+    here = os.pathsep.join([str(elsewhere), str(ROOT)])
+    (tmp_path / "home").mkdir()
+    wrong = {
+        "does not take the token of RAY_AUTH_TOKEN": submit(*words, RAY_AUTH_TOKEN="0" * 64),
+        "wants a token: set RAY_AUTH_TOKEN": submit(
+            *words, RAY_AUTH_TOKEN="", RAY_AUTH_MODE="disabled", HOME=f"{tmp_path}/home"
+        ),
+        "no Ray job server answers at http://127.0.0.1:1": submit(*words, address="http://127.0.0.1:1"),
+        f"has segray {importlib.metadata.version('segray')} (Python": submit(*words, PYTHONPATH=here),
+    }
+    for told, process in wrong.items():
+        code, out, err = ended(process)
+        assert (code, out) == (2, ""), err
+        (line,) = err.splitlines()
+        assert line.startswith("segray: address: ")
+        assert told in line
