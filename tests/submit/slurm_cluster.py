@@ -3,7 +3,6 @@
 import getpass
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +43,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-SlurmdTimeout={lost_s}
+SlurmdTimeout=60
 ReturnToService=2
 KillWait=5
 UnkillableStepTimeout=10
@@ -121,22 +120,38 @@ class Slurm:
         return done.stdout.strip()
 
     def lose(self, node: str) -> None:
-        """The node's power fails: all of its processes are gone at once."""
+        """The node's power fails; when it is started again, its disk is empty."""
+        self.kill(node)
+        shutil.rmtree(self.folder / f"spool-{node}", ignore_errors=True)
+        self.run(
+            "scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power"
+        )  # found after a while
+
+    def kill(self, node: str) -> None:
+        """All processes of a node are gone at once."""
         daemon = self.daemons.pop(node)
-        for pid in _family(daemon.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        daemon.kill()
+        steps = self._of(node)
+        for process in sorted(steps, key=lambda each: not each.name().startswith("slurmstepd")):
+            with suppress(psutil.Error):
+                process.kill()  # who would tell of the others' end first
         daemon.wait()
 
-
-def _family(pid: int) -> list[int]:
-    """A process and all that it started."""
-    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    def _of(self, node: str) -> set[psutil.Process]:
+        """All that runs in jobs there, and Slurm's own processes that look after it."""
+        found = set[psutil.Process]()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                there = process.environ()
+                is_ours = there.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                if is_ours and there.get("SLURMD_NODENAME") == node:
+                    found |= {process, *(each for each in process.parents() if "slurmstepd" in each.name())}
+        return found
 
 
 @contextmanager
-def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
-    """So many idle nodes, n1 and on, of so many CPUs; one that does not answer for `lost_s` is lost."""
+def slurm_cluster(nodes: int, cpus: int) -> Iterator[Slurm]:
+    """So many idle nodes, n1 and on, of so many CPUs."""
     root = install_slurm()
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
@@ -154,7 +169,6 @@ def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
                 user=getpass.getuser(),
                 root=root,
                 folder=folder,
-                lost_s=lost_s,
                 nodes="\n".join(about),
             )
         )
@@ -173,7 +187,7 @@ def slurm_cluster(nodes: int, cpus: int, lost_s: int = 10) -> Iterator[Slurm]:
             yield cluster
         finally:
             for daemon in list(cluster.daemons):
-                cluster.lose(daemon)
+                cluster.kill(daemon)
 
 
 def _wait_until_idle(cluster: Slurm, nodes: int) -> None:

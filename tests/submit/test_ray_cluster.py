@@ -71,7 +71,7 @@ def submit(head: Head, elsewhere: Path) -> Submit:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """(Exit code, stdout, stderr)."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=200)
     return process.returncode, out, err
 
 
