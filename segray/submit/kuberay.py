@@ -187,7 +187,7 @@ def _code(name: str, status: dict[str, Any]) -> int:
 
 def _found(submit: SubmitSettings, name: str) -> dict[str, Any] | None:
     said = _kubectl(submit, "get", "rayjob", name, "--ignore-not-found", "--output", "json")
-    return None if not said.strip() else json.loads(said)  # type: ignore[no-any-return]
+    return None if not said.strip() else json.loads(said)
 
 
 def _command(submit: SubmitSettings, *words: str) -> list[str]:

@@ -69,18 +69,13 @@ def install_slurm() -> Path:
     caches.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=caches) as name:
         folder = Path(name)
-        for part in ("lists/partial", "cache/archives/partial", "debs", "root"):
-            (folder / part).mkdir(parents=True)
-        places = {
-            "Dir::State::lists": folder / "lists",
-            "Dir::Cache": folder / "cache",
-            "APT::Sandbox::User": "root",
-        }
-        options = [word for name, value in places.items() for word in ("-o", f"{name}={value}")]
+        for part in ("debs", "root"):
+            (folder / part).mkdir()
+        apt = private_apt(folder)
         environment = os.environ | {"TMPDIR": name}  # apt's own default may not be writable
         for words in (["update"], ["download", *PACKAGES]):
             done = subprocess.run(
-                ["apt-get", *options, "-qq", *words],
+                [*apt, *words],
                 cwd=folder / "debs", env=environment, capture_output=True, text=True, timeout=600,
             )  # fmt: skip
             if done.returncode:
@@ -90,6 +85,18 @@ def install_slurm() -> Path:
         with suppress(OSError):  # another test run was faster
             (folder / "root").rename(target)
     return target
+
+
+def private_apt(folder: Path) -> list[str]:
+    """`apt-get` with its lists and what it fetches in a folder, so that it needs no rights."""
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True)
+    places = {
+        "Dir::State::lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    return ["apt-get", "-qq", *(word for name, value in places.items() for word in ("-o", f"{name}={value}"))]
 
 
 @dataclass
@@ -104,7 +111,7 @@ class Slurm:
     def start(self, name: str) -> None:
         """`slurmctld`, or the slurmd of a node."""
         binaries = self.root / "usr/sbin"
-        words = [binaries / "slurmctld-wlm", "-D", "-i"]
+        words: list[str | Path] = [binaries / "slurmctld-wlm", "-D", "-i"]
         if name != "slurmctld":
             words = [binaries / "slurmd-wlm", "-D", "-N", name, "-d", binaries / "slurmstepd-wlm"]
         with (self.folder / f"{name}.out").open("ab") as log:

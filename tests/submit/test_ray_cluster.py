@@ -134,8 +134,17 @@ def test_a_job_with_a_name_is_met_again(submit: Submit, head: Head, tmp_path: Pa
     photos.mkdir()
     for photo in sorted(PHOTOS.glob("*.png"))[:9]:
         (photos / photo.name).symlink_to(photo)
-    words = ("--shared-filesystem", "--name", "slow", "annotate", str(photos), "--output", f"{tmp_path}/out")
-    words = (*words, "--weights", "python:slow_model:make", "--batch-size", "1")
+    model = ("--weights", "python:slow_model:make", "--batch-size", "1")
+    words = (
+        "--shared-filesystem",
+        "--name",
+        "slow",
+        "annotate",
+        str(photos),
+        "--output",
+        f"{tmp_path}/out",
+        *model,
+    )
     first = submit(*words)
     staged = tmp_path / "out/_segray/staging"
     wait_for(lambda: len(list(staged.glob("*.parquet"))) >= 1)

@@ -46,8 +46,8 @@ def test_a_job_that_loses_a_node_is_done_in_the_end(slurm: Slurm, submit: Submit
     photos = sorted(PHOTOS.glob("*.png"))[:6]
     for photo in photos:
         shutil.copy(photo, tmp_path / "photos")
-    words = (*SIZE, "--name", "labels", "annotate", "photos", "--output", "out", "--batch-size", "1")
-    words = (*words, "--weights", "python:slow_model:make")
+    model = ("--weights", "python:slow_model:make", "--batch-size", "1")
+    words = (*SIZE, "--name", "labels", "annotate", "photos", "--output", "out", *model)
     process = submit(*words)
     wait_for(lambda: any((tmp_path / "out/_segray/staging").glob("*.parquet")))
     second = submit(*words)
