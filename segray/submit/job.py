@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from segray.errors import ExitCode
 from segray.settings import JobSettings
 from segray.submit import kuberay, sky, slurm
-from segray.submit.estimate import estimate
 from segray.submit.order import Order, order_of
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import say
@@ -50,6 +49,8 @@ def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
         say(f"not sent, since they are secret: {', '.join(order.kept_back)}; the nodes need their own")
     if settings.dry_run:
         print(_text(settings, order), end="")
+        from segray.submit.estimate import estimate
+
         for line in estimate(settings, job):
             say(line)
         return ExitCode.DONE

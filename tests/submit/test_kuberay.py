@@ -53,7 +53,7 @@ DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
 REJECTED = {
     "jobDeploymentStatus": "Failed",
     "jobStatus": "FAILED",
-    "message": "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars)",
+    "message": "Job entrypoint command failed with exit code 3, last available logs …",
 }
 LOST = {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}
 
