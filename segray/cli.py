@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from segray.errors import ExitCode, SegrayError
 from segray.interrupts import INTERRUPTS
+from segray.log import LOG, say
 
 EXAMPLES = """examples:
   segray annotate photos/ --weights nuclei-small --output out/
@@ -76,11 +77,6 @@ verbs:
 `segray VERB --help` says more; `segray --version` prints the version."""
 
 
-def _announce(what: str) -> None:
-    """The first words, before libraries are loaded that take a second and more."""
-    print(f"segray: {what}", file=sys.stderr, flush=True)
-
-
 def _annotate(arguments: Sequence[str]) -> int:
     from segray.settings import AnnotateSettings, load_settings, printable
 
@@ -88,7 +84,7 @@ def _annotate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("annotate: looking at the sources, the weights and the output")
+    say("annotate: looking at the sources, the weights and the output")
     from segray.annotate.verb import Annotate
     from segray.bulk.job import run
 
@@ -104,7 +100,7 @@ def _train(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("train: looking at the data and the output")
+    say("train: looking at the data and the output")
     from segray.train.job import train
 
     return train(settings)
@@ -118,7 +114,7 @@ def _predict(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("predict: looking at the sources, the weights and the output")
+    say("predict: looking at the sources, the weights and the output")
     from segray.bulk.job import run
     from segray.predict.verb import Predict
 
@@ -134,7 +130,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce("evaluate: looking at what is to be compared")
+    say("evaluate: looking at what is to be compared")
     from segray.evaluate.job import evaluate
 
     return evaluate(settings)
@@ -194,20 +190,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(f"segray {version('segray')}")
         return ExitCode.DONE
+    LOG.begin(verb, rest)
+    code = _run(verb, rest)
+    LOG.end(code)
+    return code
+
+
+def _run(verb: str, rest: Sequence[str]) -> int:
+    """The exit code; what went wrong is said."""
     if verb not in VERBS:
-        print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)
+        say(f"unknown verb {verb!r}\n{USAGE}" if verb else f"no verb\n{USAGE}", "error")
         return ExitCode.USAGE
     try:
         with INTERRUPTS:
             return int(VERBS[verb](rest))
     except SegrayError as error:
         for line in error.lines:
-            print(f"segray: {line}", file=sys.stderr)
+            say(line, "error")
         if error.exit_code == ExitCode.FAILED and "again" not in str(error):
-            print(f"segray: what is committed is safe; {AGAIN}", file=sys.stderr)
+            say(f"what is committed is safe; {AGAIN}", "error")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"segray: interrupted; {AGAIN}", file=sys.stderr)
+        say(f"interrupted; {AGAIN}", "warning")
         return ExitCode.INTERRUPTED
 
 
