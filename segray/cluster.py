@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,6 +23,7 @@ from segray.log import say
 from segray.machines import COST, HOURS, Machines, hours_line
 from segray.quiet import loggers_to
 from segray.settings import RaySettings
+from segray.watching import REPORT_MS
 
 if TYPE_CHECKING:
     from segray.own_ray import OwnRay
@@ -169,6 +171,8 @@ class RayStart:
             self._begun.exception()  # wait for it
         INTERRUPTS.ignore()
         if self._own is not None:
+            if self._metrics_port is not None and error is None:
+                time.sleep(1.5 * REPORT_MS / 1000)  # the last figures reach the endpoint
             self._own.stop(keep=error is not None and not isinstance(error, SettingsError | NothingToDoError))
         self._over.set()
 

@@ -74,8 +74,8 @@ def answer(lines: Sequence[str]) -> None:
 def _flagged(arguments: Sequence[str]) -> str | None:
     """What the flag says, the last one if there are several."""
     found = None
-    for flag, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for place, flag in enumerate(arguments, start=1):
         name, equals, value = flag.partition("=")
         if name == FLAG:
-            found = value if equals else after
+            found = value if equals else "".join(arguments[place : place + 1])
     return found

@@ -96,7 +96,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
     """A training on a Ray that was there before: nobody has asked for metrics."""
     folder = tmp_path_factory.mktemp("trained")
     assert train(write_squares(folder / "in"), folder / "squares", "--epochs", EPOCHS) == 0
-    scraped, port = Scraped(), ray.nodes()[0]["MetricsExportPort"]
+    scraped, nodes = Scraped(), ray.nodes()  # type: ignore[no-untyped-call]
+    port = nodes[0]["MetricsExportPort"]
     for _ in range(100):  # Ray's processes report every ten seconds
         scraped.scrape(port)
         if scraped.values["ray_segray_epoch"][-1:] == [EPOCHS]:

@@ -158,7 +158,7 @@ class Progress:
         """For who asks from outside; any thread may."""
         return {"total": self._total, "images_per_s": self.rate}
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, Any]:
         """What a line says, for programs; None: not known, or nothing that is counted here."""
         return {
             "images": self.images,

@@ -281,10 +281,8 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
     settings = prepared.settings
     run = replace(_run_of(prepared, data), generation=lock.generation)
     watched = labels("train", settings.output) if prepared.ray.exports else None
-    with (
-        Watch(prepared.store, settings.epochs, lock, lambda: told(run)) as watch,
-        exported(watched, watch.exported),
-    ):
+    watch = Watch(prepared.store, settings.epochs, lock, lambda: told(run))
+    with exported(watched, watch.exported), watch:
         try:
             workers = (settings.min_workers or settings.workers, settings.workers)
             train(run, data.table, workers, shares, settings.max_failures)
