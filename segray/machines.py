@@ -97,8 +97,8 @@ def outcome_of(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def hours_line(record: Mapping[str, Any]) -> str:
-    """`machine-hours: 1.25 of 16 CPU, 0.05 of 8 CPU + 1 A100; cost 0.31`."""
-    named = ", ".join(f"{each:,.4g} of {kind}" for kind, each in record[HOURS].items())
+    """`machine-hours: 1.250 of 16 CPU, 0.050 of 8 CPU + 1 A100; cost 0.31`."""
+    named = ", ".join(f"{each:,.3f} of {kind}" for kind, each in record[HOURS].items())
     cost = record.get(COST)
     return f"machine-hours: {named}" + ("" if cost is None else f"; {_money(cost)}")
 

@@ -1,6 +1,7 @@
 """Hours of machines that come and go, by kind, over attempts, and what they cost; the clock is ours."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_the_total_is_told_when_all_prices_are_known() -> None:
     cost = cost_of(hours, {"16 CPU": 2.0, "gpu": 8.0, "unused": 1.0})
     assert cost == {"16 CPU": 3.0, "gpu": 2.0, "total": 5.0}
     told = hours_line({"machine_hours": hours, "cost": cost})
-    assert told == "machine-hours: 1.5 of 16 CPU, 0.25 of gpu; cost 5.00"
+    assert told == "machine-hours: 1.500 of 16 CPU, 0.250 of gpu; cost 5.00"
     told = hours_line({"machine_hours": hours, "cost": cost_of(hours, {"gpu": 8.0})})
     assert told.endswith("; cost not known: ray.prices has no 16 CPU")
     assert hours_line({"machine_hours": hours}).endswith(" of gpu")
@@ -107,6 +108,7 @@ def test_a_run_adds_its_hours_to_those_of_earlier_attempts(
     assert 5 + 0.5 * seconds / 3600 < hours["4 CPU"] < 5.05
     assert record["cost"]["4 CPU"] == pytest.approx(2 * hours["4 CPU"], abs=1e-5)
     assert record["cost"]["total"] == pytest.approx(record["cost"]["4 CPU"] + 3, abs=1e-5)
-    assert "machine-hours: 5.00" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert re.search(r"machine-hours: 5\.0\d\d of 4 CPU, 1\.000 of 8 CPU; cost 13\.\d\d\n", told)
     lease = json.loads((out / "_segray/lease.json").read_bytes())
     assert lease["told"]["machine_hours"]["4 CPU"] >= hours["4 CPU"]

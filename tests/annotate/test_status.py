@@ -75,7 +75,7 @@ def test_who_holds_it(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "2.0 s/image, 0:00:46 left" in words
     assert "started 3 times" in words
     assert (found["machine_hours"], found["cost"]) == ({"8 CPU": 1.5}, {"8 CPU": 3.0, "total": 3.0})
-    assert "machine-hours: 1.5 of 8 CPU; cost 3.00" in words
+    assert "machine-hours: 1.500 of 8 CPU; cost 3.00" in words
     write_lease(unfinished, pid=2**22 + 1)
     found, words = told(capsys, unfinished)
     assert found["state"] == "killed"
