@@ -53,10 +53,11 @@ class Log:
             answer(lines)
 
     def end(self, code: int) -> None:
-        """The last object, with the exit code; people see that in their shell."""
+        """The last object, with the exit code, which a person sees in the shell."""
         if self.as_json:
             level: Level = "info" if code == 0 else "error" if code in (1, 2) else "warning"
             self.say(f"ended with exit code {code}", level, exit_code=code, **self.outcome)
+            self.as_json = False
 
 
 LOG = Log()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from segray.cli import main
 from tests.annotate.runs import MODELS, annotate, make_images, running
@@ -97,6 +98,19 @@ def test_what_was_asked_for_stays_on_stdout(tmp_path: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert "dry run: nothing was written" in captured.out
     assert objects(captured.err, "annotate")[-1]["exit_code"] == 0
+
+
+def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, grey in (("maps", 1), ("labels", 0)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8), grey).save(tmp_path / folder / "a.png")
+    where = [f"--{name}={tmp_path}/{folder}" for name, folder in
+             (("predictions", "maps"), ("labels", "labels"), ("output", "out"))]  # fmt: skip
+    assert main(["evaluate", *where, "--classes", "one,two", *JSON]) == 0
+    lines = told(capsys, "evaluate")
+    record = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "done: 1 of 1 labels compared in" in lines[1]["message"]
+    assert (lines[-1]["exit_code"], lines[-1]["counts"]) == (0, record["counts"])
 
 
 def test_an_interrupt(tmp_path: Path) -> None:
