@@ -13,7 +13,6 @@ from PIL import Image
 
 from segray.cli import main
 from tests.annotate.runs import MODELS, annotate, make_images, running
-from tests.train.squares import EPOCHS, train, write_squares
 
 JSON = ("--log-format", "json")
 TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -147,18 +146,3 @@ def test_the_last_word_of_a_process_that_dies(flags: tuple[str, ...]) -> None:
     else:
         assert done.stderr.startswith("segray: the job ended without a word: it was killed, ")
         assert done.stderr.count("\n") == 1
-
-
-def test_training(tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert train(write_squares(tmp_path / "in"), out, "--epochs", EPOCHS, *JSON) == 0
-    lines = told(capsys, "train")
-    record = json.loads((out / "run.json").read_text())
-    epochs = [line for line in lines if line["message"].startswith("epoch ")]
-    written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
-    assert [line["train_loss"] for line in epochs] == [each["train_loss"] for each in written]
-    assert {line["epochs"] for line in epochs} == {EPOCHS}
-    assert record["machine_hours"].keys() == {"4 CPU"}
-    end = lines[-1]
-    assert (end["exit_code"], end["epochs"], end["best"]) == (0, EPOCHS, record["best"])

@@ -7,8 +7,9 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from segray.watching import labels
 from tests.annotate.runs import MODELS, descendants, make_images, running
+from tests.test_log import objects
 from tests.train.squares import EPOCHS, lines, train, write_squares
 
 DASHBOARD = Path(__file__).parents[1] / "jobs/cluster/grafana.json"
@@ -72,6 +74,15 @@ class Watched:
     seconds: float
 
 
+@dataclass
+class Trained:
+    """A run of `train`, and what it said as JSON."""
+
+    scraped: Scraped
+    output: Path
+    said: str
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """Sixty pictures at four a second, and one that is none."""
@@ -92,10 +103,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Scraped, Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Trained:
     """A training on a Ray that was there before: nobody has asked for metrics."""
     folder = tmp_path_factory.mktemp("trained")
-    assert train(write_squares(folder / "in"), folder / "squares", "--epochs", EPOCHS) == 0
+    options = ("--epochs", EPOCHS, "--log-format", "json")
+    with redirect_stderr(StringIO()) as said:
+        assert train(write_squares(folder / "in"), folder / "squares", *options) == 0
     scraped, nodes = Scraped(), ray.nodes()  # type: ignore[no-untyped-call]
     port = nodes[0]["MetricsExportPort"]
     for _ in range(100):  # Ray's processes report every ten seconds
@@ -103,7 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tupl
         if scraped.values["ray_segray_epoch"][-1:] == [EPOCHS]:
             break
         time.sleep(0.3)
-    return scraped, folder / "squares"
+    return Trained(scraped, folder / "squares", said.getvalue())
 
 
 def test_the_figures_of_a_run(watched: Watched) -> None:
@@ -131,17 +144,28 @@ def test_nobody_else_can_look(watched: Watched) -> None:
     assert watched.elsewhere == set()
 
 
-def test_the_figures_of_a_training(trained: tuple[Scraped, Path]) -> None:
-    scraped, out = trained
-    last = lines(out)[-1]
+def test_the_figures_of_a_training(trained: Trained) -> None:
+    scraped, last = trained.scraped, lines(trained.output)[-1]
     for name, key in {"epoch": "epoch", "train_loss": "train_loss", "val_loss": "val_loss",
                       "images_per_second": "images_per_s"}.items():  # fmt: skip
         assert scraped.values[f"ray_segray_{name}"][-1] == pytest.approx(last[key])
     assert scraped.labels["ray_segray_epoch"].items() >= {"verb": "train", "run": "squares"}.items()
 
 
-def test_the_dashboard_asks_for_what_is_there(watched: Watched, trained: tuple[Scraped, Path]) -> None:
-    there = watched.scraped.labels | trained[0].labels
+def test_what_a_training_says_as_json(trained: Trained) -> None:
+    said, written = objects(trained.said, "train"), lines(trained.output)
+    record = json.loads((trained.output / "run.json").read_text())
+    epochs = [line for line in said if line["message"].startswith("epoch ")]
+    assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
+    assert [line["train_loss"] for line in epochs] == [each["train_loss"] for each in written]
+    assert {line["epochs"] for line in epochs} == {EPOCHS}
+    assert record["machine_hours"].keys() == {"4 CPU"}
+    end = said[-1]
+    assert (end["exit_code"], end["epochs"], end["best"]) == (0, EPOCHS, record["best"])
+
+
+def test_the_dashboard_asks_for_what_is_there(watched: Watched, trained: Trained) -> None:
+    there = watched.scraped.labels | trained.scraped.labels
     board = json.loads(DASHBOARD.read_text())
     asked = set()
     for panel in board["panels"]:
