@@ -1,6 +1,7 @@
 """What segray says: lines for people or, with `--log-format json`, one JSON object a line on stderr."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ class Log:
 
     def say(self, line: str, level: Level = "info", **figures: Any) -> None:
         """To stderr; `figures` are fields of the JSON object, and in `line` for people."""
-        print(self.line(line, level, **figures), file=sys.stderr, flush=True)
+        whole = self.line(line, level, **figures) + "\n"  # else another thread's may come before its end
+        print(whole, end="", file=sys.stderr, flush=True)
 
     def line(self, line: str, level: Level = "info", time: str | None = None, **figures: Any) -> str:
         """As it is said. time: to be told in place of the present."""
@@ -42,7 +44,7 @@ class Log:
             return f"segray: {line}"
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         about = {"time": time or now, "level": level, "verb": self._verb, "message": line.strip()}
-        return json.dumps(about | figures, default=str)
+        return json.dumps(about | {name: _finite(each) for name, each in figures.items()}, default=str)
 
     def conclude(self, lines: Sequence[str]) -> None:
         """The summary of a job, to stdout for people."""
@@ -70,6 +72,11 @@ def answer(lines: Sequence[str]) -> None:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
+
+
+def _finite(figure: Any) -> Any:
+    """JSON has no NaN and no infinity: they are null."""
+    return None if isinstance(figure, float) and not math.isfinite(figure) else figure
 
 
 def _flagged(arguments: Sequence[str]) -> str | None:

@@ -1,6 +1,7 @@
 """`--log-format json`: each line that segray writes to stderr is one object, and stdout stays empty."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from segray.cli import main
+from segray.log import Log
 from tests.annotate.runs import MODELS, annotate, make_images, running
 
 JSON = ("--log-format", "json")
@@ -97,6 +99,14 @@ def test_what_was_asked_for_stays_on_stdout(tmp_path: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert "dry run: nothing was written" in captured.out
     assert objects(captured.err, "annotate")[-1]["exit_code"] == 0
+
+
+def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    log.begin("train", JSON)
+    log.say("epoch 1", train_loss=math.nan, val_loss=math.inf, lr=0.1)
+    (line,) = told(capsys, "train")
+    assert (line["train_loss"], line["val_loss"], line["lr"]) == (None, None, 0.1)
 
 
 def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
