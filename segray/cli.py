@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import ExitCode, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
+from segray.log import LOG, say
 from segray.versions import banner
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ verbs:
 `segray VERB --help` says more; `segray --version` prints the version."""
 
 
-def _announce(what: str) -> None:
-    """The first words, before libraries are loaded that take a second and more."""
-    print(f"segray: {what}", file=sys.stderr, flush=True)
-
-
 def _settings(verb: str, arguments: Sequence[str], program: str = "segray") -> "JobSettings":
     """Of a verb that works on data; `program` is how it was called."""
     from segray.settings import AnnotateSettings, load_settings
@@ -125,7 +121,7 @@ def _on_data(verb: str, arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    _announce(f"{verb}: looking at {_LOOKED_AT[verb]}")
+    say(f"{verb}: looking at {_LOOKED_AT[verb]}")
     if verb == "train":
         from segray.train.job import train
 
@@ -215,20 +211,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(banner())
         return ExitCode.DONE
+    LOG.begin(verb, rest)
+    code = _run(verb, rest)
+    LOG.end(code)
+    return code
+
+
+def _run(verb: str, rest: Sequence[str]) -> int:
+    """The exit code; what went wrong is said."""
     if verb not in VERBS:
-        print(f"segray: unknown verb {verb!r}\n{USAGE}" if verb else USAGE, file=sys.stderr)
+        say(f"unknown verb {verb!r}\n{USAGE}" if verb else f"no verb\n{USAGE}", "error")
         return ExitCode.USAGE
     try:
         with INTERRUPTS:
             return int(VERBS[verb](rest))
     except SegrayError as error:
         for line in error.lines:
-            print(f"segray: {line}", file=sys.stderr)
+            say(line, "error")
         if error.exit_code == ExitCode.FAILED and "again" not in str(error):
-            print(f"segray: what is committed is safe; {AGAIN}", file=sys.stderr)
+            say(f"what is committed is safe; {AGAIN}", "error")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"segray: interrupted; {AGAIN}", file=sys.stderr)
+        say(f"interrupted; {AGAIN}", "warning")
         return ExitCode.INTERRUPTED
 
 

@@ -5,11 +5,13 @@ Imports `ray` where it is used: the environment must be set before.
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import JobFailedError, NothingToDoError, SettingsError
 from segray.interrupts import INTERRUPTS, handlers_kept
+from segray.log import say
+from segray.machines import COST, HOURS, Machines, hours_line
 from segray.quiet import loggers_to
 from segray.settings import RaySettings
+from segray.watching import REPORT_MS
 
 if TYPE_CHECKING:
     from segray.own_ray import OwnRay
@@ -36,6 +41,8 @@ RAY_ENVIRONMENT = {
 
 NODES_S = 600.0
 """How long `ray.nodes` are waited for."""
+_LOOK_EVERY_S = 10.0
+"""For machines that come and go."""
 
 
 def set_environment() -> None:
@@ -67,21 +74,48 @@ class RayStart:
     in which the model is loaded. At the end a Ray of our own is stopped.
     """
 
-    def __init__(self, settings: RaySettings, log: Path, load: Callable[[], object] = lambda: None) -> None:
-        """load: what to import meanwhile."""
+    def __init__(
+        self,
+        settings: RaySettings,
+        log: Path,
+        load: Callable[[], object] = lambda: None,
+        metrics_port: int | None = None,
+    ) -> None:
+        """load: what to import meanwhile. metrics_port: see `JobSettings`."""
         self._settings, self._log, self._load = settings, log, load
+        self._metrics_port = metrics_port
+        self.machines = Machines(settings.prices)
+        """Of the job; counted once Ray runs."""
         self._begun: Future[Cluster] | None = None
         self._own: OwnRay | None = None
-        self._given_up, self._over = threading.Event(), threading.Event()
+        self._given_up, self._ends, self._over = (threading.Event() for _ in range(3))
         self.in_cluster = _in_cluster(settings)
+        self.exports = self.in_cluster or metrics_port is not None
+        """Whether somebody may look at metrics."""
+
+    def check(self) -> None:
+        """Raise SettingsError where the port of metrics is taken; quick."""
+        if self._metrics_port is None or self.in_cluster:
+            return
+        try:
+            with socket.socket() as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the endpoint does
+                one.bind(("127.0.0.1", self._metrics_port))
+        except OSError as error:
+            raise SettingsError(
+                f"metrics_port: cannot listen on {self._metrics_port}: {error.strerror}"
+            ) from error
+
+    def hours_lines(self, record: Mapping[str, Any]) -> list[str]:
+        """Of the summary: machine-hours, where they are another's or have a price."""
+        return [hours_line(record)] if record.get(HOURS) and (self.in_cluster or COST in record) else []
 
     def begin(self) -> None:
         """Start it in a thread, or connect to it."""
         if self._begun is None:
             self._begun = Future()
             doing = "joining a Ray that runs" if self.in_cluster else "starting Ray"
-            told = f"segray: {doing}; its messages: {self._log} (kept if the job fails)"
-            print(told, file=sys.stderr, flush=True)
+            say(f"{doing}; its messages: {self._log} (kept if the job fails)")
             threading.Thread(target=self._start, name="segray-start-ray", daemon=True).start()
 
     def cluster(self) -> Cluster:
@@ -101,7 +135,16 @@ class RayStart:
             self._begun.set_result(found)
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._begun.set_exception(error)
+            self._ends.set()
+        while not self._ends.wait(_LOOK_EVERY_S):
+            with suppress(Exception):  # the job itself notices what has become of its Ray
+                self._see_machines()
         self._over.wait()  # Linux kills the processes of Ray with the thread that started them
+
+    def _see_machines(self) -> None:
+        import ray
+
+        self.machines.see(ray.nodes())  # type: ignore[no-untyped-call]
 
     def _connect(self) -> Cluster:
         import ray
@@ -109,12 +152,14 @@ class RayStart:
         if not self.in_cluster:
             from segray.own_ray import OwnRay
 
-            self._own = OwnRay(self._settings.object_store_mib, self._log, self._given_up)
+            mib, port = self._settings.object_store_mib, self._metrics_port
+            self._own = OwnRay(mib, self._log, self._given_up, metrics_port=port)
             self._own.start()
         elif not ray.is_initialized():
             connect(self._settings.address or os.environ["RAY_ADDRESS"])
         if self.in_cluster:
             self._wait_for_nodes()
+        self._see_machines()
         return _look_around(self._log)
 
     def _wait_for_nodes(self) -> None:
@@ -135,12 +180,15 @@ class RayStart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ends.set()
         if error is not None:
             self._given_up.set()
         if self._begun is not None and not self.in_cluster:
             self._begun.exception()  # wait for it
         INTERRUPTS.ignore()
         if self._own is not None:
+            if self._metrics_port is not None and error is None:
+                time.sleep(1.5 * REPORT_MS / 1000)  # the last figures reach the endpoint
             self._own.stop(keep=error is not None and not isinstance(error, SettingsError | NothingToDoError))
         self._over.set()
 

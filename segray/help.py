@@ -5,11 +5,14 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
+
+from segray.errors import SettingsError
 
 WIDEST = 110
 _METAVARS = {
     "str": "TEXT", "int": "N", "float": "X", "list[str]": "A,B", "list[int]": "1,2", "dict[str,Any]": "JSON",
-    "{dict[str,int,str]}": "JSON",
+    "{dict[str,int,str]}": "JSON", "dict[str,float]": "JSON",
     "SecretStr": "SECRET", "Path": "FILE",
 }  # fmt: skip
 """Python's names of types -> what a person types."""
@@ -29,6 +32,10 @@ class HelpParser(argparse.ArgumentParser):
     """Prints its help in the width of the terminal; `basic` names the settings that come first."""
 
     basic: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SettingsError: a flag without its value is told as every other mistake."""
+        raise SettingsError(message, f"see `{self.prog} --help`")
 
     def format_help(self) -> str:
         """Return usage, description, options by group, examples."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import ray
@@ -31,6 +31,8 @@ from ray._raylet import persist_port  # type: ignore[attr-defined]
 from segray import shared_memory
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SettingsError
+from segray.log import say
+from segray.watching import REPORT_MS
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
@@ -60,12 +62,13 @@ class _Node(ray._private.node.Node):
     newest: "_Node | None" = None
     patience_s = PATIENCE_S[0]
     given_up: threading.Event
+    ports: ClassVar[Mapping[str, int]] = {}
+    """Of its agents, those that are given."""
 
     def __init__(self, ray_params: Any, **how: Any) -> None:
         _Node.newest = self
-        ray_params.update(
-            node_ip_address=LOOPBACK, include_log_monitor=False, no_monitor=True, **_free_ports(_AGENT_PORTS)
-        )
+        ports = _free_ports(_AGENT_PORTS, _Node.ports)
+        ray_params.update(node_ip_address=LOOPBACK, include_log_monitor=False, no_monitor=True, **ports)
         with _spared_by_signals():
             super().__init__(ray_params, **how)
 
@@ -115,12 +118,19 @@ class OwnRay:
     """One Ray, from `start` to `stop`."""
 
     def __init__(
-        self, object_store_mib: int, log: Path, given_up: threading.Event, cpus: int | None = None
+        self,
+        object_store_mib: int,
+        log: Path,
+        given_up: threading.Event,
+        cpus: int | None = None,
+        metrics_port: int | None = None,
     ) -> None:
         """given_up: set when nobody wants it any more, while it is being started in another thread.
 
         cpus: that Ray deals with; by default what this process may use, and not fewer than two.
+        metrics_port: where Prometheus metrics are to be had, and soon.
         """
+        self._ports = {} if metrics_port is None else {"metrics_export_port": metrics_port}
         self._cpus = cpus or max(2, whole_cpus())
         self._object_store_mib, self._log, self._given_up = object_store_mib, log, given_up
         self._folders = ExitStack()
@@ -130,7 +140,7 @@ class OwnRay:
         """Start it, several times if need be. Raises SettingsError and JobFailedError."""
         last = len(PATIENCE_S)
         for number, patience_s in enumerate(PATIENCE_S, 1):
-            _Node.patience_s, _Node.given_up = patience_s, self._given_up
+            _Node.patience_s, _Node.given_up, _Node.ports = patience_s, self._given_up, self._ports
             try:
                 self._start()
                 return
@@ -142,14 +152,15 @@ class OwnRay:
                 told = f"Ray did not start here: {reason}; its messages: {kept}"
                 if number == last or self._given_up.is_set():
                     raise JobFailedError(f"{told}; tries: {number}") from error
-                print(f"segray: {told}; trying again ({number + 1} of {last})", file=sys.stderr, flush=True)
+                say(f"{told}; trying again ({number + 1} of {last})", "warning")
 
     def _start(self) -> None:
         folder, spill = _folders()
         self._session = folder
         for each in filter(None, (folder, spill)):
             self._folders.enter_context(_kept_alive(each))
-        self._folders.enter_context(_environment(_ENVIRONMENT))
+        soon = {"RAY_metrics_report_interval_ms": str(REPORT_MS)} if self._ports else {}
+        self._folders.enter_context(_environment(_ENVIRONMENT | soon))
         self._folders.enter_context(_token(folder / "token"))
         store = _object_store_bytes(self._object_store_mib)
         with _patched_node():
@@ -291,9 +302,9 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
+def _free_ports(names: tuple[str, ...], given: Mapping[str, int]) -> dict[str, int]:
     """A free port on loopback for each name, of those that the system gives to nobody who asks for any."""
-    found = dict[str, int]()
+    found = dict(given)
     for name in names:
         while name not in found:
             port = random.randrange(10_000, 32_768)
@@ -336,5 +347,5 @@ def _has_room_for_sockets(folder: Path) -> bool:
 
 def _object_store_bytes(mib: int) -> int:
     if told := shared_memory.advice(mib):
-        print(f"segray: {told}", file=sys.stderr, flush=True)
+        say(told, "warning")
     return mib << 20

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from segray.errors import NothingToDoError, SettingsError
+from segray.log import LOG
 
 LOGGERS = ("ray", "ray.data", "ray.train", "py.warnings")
+
+_TIME = "@TIME@"
+_NOW = f"s/{_TIME}/$(date -u +%Y-%m-%dT%H:%M:%S.000Z)/"
+_SPEAK = f'trap "" TERM HUP; read word || printf "%s\\n" "$0" | sed "{_NOW}" >&2'
+"""Of a shell: its first argument, with the time at which it speaks, unless it is told a line before."""
 
 
 @contextmanager
@@ -65,12 +71,14 @@ def _last_word(log: Path) -> Iterator[None]:
     if not _is_own(sys.stderr, "stderr"):
         yield
         return
-    line = (
-        "segray: the job ended without a word: it was killed, memory ran out, or Ray's own processes died "
-        f"({log} may say); what is committed is safe, run the same command again to continue"
+    line = LOG.line(
+        "the job ended without a word: it was killed, memory ran out, or Ray's own processes died "
+        f"({log} may say); what is committed is safe, run the same command again to continue",
+        "error",
+        _TIME,
     )
     waiting = subprocess.Popen(
-        ["/bin/sh", "-c", 'trap "" TERM HUP; read word || printf "%s\n" "$0" >&2', line],
+        ["/bin/sh", "-c", _SPEAK, line],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it

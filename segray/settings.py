@@ -36,6 +36,7 @@ from pydantic_settings import (
 from segray.address import Address, LocalFile, absolute_address, plain_file_url
 from segray.errors import SettingsError
 from segray.help import HelpParser
+from segray.log import LOG
 from segray.models.weights import weights_kind
 from segray.scenes.scene import Tiling
 from segray.sources.choice import Choice
@@ -71,6 +72,9 @@ class RaySettings(BaseModel):
     )
     object_store_mib: int = Field(1024, ge=128, description="shared memory for data in flight (own Ray only)")
     stall_timeout_s: float = Field(1800, gt=0, description="fail when nothing moved for so long")
+    prices: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description='of an hour of each kind of machine, {"16 CPU": 0.68}: run.json then has the cost'
+    )
 
 
 class CommonSettings(BaseSettings):
@@ -114,6 +118,12 @@ class JobSettings(CommonSettings):
     basic = ("output", *CommonSettings.basic, "dry_run")
 
     dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object a line on stderr, the summary included; stdout stays empty"
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Prometheus metrics on this port of loopback (own Ray only)"
+    )
     ray: RaySettings = RaySettings()
 
 
@@ -315,6 +325,7 @@ def load_settings(
     problems += _unknown_environment()
     file, file_problems = _config_file(given.get("config") or os.environ.get(ENV_PREFIX + "CONFIG"))
     problems += file_problems
+    LOG.choose(arguments, file)
     try:
         settings = cls(_cli_settings_source=flags, **file)
     except ValidationError as error:

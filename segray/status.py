@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segray.bulk.lock import NAME as LEASE
-from segray.bulk.lock import Lease
+from segray.bulk.lock import Lease, told_in
 from segray.bulk.progress import clock, pace
-from segray.bulk.report import say
 from segray.bulk.store import Store
 from segray.errors import ExitCode, JobFailedError, NothingToDoError
+from segray.log import answer
+from segray.machines import COST, HOURS, cost_in, hours_in, hours_line
 from segray.settings import StatusSettings
 from segray.storage import StorageSettings, shown
 
@@ -43,12 +44,16 @@ class Status:
     """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs."""
     rate: float | None = None
     """Images a second."""
+    machine_hours: dict[str, float] = field(default_factory=dict)
+    """Kind of machine -> hours, of all attempts."""
+    cost: dict[str, float | None] | None = None
+    """Kind -> money and `total`, where the run was given prices."""
 
 
 def show(settings: StatusSettings, as_json: bool) -> ExitCode:
     """Print it. Raises NothingToDoError where no run is, JobFailedError where the storage refuses."""
     found = status_of(settings.run[0], settings.storage)
-    say([json.dumps(asdict(found), indent=2)] if as_json else lines(found))
+    answer([json.dumps(asdict(found), indent=2)] if as_json else lines(found))
     return ExitCode.DONE
 
 
@@ -72,17 +77,24 @@ def status_of(run: str, storage: StorageSettings) -> Status:
 def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
     there = store.read_versioned(LEASE)
     lease = Lease() if there is None else Lease.of(there.data)
-    told = json.loads(there.data).get("told") if there is not None and lease.run_id else None
+    told = {} if there is None else told_in(there.data)
     verb = _verb(plan, record)
     holder = None if there is None or lease.released else _holder(lease, there.data)
     look = _epochs if verb == "train" else _items
-    counts, rate = look(store, record, told if isinstance(told, dict) else {})
+    counts, rate = look(store, record, told)
     state = _state(record, there is not None, lease)
-    return Status(run, verb, state, lease.generation, holder, counts, rate)
+    worked = record if isinstance(record, dict) and HOURS in record else told
+    hours, cost = hours_in(worked), cost_in(worked)
+    return Status(run, verb, state, lease.generation, holder, counts, rate, hours, cost)
 
 
 def lines(found: Status) -> Sequence[str]:
     """For people."""
+    worked = {HOURS: found.machine_hours, COST: found.cost}
+    return [*_told(found), *([f"  {hours_line(worked)}"] if found.machine_hours else [])]
+
+
+def _told(found: Status) -> Sequence[str]:
     counts, holder = found.counts, found.holder
     attempts = f"; started {found.attempts} times" if found.attempts > 1 else ""
     who = host = at = ""

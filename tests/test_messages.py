@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,20 @@ def test_what_broke_a_job_is_in_the_file_that_is_kept() -> None:
     log.unlink()
     assert text.startswith("said by others\n")
     assert text.index("KeyError: 'deep down'") < text.index("JobFailedError: in a line")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_for_metrics_that_is_taken(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told with everything else, before Ray is started."""
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with socket.socket() as taken:
+        taken.bind((address, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ("--weights", "none-such", "--output", str(tmp_path / "out"), "--metrics-port", str(port))
+        assert main(["annotate", str(tmp_path), *options]) == 2
+    told = capsys.readouterr().err
+    assert f"segray: metrics_port: cannot listen on {port}: Address already in use\n" in told
+    assert "none-such" in told

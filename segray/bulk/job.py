@@ -1,7 +1,6 @@
 """A bulk job, step by step: check, list, compare with the ledger, run, account."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -17,7 +16,7 @@ from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
 from segray.bulk.plan import Plan
 from segray.bulk.progress import Progress, pace
-from segray.bulk.report import dry_run_lines, run_record, say, summary_lines
+from segray.bulk.report import dry_run_lines, run_record, summary_lines
 from segray.bulk.resources import Resources, share_out
 from segray.bulk.sink import Sink
 from segray.bulk.store import Store
@@ -25,10 +24,13 @@ from segray.bulk.verb import Model, Verb
 from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
+from segray.log import LOG, answer, say
+from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
+from segray.watching import Labels, exported, labels
 
 if TYPE_CHECKING:
     from segray.models.device import Precision
@@ -59,6 +61,11 @@ class Prepared:
         """The output."""
         return self.lock.store
 
+    @property
+    def watched(self) -> Labels | None:
+        """How metrics name this run; None where nobody looks at them."""
+        return labels(self.verb.name, self.verb.settings.output) if self.ray.exports else None
+
 
 def run(verb: Verb) -> ExitCode:
     """Answer every item of the sources, into `settings.output`.
@@ -72,7 +79,7 @@ def run(verb: Verb) -> ExitCode:
         noise_to_file() as log,
         INTERRUPTS,
         Plan() as plan,
-        RayStart(settings.ray, log, _load_ray_data) as ray,
+        RayStart(settings.ray, log, _load_ray_data, settings.metrics_port) as ray,
     ):
         prepared = _prepare(verb, ray)
         with Inventory(settings.sources, settings.storage, plan, settings.choice) as inventory:
@@ -80,11 +87,12 @@ def run(verb: Verb) -> ExitCode:
                 with Progress("listing") as progress:
                     inventory.complete(progress)
                 left_out = inventory.listing.left_out
-                say(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
+                answer(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
                 return ExitCode.DONE
             with prepared.lock as lock:
                 record, did = _run(prepared, plan, inventory, lock)
-        say(summary_lines(verb, plan, record, did))
+        LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
+        LOG.outcome = outcome_of(record, "counts", "rates")
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
 
@@ -107,6 +115,7 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
 
     lock = attempt(lambda: _open_output(verb))
     attempt(verb.check)
+    attempt(ray.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     empty = [
         (shown(source), touched[1])
@@ -117,7 +126,7 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
         named, ignored = ", ".join(source for source, _ in empty), sum(number for _, number in empty)
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
-        print(f"segray: no image in {source} ({ignored:,} other names ignored)", file=sys.stderr)
+        say(f"no image in {source} ({ignored:,} other names ignored)", "warning")
     if problems or lock is None:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
@@ -171,7 +180,9 @@ def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
 
 def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
-    settings, store = prepared.verb.settings, prepared.store
+    settings, store, machines = prepared.verb.settings, prepared.store, prepared.ray.machines
+    machines.inherit(lock.hours)
+    lock.tell = machines.record
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
     parts = store.recover()
     for part in parts:
@@ -193,8 +204,10 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         from segray.bulk.pipeline import joined_in_workers
 
         sink.joined = joined_in_workers(prepared.verb)
-    with Progress(prepared.verb.name, finds=prepared.verb.keeps_instances) as progress:
-        lock.tell = progress.told
+    finds = prepared.verb.keeps_instances
+    watched = prepared.watched if resources is not None else None
+    with Progress(prepared.verb.name, finds=finds) as progress, exported(watched, progress.exported):
+        lock.tell = lambda: progress.told() | machines.record()
         progress.recount(*plan.units())
         while resources is not None and work:
             _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
@@ -206,6 +219,7 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         raise NothingToDoError(f"no image in {named}: the archives hold none")
     left_out = inventory.listing.left_out
     record = run_record(prepared.verb, prepared.identity, plan, left_out, progress.seconds, sink.items)
+    record |= machines.record()
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     at = f", {pace(rate)}" if rate else ""
@@ -247,10 +261,9 @@ def _take(answers: Generator[pa.Table, None, None], sink: Sink, progress: Progre
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
     resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
-    print(
-        f"segray: {prepared.model.name} in {prepared.precision} on {resources.device}, up to "
-        f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders",
-        file=sys.stderr,
+    say(
+        f"{prepared.model.name} in {prepared.precision} on {resources.device}, up to "
+        f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders"
     )
     return resources
 
@@ -263,7 +276,10 @@ def _answers(
 
     asked = -math.inf
     for table in chain(
-        [None], pipeline.answered(prepared.verb, plan, prepared.model, prepared.precision, resources)
+        [None],
+        pipeline.answered(
+            prepared.verb, plan, prepared.model, prepared.precision, resources, prepared.watched
+        ),
     ):
         if progress.total is None and inventory.ended and time.monotonic() - asked > _ASK_EVERY_S:
             progress.total, asked = plan.known_total(), time.monotonic()

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -26,6 +25,8 @@ from typing import Any
 from segray.bulk.store import Store
 from segray.conditional import ChangedError, Versioned, stale_version
 from segray.errors import JobFailedError, SettingsError
+from segray.log import say
+from segray.machines import HOURS, hours_in
 from segray.retries import is_passing
 
 NAME = "_segray/lease.json"
@@ -89,6 +90,8 @@ class Lock:
         self.run_id = uuid.uuid4().hex
         self.tell: Callable[[], dict[str, Any]] = dict
         """What stands in the lease beside it, for `segray status`."""
+        self.hours = dict[str, float]()
+        """Machine-hours of earlier attempts, as the lease that was taken over told them."""
         self._settings = store.storage.lease
         self._generation = 0
         self._renewals = 0
@@ -148,6 +151,7 @@ class Lock:
         asked = _now()
         before = Lease() if vacant is None else Lease.of(vacant.data)
         self._generation = before.generation + 1
+        self.hours = {} if vacant is None else hours_in(told_in(vacant.data))
         if not self._won(vacant):
             return False
         if vacant is not None and not before.released and not before.is_of_this_machine:
@@ -261,7 +265,7 @@ class Lock:
             "renewals": self._renewals,
             "expires_s": self._settings.expires_s,
             "released": released,
-            "told": self.tell(),
+            "told": {HOURS: self.hours} | self.tell(),
             "renewed_at": time.strftime(
                 "%Y-%m-%dT%H:%M:%SZ", time.gmtime()
             ),  # for people; nobody compares it
@@ -313,7 +317,15 @@ def _now() -> float:
 
 
 def _say(line: str) -> None:
-    print(f"segray: output: {line}", file=sys.stderr, flush=True)
+    say(f"output: {line}", "warning")
+
+
+def told_in(data: bytes) -> dict[str, Any]:
+    """What a holder told beside its lease; empty of a damaged one."""
+    with suppress(ValueError, AttributeError):
+        told = json.loads(data).get("told")
+        return told if isinstance(told, dict) else {}
+    return {}
 
 
 def newest_generation(store: Store) -> int:

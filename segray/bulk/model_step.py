@@ -3,6 +3,7 @@
 An error or a death costs one row: after either, the items that were in hand are done one by one.
 """
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,10 +30,17 @@ class ModelStep:
     """DECODED -> ANNOTATED: the model, and what happens when it raises or dies."""
 
     def __init__(
-        self, make_predictor: Callable[[], Predictor], attempts: AttemptsLike, workers: int = 1
+        self,
+        make_predictor: Callable[[], Predictor],
+        attempts: AttemptsLike,
+        workers: int = 1,
+        computed: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """`workers`: how many may start at once; each may die `MOST_ATTEMPTS` times before one succeeds."""
-        self.attempts = attempts
+        """`workers`: how many may start at once; each may die `MOST_ATTEMPTS` times before one succeeds.
+
+        computed: told the seconds of each batch.
+        """
+        self.attempts, self._computed = attempts, computed
         if not attempts.begin(["model"], MOST_ATTEMPTS * workers):
             raise RuntimeError(f"the model killed its process {MOST_ATTEMPTS} times while it was loaded")
         self.predictor = make_predictor()
@@ -45,7 +53,7 @@ class ModelStep:
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
         try:
-            answer = self.predictor.answer(table)
+            answer = self._answer(table)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
@@ -56,18 +64,25 @@ class ModelStep:
         self._successes += len(ids)
         return answer
 
+    def _answer(self, table: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        try:
+            return self.predictor.answer(table)
+        finally:
+            self._computed(time.monotonic() - started)
+
     def _one_by_one(self, table: pa.Table) -> pa.Table:
         """After a death or an error: alone, the item that is to blame can be told from its neighbours."""
         return pa.concat_tables([self._alone(table.slice(row, 1)) for row in range(table.num_rows)])
 
     def _alone(self, row: pa.Table) -> pa.Table:
         if not row["pixels"][0].is_valid:
-            return self.predictor.answer(row)
+            return self._answer(row)
         ids = _names(row)
         if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
-            answer = self.predictor.answer(row)
+            answer = self._answer(row)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - see above

@@ -43,6 +43,7 @@ from segray.sources.geotiff import read_files, scene_id
 from segray.sources.item import Source
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
+from segray.watching import Labels, model_clock
 
 TICKS_S = (0.02, 0.5)
 """Least and most seconds between two looks of Ray Data for blocks that are ready. It lets a worker be at most
@@ -170,7 +171,13 @@ class _Annotate:
     """DECODED -> ANNOTATED; see `model_step`."""
 
     def __init__(
-        self, verb: Verb, model: Any, attempts: Any, resources: Resources, precision: "Precision"
+        self,
+        verb: Verb,
+        model: Any,
+        attempts: Any,
+        resources: Resources,
+        precision: "Precision",
+        watched: Labels | None,
     ) -> None:
         # A thread of torch's that waits for another one should keep its core for a few milliseconds, not
         # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
@@ -187,7 +194,8 @@ class _Annotate:
                 ray.get(model), resources.device, precision, resources.batch_size, resources.threads
             )
 
-        self._step = ModelStep(make_predictor, _RemoteAttempts(attempts), resources.actors)
+        clock = model_clock(watched)
+        self._step = ModelStep(make_predictor, _RemoteAttempts(attempts), resources.actors, clock)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
@@ -195,10 +203,16 @@ class _Annotate:
 
 
 def answered(
-    verb: Verb, plan: Plan, model: Model, precision: "Precision", resources: Resources
+    verb: Verb,
+    plan: Plan,
+    model: Model,
+    precision: "Precision",
+    resources: Resources,
+    watched: Labels | None = None,
 ) -> Iterator[pa.Table]:
     """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
 
+    watched: see `watching.labels`.
     Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -209,7 +223,7 @@ def answered(
         tiling = replace(tiling, picture_pixels=verb.settings.max_pixels)
     answers = decoded(plan, verb.settings, tiling, resources).map_batches(
         _Annotate,
-        fn_constructor_args=(verb, ray.put(model), attempts, resources, precision),
+        fn_constructor_args=(verb, ray.put(model), attempts, resources, precision, watched),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from segray.log import LOG, say
 from segray.scenes.scene import scene_from
 
 LOG_EVERY_S = 10.0
@@ -59,7 +60,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._started = self._logged = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not LOG.as_json:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -97,8 +98,11 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Tiles and whole images a second after the first answer; None while that is not known well."""
-        if len(self._answers) <= KNOWN_AFTER_ANSWERS:
+        """Tiles and whole images a second after the first answer; None while that is not known well.
+
+        Of a listing always: nobody waits for it.
+        """
+        if self.what == "listing" or len(self._answers) <= KNOWN_AFTER_ANSWERS:
             return None
         (start, before), (end, after) = self._answers[0], self._answers[-1]
         return (after - before) / (end - start) if end - start >= KNOWN_AFTER_S and after > before else None
@@ -139,9 +143,37 @@ class Progress:
         self.images, self.tiles = images, tiles
         self._left.update(left)
 
+    def exported(self) -> dict[str, float | None]:
+        """As metrics; any thread may ask."""
+        return {
+            "items_done": self.images,
+            "items_left": None if self._total is None else max(0, self._total - self.images),
+            "items_rejected": self.rejected,
+            "instances": self.instances if self._finds else None,
+            "tiles": self.tiles,
+            "images_per_second": self.rate,
+        }
+
     def told(self) -> dict[str, Any]:
         """For who asks from outside; any thread may."""
         return {"total": self._total, "images_per_s": self.rate}
+
+    def figures(self) -> dict[str, Any]:
+        """What a line says, for programs; None: not known, or nothing that is counted here."""
+        return {
+            "images": self.images,
+            "total": self._total,
+            "rejected": self.rejected,
+            "instances": self.instances if self._finds else None,
+            "tiles": self.tiles,
+            "images_per_s": self.rate,
+            "left_s": self._left_s,
+        }
+
+    @property
+    def _left_s(self) -> float | None:
+        rate, (done, total) = self.rate, self._done_of()
+        return None if rate is None or total is None else (total - done) / rate
 
     def _show(self, *, now: bool = False) -> None:
         if self._bar is not None:
@@ -160,19 +192,17 @@ class Progress:
 
     def _tell(self) -> None:
         self._told = self.images, self.tiles
-        print(f"segray: {self.what}: {self._line()}", file=sys.stderr, flush=True)
+        say(f"{self.what}: {self._line()}", **self.figures())
 
     def _line(self) -> str:
         of = "" if self._total is None else f" of {self._total:,}"
         parts = [f"{self.images:,}{of} images"]
         if self.tiles:
             parts.append(f"{self.tiles:,} tiles")
-        rate = None if self.what == "listing" else self.rate
-        if rate is not None:
+        if (rate := self.rate) is not None:
             parts.append(pace(rate, self.nouns[bool(self.tiles)]))
         if self.what != "listing":
             parts += [f"{self.instances:,} instances"] * self._finds + [f"{self.rejected:,} rejected"]
-        done, total = self._done_of()
-        if rate is not None and total is not None:
-            parts.append(f"{clock((total - done) / rate)} left")
+        if (left := self._left_s) is not None:
+            parts.append(f"{clock(left)} left")
         return ", ".join(parts)

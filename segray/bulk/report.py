@@ -1,13 +1,10 @@
 """What is said at the end, and what run.json keeps."""
 
 import json
-import os
 import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -52,7 +49,9 @@ def run_record(
     }
 
 
-def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> list[str]:
+def summary_lines(
+    verb: Verb, plan: Plan, record: dict[str, Any], did: str, hours: Sequence[str] = ()
+) -> list[str]:
     """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
     counts = record["counts"]
     output = shown(verb.settings.output).rstrip("/")
@@ -78,6 +77,7 @@ def summary_lines(verb: Verb, plan: Plan, record: dict[str, Any], did: str) -> l
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}{_kinds(Counter(counts['rejects_by_kind'][kind]))}")
     lines += [f"    for example {example}" for example in plan.rejected_examples()]
+    lines += [f"  {line}" for line in hours]
     return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in verb.opening(output))]
 
 
@@ -90,14 +90,6 @@ def reading(table: str, then: str) -> str:
 def _twins(plan: Plan) -> list[str]:
     told = "rows differ from an earlier one in their query string alone: one item with it"
     return [f"  {plan.query_twins:,} {told}"] if plan.query_twins else []
-
-
-def say(lines: Sequence[str]) -> None:
-    """Print; a reader that has gone away (`| head`) is no error and must not change the exit code."""
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
 
 
 def _ignored(kinds: Counter[str]) -> str:

@@ -5,7 +5,6 @@ that is clear; those of COCO results by their ids. Categories are matched by nam
 `CategoryMap`. Masks are held once, as run lengths.
 """
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from segray.evaluate.matching import by_file_name, owners
 from segray.evaluate.outputs import Item, instances_of, ledger_files, read_ledger, run_record
 from segray.evaluate.report import Outcome
 from segray.evaluate.settings import EvaluateSettings
+from segray.log import say
 from segray.storage import canonical_uri
 
 
@@ -138,7 +138,7 @@ class InstanceEvaluation:
     def _outcome(self, scores: InstanceScores, problems: list[Problem], categories: CategoryMap) -> Outcome:
         kinds: tuple[Kind, ...] = ("segm", "bbox") if self.masks else ("bbox",)
         found = f"{len(scores.predictions):,} predicted, {len(scores.truth):,} true instances"
-        print(f"segray: {found} in {len(scores.images):,} images: scoring", file=sys.stderr, flush=True)
+        say(f"{found} in {len(scores.images):,} images: scoring")
         figures = {kind: scores.figures(kind, self.settings.detections) for kind in kinds}
         rows = _class_rows(self.truth.categories, scores, figures)
         notes = list(self.notes)

@@ -4,8 +4,9 @@ import time
 
 from segray.errors import ExitCode, NothingToDoError
 from segray.evaluate.files import check_output, write_metrics
-from segray.evaluate.report import Evaluation, metrics_record, problem_lines, say, summary_lines
+from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
+from segray.log import LOG, answer
 
 
 def evaluate(settings: EvaluateSettings) -> ExitCode:
@@ -18,15 +19,17 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
     check_output(settings.output, settings.storage)
     evaluation = find(settings)
     if settings.dry_run:
-        say([*evaluation.about(), "dry run: nothing was compared"])
+        answer([*evaluation.about(), "dry run: nothing was compared"])
         return ExitCode.DONE
     outcome = evaluation.run()
     if not outcome.compared:
         lines = problem_lines(outcome.problems)
         raise NothingToDoError(f"none of {outcome.labels:,} labels could be compared", *lines)
     seconds = time.monotonic() - started
-    where = write_metrics(settings.output, metrics_record(settings, outcome, seconds), settings.storage)
-    say(summary_lines(outcome, where, seconds))
+    record = metrics_record(settings, outcome, seconds)
+    where = write_metrics(settings.output, record, settings.storage)
+    LOG.conclude(summary_lines(outcome, where, seconds))
+    LOG.outcome = {"counts": record["counts"]}
     return ExitCode.REJECTED if outcome.failed_share > settings.max_rejects else ExitCode.DONE
 
 

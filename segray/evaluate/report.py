@@ -1,18 +1,16 @@
 """What an evaluation comes to: metrics.json for programs, a table for people."""
 
 import math
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
 from segray.evaluate.folders import Problem
 from segray.evaluate.settings import EvaluateSettings
+from segray.log import say
 from segray.settings import printable
 from segray.versions import versions
 
@@ -76,7 +74,8 @@ class Progress:
         self._done += number
         if time.monotonic() - self._told > _EVERY_S:
             self._told = time.monotonic()
-            print(f"segray: {self._done:,} of {self._total:,} {self._what}", file=sys.stderr, flush=True)
+            line = f"{self._done:,} of {self._total:,} {self._what}"
+            say(line, images=self._done, total=self._total)
 
 
 def metrics_record(settings: EvaluateSettings, outcome: Outcome, seconds: float) -> dict[str, Any]:
@@ -144,14 +143,6 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def say(lines: Sequence[str]) -> None:
-    """Print; a reader that has gone away (`| head`) is no error and must not change the exit code."""
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python flushes it when it ends
 
 
 def _overall(metrics: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from segray.errors import SettingsError
+from segray.log import LOG
 
 AGAIN = """\
 tries=0
@@ -45,7 +45,7 @@ def asked(command: Sequence[str], text: str | None = None) -> str:
 
 def say(line: str) -> None:
     """To the terminal."""
-    print(f"segray: submit: {line}", file=sys.stderr, flush=True)
+    LOG.say(f"submit: {line}")
 
 
 def as_yaml(content: Any) -> str:

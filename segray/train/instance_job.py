@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import SettingsError
+from segray.log import say
 from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import Data
 from segray.train.settings import TrainSettings
-from segray.train.watch import say
 
 if TYPE_CHECKING:
     from segray.train.feed.coco_reader import CocoReading

@@ -15,6 +15,8 @@ from segray.bulk.store import Store
 from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
+from segray.log import LOG, say
+from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.settings import printable
 from segray.sources.pairs import Pairs, list_pairs
@@ -40,8 +42,9 @@ from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
 from segray.train.shown.events import SCORES
-from segray.train.watch import Watch, figure, metrics, say
+from segray.train.watch import Watch, figure, metrics
 from segray.versions import versions
+from segray.watching import exported, labels
 
 if TYPE_CHECKING:
     from segray.train.feed.survey_stream import Reading
@@ -95,7 +98,7 @@ def train(settings: TrainSettings) -> ExitCode:
     with (
         noise_to_file() as log,
         INTERRUPTS,
-        RayStart(settings.ray, log, _load_ray_train) as ray,
+        RayStart(settings.ray, log, _load_ray_train, settings.metrics_port) as ray,
     ):
         prepared = _prepare(settings, ray)
         if settings.dry_run:
@@ -122,6 +125,7 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
 
     lock = attempt(lambda: _open_output(settings))
     found = attempt(lambda: _listed(settings))
+    attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
@@ -188,7 +192,9 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
 def _run(prepared: Prepared, lock: Lock) -> Data:
     """Do what is left, under the lease; returns what was trained on."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
-    started = time.monotonic()
+    started, machines = time.monotonic(), prepared.ray.machines
+    machines.inherit(lock.hours)
+    lock.tell = machines.record
     begun = check_settings(store, prepared.identity, output)  # again: another run may have begun meanwhile
     data = _data(prepared, begun=begun)
     say(f"{data.told()}; {len(data.rejected):,} of {data.listed:,} rejected")
@@ -198,7 +204,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
             "(frames of a fixed camera), take --group-look-alikes off or a column `group` of the data"
         )
     for address, why in data.rejected[:10]:
-        say(f"rejected: {address}: {why}")
+        say(f"rejected: {address}: {why}", "warning")
     if begun:
         check_data(store, data.told(), output)
     record = store.read_json(RUN)
@@ -207,7 +213,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
         return data
     shares = prepared.shares()
-    lock.tell = lambda: {"total": settings.epochs}
+    lock.tell = lambda: {"total": settings.epochs} | machines.record()
     store.delete(RUN)
     write_plan(store, prepared.identity, data.told())
     store.write("splits.csv", splits_csv(data))
@@ -216,7 +222,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
     if not holds(store, CHECKPOINT):
         store.delete(METRICS)  # of a run that is gone: they must not pass for this one's
     _train(prepared, data, shares, lock)
-    record = _record(prepared, data, time.monotonic() - started)
+    record = _record(prepared, data, time.monotonic() - started) | machines.record()
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
     return data
@@ -232,6 +238,9 @@ def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
     best, name, output = record["best"], prepared.design.best, shown(prepared.settings.output)
     found = f"{SCORES[name]} {figure(best[name])}"
     say(f"{what}: best {found} on val in epoch {best['epoch']}; {output}/model.pt")
+    for line in prepared.ray.hours_lines(record):
+        say(line)
+    LOG.outcome = outcome_of(record, "epochs", "best")
 
 
 def _data(prepared: Prepared, *, begun: bool) -> Data:
@@ -271,7 +280,9 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
 
     settings = prepared.settings
     run = replace(_run_of(prepared, data), generation=lock.generation)
-    with Watch(prepared.store, settings.epochs, lock, lambda: told(run)) as watch:
+    watched = labels("train", settings.output) if prepared.ray.exports else None
+    watch = Watch(prepared.store, settings.epochs, lock, lambda: told(run))
+    with exported(watched, watch.exported), watch:
         try:
             workers = (settings.min_workers or settings.workers, settings.workers)
             train(run, data.table, workers, shares, settings.max_failures)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from segray.errors import SettingsError
+from segray.log import say
 from segray.sources.label_sample import decide_from
 from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import Pairs
 from segray.train.feed.data import Data
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
-from segray.train.watch import say
 
 if TYPE_CHECKING:
     from segray.train.feed.survey_stream import Reading

@@ -2,7 +2,6 @@
 
 import _thread
 import json
-import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -12,10 +11,14 @@ from segray.bulk.lock import Lock
 from segray.bulk.progress import clock, pace
 from segray.bulk.store import Store
 from segray.errors import JobFailedError
+from segray.log import say
 from segray.train.identity import METRICS
 
 _LOOK_EVERY_S = 2.0
 _SHOWN = {"train_loss": "loss", "val_loss": "val", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}
+_EXPORTED = {
+    "epoch": "epoch", "train_loss": "train_loss", "val_loss": "val_loss", "images_per_s": "images_per_second",
+}  # fmt: skip
 
 
 def metrics(store: Store) -> list[dict[str, Any]]:
@@ -28,11 +31,6 @@ def figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def say(line: str) -> None:
-    """To the terminal."""
-    print(f"segray: {line}", file=sys.stderr, flush=True)
-
-
 class Watch:
     """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
 
@@ -42,10 +40,15 @@ class Watch:
         self._store, self._epochs, self._lock = store, epochs, lock
         self.error: JobFailedError | None = None
         """Set before the main thread is interrupted."""
+        self._last = dict[str, Any]()
         self._failed = ""
         """Why the last look showed nothing."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="segray-watch", daemon=True)
+
+    def exported(self) -> dict[str, float | None]:
+        """The last epoch that was shown, as metrics; any thread may ask."""
+        return {name: self._last.get(key) for key, name in _EXPORTED.items()}
 
     def __enter__(self) -> "Watch":
         self._shown = len(metrics(self._store))
@@ -78,7 +81,7 @@ class Watch:
             self._failed = ""
         except Exception as error:  # noqa: BLE001 - whatever a storage, Ray or a file half written raises
             if str(error) != self._failed:
-                say(f"the epochs cannot be shown now, the training goes on: {error}")
+                say(f"the epochs cannot be shown now, the training goes on: {error}", "warning")
             self._failed = str(error)
 
     def _show(self) -> None:
@@ -89,11 +92,15 @@ class Watch:
             self._told = None
         for line in done[self._shown :]:
             self._shown += 1
+            self._last = line
             left = self._left(done[self._first : self._shown])
             shown = ", ".join(f"{name} {figure(line[key])}" for key, name in _SHOWN.items() if key in line)
             say(
                 f"epoch {line['epoch']} of {self._epochs}: {shown}, {pace(line['images_per_s'])}"
-                f"{'' if left is None else f', {clock(left)} left'}"
+                f"{'' if left is None else f', {clock(left)} left'}",
+                **{name: value for name, value in line.items() if name != "time"},
+                epochs=self._epochs,
+                left_s=left,
             )
 
     def _left(self, done: list[dict[str, Any]]) -> float | None:

@@ -65,6 +65,11 @@ def slow() -> Seeded:
     return Seeded(0.05)
 
 
+def slower() -> Seeded:
+    """Likewise, a quarter of a second an image."""
+    return Seeded(0.25)
+
+
 def deadly() -> Seeded:
     return Deadly()
 

@@ -36,7 +36,8 @@ def unfinished(expected: Path, tmp_path: Path) -> Path:
 
 def write_lease(run: Path, **others: object) -> None:
     lock = Lock(Store(str(run), StorageSettings()))
-    lock.tell = lambda: {"total": 123, "images_per_s": 0.5}
+    worked = {"machine_hours": {"8 CPU": 1.5}, "cost": {"8 CPU": 3.0, "total": 3.0}}
+    lock.tell = lambda: {"total": 123, "images_per_s": 0.5, **worked}
     (run / "_segray/lease.json").write_text(json.dumps(json.loads(lock._lease()) | others))
 
 
@@ -49,6 +50,10 @@ def test_a_finished_run(expected: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(images) == 100
     assert "annotate, finished" in words
     assert f"100 of 100 items, 0 rejected, {len(instances):,} instances" in words
+    hours = json.loads((expected / "run.json").read_text())["machine_hours"]
+    assert found["machine_hours"] == hours
+    assert list(hours) == ["4 CPU"]
+    assert "machine-hours: " in words
 
 
 def test_one_that_stopped(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +74,8 @@ def test_who_holds_it(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "100 of 123 items" in words
     assert "2.0 s/image, 0:00:46 left" in words
     assert "started 3 times" in words
+    assert (found["machine_hours"], found["cost"]) == ({"8 CPU": 1.5}, {"8 CPU": 3.0, "total": 3.0})
+    assert "machine-hours: 1.500 of 8 CPU; cost 3.00" in words
     write_lease(unfinished, pid=2**22 + 1)
     found, words = told(capsys, unfinished)
     assert found["state"] == "killed"
