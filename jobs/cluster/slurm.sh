@@ -46,6 +46,8 @@ wait $job; code=$?
 while kill -0 $job 2> /dev/null; do wait $job; code=$?; done
 rm -f "$settings"
 kill $(jobs -p) 2> /dev/null
+wait
+[ $code = 0 ] && [ -n "${folder:-}" ] && srun rm -rf "$folder"
 case $code in
     4) code=0 ;;
     0 | 2 | 3 | 5) ;;

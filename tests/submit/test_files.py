@@ -48,22 +48,21 @@ def told(kind, document):
 
 json.dump([told(*each) for each in json.load(sys.stdin)], sys.stdout)
 """
+WORDS = ["s3://BUCKET/photos", "--output", "s3://BUCKET/labels"]
 MAKERS = {"slurm": slurm.script, "kuberay": kuberay.manifest, "sky": sky.task}
 
 
 def made(where: str, *options: str) -> str:
-    words = ["s3://BUCKET/photos", "--output", "s3://BUCKET/labels"]
     settings = load_settings(SubmitSettings, [f"--{where}", *options], "segray submit")
-    job = load_settings(AnnotateSettings, words, "segray annotate")
+    job = load_settings(AnnotateSettings, WORDS, "segray annotate")
     return MAKERS[where](settings, order_of("annotate", job, settings))
 
 
 @pytest.mark.parametrize("where", EXAMPLES)
 def test_the_examples_are_what_submit_prints(where: str) -> None:
-    text = (ROOT / "jobs/cluster" / EXAMPLES[where]).read_text()
-    assert text == made(where, "--name", "labels", "--nodes", "2", "--gpus", "1"), (
-        f"see {text.splitlines()[1]}"
-    )
+    file, options = f"jobs/cluster/{EXAMPLES[where]}", ("--name", "labels", "--nodes", "2", "--gpus", "1")
+    again = f"segray submit --{where} {' '.join(options)} --dry-run annotate {' '.join(WORDS)} > {file}"
+    assert (ROOT / file).read_text() == made(where, *options), again
 
 
 def misspelt(part: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
