@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,7 +83,8 @@ def run(verb: Verb) -> ExitCode:
                 say(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
                 return ExitCode.DONE
             with prepared.lock as lock:
-                record, did = _run(prepared, plan, inventory, lock)
+                under = replace(prepared, verb=verb.under(lock.generation))
+                record, did = _run(under, plan, inventory, lock)
         say(summary_lines(verb, plan, record, did))
         rejected_too_many = plan.rejected_share() > settings.max_rejects
         return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
@@ -185,9 +186,10 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         work = inventory.next_round(listing)
     finished = _finished(store)
     if not work and finished is not None and plan.is_finished():
+        lock.check()  # else all that was read may be another run's
         return finished, "nothing to do, finished before"
     resources = _ready(prepared) if work else None  # what cannot start changes nothing
-    store.delete(RUN)
+    store.retract(RUN)
     store.write_json(PLAN, prepared.identity)
     if resources is not None and prepared.verb.joins_in_workers:
         from segray.bulk.pipeline import joined_in_workers
