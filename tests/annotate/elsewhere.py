@@ -4,7 +4,8 @@ import os
 import time
 
 from segray.bulk import lock
-from tests.annotate.merging_often import main as here
+from tests import warm_segray
+from tests.annotate import merging_often  # noqa: F401 - for what it changes
 
 SKEW = "CLOCK_SKEW_S"
 """In the environment."""
@@ -15,5 +16,5 @@ def main() -> int:
     skew_s, told = float(os.environ[SKEW]), time.gmtime
     lock._boot_id = lambda: "another machine's"
     # what `renewed_at` is made of; a lease knows no other wall time
-    time.gmtime = lambda seconds=None: told(time.time() + skew_s if seconds is None else seconds)  # type: ignore[assignment]
-    return here()
+    time.gmtime = lambda seconds=None: told(time.time() + skew_s if seconds is None else seconds)
+    return warm_segray.main()

@@ -39,20 +39,18 @@ BAD_TILE = 2
 
 
 class StoppedStore(Store):
-    """Before its `at`-th request to the storage the process stops: `meanwhile` happens, then it goes on."""
+    """Before its `at`-th request to the storage the process stops; it goes on when `wakes` returns."""
 
     at, done = 0, 0
+    wakes: Callable[[], object]
     asked: list[str]
 
     def _request(self, what: str, path: str, call: Callable[[], T]) -> T:
         self.done += 1
         self.asked = [*getattr(self, "asked", []), f"{what} {path.removeprefix(self.root)}"]
         if self.done == self.at:
-            self.meanwhile()
+            self.wakes()
         return super()._request(what, path, call)
-
-    def meanwhile(self) -> None:
-        """Set by who makes it."""
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Attempt:
         options = {"sources": [str(self.sources)], "output": self.url, "commit_every_s": 0.001}
         settings = AnnotateSettings.model_validate(options | {"retry_rejected": self.retry})
         store = self.store = StoppedStore(self.url, self.storage)
-        store.at, store.meanwhile = self.at, lambda: self.meanwhile(self)  # type: ignore[method-assign]
+        store.at, store.wakes = self.at, lambda: self.meanwhile(self)
         self.lock = Lock(store)
         try:
             with ExitStack() as stack:

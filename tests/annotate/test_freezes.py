@@ -86,8 +86,11 @@ class Overlap:
     def _wait_for_a_moment(self, first: subprocess.Popen[str], chance: random.Random) -> None:
         """From when it has the lease, or its first commit, until about its end."""
         wanted = chance.choice([NAME, "_segray/staging/", "images/"])
-        begun = lambda: any(name.startswith(wanted) for name in self.files())  # noqa: E731
-        wait_for(lambda: begun() or first.poll() is not None, START_S, "the first attempt")
+
+        def begun() -> bool:
+            return first.poll() is not None or any(name.startswith(wanted) for name in self.files())
+
+        wait_for(begun, START_S, "the first attempt")
         time.sleep(chance.uniform(0.0, 1.5))
 
     def _check_clock(self, skew_s: float) -> None:
