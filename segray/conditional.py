@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
 
 from segray.atomic import written_beside
 from segray.retries import is_passing
@@ -60,13 +61,38 @@ def replace_atomically(filesystem: AbstractFileSystem, path: str, data: bytes, v
     except Exception as error:
         if is_passing(error):
             raise
-        with suppress(FileNotFoundError):
-            there = read_versioned(filesystem, path)
-            if there.data == data:  # the answer to an earlier try of this very request was lost
-                return
-            if there.version == version:
-                raise
+        there = _there(filesystem, path)
+        if there is not None and there.data == data:
+            return  # the answer to an earlier try of this very request was lost
+        if there is not None and there.version == version:
+            raise
         raise ChangedError(path) from error
+
+
+def delete_atomically(filesystem: AbstractFileSystem, path: str, version: str) -> None:
+    """Remove an object if it still is the version that was read; nothing where it is gone.
+
+    Raises ChangedError where it is another one. On a disk, and on storages that compare nothing, the look
+    and the removal are two steps, microseconds and a request apart.
+    """
+    delete = _DELETERS.get(_kind(filesystem), _delete_after_reading)
+    try:
+        delete(filesystem, path, version)
+    except Exception as error:
+        if is_passing(error):
+            raise
+        there = _there(filesystem, path)
+        if there is not None and there.version == version:
+            raise
+        if there is not None:
+            raise ChangedError(path) from error
+
+
+def _there(filesystem: AbstractFileSystem, path: str) -> Versioned | None:
+    try:
+        return read_versioned(filesystem, path)
+    except FileNotFoundError:
+        return None
 
 
 def stale_version(filesystem: AbstractFileSystem) -> str | None:
@@ -140,10 +166,39 @@ def _replace_google(filesystem: Any, path: str, data: bytes, version: str) -> No
     )
 
 
+def _delete_after_reading(filesystem: Any, path: str, version: str) -> None:
+    if _digest(filesystem.cat_file(path)) != version:
+        raise ChangedError(path)
+    filesystem.rm_file(path)
+
+
+def _delete_s3(filesystem: Any, path: str, version: str) -> None:
+    bucket, key, _ = filesystem.split_path(path)
+    filesystem.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=version)
+
+
+def _delete_azure(filesystem: Any, path: str, version: str) -> None:
+    from azure.core import MatchConditions
+
+    blob = filesystem.service_client.get_blob_client(*filesystem.split_path(path)[:2])
+    condition = {"etag": version, "match_condition": MatchConditions.IfNotModified}
+    sync(filesystem.loop, blob.delete_blob, **condition)
+
+
+def _delete_google(filesystem: Any, path: str, version: str) -> None:
+    bucket, name, _ = filesystem.split_path(path)
+    filesystem.call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=version)
+
+
 _REPLACERS: dict[str, Callable[[Any, str, bytes, str], None]] = {
     "s3": _replace_s3,
     "az": _replace_azure,
     "gs": _replace_google,
+}
+_DELETERS: dict[str, Callable[[Any, str, str], None]] = {
+    "s3": _delete_s3,
+    "az": _delete_azure,
+    "gs": _delete_google,
 }
 _VERSIONS = {"s3": "ETag", "az": "etag", "gs": "generation"}
 """Where `info` has the version."""

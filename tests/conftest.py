@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--storage-runs", type=int, default=1, help="runs over a storage that fails one request in ten"
     )
+    group.addoption("--freezes", type=int, default=1, help="runs stopped while another one takes over")
     group.addoption("--starts", type=int, default=1, help="of a Ray of its own under four busy loops")
     group.addoption("--fault-seed", type=int, default=65, help="the first trial's seed; the others count on")
     group.addoption("--fuzz-files", type=int, default=300, help="mutated images; a fifth as many archives")

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import SecretStr
 
@@ -262,8 +262,9 @@ def gcs_server() -> Iterator[Server]:
 def _gcs_http() -> LoopbackServer:
     """The emulator's requests and store in a server with threads (its own takes one connection at a time).
 
-    Added: an upload with ifGenerationMatch answers 412 when the object is another generation (0: when it
-    exists), which the emulator ignores (https://cloud.google.com/storage/docs/request-preconditions).
+    Added: an upload or a removal with ifGenerationMatch answers 412 when the object is another generation (0:
+    when it exists), which the emulator ignores
+    (https://cloud.google.com/storage/docs/request-preconditions).
     """
     from gcp_storage_emulator.server import RequestHandler
     from gcp_storage_emulator.storage import Storage
@@ -284,6 +285,17 @@ def _gcs_http() -> LoopbackServer:
                     self.send_error(412)
                 else:
                     super().do_POST()
+
+        def do_DELETE(self) -> None:
+            with one_at_a_time:
+                url = urlsplit(self.path)
+                wanted = parse_qs(url.query).get("ifGenerationMatch")
+                bucket, _, name = url.path.split("/b/")[1].partition("/o/")
+                there = self.storage.objects.get(bucket, {}).get(unquote(name))
+                if wanted and there is not None and wanted[0] != str(there["generation"]):
+                    self.send_error(412)
+                else:
+                    super().do_DELETE()
 
     return LoopbackServer(partial(Handler, Storage(use_memory_fs=True)))
 

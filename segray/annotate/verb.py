@@ -12,6 +12,7 @@ from segray.settings import AnnotateSettings
 
 if TYPE_CHECKING:
     from segray.annotate.predictor import Predictor
+    from segray.bulk.store import Store
     from segray.models.device import Precision
     from segray.models.weights import LoadedModel
 
@@ -69,13 +70,17 @@ class Annotate:
 
         return joined_item(tiles, self.settings.crs)
 
-    def after_join(self, image_id: str) -> None:
+    def under(self, generation: int) -> "Annotate":
+        """Workers write nothing."""
+        return self
+
+    def after_join(self, store: "Store", image_id: str) -> None:
         """Tiles leave nothing behind."""
 
-    def discard(self, image_ids: Sequence[str]) -> None:
+    def discard(self, store: "Store", image_ids: Sequence[str]) -> None:
         """Everything is in the tables."""
 
-    def finish(self) -> None:
+    def finish(self, store: "Store") -> None:
         """Nothing."""
 
     def about(self) -> str:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,7 +90,8 @@ def run(verb: Verb) -> ExitCode:
                 answer(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
                 return ExitCode.DONE
             with prepared.lock as lock:
-                record, did = _run(prepared, plan, inventory, lock)
+                under = replace(prepared, verb=verb.under(lock.generation))
+                record, did = _run(under, plan, inventory, lock)
         LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
         LOG.outcome = outcome_of(record, "counts", "rates")
         rejected_too_many = plan.rejected_share() > settings.max_rejects
@@ -196,9 +197,10 @@ def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tu
         work = inventory.next_round(listing)
     finished = _finished(store)
     if not work and finished is not None and plan.is_finished():
+        lock.check()  # else all that was read may be another run's
         return finished, "nothing to do, finished before"
     resources = _ready(prepared) if work else None  # what cannot start changes nothing
-    store.delete(RUN)
+    store.retract(RUN)
     store.write_json(PLAN, prepared.identity)
     if resources is not None and prepared.verb.joins_in_workers:
         from segray.bulk.pipeline import joined_in_workers

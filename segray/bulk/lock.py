@@ -33,7 +33,8 @@ NAME = "_segray/lease.json"
 LOOKS = 5
 """A watched lease is read so many times in one renewal."""
 SETTLE_S = 2.0
-"""After a take-over on a folder that machines share: not all of them share locks (see `conditional`)."""
+"""After a take-over on a folder that machines share, where not all of them share locks (see `conditional`),
+and of an object store on which the run before was about to write."""
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Of the holder; Linux' goes on while the machine sleeps, as the watchers' clocks do."""
 
@@ -124,7 +125,13 @@ class Lock:
         if self._settings.probe and stale is not None:
             self._refuse_unconditional(stale)
         self._renewer.start()
-        self.store.fence = self.check
+        try:
+            late = self.store.begin(self._generation, self.check)
+            if late and stale is not None:  # a copy may have begun before its source went
+                time.sleep(min(SETTLE_S, self._settings.renew_s))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -163,10 +170,7 @@ class Lock:
         """Whether our conditional write was the one that counts."""
         data = self._lease()
         try:
-            if vacant is None:
-                self.store.create(NAME, data)
-            else:
-                self.store.replace(NAME, data, vacant.version)
+            self.store.replace(NAME, data, None if vacant is None else vacant.version)
         except FileExistsError:
             there = self.store.read_versioned(NAME)
             return there is not None and there.data == data  # the answer to our own request was lost
@@ -192,7 +196,7 @@ class Lock:
         if "gs" in self.store.filesystem.protocol:
             names = ("ifGenerationMatch=0", "ifGenerationMatch")
         writes: tuple[Callable[[], None], ...] = (
-            lambda: self.store.create(NAME, self._lease()),
+            lambda: self.store.replace(NAME, self._lease(), None),
             lambda: self.store.replace(NAME, self._lease(), stale),
         )
         for header, write in zip(names, writes, strict=True):
@@ -304,8 +308,9 @@ class Lock:
         try:
             self._rewrite(released=True)
         except (OSError, JobFailedError):
-            if self._is_ours(self.store.read_versioned(NAME)):
-                self.store.delete(NAME)
+            there = self.store.read_versioned(NAME)
+            if there is not None and self._is_ours(there):
+                self.store.remove(NAME, there.version)
 
     def _age(self) -> float:
         """Seconds since the last renewal that counted was begun."""
@@ -332,6 +337,25 @@ def newest_generation(store: Store) -> int:
     """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
     there = store.read_versioned(NAME)
     return 0 if there is None else Lease.of(there.data).generation
+
+
+def follow(store: Store, generation: int, every_s: float = 0.0) -> None:
+    """Let a worker write for the run that holds the lease, whose driver may be gone and stop nobody.
+
+    Before a write it looks at the lease, if the last look is `every_s` ago, and raises JobFailedError where a
+    newer run has it. What is published needs a look each time.
+    """
+    looked = -math.inf
+
+    def fence() -> None:
+        nonlocal looked
+        if (now := _now()) - looked < every_s:
+            return
+        if newest_generation(store) != generation:
+            raise JobFailedError(f"another run took {store.root} over; this one stops")
+        looked = now
+
+    store.generation, store.fence = generation, fence
 
 
 def _boot_id() -> str:

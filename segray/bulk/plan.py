@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from tempfile import gettempdir
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.store import TILE_ANSWERS, End, Part, Store, ends_of
+from segray.bulk.store import TILE_ANSWERS, End, GoneError, Part, Store, ends_of
 from segray.errors import JobFailedError
 from segray.scenes.scene import scene_from
 from segray.sources.choice import kind_of
@@ -138,7 +139,8 @@ class Plan:
     def add_ledger(self, store: Store, part: Part) -> None:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
         if part.folder == TILE_ANSWERS:
-            self.add_tiles(store.answers(part), part)
+            with suppress(GoneError):  # taken away, late, by a run before: else they are done again
+                self.add_tiles(store.answers(part), part)
             return
         for batch in store.ledger(part, LEDGER_COLUMNS):
             self._add_rows(batch, part.number)

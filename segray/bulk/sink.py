@@ -95,7 +95,7 @@ class Sink:
             self._commit_items(pa.concat_tables(self.joined(of_item)))
             for image_id in some:
                 self.plan.forget_tiles(image_id, keeps=self.verb.keeps_tiles)
-                self.verb.after_join(image_id)
+                self.verb.after_join(self.store, image_id)
         if whole:
             self._discard_tiles()
 
@@ -140,7 +140,7 @@ class Sink:
             self._merge(small, {})
         self.plan.forget_useless_tiles()  # of items that changed or vanished before they were whole
         self._discard_tiles()
-        self.verb.finish()
+        self.verb.finish(self.store)
 
     def _merge_staged(self) -> None:
         group: list[Part] = []
@@ -159,7 +159,8 @@ class Sink:
         merged = self.store.merge(parts, stale, vanished)
         self.plan.moved(stale, merged, vanished)
         self._merged.append(merged)
-        self.verb.discard([gone for ids in stale.values() for gone in ids if not self.plan.holds(gone)])
+        replaced = [gone for ids in stale.values() for gone in ids if not self.plan.holds(gone)]
+        self.verb.discard(self.store, replaced)
 
 
 def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -1,11 +1,12 @@
 """The output folder: what is in it at every moment of a run, and how it stays true under kills.
 
-    _segray/staging/000007.parquet   a commit: whole items with their instances inside, one atomic object
-    _segray/tiles/000008.parquet     a commit of tiles, until their items are whole
-    instances/part-000012.parquet    many commits merged, flattened and sorted: one row an instance
-    tiles/part-000012.parquet        one row a tile, where an item was tiled
-    images/part-000012.parquet       their ledger rows, written after both: the commit record
-    run.json                         the last word: it exists = the run is complete
+    _segray/staging/000007-g2.parquet   a commit: whole items with their instances inside, one atomic object
+    _segray/tiles/000008-g2.parquet     a commit of tiles, until their items are whole
+    instances/part-000012-g2.parquet    many commits merged, flattened and sorted: one row an instance
+    tiles/part-000012-g2.parquet        one row a tile, where an item was tiled
+    images/part-000012-g2.parquet       their ledger rows, written after both: the commit record
+    run.json                            the last word: it exists = the run is complete
+    _segray/unpublished/2-0f3c…         what the second holder of the lease is about to write
 
 Why not Ray Data's checkpoint and `write_parquet`: both are exact only while one row is one item up to the
 sink, and their files are one a block. Here results come back to the driver one row an item, the driver is the
@@ -15,15 +16,25 @@ a merge that was cut off is finished (inputs deleted) or undone (instances witho
 by the next start. Memory: one merge holds about `MERGE_BYTES` of commits.
 
 Numbers grow for the life of an output, so that of two rows of one item the one in the higher file is newer.
+
+Fencing: a writer that was stopped between a look at its lease and a write does one more write when it wakes,
+whoever holds the lease by then. So an object is first put under `_segray/unpublished/`, where nobody reads,
+and then, if the lease still is ours, moved to its name by one operation that fails when its source is gone:
+a rename, or a copy on the server. Who takes the lease empties that folder before all else, so that a move
+either came before, and is seen, or never comes. A late removal finds what its run alone wrote (names carry
+the lease's generation), what the next run removes as well, or another version than it may remove (`retract`).
+Where a storage neither moves in one operation nor compares versions, the one write that was under way when
+its run was stopped may still be carried out; nothing after it is.
 """
 
 import errno
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -34,8 +45,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray import schema
-from segray.atomic import create_atomically, put_atomically, put_file_atomically
-from segray.conditional import Versioned, read_versioned, replace_atomically
+from segray.atomic import (
+    copy_aside,
+    create_atomically,
+    move,
+    put_aside,
+    put_atomically,
+    put_file_atomically,
+)
+from segray.conditional import (
+    ChangedError,
+    Versioned,
+    delete_atomically,
+    read_versioned,
+    replace_atomically,
+)
 from segray.errors import JobFailedError, SettingsError
 from segray.retries import retrying
 from segray.schema import CRS84
@@ -51,12 +75,20 @@ ROW_GROUP = 65_536
 
 _METADATA_KEY = b"segray"
 STAGING, TILE_ANSWERS = "_segray/staging", "_segray/tiles"
+UNPUBLISHED = "_segray/unpublished"
 IMAGES, INSTANCES, TILES = "images", "instances", "tiles"
-_PART = re.compile(r"(?:_segray/(?:staging|tiles)/|(?:images|instances|tiles)/part-)(\d{6,})\.parquet")
+_PART = re.compile(
+    r"(?:_segray/(?:staging|tiles)/|(?:images|instances|tiles)/part-)(\d{6,})(?:-g(\d+))?\.parquet"
+)
 _HALF = re.compile(
     r"(?:_segray/(?:staging|tiles)/\.|(?:images|instances|tiles)/\.part-)\d{6,}\.parquet\.[0-9a-f]+\.tmp"
 )
-"""Whole names of our own files, finished and half written; other people's files are left alone."""
+"""Whole names of our own files, finished and (of earlier versions) half written; others' are left alone."""
+_GENERATION = re.compile(rf"{UNPUBLISHED}/(\d+)-|-g(\d+)(?:\.[a-z]+)?$")
+
+
+class GoneError(JobFailedError):
+    """A part that was listed is not there."""
 
 
 class End(NamedTuple):
@@ -82,26 +114,43 @@ class Part:
     folder: str
     number: int
     size: int
+    generation: int = 0
+    """Of the lease under which it was written; 0: without one, or by an earlier version."""
 
     @property
     def name(self) -> str:
         """Path inside the output; its existence is the commit."""
-        return f"{self.folder}/{'part-' if self.folder == IMAGES else ''}{self.number:06d}.parquet"
+        return f"{self.folder}/{'part-' if self.folder == IMAGES else ''}{self._file}"
 
     @property
     def instances(self) -> str:
         """Where a merged part has its instances."""
-        return f"{INSTANCES}/part-{self.number:06d}.parquet"
+        return f"{INSTANCES}/part-{self._file}"
 
     @property
     def tiles(self) -> str:
         """Where a merged part has its tiles, if any of its items was tiled."""
-        return f"{TILES}/part-{self.number:06d}.parquet"
+        return f"{TILES}/part-{self._file}"
+
+    @property
+    def _file(self) -> str:
+        return f"{self.number:06d}{mark(self.generation)}.parquet"
 
     @property
     def names(self) -> list[str]:
         """All files of the part."""
         return [self.name, self.tiles, self.instances] if self.folder == IMAGES else [self.name]
+
+
+def mark(generation: int) -> str:
+    """What a name that one generation alone writes ends with, before its suffix."""
+    return f"-g{generation}" if generation else ""
+
+
+def generation_in(name: str) -> int:
+    """Which generation wrote it, by its name; 0 where that does not say."""
+    found = _GENERATION.search(name)
+    return int(found[1] or found[2]) if found else 0
 
 
 class Store:
@@ -115,6 +164,8 @@ class Store:
         self.storage, self.crs, self.keeps_instances = storage, crs, keeps_instances
         self.fence: Callable[[], None] = lambda: None
         """Called before every write; raises JobFailedError once another run holds the output (see `lock`)."""
+        self.generation = 0
+        """Of the lease under which this store writes; 0: without one."""
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
         self._about = dict[str, dict[str, Any]]()
@@ -153,32 +204,74 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Put one object, whole or not at all."""
+        self._publish(name, lambda path: put_aside(self.filesystem, path, data), data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """As `write`, of a name that nobody else writes. Raises FileExistsError, on a disk, if one does."""
+        self._publish(name, lambda path: put_aside(self.filesystem, path, data), data, replaces=False)
+
+    def copy(self, name: str, to: str) -> None:
+        """The same bytes under another name as well. Raises FileNotFoundError."""
+        source = f"{self.root}/{name}"
+        self._publish(to, lambda path: copy_aside(self.filesystem, source, path), what="copy")
+
+    def _publish(
+        self,
+        name: str,
+        put: Callable[[str], None],
+        data: bytes | None = None,
+        *,
+        replaces: bool = True,
+        what: str = "write",
+    ) -> None:
+        """`put` where nobody reads, then move: see the head. Raises JobFailedError where it is too late."""
+        path = f"{self.root}/{name}"
+        aside = f"{self.root}/{UNPUBLISHED}/{self.generation}-{uuid.uuid4().hex}"
+        self.fence()
+        try:
+            self._request(what, path, lambda: put(aside))
+            self.fence()  # after: what was put before another run took the lease is what that run takes away
+            self._move(aside, path, data, replaces=replaces)
+        except BaseException:
+            with suppress(Exception):
+                self.filesystem.rm_file(aside)
+            raise
+        if "file" not in self.filesystem.protocol:
+            self._remove(aside)
+
+    def _move(self, aside: str, path: str, data: bytes | None, *, replaces: bool) -> None:
+        try:
+            self._request("move", path, lambda: move(self.filesystem, aside, path, replaces=replaces))
+        except FileNotFoundError as error:
+            if data is None or self.read(path.removeprefix(f"{self.root}/")) != data:
+                raise self._taken_over() from error
+            # else an answer was lost, as on NFS: it was done, and is done again in vain
+
+    def _taken_over(self) -> JobFailedError:
+        return JobFailedError(f"another run took {self.root} over while this one slept; this one stops")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put one object in one request, where a late one is harmless: see `predict.windows`."""
         self.fence()
         path = f"{self.root}/{name}"
         self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
     def put_file(self, name: str, path: Path) -> None:
-        """Put a local file, whole or not at all."""
+        """As `put`, of a local file."""
         self.fence()
         target = f"{self.root}/{name}"
         self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
 
-    def copy(self, name: str, to: str) -> None:
-        """The same bytes under another name as well. Raises FileNotFoundError."""
-        self.fence()
-        path, target = f"{self.root}/{name}", f"{self.root}/{to}"
-        self._request("copy", target, lambda: self.filesystem.cp_file(path, target))
+    def replace(self, name: str, data: bytes, version: str | None) -> None:
+        """Put one object where that version is, or none is. Of two callers at once one wins.
 
-    def create(self, name: str, data: bytes) -> None:
-        """Put one object where none is. Raises FileExistsError; of two callers at once one wins."""
-        self.fence()
+        Raises FileExistsError (ChangedError). The lease alone is written so: it asks for none.
+        """
         path = f"{self.root}/{name}"
-        self._request("write", path, lambda: create_atomically(self.filesystem, path, data))
-
-    def replace(self, name: str, data: bytes, version: str) -> None:
-        """Put one object where that version is. Raises ChangedError; of two callers at once one wins."""
-        path = f"{self.root}/{name}"
-        self._request("write", path, lambda: replace_atomically(self.filesystem, path, data, version))
+        if version is None:
+            self._request("write", path, lambda: create_atomically(self.filesystem, path, data))
+        else:
+            self._request("write", path, lambda: replace_atomically(self.filesystem, path, data, version))
 
     def read_versioned(self, name: str) -> Versioned | None:
         """One object's bytes and version, for `replace`; None where there is none."""
@@ -209,18 +302,62 @@ class Store:
         self.write(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def delete(self, name: str) -> None:
-        """Remove one object; it is no error if it is gone already."""
+        """Remove one object; it is no error if it is gone already.
+
+        A removal that comes late must be harmless: no later run writes this name, or wants to read it.
+        """
+        self.fence()
+        self._remove(f"{self.root}/{name}")
+
+    def retract(self, name: str) -> None:
+        """Remove one object of a name that later runs write, too: theirs stays. No error if it is gone."""
+        there = self.read_versioned(name)
+        self.fence()  # after: what was read is not of a run that came later
+        if there is not None:
+            try:
+                self.remove(name, there.version)
+            except ChangedError as error:
+                raise self._taken_over() from error
+
+    def remove(self, name: str, version: str) -> None:
+        """Remove one object if it is that version. Raises ChangedError."""
+        path = f"{self.root}/{name}"
+        self._request("delete", path, lambda: delete_atomically(self.filesystem, path, version))
+
+    def delete_folder(self, name: str) -> None:
+        """Remove all objects below but those of later generations; it is no error if there are none."""
         self.fence()
         path = f"{self.root}/{name}"
+        with suppress(FileNotFoundError):
+            self._request("delete", path, lambda: self._remove_below(path))
+
+    def begin(self, generation: int, fence: Callable[[], None]) -> int:
+        """Write under a lease from here on.
+
+        First what earlier ones did not publish is taken away: returns of how many. Nothing else of the output
+        may be read before that.
+        """
+        self.generation, self.fence = generation, fence
+        late = [name for name in self.files(UNPUBLISHED) if generation_in(name) <= generation]
+        for name in late:
+            self.delete(name)
+        return len(late)
+
+    def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
             self._request("delete", path, lambda: self.filesystem.rm_file(path))
 
-    def delete_folder(self, name: str) -> None:
-        """Remove all objects below; it is no error if there are none."""
-        self.fence()
-        path = f"{self.root}/{name}"
-        with suppress(FileNotFoundError):
-            self._request("delete", path, lambda: self.filesystem.rm(path, recursive=True))
+    def _remove_below(self, path: str) -> None:
+        found = [name for name in self.filesystem.find(path) if generation_in(name) <= self.generation]
+        if "file" not in self.filesystem.protocol:
+            if found:
+                self.filesystem.rm(found)
+            return
+        for name in found:
+            Path(name).unlink(missing_ok=True)
+        for folder in sorted((Path(path), *Path(path).rglob("*/")), reverse=True):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
     def files(self, folder: str) -> dict[str, int]:
         """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
@@ -255,8 +392,14 @@ class Store:
 
     def recover(self) -> list[Part]:
         """Finish or undo what a killed run left half done; returns what counts, oldest first."""
+        try:
+            return self._recovered()
+        except GoneError:  # the one removal came late that the run before had under way: see the head
+            return self._recovered()
+
+    def _recovered(self) -> list[Part]:
         claimed = [part for part in self._parts(STAGING) + self._parts(TILE_ANSWERS) if not part.size]
-        for part in claimed:  # the claim of a commit that was never written, see `create_atomically`
+        for part in claimed:  # the claim of a commit that was never written, see `atomic`
             self.discard(part)
         parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_ANSWERS)
         absorbed = {
@@ -284,6 +427,7 @@ class Store:
         for part in parts:
             written = self.metadata(part).get("instances_bytes") if part.folder == IMAGES else None
             if written is not None and sizes.get(part.instances) != written:
+                self.fence()  # else the run that took over has it in another part
                 raise JobFailedError(
                     f"{self.root}/{part.instances} is missing or not as it was written; put it back, "
                     f"or delete {part.name} and run again to do its items again"
@@ -330,14 +474,14 @@ class Store:
 
     def commit(self, table: pa.Table, folder: str = STAGING) -> Part:
         """Make whole items, or tiles, safe: one atomic object. `table` has the schema ANNOTATED."""
-        part = Part(folder, self._take_number(), 0)
+        part = Part(folder, self._take_number(), 0, self.generation)
         data = _parquet(table.cast(schema.ANNOTATED))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
             if self.read(part.name) != data:  # else the answer to our own request was lost
                 raise JobFailedError(f"{self.root}: another run writes here too; this one stops") from error
-        return Part(part.folder, part.number, len(data))
+        return replace(part, size=len(data))
 
     def merge(
         self,
@@ -362,7 +506,7 @@ class Store:
         ledger = _with_vanished(images, vanished)
         if (pc.sum(ledger["instances"]).as_py() or 0) != instances.num_rows:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
-        merged = Part(IMAGES, self._take_number(), 0)
+        merged = Part(IMAGES, self._take_number(), 0, self.generation)
         names = [part.name for part in parts]
         written = None
         if self.keeps_instances:
@@ -377,13 +521,14 @@ class Store:
         self.write(merged.name, data)
         for name in [name for part in parts for name in part.names[::-1]]:
             self.delete(name)
-        return Part(IMAGES, merged.number, len(data))
+        return replace(merged, size=len(data))
 
     def _parquet_file(self, name: str) -> pq.ParquetFile:
         if self._newest[0] != name:  # a start asks the same part for its ledger and ends
             data = self.read(name)
             if data is None:
-                raise JobFailedError(f"{self.root}/{name} is gone; was it deleted while the job ran?")
+                self.fence()
+                raise GoneError(f"{self.root}/{name} is gone; was it deleted while the job ran?")
             self._newest = (name, data)
         try:
             return pq.ParquetFile(pa.BufferReader(self._newest[1]))
@@ -408,7 +553,7 @@ class Store:
 
     def _parts(self, folder: str) -> list[Part]:
         return [
-            Part(folder, int(match[1]), size)
+            Part(folder, int(match[1]), size, int(match[2] or 0))
             for name, size in self.files(folder).items()
             if (match := _PART.fullmatch(name))
         ]

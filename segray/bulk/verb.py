@@ -9,6 +9,7 @@ from segray.settings import BulkSettings
 
 if TYPE_CHECKING:
     from segray.bulk.model_step import Predictor
+    from segray.bulk.store import Store
     from segray.models.device import Precision
 
 
@@ -72,13 +73,16 @@ class Verb(Protocol):
     def joined(self, tiles: pa.Table) -> pa.Table:
         """All tiles of one item -> its row, both of schema ANNOTATED."""
 
-    def after_join(self, image_id: str) -> None:
+    def under(self, generation: int) -> "Verb":
+        """The same, whose workers write to the output for the run with this lease."""
+
+    def after_join(self, store: "Store", image_id: str) -> None:
         """The item is safe: what its tiles left behind can go."""
 
-    def discard(self, image_ids: Sequence[str]) -> None:
+    def discard(self, store: "Store", image_ids: Sequence[str]) -> None:
         """These items were replaced: what was written for them outside the tables goes."""
 
-    def finish(self) -> None:
+    def finish(self, store: "Store") -> None:
         """Every item is safe."""
 
     def about(self) -> str:

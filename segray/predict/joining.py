@@ -17,20 +17,21 @@ from segray.predict.windows import Windows
 from segray.scenes.scene import Scene
 
 
-def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...]) -> pa.Table:
+def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Store) -> pa.Table:
     """All tiles of one item (schema ANNOTATED) -> its row, once its map is written.
 
     Raises JobFailedError where the output cannot be read or written.
     """
-    return joined_or_rejected(tiles, partial(_joined, settings=settings, names=names))
+    return joined_or_rejected(tiles, partial(_joined, settings=settings, names=names, store=store))
 
 
-def _joined(tiles: pa.Table, scene: Scene, settings: PredictSettings, names: tuple[str, ...]) -> pa.Table:
+def _joined(
+    tiles: pa.Table, scene: Scene, settings: PredictSettings, names: tuple[str, ...], store: Store
+) -> pa.Table:
     image_id = tiles["image_id"][0].as_py()
     outcome: Outcome = all_rejected(tiles)
     if outcome is None:
         outcome = Labelled()
-        store = Store(settings.output, settings.storage, keeps_instances=False)
         windows = Windows(store, image_id)
         with growing(scene, names, settings.probabilities) as maps:
             maps.write(blended(scene.grid, windows.read, len(names), TOGETHER))
@@ -49,6 +50,6 @@ def _write(maps: Maps, store: Store, image_id: str, scene: Scene, classes: int) 
     for kind, path in maps.cogs():
         if kind == "labels" and not scene.bands:
             with rasterio.open(path) as file:
-                store.write(f"labels/{image_id}.png", png(np.asarray(file.read(1)), classes))
+                store.put(f"labels/{image_id}.png", png(np.asarray(file.read(1)), classes))
         else:
             store.put_file(f"{kind}/{image_id}.tif", path)

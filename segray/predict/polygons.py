@@ -77,4 +77,4 @@ def write_polygons(
     geo = geoparquet_metadata(crs, sorted({each.geom_type for each in shapes}))
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({b"geo": geo}), sink, compression="zstd")
-    store.write(f"polygons/{image_id}.parquet", sink.getvalue().to_pybytes())
+    store.put(f"polygons/{image_id}.parquet", sink.getvalue().to_pybytes())

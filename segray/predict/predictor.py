@@ -22,7 +22,7 @@ from segray.models.semanticweights import SemanticModel
 from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
 from segray.predict.settings import PredictSettings
-from segray.predict.windows import FOLDER, packed_window
+from segray.predict.windows import packed_window, window_name
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
 
@@ -66,7 +66,8 @@ class MapPredictor:
         device: str,
         precision: Precision,
         batch_size: int,
-        threads: int | None = None,
+        threads: int | None,
+        store: Store,
     ) -> None:
         """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are."""
         if threads is not None:
@@ -75,7 +76,7 @@ class MapPredictor:
         self.network = Network(model, device, precision, settings.tta)
         self._pictures = Batches(batch_size, lambda height, width: (height, width))
         self._tiles = Batches(batch_size, lambda height, width: (height, width))
-        self._store = Store(settings.output, settings.storage, keeps_instances=False)
+        self._store = store
         self._threads = ThreadPoolExecutor(WRITERS)
 
     def answer(self, table: pa.Table) -> pa.Table:
@@ -122,14 +123,14 @@ class MapPredictor:
     ) -> None:
         if probabilities is not None:
             data = plain_tiff(as_bytes(probabilities), self.model.classes)
-            self._store.write(f"probabilities/{image_id}.tif", data)
-        self._store.write(f"labels/{image_id}.png", png(labels, len(self.model.classes)))
+            self._store.put(f"probabilities/{image_id}.tif", data)
+        self._store.put(f"labels/{image_id}.png", png(labels, len(self.model.classes)))
 
     def _write_window(self, table: pa.Table, row: int, found: NDArray[np.uint16]) -> None:
         image_id, tile = table["image_id"][row].as_py(), table["tile"][row].as_py()
         packed = table["nodata"][row].as_py()
         nodata = None if packed is None else nodata_mask(packed, *found.shape[1:])
-        self._store.write(f"{FOLDER}/{image_id}/{tile}", packed_window(found, nodata))
+        self._store.put(window_name(image_id, tile, self._store.generation), packed_window(found, nodata))
 
 
 def border_of(scene: Scene, tile: int) -> _Border:

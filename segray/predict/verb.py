@@ -1,7 +1,7 @@
 """`segray predict` as a bulk verb: a semantic model, label maps, blended windows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ from segray.bulk.report import reading
 from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.predict.settings import PredictSettings
-from segray.predict.windows import FOLDER
+from segray.predict.windows import FOLDER, output_of_worker
 
 if TYPE_CHECKING:
     from segray.models.device import Precision
@@ -23,6 +23,8 @@ class Predict:
     """See `bulk.verb.Verb`."""
 
     settings: PredictSettings
+    generation: int = 0
+    """Of the lease; 0: none is held yet."""
     name = "predict"
     keeps_instances = False
     keeps_tiles = False  # windows are as large as their scene, many times over
@@ -55,33 +57,37 @@ class Predict:
         """The model on its device."""
         from segray.predict.predictor import MapPredictor
 
-        return MapPredictor(model, self.settings, device, precision, batch_size, threads)
+        store = output_of_worker(self.settings, self.generation)
+        return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
     def joined(self, tiles: pa.Table) -> pa.Table:
         """Windows blended, the map written."""
         from segray.predict.joining import joined_map
 
-        plan = self._store().read_json("_segray/plan.json")
+        store = output_of_worker(self.settings, self.generation)
+        plan = store.read_json("_segray/plan.json")
         if not isinstance(plan, dict) or "classes" not in plan:
             raise JobFailedError(f"{self.settings.output}: its _segray/plan.json is gone or damaged")
-        return joined_map(tiles, self.settings, tuple(plan["classes"]))
+        return joined_map(tiles, self.settings, tuple(plan["classes"]), store)
 
-    def after_join(self, image_id: str) -> None:
+    def under(self, generation: int) -> "Predict":
+        """See `output_of_worker`."""
+        return replace(self, generation=generation)
+
+    def after_join(self, store: Store, image_id: str) -> None:
         """Its windows go."""
-        self._store().delete_folder(f"{FOLDER}/{image_id}")
+        store.delete_folder(f"{FOLDER}/{image_id}")
 
-    def discard(self, image_ids: Sequence[str]) -> None:
-        """Maps of items that were replaced."""
-        store = self._store() if image_ids else None
+    def discard(self, store: Store, image_ids: Sequence[str]) -> None:
+        """Maps of items that were replaced: no later run writes them, unless a file becomes what it was."""
         for image_id in image_ids:
-            assert store is not None
             for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
                 store.delete(name)
 
-    def finish(self) -> None:
+    def finish(self, store: Store) -> None:
         """No window is needed any more."""
-        self._store().delete_folder(FOLDER)
+        store.delete_folder(FOLDER)
 
     def about(self) -> str:
         """What is written."""
@@ -91,6 +97,3 @@ class Predict:
     def opening(self, output: str) -> list[str]:
         """Labels beside the names of their pictures."""
         return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]
-
-    def _store(self) -> Store:
-        return Store(self.settings.output, self.settings.storage, keeps_instances=False)

@@ -1,17 +1,43 @@
-"""A window's probabilities on their way to the map: an object in the output, until its scene is whole."""
+"""A window's probabilities on their way to the map: an object in the output, until its scene is whole.
+
+Workers put windows and maps in one request each; publishing them (see `bulk.store`) would take five. A
+late one is harmless: a window's name carries the lease's generation, and a map is a function of its item and
+of the run's identity, so that what it replaces is the same map. What remains: a run of another identity, that
+is let in only while nothing is committed, and a map that was just being put when the run before was stopped.
+"""
 
 import io
+import re
 from collections import OrderedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segray.bulk.store import Store
+from segray.bulk.lock import follow
+from segray.bulk.store import Store, generation_in, mark
+from segray.predict.settings import PredictSettings
 
 FOLDER = "_segray/windows"
+LOOK_EVERY_S = 1.0
+"""At the lease: a worker puts many files a second."""
 KEPT_BYTES = 256 << 20
 """Compressed windows that are kept while a map is put together: neighbouring blocks share them."""
+
+
+_NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
+
+
+def output_of_worker(settings: PredictSettings, generation: int) -> Store:
+    """The output, for a process that works for the run with this lease."""
+    store = Store(settings.output, settings.storage, keeps_instances=False)
+    follow(store, generation, LOOK_EVERY_S)
+    return store
+
+
+def window_name(image_id: str, tile: int, generation: int) -> str:
+    """Path inside the output."""
+    return f"{FOLDER}/{image_id}/{tile}{mark(generation)}"
 
 
 def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] | None) -> bytes:
@@ -43,13 +69,17 @@ class Windows:
     """The windows of one scene, read from the output when they are asked for."""
 
     def __init__(self, store: Store, image_id: str) -> None:
-        self._store, self._folder = store, f"{FOLDER}/{image_id}"
+        self._store, self._names = store, dict[int, str]()
+        for name in sorted(store.files(f"{FOLDER}/{image_id}"), key=generation_in):
+            if found := _NAME.fullmatch(name):
+                self._names[int(found[1])] = name  # of several the newest
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def read(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None:
         """See `blend.Read`. Raises JobFailedError where the storage fails."""
-        data = self._kept.get(number) or self._store.read(f"{self._folder}/{number}")
-        if data is None:
+        name = self._names.get(number)
+        data = self._kept.get(number) or (name and self._store.read(name))
+        if not data:
             return None
         self._kept[number] = data
         self._kept.move_to_end(number)

@@ -214,13 +214,13 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
         return data
     shares = prepared.shares()
     lock.tell = lambda: {"total": settings.epochs} | machines.record()
-    store.delete(RUN)
+    store.retract(RUN)
     write_plan(store, prepared.identity, data.told())
     store.write("splits.csv", splits_csv(data))
     if isinstance(prepared.design, InstanceDesign):
         store.write("splits.json", splits_json(prepared.design, data))
     if not holds(store, CHECKPOINT):
-        store.delete(METRICS)  # of a run that is gone: they must not pass for this one's
+        store.retract(METRICS)  # of a run that is gone: they must not pass for this one's
     _train(prepared, data, shares, lock)
     record = _record(prepared, data, time.monotonic() - started) | machines.record()
     store.write_json(RUN, record)

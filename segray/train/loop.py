@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from segray.bulk.lock import newest_generation
+from segray.bulk.lock import follow, newest_generation
 from segray.bulk.store import Store
-from segray.errors import JobFailedError, SettingsError
+from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
 from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
 from segray.train.steps.training import Training
@@ -60,8 +60,7 @@ class Loop:
         self._drawn = -math.inf
         self._is_whole = False
         """The checkpoint in the output is one that may take the place of the one before."""
-        self._generation = newest_generation(store) if generation is None else generation
-        """Of the lease under which this worker writes."""
+        follow(store, newest_generation(store) if generation is None else generation)
 
     def restore(self) -> str | None:
         """Go on from the last checkpoint, if there is one, or from the one before.
@@ -138,7 +137,6 @@ class Loop:
         history.append(line)
         if self._rank != 0:
             return
-        self._refuse_lost_lease()
         if not known or (line[best] is not None and line[best] > max(known)):
             self._store.write(MODEL, self.training.model_file())
             self._draw_samples()
@@ -170,7 +168,6 @@ class Loop:
         self._saved = time.monotonic()
         if self._rank != 0:
             return
-        self._refuse_lost_lease()
         state = {
             "training": self.training.state_dict(),
             "position": self.position,
@@ -185,11 +182,6 @@ class Loop:
         self._store.write(CHECKPOINT, file.getvalue())
         self._is_whole = True
         self._saved = time.monotonic()
-
-    def _refuse_lost_lease(self) -> None:
-        """Raise JobFailedError once a newer run holds the output; the driver may be gone and stop nobody."""
-        if newest_generation(self._store) != self._generation:
-            raise JobFailedError(f"another run took {self._store.root} over; this one stops")
 
 
 def _drawn(seed: int, step: int, rank: int) -> int:
