@@ -8,6 +8,7 @@ long as the worker does. The process that they are forked from is the driver's, 
 `segray` as users do (`test_own_ray`, `test_readme`) or measure its memory.
 """
 
+import atexit
 import fcntl
 import gc
 import json
@@ -71,7 +72,9 @@ def lent() -> Iterator[None]:
     if driver not in _LENT:
         with _listening(driver) as server, preloaded():
             forks = multiprocessing.get_context("forkserver")
-            forks.Process(target=_serve_for, args=(server, driver), daemon=True).start()
+            process = forks.Process(target=_serve_for, args=(server, driver), daemon=True)
+            process.start()
+        atexit.register(process.kill)  # before multiprocessing waits for it, which waits for us
         _LENT.add(driver)
     with mock.patch.dict(os.environ, {_SERVED: str(driver)}):
         yield
