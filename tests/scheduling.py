@@ -16,15 +16,21 @@ LONGEST = (
     ("train/test_job", "train/test_train_kills", "train/test_train_elastic", "train/test_relative"),
     ("test_own_ray",),
     ("test_readme",),
+    ("submit/test_ray_cluster",),
     ("annotate/test_job", "annotate/test_stores"),
     ("annotate/test_size",),
     ("predict/test_predict_job", "predict/test_agreement"),
     ("scenes/test_scene_job",),
     ("scenes/test_scene_size",),
+    ("submit/test_slurm",),
+    ("submit/test_docs",),
     ("train/test_instances_job",),
     ("train/test_train_uneven", "train/test_windows"),
     ("annotate/test_errors", "annotate/test_hostile_folder", "annotate/test_vanished", "sources/test_choice"),
     ("annotate/test_live_runs",),
+    ("annotate/test_fencing", "annotate/test_freezes"),
+    ("test_metrics", "test_log"),
+    ("submit/test_container",),
 )
 """Files of `tests`, longest first; those of a line share an output that takes a job to make, or a Ray."""
 _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}

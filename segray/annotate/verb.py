@@ -12,7 +12,7 @@ from segray.settings import AnnotateSettings
 
 if TYPE_CHECKING:
     from segray.annotate.predictor import Predictor
-    from segray.bulk.store import Store
+    from segray.bulk.output import Output
     from segray.models.device import Precision
     from segray.models.weights import LoadedModel
 
@@ -74,13 +74,13 @@ class Annotate:
         """Workers write nothing."""
         return self
 
-    def after_join(self, store: "Store", image_id: str) -> None:
+    def after_join(self, store: "Output", image_id: str) -> None:
         """Tiles leave nothing behind."""
 
-    def discard(self, store: "Store", image_ids: Sequence[str]) -> None:
+    def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
         """Everything is in the tables."""
 
-    def finish(self, store: "Store") -> None:
+    def finish(self, store: "Output") -> None:
         """Nothing."""
 
     def about(self) -> str:

@@ -48,7 +48,7 @@ class Prepared:
     """What is known before work begins."""
 
     verb: Verb
-    lock: Lock
+    lock: Lock[Store]
     """Not entered yet; its output's store is `store`."""
     model: Model
     device: str
@@ -155,7 +155,7 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(verb: Verb) -> Lock:
+def _open_output(verb: Verb) -> Lock[Store]:
     """The output, when it can be used and no other run is live."""
     settings = verb.settings
     store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
@@ -179,7 +179,9 @@ def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
     return device, resolve_precision(settings.precision, device)
 
 
-def _run(prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock) -> tuple[dict[str, Any], str]:
+def _run(
+    prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock[Store]
+) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
     settings, store, machines = prepared.verb.settings, prepared.store, prepared.ray.machines
     machines.inherit(lock.hours)

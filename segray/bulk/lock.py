@@ -20,15 +20,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.conditional import ChangedError, Versioned, stale_version
 from segray.errors import JobFailedError, SettingsError
 from segray.log import say
 from segray.machines import HOURS, hours_in
 from segray.retries import is_passing
 
+O_co = TypeVar("O_co", bound=Output, covariant=True)
 NAME = "_segray/lease.json"
 LOOKS = 5
 """A watched lease is read so many times in one renewal."""
@@ -83,10 +84,10 @@ class Lease:
         return started != "" and started == self.started
 
 
-class Lock:
+class Lock(Generic[O_co]):
     """Context manager. Raises SettingsError on entry while another run is live."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: O_co) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
         self.tell: Callable[[], dict[str, Any]] = dict
@@ -115,7 +116,7 @@ class Lock:
         """Of this holder's lease."""
         return self._generation
 
-    def __enter__(self) -> "Lock":
+    def __enter__(self) -> "Lock[O_co]":
         tries = 0
         while not self._take():  # another run was faster: the next look says which
             tries += 1
@@ -333,13 +334,13 @@ def told_in(data: bytes) -> dict[str, Any]:
     return {}
 
 
-def newest_generation(store: Store) -> int:
+def newest_generation(store: Output) -> int:
     """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
     there = store.read_versioned(NAME)
     return 0 if there is None else Lease.of(there.data).generation
 
 
-def follow(store: Store, generation: int, every_s: float = 0.0) -> None:
+def follow(store: Output, generation: int, every_s: float = 0.0) -> None:
     """Let a worker write for the run that holds the lease, whose driver may be gone and stop nobody.
 
     Before a write it looks at the lease, if the last look is `every_s` ago, and raises JobFailedError where a

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from segray import schema
 from segray.bulk.lock import Lock
+from segray.bulk.output import IMAGES, INSTANCES
 from segray.bulk.plan import Plan
-from segray.bulk.store import IMAGES, INSTANCES, MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
+from segray.bulk.store import MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
 from segray.bulk.verb import Verb
 from segray.errors import JobFailedError
 
@@ -38,7 +39,7 @@ class Sink:
         self,
         store: Store,
         plan: Plan,
-        lock: Lock,
+        lock: Lock[Store],
         parts: Sequence[Part],
         every_s: float,
         verb: Verb,

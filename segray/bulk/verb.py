@@ -9,7 +9,7 @@ from segray.settings import BulkSettings
 
 if TYPE_CHECKING:
     from segray.bulk.model_step import Predictor
-    from segray.bulk.store import Store
+    from segray.bulk.output import Output
     from segray.models.device import Precision
 
 
@@ -76,13 +76,13 @@ class Verb(Protocol):
     def under(self, generation: int) -> "Verb":
         """The same, whose workers write to the output for the run with this lease."""
 
-    def after_join(self, store: "Store", image_id: str) -> None:
+    def after_join(self, store: "Output", image_id: str) -> None:
         """The item is safe: what its tiles left behind can go."""
 
-    def discard(self, store: "Store", image_ids: Sequence[str]) -> None:
+    def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
         """These items were replaced: what was written for them outside the tables goes."""
 
-    def finish(self, store: "Store") -> None:
+    def finish(self, store: "Output") -> None:
         """Every item is safe."""
 
     def about(self) -> str:

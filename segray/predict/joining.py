@@ -8,7 +8,7 @@ import rasterio
 
 from segray.bulk.answers import Outcome, answers_table
 from segray.bulk.joining import all_rejected, item_of, joined_or_rejected, with_column
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.predict.blend import blended
 from segray.predict.maps import TOGETHER, Maps, growing, png
 from segray.predict.predictor import Labelled
@@ -17,7 +17,7 @@ from segray.predict.windows import Windows
 from segray.scenes.scene import Scene
 
 
-def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Store) -> pa.Table:
+def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Output) -> pa.Table:
     """All tiles of one item (schema ANNOTATED) -> its row, once its map is written.
 
     Raises JobFailedError where the output cannot be read or written.
@@ -26,7 +26,7 @@ def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...
 
 
 def _joined(
-    tiles: pa.Table, scene: Scene, settings: PredictSettings, names: tuple[str, ...], store: Store
+    tiles: pa.Table, scene: Scene, settings: PredictSettings, names: tuple[str, ...], store: Output
 ) -> pa.Table:
     image_id = tiles["image_id"][0].as_py()
     outcome: Outcome = all_rejected(tiles)
@@ -45,7 +45,7 @@ def _joined(
     return with_column(row, "note", pa.array([note], pa.string()))
 
 
-def _write(maps: Maps, store: Store, image_id: str, scene: Scene, classes: int) -> None:
+def _write(maps: Maps, store: Output, image_id: str, scene: Scene, classes: int) -> None:
     """COGs of a scene; a large picture, which has no bands and no place, becomes a PNG as the others."""
     for kind, path in maps.cogs():
         if kind == "labels" and not scene.bands:

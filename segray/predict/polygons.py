@@ -10,7 +10,7 @@ import rasterio.features
 import shapely
 from shapely.geometry import shape
 
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.palette import VOID
 from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
 from segray.scenes.place import Place, placed
@@ -33,7 +33,7 @@ POLYGONS = pa.schema(
 
 
 def write_polygons(
-    labels: Path, store: Store, image_id: str, scene: Scene, names: tuple[str, ...], crs: str
+    labels: Path, store: Output, image_id: str, scene: Scene, names: tuple[str, ...], crs: str
 ) -> None:
     """polygons/<image_id>.parquet of a label map; nothing for one without a place on Earth.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from segray.bulk.answers import Outcome, answers_table
 from segray.bulk.batches import Batches, Image, pictures_of
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.semanticweights import SemanticModel
@@ -67,7 +67,7 @@ class MapPredictor:
         precision: Precision,
         batch_size: int,
         threads: int | None,
-        store: Store,
+        store: Output,
     ) -> None:
         """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are."""
         if threads is not None:

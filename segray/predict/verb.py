@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from segray.bulk.output import Output
 from segray.bulk.report import reading
-from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
@@ -74,18 +74,18 @@ class Predict:
         """See `output_of_worker`."""
         return replace(self, generation=generation)
 
-    def after_join(self, store: Store, image_id: str) -> None:
+    def after_join(self, store: Output, image_id: str) -> None:
         """Its windows go."""
         store.delete_folder(f"{FOLDER}/{image_id}")
 
-    def discard(self, store: Store, image_ids: Sequence[str]) -> None:
+    def discard(self, store: Output, image_ids: Sequence[str]) -> None:
         """Maps of items that were replaced: no later run writes them, unless a file becomes what it was."""
         for image_id in image_ids:
             for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
                 store.delete(name)
 
-    def finish(self, store: Store) -> None:
+    def finish(self, store: Output) -> None:
         """No window is needed any more."""
         store.delete_folder(FOLDER)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray.bulk.lock import follow
-from segray.bulk.store import Store, generation_in, mark
+from segray.bulk.output import Output, generation_in, mark
 from segray.predict.settings import PredictSettings
 
 FOLDER = "_segray/windows"
@@ -28,9 +28,9 @@ KEPT_BYTES = 256 << 20
 _NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
 
 
-def output_of_worker(settings: PredictSettings, generation: int) -> Store:
+def output_of_worker(settings: PredictSettings, generation: int) -> Output:
     """The output, for a process that works for the run with this lease."""
-    store = Store(settings.output, settings.storage, keeps_instances=False)
+    store = Output(settings.output, settings.storage)
     follow(store, generation, LOOK_EVERY_S)
     return store
 
@@ -68,7 +68,7 @@ def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] 
 class Windows:
     """The windows of one scene, read from the output when they are asked for."""
 
-    def __init__(self, store: Store, image_id: str) -> None:
+    def __init__(self, store: Output, image_id: str) -> None:
         self._store, self._names = store, dict[int, str]()
         for name in sorted(store.files(f"{FOLDER}/{image_id}"), key=generation_in):
             if found := _NAME.fullmatch(name):

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.errors import SettingsError
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
@@ -49,12 +49,12 @@ def _flat(plain: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def holds(store: Store, name: str) -> bool:
+def holds(store: Output, name: str) -> bool:
     """Return whether the output has this file; the file is not read."""
     return any(path.lstrip("/") == name for path in store.files(name.rpartition("/")[0]))
 
 
-def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
+def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool:
     """Whether a run has begun in the output.
 
     Raises SettingsError naming every difference when it was begun with other settings, and when there is a
@@ -78,7 +78,7 @@ def check_settings(store: Store, identity: dict[str, Any], output: str) -> bool:
     return True
 
 
-def check_data(store: Store, told: str, output: str) -> None:
+def check_data(store: Output, told: str, output: str) -> None:
     """Raise SettingsError when the output was made from other data; told: what tells data sets apart."""
     there = store.read_json(PLAN)["data"]
     if there != told:
@@ -88,6 +88,6 @@ def check_data(store: Store, told: str, output: str) -> None:
         )
 
 
-def write_plan(store: Store, identity: dict[str, Any], told: str) -> None:
+def write_plan(store: Output, identity: dict[str, Any], told: str) -> None:
     """To be done before anything is trained."""
     store.write_json(PLAN, {"settings": identity, "data": told})

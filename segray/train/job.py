@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import yaml
 
 from segray.bulk.lock import Lock
+from segray.bulk.output import Output
 from segray.bulk.progress import Progress
-from segray.bulk.store import Store
 from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
@@ -61,7 +61,7 @@ class Prepared:
     """What is known before work begins."""
 
     settings: TrainSettings
-    lock: Lock
+    lock: Lock[Output]
     """Not entered yet; its output's store is `store`."""
     listed: Pairs
     design: Design | InstanceDesign
@@ -71,7 +71,7 @@ class Prepared:
     ray: RayStart
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Output:
         """The output."""
         return self.lock.store
 
@@ -143,9 +143,9 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     return Prepared(settings, lock, listed, design, device, precision, identity, ray)
 
 
-def _open_output(settings: TrainSettings) -> Lock:
+def _open_output(settings: TrainSettings) -> Lock[Output]:
     """The output, when it can be used and no other run is live."""
-    store = Store(settings.output, settings.storage)
+    store = Output(settings.output, settings.storage)
     store.check_usable()
     lock = Lock(store)
     lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
@@ -189,7 +189,7 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
-def _run(prepared: Prepared, lock: Lock) -> Data:
+def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
     """Do what is left, under the lease; returns what was trained on."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
@@ -228,7 +228,7 @@ def _run(prepared: Prepared, lock: Lock) -> Data:
     return data
 
 
-def _check_model(store: Store, output: str) -> None:
+def _check_model(store: Output, output: str) -> None:
     """Raise SettingsError where the model of a run that is done was taken away."""
     if not holds(store, MODEL):
         raise SettingsError(f"output: {output} holds {RUN}, but its {MODEL} is gone; use another --output")
@@ -275,7 +275,7 @@ def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
         survey.save()  # what was read is not read again
 
 
-def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock) -> None:
+def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:
     from segray.train.trainer import told, train
 
     settings = prepared.settings

@@ -27,7 +27,7 @@ import torch
 from torch import distributed
 
 from segray.bulk.lock import follow, newest_generation
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
 from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
@@ -43,7 +43,7 @@ class Loop:
     def __init__(
         self,
         training: Training,
-        store: Store,
+        store: Output,
         rank: int,
         checkpoint_every_s: float,
         shown: Sequence[Any] = (),

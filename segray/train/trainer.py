@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
 from segray.storage import StorageSettings
@@ -156,13 +156,13 @@ def _worker(config: dict[str, Any]) -> None:
     if _failure(run):
         return
     try:
-        _train(run, config["pairs"], Store(run.output, run.storage))
+        _train(run, config["pairs"], Output(run.output, run.storage))
     except SegrayError as error:
         _leave_word(run, error)
         raise
 
 
-def _train(run: Run, pairs: Any, store: Store) -> None:
+def _train(run: Run, pairs: Any, store: Output) -> None:
     context = ray.train.get_context()
     part = Part(context.get_world_rank(), context.get_world_size())
     if store.read(PLAN) is None:

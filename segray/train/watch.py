@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from segray.bulk.lock import Lock
+from segray.bulk.output import Output
 from segray.bulk.progress import clock, pace
-from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.log import say
 from segray.train.identity import METRICS
@@ -21,7 +21,7 @@ _EXPORTED = {
 }  # fmt: skip
 
 
-def metrics(store: Store) -> list[dict[str, Any]]:
+def metrics(store: Output) -> list[dict[str, Any]]:
     """The epochs that are done."""
     return [json.loads(line) for line in (store.read(METRICS) or b"").decode().splitlines()]
 
@@ -34,7 +34,9 @@ def figure(value: float | None) -> str:
 class Watch:
     """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
 
-    def __init__(self, store: Store, epochs: int, lock: Lock, told: Callable[[], str | None]) -> None:
+    def __init__(
+        self, store: Output, epochs: int, lock: Lock[Output], told: Callable[[], str | None]
+    ) -> None:
         """told: what the workers say; asked when they have begun, and at the end."""
         self._told: Callable[[], str | None] | None = told
         self._store, self._epochs, self._lock = store, epochs, lock

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from segray.bulk.lock import Lock, follow
-from segray.bulk.store import UNPUBLISHED, Store
+from segray.bulk.output import UNPUBLISHED
+from segray.bulk.store import Store
 from segray.errors import JobFailedError
 from segray.predict.windows import FOLDER, Windows, packed_window, window_name
 from segray.storage import LeaseSettings, StorageSettings

@@ -45,7 +45,7 @@ def quick(storage: StorageSettings | None = None) -> StorageSettings:
     return (storage or StorageSettings()).model_copy(update={"lease": QUICK})
 
 
-def make_lock(root: Path | str, storage: StorageSettings | None = None) -> Lock:
+def make_lock(root: Path | str, storage: StorageSettings | None = None) -> Lock[Store]:
     return Lock(Store(str(root), quick(storage)))
 
 
@@ -170,7 +170,7 @@ def test_of_many_that_take_over_at_once_one_does(
         locks = [make_lock(server.url(f"lock/{tmp_path.name}"), server.storage) for _ in range(4)]
     results: list[bool] = []
 
-    def take(lock: Lock) -> None:
+    def take(lock: Lock[Store]) -> None:
         try:
             with lock:
                 results.append(True)

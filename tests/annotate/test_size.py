@@ -18,9 +18,10 @@ from segray import schema
 from segray.bulk import inventory as inventory_module
 from segray.bulk.inventory import Inventory
 from segray.bulk.lock import Lock
+from segray.bulk.output import IMAGES, INSTANCES
 from segray.bulk.plan import Plan
 from segray.bulk.sink import Sink
-from segray.bulk.store import IMAGES, INSTANCES, MERGE_BYTES, Store
+from segray.bulk.store import MERGE_BYTES, Store
 from segray.errors import JobFailedError
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings

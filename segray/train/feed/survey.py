@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.bulk.store import Store
+from segray.bulk.output import Output
 from segray.errors import ItemError
 from segray.sources.pair_reader import Example
 from segray.sources.pairs import Pair
@@ -87,7 +87,7 @@ class Survey:
     """What is known of the pairs of one listing."""
 
     def __init__(
-        self, pairs: Sequence[Pair], rules: object, max_pixels: int, store: Store, *, begun: bool
+        self, pairs: Sequence[Pair], rules: object, max_pixels: int, store: Output, *, begun: bool
     ) -> None:
         """Takes over what the output holds; `begun`: what was trained there stands on all that is in it.
 
