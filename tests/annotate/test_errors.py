@@ -33,6 +33,16 @@ def test_a_broken_factory_is_one_line(
     assert "no such file: weights.bin" in line
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_nodes_that_do_not_join(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segray.cluster.NODES_S", 0.1)
+    output = ("--output", tmp_path / "out", "--weights", MODELS + "seeded")
+    assert annotate(images, *output, "--ray.nodes", "9") == 2
+    assert told(capsys)[-1] == "segray: ray.nodes: 1 of 9 nodes joined the cluster within 0 s"
+
+
 def test_an_empty_folder_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/readme.txt").write_text("no image")

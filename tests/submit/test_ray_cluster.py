@@ -3,10 +3,13 @@
 import importlib.metadata
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ class Slow(torch.nn.Module):
 
 def make():
     return Slow()
+"""
+
+FOLLOW = """
+import sys
+from segray.settings import load_settings
+from segray.submit.ray_cluster import RayCluster
+from segray.submit.settings import SubmitSettings
+
+cluster = RayCluster(load_settings(SubmitSettings, ["--address", sys.argv[1]], ""))
+lines = "for i in $(seq 40); do echo line $i; sleep 0.2; done; exit 7"
+cluster._client.submit_job(entrypoint=lines, submission_id="lines")
+sys.exit(cluster.follow("lines"))
 """
 
 
@@ -82,6 +97,11 @@ def jobs(head: Head) -> dict[str, Any]:
     return {job["submission_id"]: job for job in found if job["submission_id"]}
 
 
+def everything(folder: Path) -> Iterator[Path]:
+    """All files below: logs of Ray's processes and of jobs, packages, settings."""
+    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -97,13 +117,17 @@ def test_logs_and_exit_codes_come_back(submit: Submit, tmp_path: Path, head: Hea
     (photos / "broken.png").write_bytes(b"no picture")
     (tmp_path / "nothing").mkdir()
     output = ("--output", f"{tmp_path}/out", "--weights", "nuclei-small")
+    secret = {"SEGRAY_STORAGE__S3__KEY": "mine", "SEGRAY_STORAGE__S3__SECRET": "the-secret-itself"}
     code, out, err = ended(
-        submit("--shared-filesystem", "annotate", str(photos), *output, "--max-rejects", "1")
+        submit("--shared-filesystem", "annotate", str(photos), *output, "--max-rejects", "1", **secret)
     )
     assert code == 0, err
     assert "4 items: 3 annotated, 1 rejected" in out
     assert "segray: submit: sent annotate-" in err
-    assert len(err.splitlines()) == 1, err
+    kept, _ = err.splitlines()
+    assert "not sent, since they are secret: storage.s3.key, storage.s3.secret" in kept
+    assert not any(b"the-secret-itself" in path.read_bytes() for path in everything(head.folder))
+    assert "the-secret-itself" not in f"{jobs(head)}"
     again = [  # together, since each of them waits for most of its time
         submit("--shared-filesystem", "annotate", str(photos), *output),
         submit("--shared-filesystem", "annotate", str(photos), *output, "--score-threshold", "0.7"),
@@ -181,6 +205,67 @@ def test_a_job_with_a_name_is_met_again(submit: Submit, head: Head, tmp_path: Pa
     uris = pq.read_table(tmp_path / "out/images")["uri"].to_pylist()
     assert sorted(Path(uri).name for uri in uris) == sorted(photo.name for photo in photos.iterdir())
     assert {"slow", "slow-2"} == {name for name in jobs(head) if name.startswith("slow")}
+
+
+class Tunnel(threading.Thread):
+    """To a port, through a port of its own, until it is cut; then it may be dug again."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._server = port, socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self._ends = list[socket.socket]()
+        self.is_cut = False
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            here, _ = self._server.accept()
+            if self.is_cut:
+                here.close()
+                continue
+            there = socket.create_connection(("127.0.0.1", self._port))
+            self._ends += [here, there]
+            for pair in ((here, there), (there, here)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Every connection breaks, and new ones too."""
+        self.is_cut = True
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_line_is_printed_once_through_connections_that_break(head: Head, elsewhere: Path) -> None:
+    """In a process of its own, for Ray reads its token when it is imported."""
+    tunnel = Tunnel(head.ports["dashboard-port"])
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", FOLLOW, tunnel.address],
+        env=head.environment, cwd=elsewhere, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed = list[str]()
+    for cut_after in ("line 5\n", "line 20\n"):
+        while not printed or printed[-1] != cut_after:
+            printed.append(process.stdout.readline())
+            assert printed[-1]
+        tunnel.cut()
+        time.sleep(1)
+        tunnel.is_cut = False
+    code, out, err = ended(process)
+    lines = [line for line in "".join([*printed, out]).splitlines() if line.startswith("line ")]
+    assert lines == [f"line {number}" for number in range(1, 41)]
+    assert code == 7
+    assert err.count("is lost; trying again") == 2
+    assert err.count("connected again") == 2
 
 
 def test_what_is_wrong_is_told_in_one_line(submit: Submit, tmp_path: Path, elsewhere: Path) -> None:
