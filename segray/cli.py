@@ -156,7 +156,11 @@ def _submit(arguments: Sequence[str]) -> int:
             f"say what to do there: one of {', '.join(VERBS)}, and its settings",
             f"usage: segray submit {USAGE}",
         )
-    return submit(settings, verb, _settings(verb, rest, "segray submit ..."))
+    job = _settings(verb, rest, "segray submit ...")
+    if job.print_config:
+        print(printable(job), end="")
+        return ExitCode.DONE
+    return submit(settings, verb, job)
 
 
 def _status(arguments: Sequence[str]) -> int:

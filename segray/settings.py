@@ -113,7 +113,7 @@ class CommonSettings(BaseSettings):
 
 
 class JobSettings(CommonSettings):
-    """What every verb has that works on data."""
+    """What every verb has that works on data; SEGRAY_CONFIG may name a file of its settings."""
 
     basic = ("output", *CommonSettings.basic, "dry_run")
 
@@ -323,7 +323,8 @@ def load_settings(
     given: Any = flags()
     problems = [_unknown_flag(cls, flag) for flag in _only_names(unknown)]
     problems += _unknown_environment()
-    file, file_problems = _config_file(given.get("config") or os.environ.get(ENV_PREFIX + "CONFIG"))
+    named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
+    file, file_problems = _config_file(given.get("config") or named)
     problems += file_problems
     LOG.choose(arguments, file)
     try:

@@ -6,7 +6,6 @@ from typing import Any
 from segray.bulk.progress import clock, pace
 from segray.bulk.store import Store
 from segray.errors import SettingsError
-from segray.machines import TOTAL, cost_in
 from segray.settings import BulkSettings, JobSettings
 from segray.sources.listing import Listing
 from segray.storage import shown

@@ -69,6 +69,8 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
         packing.problems.append(
             "ray.address: leave it out; what stands before the verb says where the job runs"
         )
+    if settings.dry_run:
+        packing.problems.append("dry_run: put --dry-run before the verb, to see what would be sent")
     if packing.problems:
         raise SettingsError(*packing.problems)
     text = yaml.safe_dump(_without_empty(plain), sort_keys=False, allow_unicode=True)

@@ -43,13 +43,14 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     # A Ray of this job alone: its own ports, its own folders, a token that only this job knows.
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | cut -d' ' -f1)
+    address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname -I | cut -d' ' -f1)  # not a loopback one
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 it is not inherited
     port=$((20000 + SLURM_JOB_ID * 7 % 20000))
     common="--block --disable-usage-stats --dashboard-agent-listen-port=0 --num-cpus=$SLURM_CPUS_PER_TASK"
     log="{name}-$SLURM_JOB_ID-ray.log" folder="/tmp/segray-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
     others=$((SLURM_JOB_NUM_NODES - 1))
     srun --nodes=1 --ntasks=1 --nodelist="$first" ray start --head --include-dashboard=false $common \\
-        --node-ip-address="$address" --port="$port" --temp-dir="$folder" > "$log" 2>&1 &
+        --node-ip-address="${{address:=127.0.0.1}}" --port="$port" --temp-dir="$folder" > "$log" 2>&1 &
     srun --nodes=$others --ntasks=$others --exclude="$first" ray start --address="$address:$port" $common \\
         >> "$log" 2>&1 &
     export SEGRAY_RAY__ADDRESS="$address:$port" SEGRAY_RAY__NODES=$SLURM_JOB_NUM_NODES

@@ -189,6 +189,21 @@ def test_a_dry_run_prints_the_request_and_sends_nothing(capsys: pytest.CaptureFi
     assert yaml.safe_load(settings)["output"] == "s3://bucket/labels"
 
 
+def test_what_stands_after_the_verb_is_the_verbs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config file too, also by the environment; a dry run of the job would else be a run."""
+    (tmp_path / "annotate.yaml").write_text("sources: [s3://bucket/photos]\nscore_threshold: 0.7\n")
+    monkeypatch.setenv("SEGRAY_CONFIG", f"{tmp_path}/annotate.yaml")
+    assert main(["submit", "--slurm", "annotate", "--output", "s3://bucket/labels", "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["score_threshold"], printed["output"]) == (0.7, "s3://bucket/labels")
+    assert main(["submit", "--slurm", "annotate", "--output", "s3://bucket/labels", "--dry-run"]) == 2
+    assert "put --dry-run before the verb" in capsys.readouterr().err
+    assert main(["submit", "--slurm", "--dry-run", "annotate", "--output", "s3://bucket/labels"]) == 0
+    assert "score_threshold: 0.7" in capsys.readouterr().out
+
+
 def test_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(36):
