@@ -65,6 +65,13 @@ _LOOKED_AT = {
 }
 """The verbs that work on data, and what each looks at first."""
 
+DOCTOR_EXAMPLES = """examples:
+  segray doctor
+  segray doctor s3://bucket/labels --storage.s3.endpoint-url http://minio:9000 --json
+
+exit codes:
+  0 what is needed works   1 something does not   2 bad settings"""
+
 AGAIN = "run the same command again to continue"
 
 USAGE = """usage: segray VERB ...
@@ -86,7 +93,7 @@ verbs:
       what became of a run, or becomes of it now
   models [--json]
       what can be loaded, its licence and where the weights come from
-  doctor [--json]
+  doctor [OUTPUT...] [--json]
       what works on this machine, and what to install for the rest
 
 `segray VERB --help` says more; `segray --version` prints the version."""
@@ -184,8 +191,14 @@ def _models(arguments: Sequence[str]) -> int:
 
 def _doctor(arguments: Sequence[str]) -> int:
     from segray.doctor import show
+    from segray.settings import DoctorSettings, load_settings, printable
 
-    return show(as_json=_json_flag("doctor", "what works here", arguments))
+    rest = [each for each in arguments if each != "--json"]
+    settings = load_settings(DoctorSettings, rest, "segray doctor", DOCTOR_EXAMPLES, "[OUTPUT...] [--json]")
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    return show(len(rest) < len(arguments), settings.outputs, settings.storage)
 
 
 def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:

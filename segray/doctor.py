@@ -7,14 +7,21 @@ import platform
 import shutil
 import sys
 import tempfile
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import cache_from_source, find_spec
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segray.cpus import available_cpus
 from segray.errors import ExitCode
-from segray.storage import EXTRAS
+from segray.storage import EXTRAS, shown
+
+if TYPE_CHECKING:
+    from segray.storage import StorageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +41,12 @@ def findings() -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
-def show(as_json: bool) -> ExitCode:
-    """Print the report; DONE when everything needed works, else FAILED."""
-    found = findings()
+def show(as_json: bool, places: Sequence[str] = (), storage: "StorageSettings | None" = None) -> ExitCode:
+    """Print the report; DONE when everything needed works, else FAILED.
+
+    places: where outputs are to be written, with these settings.
+    """
+    found = [*findings(), *(_place(each, storage) for each in places if storage is not None)]
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
@@ -136,6 +146,30 @@ def _storage() -> list[Finding]:
             told, works = f"uv sync --extra {EXTRAS[protocol]}", False
         found.append(Finding(f"{protocol}://", works, told, needed=False))
     return found
+
+
+def _place(url: str, storage: "StorageSettings") -> Finding:
+    """Whether an output can be written there, by one run at a time; nothing of the try is left."""
+    from segray.bulk.lock import ignored_condition
+    from segray.bulk.output import Output
+    from segray.errors import SegrayError
+
+    name, number = f"segray-doctor-{uuid.uuid4().hex}", count()
+    try:
+        output = Output(url, storage)
+        is_new = "file" in output.filesystem.protocol and not Path(output.root).exists()
+        output.check_usable()
+        output.replace(name, b"first", None)
+        ignored = ignored_condition(output, name, lambda: f"{next(number)}".encode())
+        output.delete(name)
+        if is_new:
+            Path(output.root).rmdir()
+    except SegrayError as error:
+        return Finding(shown(url), False, "; ".join(error.lines))
+    if ignored is not None:
+        told = f"ignores {ignored}: two runs on one output could not be told apart; see storage.lease.probe"
+        return Finding(shown(url), False, told)
+    return Finding(shown(url), True, "can be written, by one run at a time")
 
 
 def _models() -> list[Finding]:

@@ -145,6 +145,20 @@ class StatusSettings(CommonSettings):
     )
 
 
+class DoctorSettings(CommonSettings):
+    """What works on this machine, and what to install for the rest.
+
+    With OUTPUT, a folder or bucket URL, also whether outputs can be written there, by one run at a time: an
+    object is made, replaced and removed. With --json, JSON is printed.
+    """
+
+    basic = ("outputs", *CommonSettings.basic)
+
+    outputs: CliPositionalArg[list[Address]] = Field(
+        default=[], description="folders or bucket URLs where outputs are to be written"
+    )
+
+
 class SceneSettings(JobSettings):
     """How scenes are read."""
 
@@ -444,7 +458,7 @@ def _known_to_any_verb() -> list[str]:
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings)
+    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

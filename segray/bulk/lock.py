@@ -123,8 +123,8 @@ class Lock(Generic[O_co]):
             if tries == LOOKS:
                 raise SettingsError(f"output: other runs keep taking {self.store.root} over")
         stale = stale_version(self.store.filesystem)
-        if self._settings.probe and stale is not None:
-            self._refuse_unconditional(stale)
+        if self._settings.probe:
+            self._refuse_unconditional()
         self._renewer.start()
         try:
             late = self.store.begin(self._generation, self.check)
@@ -188,29 +188,16 @@ class Lock(Generic[O_co]):
             if not self._is_ours(self.store.read_versioned(NAME)):
                 raise SettingsError(f"output: another run took {self.store.root} over at the same moment")
 
-    def _refuse_unconditional(self, stale: str) -> None:
-        """Raise SettingsError when the storage takes what conditional writes must refuse.
-
-        stale: a version that the lease does not have.
-        """
-        names = ("If-None-Match", "If-Match")
-        if "gs" in self.store.filesystem.protocol:
-            names = ("ifGenerationMatch=0", "ifGenerationMatch")
-        writes: tuple[Callable[[], None], ...] = (
-            lambda: self.store.replace(NAME, self._lease(), None),
-            lambda: self.store.replace(NAME, self._lease(), stale),
+    def _refuse_unconditional(self) -> None:
+        """Raise SettingsError when the storage takes what conditional writes must refuse."""
+        if (condition := ignored_condition(self.store, NAME, self._lease)) is None:
+            return
+        self.store.delete(NAME)
+        raise SettingsError(
+            f"output: the storage of {self.store.root} ignores {condition}, without which two runs on one "
+            "output cannot be told apart; choose another storage, or set storage.lease.probe=false and "
+            "see to it that one run at a time writes there"
         )
-        for header, write in zip(names, writes, strict=True):
-            try:
-                write()
-            except FileExistsError:
-                continue
-            self.store.delete(NAME)
-            raise SettingsError(
-                f"output: the storage of {self.store.root} ignores {header}, without which two runs on one "
-                "output cannot be told apart; choose another storage, or set storage.lease.probe=false and "
-                "see to it that one run at a time writes there"
-            )
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -316,6 +303,23 @@ class Lock(Generic[O_co]):
     def _age(self) -> float:
         """Seconds since the last renewal that counted was begun."""
         return _now() - self._renewed
+
+
+def ignored_condition(output: Output, name: str, data: Callable[[], bytes]) -> str | None:
+    """What a storage ignores of the conditions of writes, tried on an object that is there.
+
+    data: anew for each write. None: it keeps them, or has none of its own and compares here.
+    """
+    stale = stale_version(output.filesystem)
+    if stale is None:
+        return None
+    is_google = "gs" in output.filesystem.protocol
+    conditions = ("ifGenerationMatch=0", "ifGenerationMatch") if is_google else ("If-None-Match", "If-Match")
+    for condition, version in zip(conditions, (None, stale), strict=True):
+        with suppress(FileExistsError):
+            output.replace(name, data(), version)
+            return condition
+    return None
 
 
 def _now() -> float:
