@@ -21,6 +21,13 @@ def of(word: str) -> list[str]:
     return [line.removeprefix(f"{word} ") for line in LINES if line.startswith(f"{word} ")]
 
 
+def test_its_instructions_are_known() -> None:
+    """By Docker's reference: https://docs.docker.com/reference/dockerfile/"""
+    words = [line.split()[0] for line in LINES]
+    assert set(words) == {"#", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER"}
+    assert next(word for word in words if word != "#") == "FROM"
+
+
 def test_what_it_installs(tmp_path: Path) -> None:
     """The lock's versions, with nothing but what it copies; and this Python's."""
     for line in of("COPY"):

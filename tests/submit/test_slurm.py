@@ -1,5 +1,6 @@
 """`segray submit --slurm`, on a real Slurm of two nodes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,29 @@ def test_exit_codes_come_back(submit: Submit, tmp_path: Path) -> None:
     code, _, err = ended(submit(*one, "--partition", "nowhere", "annotate", "photos", "--output", "out"))
     assert code == 2
     assert "slurm: sbatch refuses the job: " in err
+
+
+def test_a_misspelt_option_is_refused(slurm: Slurm, tmp_path: Path) -> None:
+    """By sbatch itself; every option that the script may have."""
+    words = (*SIZE, "--partition", "all", "--account", "lab", "--gpus", "1", "--dry-run")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "segray.cli", "submit", *words, "annotate", "photos", "--output", "out"],
+        env=slurm.environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    script = done.stdout.replace("#SBATCH --gpus-per-node=1\n", "")  # these nodes have none
+
+    def tested(text: str) -> subprocess.CompletedProcess[str]:
+        command = ["sbatch", "--test-only"]
+        return subprocess.run(command, input=text, env=slurm.environment, capture_output=True, text=True)
+
+    assert tested(script).returncode == 0, tested(script).stderr
+    options = re.findall(r"^#SBATCH --[a-z-]+", script, re.MULTILINE)
+    assert len(options) >= 12
+    for option in options:
+        refused = tested(script.replace(option, f"{option}x", 1))
+        assert refused.returncode != 0
+        assert "unrecognized option" in refused.stderr
