@@ -5,6 +5,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ class Head:
     """One head node; it can be killed and started again under the same addresses."""
 
     folder: Path
+    session: Path
+    """Of Ray's files."""
     ports: dict[str, int]
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     cpus: int = 3
@@ -59,7 +62,7 @@ class Head:
                 "--node-ip-address=127.0.0.1",
                 "--dashboard-host=127.0.0.1",
             ),
-            *(f"--num-cpus={self.cpus}", f"--temp-dir={self.folder}/ray", "--object-store-memory=200000000"),
+            *(f"--num-cpus={self.cpus}", f"--temp-dir={self.session}", "--object-store-memory=200000000"),
             *options,
         ]
         with (self.folder / "head.log").open("ab") as log:
@@ -93,11 +96,12 @@ class Head:
 
 @contextmanager
 def ray_head(folder: Path, cpus: int = 3) -> Iterator[Head]:
-    """A head that runs; ended with all of its processes."""
+    """A head that runs; ended with all of its processes. Its sockets want a short path."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    head = Head(folder, dict(zip(names, free_ports(len(names)), strict=True)), cpus=cpus)
-    head.start()
-    try:
-        yield head
-    finally:
-        head.kill()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
+        head = Head(folder, Path(short), dict(zip(names, free_ports(len(names)), strict=True)), cpus=cpus)
+        head.start()
+        try:
+            yield head
+        finally:
+            head.kill()

@@ -126,7 +126,7 @@ def test_logs_and_exit_codes_come_back(submit: Submit, tmp_path: Path, head: Hea
     assert "segray: submit: sent annotate-" in err
     kept, _ = err.splitlines()
     assert "not sent, since they are secret: storage.s3.key, storage.s3.secret" in kept
-    assert not any(b"the-secret-itself" in path.read_bytes() for path in everything(head.folder))
+    assert not any(b"the-secret-itself" in path.read_bytes() for path in everything(head.session))
     assert "the-secret-itself" not in f"{jobs(head)}"
     again = [  # together, since each of them waits for most of its time
         submit("--shared-filesystem", "annotate", str(photos), *output),
@@ -260,10 +260,12 @@ def test_a_line_is_printed_once_through_connections_that_break(head: Head, elsew
         tunnel.cut()
         time.sleep(1)
         tunnel.is_cut = False
-    code, out, err = ended(process)
-    lines = [line for line in "".join([*printed, out]).splitlines() if line.startswith("line ")]
+    assert process.stderr is not None
+    printed += process.stdout.readlines()  # `communicate` knows nothing of what is buffered
+    err = process.stderr.read()
+    lines = [line.strip() for line in printed if line.startswith("line ")]
     assert lines == [f"line {number}" for number in range(1, 41)]
-    assert code == 7
+    assert process.wait(30) == 7
     assert err.count("is lost; trying again") == 2
     assert err.count("connected again") == 2
 
