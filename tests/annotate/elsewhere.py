@@ -6,9 +6,7 @@ import time
 from segray.bulk import lock
 from tests import warm_segray
 from tests.annotate import merging_often  # noqa: F401 - for what it changes
-
-SKEW = "CLOCK_SKEW_S"
-"""In the environment."""
+from tests.annotate.harness import SKEW
 
 
 def main() -> int:

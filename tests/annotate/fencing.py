@@ -25,6 +25,7 @@ from segray.bulk.inventory import Inventory
 from segray.bulk.lock import NAME, Lock
 from segray.bulk.plan import Plan
 from segray.bulk.store import Store
+from segray.cluster import RayStart
 from segray.errors import SegrayError
 from segray.settings import AnnotateSettings
 from segray.sources.item import Source, image_id
@@ -80,7 +81,8 @@ class Attempt:
                 plan = stack.enter_context(Plan())
                 inventory = stack.enter_context(Inventory([str(self.sources)], StorageSettings(), plan))
                 verb, identity = Joining(settings), {"verb": "annotate", "weights": self.identity}
-                prepared = job.Prepared(verb, self.lock, Model(), "cpu", "fp32", identity, None)  # type: ignore[arg-type]
+                ray = RayStart(settings.ray, Path("no-messages"))  # which is not started
+                prepared = job.Prepared(verb, self.lock, Model(), "cpu", "fp32", identity, ray)
                 job._check_identity(store, identity, settings)
                 record, did = job._run(prepared, plan, inventory, stack.enter_context(self.lock))
                 return json.loads(json.dumps(record)), did

@@ -40,6 +40,8 @@ SIGNALS = {"interrupt": (signal.SIGTERM, signal.SIGINT), "stop": (signal.SIGTERM
 
 START_S = 300.0
 """A loaded machine takes long to start Ray."""
+SKEW = "CLOCK_SKEW_S"
+"""In the environment of `elsewhere`."""
 QUICK = ("--weights", MODELS + "slow", "--commit-every-s", "0.2", "--ray.object-store-mib", "256", *TILING)
 PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
 """Seconds that Ray waits for a gcs_server that died (60 by default)."""

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from segray.bulk.lock import NAME
-from tests.annotate.elsewhere import SKEW
 from tests.annotate.fencing import visible
-from tests.annotate.harness import START_S, trial
+from tests.annotate.harness import SKEW, START_S, trial
 from tests.annotate.runs import MODELS, annotate, make_images, running, wait_for
 from tests.servers import Server
 from tests.tally import TALLY
