@@ -3,7 +3,9 @@
 import json
 import re
 import subprocess
+import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
@@ -126,19 +128,14 @@ def send(submit: SubmitSettings, order: Order) -> int:
     Raises SettingsError where there is no kubectl or it refuses, JobFailedError where the job is lost.
     """
     text, name = manifest(submit, order), _name(submit, order)
-    there = _found(submit, name)
-    if there is not None and there["metadata"].get("annotations", {}).get("segray") != order.digest:
-        raise SettingsError(f"name: the RayJob {name} has other settings; choose another --name")
-    if there is not None and not _is_over(there):
-        say(f"{name} is under way already; following it")
-    else:
-        if there is not None:
-            _kubectl(submit, "delete", "rayjob", name)  # an ended one starts again under its name
-        _kubectl(submit, "apply", "--filename", "-", text=text)
-        say(f"{name} is applied")
-    stop = f"kubectl delete rayjob {name}"
+    try:
+        _begin(submit, order, name, text)
+    except CommandError as error:
+        raise SettingsError(f"kuberay: kubectl refuses: {error}") from error
+    stop = " ".join(_command(submit, "delete", "rayjob", name))
     if submit.detach:
-        say(f"to follow it: kubectl logs --follow job/{name}; to stop it: {stop}")
+        follow = " ".join(_command(submit, "logs", "--follow", f"job/{name}"))
+        say(f"to follow it: {follow}; to stop it: {stop}")
         return ExitCode.DONE
     try:
         return _followed(submit, name)
@@ -147,11 +144,34 @@ def send(submit: SubmitSettings, order: Order) -> int:
         return ExitCode.INTERRUPTED
 
 
+def _begin(submit: SubmitSettings, order: Order, name: str, text: str) -> None:
+    """The RayJob is there, and not one that has ended. Raises CommandError, and SettingsError."""
+    there = _found(submit, name)
+    if there is not None and there["metadata"].get("annotations", {}).get("segray") != order.digest:
+        raise SettingsError(f"name: the RayJob {name} has other settings; choose another --name")
+    if there is not None and not _is_over(there):
+        say(f"{name} is under way already; following it")
+        return
+    if there is not None:
+        asked(_command(submit, "delete", "rayjob", name))  # one that has ended starts again under its name
+    asked(_command(submit, "apply", "--filename", "-"), text)
+    say(f"{name} is applied")
+
+
 def _followed(submit: SubmitSettings, name: str) -> int:
     """Wait for the end of the job, its log printed by `kubectl`; returns its exit code."""
-    shown = ""
+    shown, lost = "", None
+    printed = Counter[str]()
+    """Of each start of the job, the lines of its log: a connection that broke begins with the first one."""
     while True:
-        job = _found(submit, name)
+        try:
+            job, lost = _found(submit, name), None
+        except CommandError as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > submit.patience_s:
+                raise JobFailedError(f"Kubernetes does not answer: {error}; {name} may go on") from error
+            time.sleep(_LOOK_S)
+            continue
         if job is None:
             raise JobFailedError(
                 f"{name} was deleted; what is committed is safe, submit it again to continue"
@@ -163,9 +183,23 @@ def _followed(submit: SubmitSettings, name: str) -> int:
         if state != shown:
             say(f"{name}: {state}")
             shown = state
-        if state == "Running":  # until the pod that follows the job's log ends, or is lost
-            subprocess.run(_command(submit, "logs", "--follow", "--since=5s", f"job/{name}"))
+        if state == "Running":
+            start = str(status.get("jobId"))
+            printed[start] = _print_log(submit, name, printed[start])
         time.sleep(_LOOK_S)
+
+
+def _print_log(submit: SubmitSettings, name: str, skip: int) -> int:
+    """Until the pod that follows the job ends, or the connection; returns how many lines are printed."""
+    number = 0
+    command = _command(submit, "logs", "--follow", f"job/{name}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for number, line in enumerate(process.stdout, 1):
+            if number > skip:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+    return max(skip, number)
 
 
 def _is_over(job: dict[str, Any]) -> bool:
@@ -186,16 +220,11 @@ def _code(name: str, status: dict[str, Any]) -> int:
 
 
 def _found(submit: SubmitSettings, name: str) -> dict[str, Any] | None:
-    said = _kubectl(submit, "get", "rayjob", name, "--ignore-not-found", "--output", "json")
-    return None if not said.strip() else json.loads(said)
+    """Raises CommandError."""
+    said = asked(_command(submit, "get", "rayjob", name, "--ignore-not-found", "--output", "json"))
+    found: dict[str, Any] | None = json.loads(said) if said else None
+    return found
 
 
 def _command(submit: SubmitSettings, *words: str) -> list[str]:
     return ["kubectl", *(["--namespace", submit.namespace] if submit.namespace else []), *words]
-
-
-def _kubectl(submit: SubmitSettings, *words: str, text: str | None = None) -> str:
-    try:
-        return asked(_command(submit, *words), text)
-    except CommandError as error:
-        raise SettingsError(f"kuberay: kubectl {words[0]}: {error}") from error

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def send(submit: SubmitSettings, order: Order) -> int:
         raise SettingsError(
             "sky: no SkyPilot here; install it in an environment of its own, or take --dry-run's file"
         )
-    if not Path("uv.lock").is_file():
-        raise SettingsError("sky: start it in the folder of this project, which is sent: here is no uv.lock")
+    if not _is_project(Path()):
+        raise SettingsError("sky: start it in the folder of this project, which is sent")
     with tempfile.TemporaryDirectory(prefix="segray-sky-") as folder:
         file = Path(folder, "task.yaml")
         file.write_text(text, encoding="utf-8")
@@ -106,3 +107,11 @@ def send(submit: SubmitSettings, order: Order) -> int:
         raise JobFailedError(f"sky jobs launch ended with {code}; its log says more: sky jobs queue")
     say("done" if not submit.detach else "to follow it: sky jobs logs; to stop it: sky jobs cancel")
     return ExitCode.DONE
+
+
+def _is_project(folder: Path) -> bool:
+    try:
+        about = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(about.get("project", {}).get("name") == "segray") and (folder / "uv.lock").is_file()

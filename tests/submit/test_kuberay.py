@@ -28,6 +28,10 @@ elif "delete" in words:
     job.unlink()
 elif "logs" in words:
     print("a line of the job")
+    if open("called").read().count("logs") > 1:
+        print("another one")
+elif os.environ.get("AWAY") and open("called").read().count("get") == int(os.environ["AWAY"]):
+    sys.exit("the server is away")
 elif "get" in words and job.exists():
     found = json.loads(job.read_text())
     found["status"] = found["steps"][0]
@@ -87,12 +91,22 @@ def test_a_job_is_followed_to_its_end(
     assert ("DeadlineExceeded" in err) == (end is LOST)
 
 
+def test_lines_are_printed_once_through_connections_that_break(
+    commands: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"jobDeploymentStatus": "Running", "jobId": "labels-x1"}
+    monkeypatch.setenv("STEPS", json.dumps([running, running, running, DONE]))
+    monkeypatch.setenv("AWAY", "3")
+    assert main([*SUBMIT, *JOB]) == 0
+    assert capfd.readouterr().out == "a line of the job\nanother one\n"
+
+
 def test_a_job_is_met_again_by_its_name(
     commands: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEPS", json.dumps([*BEGUN, BEGUN[-1], DONE]))
     assert main([*SUBMIT, "--detach", "--namespace", "vision", *JOB]) == 0
-    assert "kubectl logs --follow job/labels" in capfd.readouterr().err
+    assert "kubectl --namespace vision logs --follow job/labels" in capfd.readouterr().err
     called = (commands / "called").read_text().splitlines()
     assert [line.split()[:3] for line in called] == [
         ["--namespace", "vision", verb] for verb in ("get", "apply")
@@ -111,8 +125,9 @@ def test_sky_launches_in_the_folder_of_the_project(
 ) -> None:
     submit = ("submit", "--sky", "--name", "labels")
     assert main([*submit, *JOB]) == 2
-    assert "here is no uv.lock" in capfd.readouterr().err
+    assert "start it in the folder of this project" in capfd.readouterr().err
     (commands / "uv.lock").touch()
+    (commands / "pyproject.toml").write_text('[project]\nname = "segray"\n')
     assert main([*submit, "--detach", *JOB]) == 0
     out, err = capfd.readouterr()
     assert out == "launched labels jobs launch --yes --secret RAY_AUTH_TOKEN --detach-run\n"
