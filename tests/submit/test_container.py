@@ -61,6 +61,7 @@ def test_what_it_installs(tmp_path: Path) -> None:
     )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert told.stdout == f"segray {version('segray')} (Python {python}, Ray {version('ray')})\n"
+    subprocess.run([tmp_path / "bin/ray", "--version"], env=environment, check=True, capture_output=True)
     program = "import s3fs, gcsfs, adlfs, pi_heif"
     subprocess.run(["python", "-c", program], env=environment, check=True)
 
