@@ -56,8 +56,13 @@ def test_what_it_installs(tmp_path: Path) -> None:
     path = re.search(r"PATH=/segray/(\S+):", "\n".join(of("ENV")))
     assert path is not None
     environment["PATH"] = f"{tmp_path / path[1]}:{os.environ['PATH']}"
+    (links,) = [line.removeprefix("ln -s ").split() for line in of("RUN") if line.startswith("ln ")]
+    assert links.pop() == "/usr/local/bin/"
+    (tmp_path / "bin").mkdir()
+    for link in links:
+        (tmp_path / "bin" / Path(link).name).symlink_to(tmp_path / link.removeprefix("/segray/"))
     told = subprocess.run(
-        ["segray", "--version"], env=environment, check=True, capture_output=True, text=True
+        [tmp_path / "bin/segray", "--version"], env=environment, check=True, capture_output=True, text=True
     )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert told.stdout == f"segray {version('segray')} (Python {python}, Ray {version('ray')})\n"
