@@ -150,18 +150,19 @@ def _on_data(verb: str, arguments: Sequence[str]) -> int:
 
 def _submit(arguments: Sequence[str]) -> int:
     from segray.settings import load_settings, printable
-    from segray.submit.job import EXAMPLES, USAGE, VERBS, split, submit
+    from segray.submit.job import EXAMPLES, USAGE, VERBS, check_words, split, submit
     from segray.submit.settings import SubmitSettings
 
     own, verb, rest = split(arguments)
+    check_words(own, verb)
     settings = load_settings(SubmitSettings, own, "segray submit", EXAMPLES, USAGE)
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
     if not verb:
+        verbs = ", ".join(VERBS)
         raise SettingsError(
-            f"say what to do there: one of {', '.join(VERBS)}, and its settings",
-            f"usage: segray submit {USAGE}",
+            f"say what to do there: one of {verbs}, and its settings", f"usage: segray submit {USAGE}"
         )
     job = _settings(verb, rest, "segray submit ...")
     if job.print_config:

@@ -157,13 +157,14 @@ def _place(url: str, storage: "StorageSettings") -> Finding:
     name, number = f"segray-doctor-{uuid.uuid4().hex}", count()
     try:
         output = Output(url, storage)
-        is_new = "file" in output.filesystem.protocol and not Path(output.root).exists()
+        here = [Path(output.root), *Path(output.root).parents] if "file" in output.filesystem.protocol else []
+        new = [folder for folder in here if not folder.exists()]
         output.check_usable()
         output.replace(name, b"first", None)
         ignored = ignored_condition(output, name, lambda: f"{next(number)}".encode())
         output.delete(name)
-        if is_new:
-            Path(output.root).rmdir()
+        for folder in new:
+            folder.rmdir()
     except SegrayError as error:
         return Finding(shown(url), False, "; ".join(error.lines))
     if ignored is not None:

@@ -326,16 +326,21 @@ def load_settings(
     def parse(parser: argparse.ArgumentParser, arguments: Sequence[str], _: Any = None) -> argparse.Namespace:
         namespace, rest = parser.parse_known_intermixed_args(arguments)
         unknown.extend(rest)
+        _take_literally(parser, namespace)
         return namespace
 
-    flags: CliSettingsSource[Any] = CliSettingsSource(
-        cls,
-        root_parser=parser,
-        cli_parse_args=list(arguments),
-        parse_args_method=parse,
-    )
+    try:
+        flags: CliSettingsSource[Any] = CliSettingsSource(
+            cls,
+            root_parser=parser,
+            cli_parse_args=list(arguments),
+            parse_args_method=parse,
+        )
+    except PydanticSettingsError as error:
+        told = str(error).removeprefix("Parsing error encountered for ")
+        raise SettingsError(f"{told}; what holds a double quote goes into a --config file") from error
     given: Any = flags()
-    problems = [_unknown_flag(cls, flag) for flag in _only_names(unknown)]
+    problems = [_unknown_flag(cls, flag, program) for flag in _only_names(unknown)]
     problems += _unknown_environment()
     named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
     file, file_problems = _config_file(given.get("config") or named)
@@ -351,6 +356,17 @@ def load_settings(
         lacks = [f"usage: {program} {usage}"] * any("is required" in problem for problem in problems)
         raise SettingsError(*problems, *lacks, f"see `{program} --help`")
     return settings
+
+
+def _take_literally(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:
+    """A source is one name, whatever is in it: pydantic would split it at commas, and read `[ab]` as JSON.
+
+    Quotes keep it from that; what holds quotes itself stays as it is, so that a list in JSON may be typed.
+    """
+    for action in parser._actions:
+        values = getattr(namespace, action.dest, None)
+        if not action.option_strings and isinstance(values, list):
+            setattr(namespace, action.dest, [each if '"' in each else f'"{each}"' for each in values])
 
 
 def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -402,6 +418,17 @@ def _without_secrets(plain: Any) -> Any:
     return {name: _without_secrets(value) for name, value in plain.items() if value != stars}
 
 
+_FORMS = {
+    "endpoint_url": "must be http(s)://host, without user and query",
+    "address": "must be http(s)://HOST:PORT, without user and query",
+    "name": "must be lower-case letters, digits and `-`, at most 40, first a letter",
+    "time_limit": "must be HH:MM:SS, with DAYS- before it if need be",
+    "bands": "must be one number or three, from 1: 3,2,1",
+    "scaling": "must be auto, percentiles, or LOW,HIGH",
+}
+"""What a pattern wants, in words; what was given may be a secret."""
+
+
 def _line(cls: type[BaseSettings], problem: Any) -> str:
     names = [str(part) for part in problem["loc"]]
     dotted = ".".join(names) or "settings"
@@ -410,8 +437,9 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
     if problem["type"] == "missing" or (problem["type"] == "too_short" and not problem["input"]):
         return f"{dotted}: is required"
     if problem["type"] == "string_pattern_mismatch":
-        wanted = "must be http(s)://host, without user and query" if "endpoint" in dotted else "is empty"
-        return f"{dotted}: {wanted}"
+        is_needed = problem["ctx"]["pattern"] == r"\S"
+        told = _FORMS.get(names[-1], f"must have the form {problem['ctx']['pattern']}")
+        return f"{dotted}: {'is empty' if is_needed else told}"
     given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
     told = problem["msg"].removeprefix("Value error, ")  # pydantic's mark of a ValueError of ours
     is_shown = isinstance(given, str | int | float) and repr(given) not in told
@@ -443,11 +471,19 @@ def _only_names(unknown: Sequence[str]) -> list[str]:
     ]
 
 
-def _unknown_flag(cls: type[BaseModel], flag: str) -> str:
+def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
     flag = flag.partition("=")[0]  # the value may be a secret
     name = flag.lstrip("-")
     hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
+    if "submit" in program and name.replace("-", "_") in _known_to_submit():
+        hint = "; it belongs to submit: put it before the verb"
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
+
+
+def _known_to_submit() -> list[str]:
+    from segray.submit.settings import SubmitSettings
+
+    return _known(SubmitSettings)
 
 
 def _known_to_any_verb() -> list[str]:

@@ -36,11 +36,11 @@ def test_a_storage_that_ignores_conditions_is_named(
     with ignoring(s3_server, condition or "nothing") as proxy:
         for name, value in env_of(s3_server.storage_at(proxy.endpoint)).items():
             monkeypatch.setenv(name, value)
-        assert main(["doctor", url, str(tmp_path / "new"), "s3://no-such-bucket/x", "--json"]) == 1
+        assert main(["doctor", url, str(tmp_path / "new/deep"), "s3://no-such-bucket/x", "--json"]) == 1
     found = {each["what"]: each for each in json.loads(capsys.readouterr().out)}
     assert found[url]["works"] == (not condition)
     assert (f"ignores {condition}: two runs" in found[url]["told"]) == bool(condition)
-    assert found[str(tmp_path / "new")]["works"]
+    assert found[str(tmp_path / "new/deep")]["works"]
     assert "there is no bucket or container no-such-bucket" in found["s3://no-such-bucket/x"]["told"]
     assert s3_server.names(f"doctor/{tmp_path.name}") == []
     assert not (tmp_path / "new").exists()

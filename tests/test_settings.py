@@ -47,6 +47,16 @@ def test_flags_beat_environment_beats_file_beats_default(
     assert settings.storage.timeout_s == 5
 
 
+def test_a_source_is_taken_as_it_is_typed() -> None:
+    names = ("photos,2024", "[ab].jpg", "true", "2024", "a b", "back\\slash", "s3://bucket/a,b")
+    sources = load(*names, "--output", "o").sources
+    assert sources == [name if "://" in name else str(Path.cwd() / name) for name in names]
+    assert load('["a", "b,c"]', "--output", "o").sources == [str(Path.cwd() / name) for name in ("a", "b,c")]
+    (line,) = problems('6" disks', "--output", "o")
+    assert line.startswith("sources: ")
+    assert "--config file" in line
+
+
 def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text("output: o\n")
     monkeypatch.setenv("SEGRAY_CONFIG", str(tmp_path / "a.yaml"))

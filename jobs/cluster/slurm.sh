@@ -15,6 +15,7 @@
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -u
+unset "${!SEGRAY_@}"  # of whoever sent it: they would win over the settings below
 
 settings=$(mktemp)
 cat > "$settings" <<'END-OF-SETTINGS'

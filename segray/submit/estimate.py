@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from segray.bulk.output import Output
 from segray.bulk.progress import clock, pace
-from segray.bulk.store import Store
-from segray.errors import SettingsError
+from segray.errors import JobFailedError, SettingsError
 from segray.settings import BulkSettings, JobSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
@@ -40,7 +40,10 @@ def _known(submit: SubmitSettings) -> tuple[float | None, float | None]:
     """(Images a second, price of one), each where it is known."""
     if submit.like is None:
         return submit.rate, None
-    record: Any = Store(submit.like, submit.storage).read_json("run.json")
+    try:
+        record: Any = Output(submit.like, submit.storage).read_json("run.json")
+    except JobFailedError as error:
+        raise SettingsError(f"like: {shown(submit.like)} cannot be read") from error
     try:
         rates, cost = record["rates"], record.get("cost", {})
         if not rates["images_per_s"]:

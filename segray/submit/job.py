@@ -1,9 +1,10 @@
 """`segray submit`, step by step: check here, build what is sent, print or send it, follow it to its end."""
 
+import difflib
 import json
 from collections.abc import Callable, Sequence
 
-from segray.errors import ExitCode
+from segray.errors import ExitCode, SettingsError
 from segray.settings import JobSettings
 from segray.submit import kuberay, sky, slurm
 from segray.submit.order import Order, order_of
@@ -39,6 +40,16 @@ def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
     return list(arguments), "", []
 
 
+def check_words(own: Sequence[str], verb: str) -> None:
+    """Raise SettingsError where the verb is misspelt, or what belongs behind it stands before it."""
+    likely = [close[0] for word in own if (close := difflib.get_close_matches(word, VERBS, 1, 0.7))]
+    if likely and not verb:
+        raise SettingsError(f"no verb is among the words; did you mean {likely[0]}?")
+    for word in own:
+        if verb and word.startswith("--storage."):
+            raise SettingsError(f"{word.partition('=')[0]}: belongs to {verb}; put it behind that word")
+
+
 def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
     """Send `segray VERB` with these settings; returns its exit code.
 
@@ -48,10 +59,11 @@ def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
     if order.kept_back:
         say(f"not sent, since they are secret: {', '.join(order.kept_back)}; the nodes need their own")
     if settings.dry_run:
-        print(_text(settings, order), end="")
         from segray.submit.estimate import estimate
 
-        for line in estimate(settings, job):
+        text, lines = _text(settings, order), list(estimate(settings, job))
+        print(text, end="")
+        for line in lines:
             say(line)
         return ExitCode.DONE
     senders: dict[str, Callable[[SubmitSettings, Order], int]] = {

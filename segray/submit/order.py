@@ -14,16 +14,18 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from segray.errors import SettingsError
+from segray.models.weights import check_weights, weights_kind
 from segray.settings import JobSettings, printable
-from segray.storage import canonical_uri, shown, split_protocol
+from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
 ADDRESSES = ("sources", "weights", "data", "root", "footprints", "predictions", "labels", "output")
 """The settings of all verbs that name files."""
+PATTERNS = ("include", "exclude")
 SETTINGS = "segray-job.yaml"
 """What the job's `--config` reads, in the folder that is sent."""
-LEFT_OUT = {".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
-"""Of a package."""
+MOST_BYTES = 500_000_000
+"""Ray keeps packages in its head's memory and takes 512 MiB."""
 
 Verb = Literal["annotate", "train", "predict", "evaluate"]
 
@@ -44,7 +46,8 @@ class Order:
     def digest(self) -> str:
         """16 hex digits that tell this job from another one of the same name."""
         digest = hashlib.sha256(f"{self.verb}\n{self.settings}".encode())
-        for name, path in members(self.files):
+        model = {name: path for name, path in self.files.items() if name}  # a package may hold anything
+        for name, path in members(model):
             digest.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
@@ -57,6 +60,9 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
     """
     plain: dict[str, Any] = yaml.safe_load(printable(settings, without_defaults=True))
     packing = _Packing(submit)
+    for name in PATTERNS:
+        if name in plain:
+            plain[name] = getattr(settings, name)  # not addresses: nothing is cut from them
     for name in ADDRESSES:
         given = getattr(settings, name, None)
         if name not in plain:
@@ -69,8 +75,9 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
         packing.problems.append(
             "ray.address: leave it out; what stands before the verb says where the job runs"
         )
-    if settings.dry_run:
+    if settings.dry_run and not submit.dry_run:
         packing.problems.append("dry_run: put --dry-run before the verb, to see what would be sent")
+    packing.check_size()
     if packing.problems:
         raise SettingsError(*packing.problems)
     text = yaml.safe_dump(_without_empty(plain), sort_keys=False, allow_unicode=True)
@@ -86,15 +93,34 @@ def _without_empty(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def members(files: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-    """(Name in the package, file) of each file in it, folders walked, sorted."""
+    """(Name in the package, file) of each file in it, folders walked, sorted.
+
+    Without what is hidden (repositories, environments, credentials), compiled, or no file.
+    """
     for name, path in sorted(files.items()):
         if not path.is_dir():
             yield name, path
             continue
+        seen = {path.resolve()}
         for folder, inner, found in os.walk(path, followlinks=True):
-            inner[:] = sorted(set(inner) - LEFT_OUT)
+            inner[:] = [
+                each for each in sorted(inner) if _is_sent(each) and _is_new(Path(folder, each), seen)
+            ]
             for each in sorted(found):
-                yield str(Path(name, Path(folder, each).relative_to(path))), Path(folder, each)
+                file = Path(folder, each)
+                if _is_sent(each) and file.is_file():
+                    yield str(Path(name, file.relative_to(path))), file
+
+
+def _is_sent(name: str) -> bool:
+    return not name.startswith(".") and name not in ("__pycache__", SETTINGS)
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder was not walked before, by another link to it."""
+    is_new = (place := folder.resolve()) not in seen
+    seen.add(place)
+    return is_new
 
 
 class _Packing:
@@ -103,12 +129,17 @@ class _Packing:
     def __init__(self, submit: SubmitSettings) -> None:
         self._submit = submit
         self.problems: list[str] = []
-        self.files = dict[str, Path]() if submit.package is None else {"": submit.package}
-        if submit.package is not None and not submit.package.is_dir():
+        self.files = dict[str, Path]()
+        if submit.package is not None and submit.package.is_dir():
+            self.files[""] = submit.package
+        elif submit.package is not None:
             self.problems.append(f"package: {submit.package} is no folder")
 
     def sent(self, name: str, address: str) -> str:
         """The address as the job reads it."""
+        if name == "weights" and (wrong := _wrong_weights(address)) is not None:
+            self.problems.append(wrong)
+            return address
         if address.startswith("python:"):
             self._send_module(name, address.split(":")[1])
             return address
@@ -123,6 +154,22 @@ class _Packing:
         if self._submit.shared_filesystem or not Path(path).is_absolute():  # a name of `segray models`
             return address
         return self._of_package(name, Path(path))
+
+    def check_size(self) -> None:
+        """What is sent can be read, and is not too large."""
+        try:
+            sizes = {name: path.stat().st_size for name, path in members(self.files)}
+            for _, path in members(self.files):
+                path.open("rb").close()
+        except OSError as error:
+            self.problems.append(f"package: cannot read {error.filename}: {error.strerror}")
+            return
+        if (total := sum(sizes.values())) > MOST_BYTES:
+            largest = max(sizes, key=lambda name: sizes[name])
+            self.problems.append(
+                f"package: {total / 1e6:,.0f} MB are too much for Ray ({MOST_BYTES / 1e6:.0f} MB); the "
+                f"largest file is {largest} ({sizes[largest] / 1e6:,.0f} MB); put it into a bucket"
+            )
 
     def _of_package(self, name: str, path: Path) -> str:
         folder = self._submit.package
@@ -150,8 +197,8 @@ class _Packing:
             self.problems.append(f"{name}: there is no module {top} here")
             return
         places = [*(found.submodule_search_locations or ()), *filter(None, [found.origin])]
-        path = Path(places[0])
-        if _is_installed(path):
+        path = Path(places[0]) if places else Path()
+        if not path.exists() or _is_installed(path):  # built into Python
             return
         if self._submit.where == "address":
             self.files.setdefault(path.name, path)
@@ -160,6 +207,16 @@ class _Packing:
                 f"{name}: the module {top} is on this machine alone; install it where the nodes run "
                 "segray, or say --shared-filesystem"
             )
+
+
+def _wrong_weights(spec: str) -> str | None:
+    """What is wrong with a name, a `python:` or a local file; buckets are looked into there."""
+    try:
+        if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file":
+            check_weights(spec, StorageSettings())
+    except SettingsError as error:
+        return str(error)
+    return None
 
 
 def _is_installed(path: Path) -> bool:

@@ -23,8 +23,6 @@ from segray.versions import banner
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-MOST_BYTES = 500_000_000
-"""Ray keeps packages in its head's memory and takes 512 MiB."""
 TOKEN_FILE = Path("~/.ray/auth_token")
 _CONNECT_S, _ANSWER_S = 10.0, 120.0
 _SETTLE_S = 1.5
@@ -66,7 +64,19 @@ class RayCluster:
     # --- sending -------------------------------------------------------------------------------------
 
     def send(self, order: Order) -> str:
-        """Send the job, or find the one of that name that is under way; returns its submission id."""
+        """Send the job, or find the one of that name that is under way; returns its submission id.
+
+        Raises SettingsError where the server refuses or answers what nobody understands.
+        """
+        try:
+            return self._sent(order)
+        except _away() as error:
+            hint = "; whether the job was sent is not known: the same --name finds it" * bool(
+                self._submit.name
+            )
+            raise SettingsError(f"address: {self.address}: {_first_line(error)}{hint}") from error
+
+    def _sent(self, order: Order) -> str:
         attempts = self._attempts(order)
         if attempts and not attempts[-1].status.is_terminal():
             say(f"{attempts[-1].submission_id} is under way already; following it")
@@ -83,9 +93,7 @@ class RayCluster:
                 )
             except RuntimeError as error:
                 if "already" not in str(error):
-                    raise SettingsError(
-                        f"address: {self.address} refuses the job: {_first_line(error)}"
-                    ) from error
+                    raise
                 say(f"{submission_id} was sent by somebody else at the same moment; following it")
                 self._attempts(order)
                 return submission_id
@@ -158,8 +166,12 @@ class RayCluster:
     def come_back(self, submission_id: str) -> None:
         """Say how the job is met again."""
         at = f"--address {self.address}"
-        follow = "the same command" if self._submit.name else f"ray job logs {at} --follow {submission_id}"
-        say(f"{submission_id} goes on; to follow it: {follow}; to stop it: ray job stop {at} {submission_id}")
+        token = "RAY_AUTH_MODE=token " * (os.environ.get("RAY_AUTH_MODE") == "token")
+        follow = (
+            "the same command" if self._submit.name else f"{token}ray job logs {at} --follow {submission_id}"
+        )
+        stop = f"{token}ray job stop {at} {submission_id}"
+        say(f"{submission_id} goes on; to follow it: {follow}; to stop it: {stop}")
 
     def _again(self) -> str:
         return "what is committed is safe, submit it again to continue"
@@ -174,7 +186,6 @@ def _use_token() -> None:
 
 def _connected(address: str) -> "JobSubmissionClient":
     import requests
-    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     class Impatient(JobSubmissionClient):
@@ -188,14 +199,21 @@ def _connected(address: str) -> "JobSubmissionClient":
     try:
         client = Impatient(address)
         client.list_jobs()  # asks for the token, which the version does not
-    except AuthenticationError as error:
-        raise SettingsError(_about_token(address, str(error))) from error
-    except (ConnectionError, requests.RequestException, RuntimeError, ValueError, KeyError) as error:
+    except _away() as error:
+        if "Authentication" in str(error):
+            raise SettingsError(_about_token(address, str(error))) from error
         raise SettingsError(
             f"address: no Ray job server answers at {address}: {_first_line(error)}; is the tunnel open "
             "(`ray dashboard cluster.yaml`)?"
         ) from error
     return client
+
+
+def _away() -> tuple[type[Exception], ...]:
+    """What Ray's client raises where the server refuses, is away, or is no job server."""
+    from ray.exceptions import AuthenticationError
+
+    return OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AuthenticationError
 
 
 def _about_token(address: str, said: str) -> str:
@@ -212,14 +230,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _package(order: Order) -> Iterator[Path]:
-    """A folder with what is sent. Raises SettingsError when it is too large."""
+    """A folder with what is sent."""
     files = list(members(order.files))
-    if (total := sum(path.stat().st_size for _, path in files)) > MOST_BYTES:
-        name, path = max(files, key=lambda each: each[1].stat().st_size)
-        raise SettingsError(
-            f"package: {total >> 20:,} MiB are too much for Ray ({MOST_BYTES >> 20} MiB); the largest file "
-            f"is {name} ({path.stat().st_size >> 20:,} MiB); put it into a bucket and name it there"
-        )
     with tempfile.TemporaryDirectory(prefix="segray-package-") as root:
         for name, path in files:
             place = Path(root, name)

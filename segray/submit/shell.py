@@ -1,5 +1,6 @@
 """What the generated scripts share, and how this machine's commands are called."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import yaml
 
 from segray.errors import SettingsError
 from segray.log import LOG
+from segray.settings import ENV_PREFIX
 
 AGAIN = """\
 tries=0
@@ -31,12 +33,16 @@ class CommandError(Exception):
 
 
 def asked(command: Sequence[str], text: str | None = None) -> str:
-    """What a command prints, given `text`. Raises CommandError, and SettingsError where there is no such."""
+    """What a command prints, given `text`, without the settings in our environment, which sbatch would send.
+
+    Raises CommandError, and SettingsError where there is no such command.
+    """
     if shutil.which(command[0]) is None:
         raise SettingsError(
             f"there is no {command[0]} here; do this where there is one, or copy what --dry-run prints there"
         )
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise CommandError(said[-1] if said else f"{command[0]} ended with {done.returncode}")

@@ -34,6 +34,7 @@ SCRIPT = """\
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -u
+unset "${{!SEGRAY_@}}"  # of whoever sent it: they would win over the settings below
 {setup}
 settings=$(mktemp)
 cat > "$settings" <<'END-OF-SETTINGS'

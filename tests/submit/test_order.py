@@ -1,6 +1,8 @@
 """What `segray submit` makes of a command, before anything is sent."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -15,9 +17,11 @@ from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.settings import AnnotateSettings, WeightsAddress, load_settings
+from segray.submit import slurm
 from segray.submit.job import split
 from segray.submit.order import ADDRESSES, SETTINGS, Order, members, order_of
 from segray.submit.settings import SubmitSettings
+from segray.submit.shell import asked
 from segray.train.settings import TrainSettings
 
 RAY = ("--address", "http://head:8265")
@@ -128,8 +132,7 @@ def test_paths_of_this_machine_are_refused(tmp_path: Path) -> None:
 
 def test_files_of_the_package_are_named_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "lists/.git").mkdir(parents=True)
-    (tmp_path / "lists/.git/config").touch()
+    (tmp_path / "lists").mkdir()
     (tmp_path / "lists/photos.csv").write_text("uri\ns3://bucket/a.jpg\n")
     order = annotate(
         "lists/photos.csv", "--output", "s3://bucket/labels", submit=(*RAY, "--package", "lists")
@@ -153,6 +156,65 @@ def test_a_model_file_goes_with_the_job(tmp_path: Path) -> None:
     assert annotate(*REMOTE, "--weights", f"{tmp_path}/model.pt").digest != before
     (line,) = problems(*REMOTE, "--weights", f"{tmp_path}/model.pt", submit=("--slurm",))
     assert line.startswith("weights: ")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("nope.pt", "weights nope.pt: no such file"),
+        ("nuclei-smal", "did you mean nuclei-small?"),
+        ("python:mymodel", "write python:module:factory"),
+        ("python:sys:f", ""),
+    ],
+)
+def test_weights_are_looked_at_here(
+    weights: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not said:
+        assert annotate(*REMOTE, "--weights", weights).files == {}
+        return
+    (line,) = problems(*REMOTE, "--weights", weights)
+    assert said in line.replace(f"{tmp_path}/", "")
+
+
+def test_a_package_is_what_can_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing hidden, no credentials, no pipe; links once; and its other files make no other job of it."""
+    package = tmp_path / "package"
+    (package / "photos").mkdir(parents=True)
+    for name in ("photos/a.jpg", ".env", "segray-job.yaml"):
+        (package / name).touch()
+    (package / ".aws").mkdir()
+    (package / ".aws/credentials").touch()
+    (package / "broken").symlink_to("/nonexistent")
+    (package / "loop").symlink_to("..")
+    os.mkfifo(package / "pipe")
+    words = (f"{package}/photos", "--output", "s3://bucket/labels")
+    order = annotate(*words, submit=(*RAY, "--package", str(package)))
+    assert [name for name, _ in members(order.files)] == ["photos/a.jpg"]
+    (package / "another.txt").touch()
+    assert annotate(*words, submit=(*RAY, "--package", str(package))).digest == order.digest
+    with (package / "huge.bin").open("wb") as file:
+        file.truncate(600_000_000)
+    (line,) = problems(*words, submit=(*RAY, "--package", str(package)))
+    assert line.startswith("package: 600 MB are too much for Ray (500 MB); the largest file is huge.bin")
+
+
+def test_settings_in_the_environment_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would win over what is sent, and may be secret: sbatch sends its own environment along."""
+    monkeypatch.setenv("SEGRAY_STORAGE__S3__SECRET", "the-secret-itself")
+    assert "the-secret-itself" not in asked(["env"])
+    settings = load_settings(SubmitSettings, ["--slurm"], "segray submit")
+    text = slurm.script(settings, annotate(*REMOTE, submit=("--slurm",)))
+    (tmp_path / "segray").write_text("#!/bin/sh\nenv > seen\n")
+    (tmp_path / "segray").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NUM_NODES": "1",
+        "SEGRAY_SCORE_THRESHOLD": "0.9", "SEGRAY_STORAGE__S3__SECRET": "the-secret-itself",
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SEGRAY_" not in (tmp_path / "seen").read_text()
 
 
 def test_a_module_of_ones_own_goes_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +291,15 @@ def test_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     [
         ((), "say where: one of --address URL, --slurm, --kuberay, --sky"),
         (("--slurm", "--sky"), "given: --slurm and --sky"),
-        (("--address", "ray://head:10001"), "address"),
+        (("--address", "head:8265"), "address: must be http(s)://HOST:PORT, without user and query"),
+        (("--address", "http://user:pass@head:8265"), "address: must be http(s)://HOST:PORT"),
+        (("--slurm", "--setup", 'export A="x'), "setup: "),
+        (("--slurm", "anotate", "s3://b/x", "--output", "s3://b/y"), "did you mean annotate?"),
+        (("--slurm", "--storage.timeout-s", "5", "annotate"), "belongs to annotate; put it behind"),
+        (
+            ("--slurm", "annotate", "s3://b/x", "--output", "s3://b/y", "--nodes", "3"),
+            "put it before the verb",
+        ),
         (("--slurm", "--package", "."), "leave --package out"),
         (("--slurm", "--name", "Not a name"), "name"),
         (("--slurm",), "one of annotate, train, predict, evaluate"),

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+from segray.cli import main
 from tests.submit.ray_head import Head, ray_head
 from tests.train.squares import SMALL, squares
 
@@ -293,3 +295,49 @@ def test_what_is_wrong_is_told_in_one_line(submit: Submit, tmp_path: Path, elsew
         (line,) = err.splitlines()
         assert line.startswith("segray: address: ")
         assert told in line
+
+
+class Rubbish(BaseHTTPRequestHandler):
+    """A server that knows its version, and then answers what no job server does."""
+
+    jobs, sent = b"[]", b"<html>"
+
+    def do_GET(self) -> None:
+        self._answer(b'{"ray_version": "2.60.0"}' if "version" in self.path else self.jobs)
+
+    def do_POST(self) -> None:
+        if self.sent:
+            self._answer(self.sent)
+        self.close_connection = True
+
+    def do_PUT(self) -> None:
+        self._answer(b"{}")
+
+    def _answer(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("jobs", "sent"), [(b'{"a": 1}', b""), (b"null", b""), (b"[]", b"<html>"), (b"[]", b"")]
+)
+def test_a_server_that_answers_rubbish(
+    jobs: bytes, sent: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Rubbish, "jobs", jobs)
+    monkeypatch.setattr(Rubbish, "sent", sent)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Rubbish)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    words = ("--any-version", "--name", "labels", "annotate", "s3://b/p", "--output", "s3://b/o")
+    assert main(["submit", "--address", address, *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segray")]
+    assert line.startswith("segray: address: ")
+    assert ("whether the job was sent is not known" in line) == (jobs == b"[]")
+    server.shutdown()
