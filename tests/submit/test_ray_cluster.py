@@ -180,7 +180,7 @@ def test_a_job_with_a_name_is_met_again(submit: Submit, head: Head, tmp_path: Pa
     second.send_signal(signal.SIGINT)
     code, _, err = ended(second)
     assert code == 130
-    assert "slow goes on; to follow it: the same command; to stop it: ray job stop" in err
+    assert "slow goes on; to follow it: the same command; to stop it: RAY_AUTH_MODE=token ray job" in err
     code, _, err = ended(other)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "slow is another job" in err
