@@ -60,6 +60,8 @@ class RayCluster:
         os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # a model that git ignores is wanted
         set_environment()
         self._client = _connected(self.address)
+        self._looked: str | None = None
+        """The job that asked what is installed there."""
 
     # --- sending -------------------------------------------------------------------------------------
 
@@ -139,14 +141,20 @@ class RayCluster:
             time.sleep(0.2)
         said = self._client.get_job_logs(look).splitlines()
         time.sleep(_SETTLE_S)
-        with suppress(RuntimeError):
-            self._client.delete_job(look)
+        self._looked = look
+        self._forget_look()
         if found := [line for line in said if line.startswith("segray ")]:
             return found[-1]
         raise SettingsError(
             f"address: no segray in the PATH of {self.address} ({(said or ['no word'])[-1].strip()}); "
             "install it where `ray start` runs, and start it with that PATH"
         )
+
+    def _forget_look(self) -> None:
+        """Again at the end: a busy head may have brought it back."""
+        if self._looked is not None:
+            with suppress(*_away()):
+                self._client.delete_job(self._looked)
 
     # --- following -----------------------------------------------------------------------------------
 
@@ -156,6 +164,7 @@ class RayCluster:
         Raises JobFailedError when it ended without one, or the cluster is gone for too long.
         """
         info = Follower(self._client, submission_id, self.address, self._submit.patience_s).to_the_end()
+        self._forget_look()
         if info.driver_exit_code is not None and info.driver_exit_code >= 0:
             return int(info.driver_exit_code)
         if str(info.status) == "STOPPED":

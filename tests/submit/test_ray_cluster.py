@@ -88,7 +88,7 @@ def submit(head: Head, elsewhere: Path) -> Submit:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """(Exit code, stdout, stderr)."""
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     return process.returncode, out, err
 
 
@@ -104,7 +104,7 @@ def everything(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
