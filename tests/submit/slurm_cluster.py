@@ -115,8 +115,14 @@ class Slurm:
         if name != "slurmctld":
             words = [binaries / "slurmd-wlm", "-D", "-N", name, "-d", binaries / "slurmstepd-wlm"]
         with (self.folder / f"{name}.out").open("ab") as log:
+            quiet = ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh"]  # a step whose node is lost dumps its core
             self.daemons[name] = subprocess.Popen(
-                words, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                [*quiet, *words],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def run(self, *command: str) -> str:
