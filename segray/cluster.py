@@ -156,11 +156,26 @@ class RayStart:
             self._own = OwnRay(mib, self._log, self._given_up, metrics_port=port)
             self._own.start()
         elif not ray.is_initialized():
-            connect(self._settings.address or os.environ["RAY_ADDRESS"])
+            self._join(self._settings.address or os.environ["RAY_ADDRESS"])
         if self.in_cluster:
             self._wait_for_nodes()
         self._see_machines()
         return _look_around(self._log)
+
+    def _join(self, address: str) -> None:
+        """As `connect`; where nodes are waited for, the head may not be there yet either."""
+        import ray
+
+        deadline = time.monotonic() + (0 if self._settings.nodes is None else NODES_S)
+        while True:
+            try:
+                connect(address)
+                return
+            except SettingsError:
+                if time.monotonic() > deadline or self._given_up.is_set():
+                    raise
+            ray.shutdown()
+            time.sleep(1)
 
     def _wait_for_nodes(self) -> None:
         """Who starts a cluster for one job starts the job first. Raises SettingsError when it stays small."""
