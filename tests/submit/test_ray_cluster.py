@@ -54,17 +54,6 @@ cluster._client.submit_job(entrypoint=lines, submission_id="lines")
 sys.exit(cluster.follow("lines"))
 """
 
-JOIN = """
-import sys
-from pathlib import Path
-from segray.cluster import RayStart, set_environment
-from segray.settings import RaySettings
-
-set_environment()
-with RayStart(RaySettings(address=sys.argv[1], nodes=1), Path("messages")) as ray:
-    print(ray.cluster().cpus)
-"""
-
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
@@ -306,20 +295,6 @@ def test_what_is_wrong_is_told_in_one_line(submit: Submit, tmp_path: Path, elsew
         (line,) = err.splitlines()
         assert line.startswith("segray: address: ")
         assert told in line
-
-
-def test_a_head_that_is_not_there_yet(head: Head, elsewhere: Path) -> None:
-    """Slurm and SkyPilot start the job beside it; a job that ends with 2 would not be started again."""
-    head.kill()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", JOIN, f"127.0.0.1:{head.ports['port']}"],
-        env=head.environment, cwd=elsewhere, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    time.sleep(12)  # Ray itself gives up after five
-    assert process.poll() is None
-    head.start()
-    code, out, err = ended(process)
-    assert (code, out) == (0, "3.0\n"), err
 
 
 class Rubbish(BaseHTTPRequestHandler):
