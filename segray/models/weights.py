@@ -17,6 +17,7 @@ from segray.storage import StorageSettings, canonical_uri, open_filesystem, spli
 
 if TYPE_CHECKING:
     from segray.models.modelfile import LoadedModel as ModelFile
+    from segray.models.modelfile import ModelCard
 
 WeightsKind = Literal["torchvision", "bundled", "file", "python"]
 
@@ -41,6 +42,8 @@ class LoadedModel:
     origin: str
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
+    card: "ModelCard | None" = None
+    """Of a segray model file."""
     resized_to: None = field(default=None, init=False)
     """Detectors bring pictures to a size of their own, in their own way."""
 
@@ -183,5 +186,5 @@ def _from_model_file(name: str, kind: WeightsKind, loaded: "ModelFile") -> Loade
     ids = tuple(sorted(card.categories))
     return LoadedModel(
         name, kind, loaded.module, card.categories, ids, loaded.digest, card.licence, card.source,
-        card.band_ranges,
+        card.band_ranges, card,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from segray.sources.pairs import Pairs, list_pairs
 from segray.storage import shown
 from segray.train.feed.coco_listing import CocoListing, list_coco
 from segray.train.feed.data import Data, dealt, splits_csv
+from segray.train.feed.label_listing import holds_labels, list_labels
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
@@ -42,11 +43,13 @@ from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
 from segray.train.shown.events import SCORES
+from segray.train.start import started
 from segray.train.watch import Watch, figure, metrics
 from segray.versions import versions
 from segray.watching import exported, labels
 
 if TYPE_CHECKING:
+    from segray.models.start import Start
     from segray.train.feed.survey_stream import Reading
     from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
@@ -124,13 +127,16 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
             return None
 
     lock = attempt(lambda: _open_output(settings))
-    found = attempt(lambda: _listed(settings))
+    start = attempt(lambda: _start(settings)) if settings.start_from is not None else None
+    if start is not None:
+        settings = started(settings, start)
+    found = None if problems and settings.start_from is not None else attempt(lambda: _listed(settings))
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
-    design = attempt(lambda: _design(settings, found))
+    design = attempt(lambda: _design(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
     if problems or not design or where is None:
         raise SettingsError(*problems)
@@ -152,9 +158,19 @@ def _open_output(settings: TrainSettings) -> Lock[Output]:
     return lock
 
 
+def _start(settings: TrainSettings) -> "Start":
+    from segray.models.imports import import_torchvision
+
+    import_torchvision()
+    from segray.models.start import load_start
+
+    assert settings.start_from is not None
+    return load_start(settings.start_from, settings.storage)
+
+
 def _listed(settings: TrainSettings) -> Pairs | CocoListing:
     if settings.is_instance:
-        return list_coco(settings.data, settings.storage, settings.root)
+        return _listed_instances(settings)
     if settings.footprints is None:
         return list_pairs(settings.data, settings.storage, settings.root)
     from segray.train.feed.windows import list_windows
@@ -162,10 +178,23 @@ def _listed(settings: TrainSettings) -> Pairs | CocoListing:
     return list_windows(settings, names_of(settings))
 
 
-def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | InstanceDesign:
+def _listed_instances(settings: TrainSettings) -> CocoListing:
+    data, storage = settings.data, settings.storage
+    if not data.lower().endswith(".json") and holds_labels(data, storage):
+        if settings.root is not None:
+            raise SettingsError("root: labels in annotate's shape name their pictures by addresses")
+        return list_labels(data, storage, settings.min_score)
+    if settings.min_score is not None:
+        raise SettingsError("min_score: for labels in annotate's shape, which have scores")
+    return list_coco(data, storage, settings.root)
+
+
+def _design(
+    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None"
+) -> Design | InstanceDesign:
     if isinstance(listed, CocoListing):
-        return design_instances(settings, listed)
-    return design_semantic(settings, listed)
+        return design_instances(settings, listed, start)
+    return design_semantic(settings, listed, start)
 
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
