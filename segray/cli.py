@@ -91,6 +91,8 @@ verbs:
       one of these on a cluster, with its log and its exit code
   status RUN [--json]
       what became of a run, or becomes of it now
+  registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
+      versions of models, and which of them is the champion
   models [--json]
       what can be loaded, its licence and where the weights come from
   doctor [OUTPUT...] [--json]
@@ -184,6 +186,19 @@ def _status(arguments: Sequence[str]) -> int:
     return show(settings, as_json=len(rest) < len(arguments))
 
 
+def _registry(arguments: Sequence[str]) -> int:
+    from segray.registry.settings import RegistrySettings
+    from segray.registry.verb import EXAMPLES, USAGE, run
+    from segray.settings import load_settings, printable
+
+    rest = [each for each in arguments if each != "--json"]
+    settings = load_settings(RegistrySettings, rest, "segray registry", EXAMPLES, f"{USAGE} [--json]")
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    return run(settings, as_json=len(rest) < len(arguments))
+
+
 def _models(arguments: Sequence[str]) -> int:
     from segray.models.catalog import show
 
@@ -214,6 +229,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     **{verb: partial(_on_data, verb) for verb in _LOOKED_AT},
     "submit": _submit,
     "status": _status,
+    "registry": _registry,
     "models": _models,
     "doctor": _doctor,
 }

@@ -38,6 +38,7 @@ from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.log import LOG
 from segray.models.weights import weights_kind
+from segray.registry.address import absolute, is_registry
 from segray.scenes.scene import Tiling
 from segray.sources.choice import Choice
 from segray.storage import StorageSettings, shown
@@ -48,6 +49,8 @@ ENV_PREFIX = "SEGRAY_"
 
 def _absolute_weights(spec: str) -> str:
     """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
+    if is_registry(spec):
+        return absolute(spec)
     try:
         spec = plain_file_url(spec)
         return absolute_address(spec) if weights_kind(spec) == "file" else spec
@@ -490,11 +493,12 @@ def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
+    from segray.registry.settings import RegistrySettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings)
+    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings, RegistrySettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

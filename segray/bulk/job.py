@@ -27,6 +27,7 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
+from segray.registry.runs import note_run
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
@@ -92,6 +93,7 @@ def run(verb: Verb) -> ExitCode:
             with prepared.lock as lock:
                 under = replace(prepared, verb=verb.under(lock.generation))
                 record, did = _run(under, plan, inventory, lock)
+        note_run(prepared.model.name, settings.output, record, settings.storage)
         LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
         LOG.outcome = outcome_of(record, "counts", "rates")
         rejected_too_many = plan.rejected_share() > settings.max_rejects

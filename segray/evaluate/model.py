@@ -1,7 +1,7 @@
 """A semantic model over pairs of pictures and labels: one at a time, framed as in training."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -123,7 +123,8 @@ class ModelEvaluation:
         total = Comparison(scores, len(contents), contents=tuple(contents))
         side, notes = self.model.resized_to, [f"split {_split(settings)}", self.reason]
         notes += [f"pictures and labels at {side} x {side} pixels, as in training"] * (side is not None)
-        return semantic_outcome(total, self.model.classes, problems, notes=notes, model=self.model.digest)
+        found = semantic_outcome(total, self.model.classes, problems, notes=notes, model=self.model.digest)
+        return replace(found, more={**found.more, "weights": self.model.name})
 
 
 def _split(settings: EvaluateSettings) -> str:

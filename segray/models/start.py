@@ -11,7 +11,7 @@ from segray.errors import SettingsError
 from segray.models.catalog import named_model
 from segray.models.semanticfile import FORMAT as SEMANTIC
 from segray.models.semanticfile import load_semantic
-from segray.models.weights import load_weights, name_of, read_weights, weights_kind
+from segray.models.weights import load_weights, name_of, pinned_spec, read_weights, weights_kind
 from segray.storage import StorageSettings
 
 
@@ -42,6 +42,7 @@ def load_start(spec: str, storage: StorageSettings) -> Start:
     Raises SettingsError as `load_weights` does, and for a factory's model that has no state dict.
     """
     if weights_kind(spec) == "file":
+        spec = pinned_spec(spec, storage)
         data = read_weights(spec, storage)
         if (found := _semantic(name_of(spec), data)) is not None:
             return found
