@@ -14,7 +14,7 @@ from segray.errors import SettingsError
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
 _FORM = re.compile(
-    r"registry(?:\+(?P<kind>[a-z0-9]+))?:(?P<slashes>//)?(?P<path>[^#]+)#(?P<model>[^#@]+)(?:@(?P<which>[^#@]*))?"
+    r"registry(?:\+(?P<kind>[a-z0-9]+))?:(?P<slashes>//)?(?P<path>[^#]*[^#/][^#]*)#(?P<model>[^#@]+)(?:@(?P<which>[^#@]*))?"
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[0-9a-f]{12}")

@@ -13,7 +13,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from segray.atomic import create_atomically
-from segray.conditional import ChangedError, Versioned, read_versioned, replace_atomically
+from segray.conditional import Versioned, read_versioned, replace_atomically
 from segray.errors import JobFailedError
 from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, PREVIOUS
 from segray.retries import retrying
@@ -135,6 +135,9 @@ def change(
             _write(filesystem, path, storage, after.data(), there)
             return after
         except FileExistsError:
+            now, place = read(filesystem, path, storage), len(before.history)
+            if now.history[place : place + 1] == after.history[-1:]:
+                return now  # the answer was lost, and somebody else has written since
             time.sleep(min(1.0, 0.02 * 2**tries))
     raise JobFailedError(f"{path}: others keep changing it; run again")
 
@@ -142,16 +145,14 @@ def change(
 def _write(
     filesystem: AbstractFileSystem, path: str, storage: StorageSettings, data: bytes, there: Versioned | None
 ) -> None:
-    """Raises FileExistsError (ChangedError) where another version stands there by now."""
+    """Raises FileExistsError where another version stands there by now."""
     try:
         if there is None:
             retrying(lambda: create_atomically(filesystem, path, data), storage)
         else:
             retrying(lambda: replace_atomically(filesystem, path, data, there.version), storage)
     except FileExistsError:
-        now = _there(filesystem, path, storage)
-        if now is None or now.data != data:  # else the answer to our own request was lost
-            raise ChangedError(path) from None
+        raise
     except OSError as error:
         raise JobFailedError(f"cannot write {path}: {error}; run again") from error
 
