@@ -95,6 +95,15 @@ class Prepared:
 def train(settings: TrainSettings) -> ExitCode:
     """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
 
+    Raises as `trained` does.
+    """
+    code, _ = trained(settings)
+    return code
+
+
+def trained(settings: TrainSettings) -> tuple[ExitCode, dict[str, Any]]:
+    """The same, with the contents of run.json; of a dry run there are none.
+
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
     set_environment()
@@ -105,10 +114,11 @@ def train(settings: TrainSettings) -> ExitCode:
     ):
         prepared = _prepare(settings, ray)
         if settings.dry_run:
-            return ExitCode.DONE
+            return ExitCode.DONE, {}
         with prepared.lock as lock:
-            data = _run(prepared, lock)
-    return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
+            data, record = _run(prepared, lock)
+    code = ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
+    return code, record
 
 
 def _load_ray_train() -> None:
@@ -218,8 +228,8 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
-def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
-    """Do what is left, under the lease; returns what was trained on."""
+def _run(prepared: Prepared, lock: Lock[Output]) -> tuple[Data, dict[str, Any]]:
+    """Do what is left, under the lease; returns what was trained on, and the contents of run.json."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
     machines.inherit(lock.hours)
@@ -240,7 +250,7 @@ def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
     if record is not None and record["epochs"] >= settings.epochs:
         _check_model(store, output)
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
-        return data
+        return data, record
     shares = prepared.shares()
     lock.tell = lambda: {"total": settings.epochs} | machines.record()
     store.retract(RUN)
@@ -254,7 +264,7 @@ def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
     record = _record(prepared, data, time.monotonic() - started) | machines.record()
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
-    return data
+    return data, record
 
 
 def _check_model(store: Output, output: str) -> None:
