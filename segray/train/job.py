@@ -19,7 +19,7 @@ from segray.log import LOG, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.settings import printable
-from segray.sources.pairs import Pairs, list_pairs
+from segray.sources.pairs import Pair, Pairs, list_pairs
 from segray.storage import shown
 from segray.train.feed.coco_listing import CocoListing, list_coco
 from segray.train.feed.data import Data, dealt, splits_csv
@@ -137,16 +137,15 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
             return None
 
     lock = attempt(lambda: _open_output(settings))
-    start = attempt(lambda: _start(settings)) if settings.start_from is not None else None
-    if start is not None:
-        settings = started(settings, start)
-    found = None if problems and settings.start_from is not None else attempt(lambda: _listed(settings))
+    begun = attempt(lambda: with_start(settings))
+    settings, start = begun or (settings, None)
+    found = None if begun is None else attempt(lambda: list_data(settings))
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
-    design = attempt(lambda: _design(settings, found, start))
+    design = attempt(lambda: design_of(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
     if problems or not design or where is None:
         raise SettingsError(*problems)
@@ -168,17 +167,24 @@ def _open_output(settings: TrainSettings) -> Lock[Output]:
     return lock
 
 
-def _start(settings: TrainSettings) -> "Start":
+def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
+    """The settings with what the model decides that training begins with, and that model.
+
+    Raises SettingsError.
+    """
+    if settings.start_from is None:
+        return settings, None
     from segray.models.imports import import_torchvision
 
     import_torchvision()
     from segray.models.start import load_start
 
-    assert settings.start_from is not None
-    return load_start(settings.start_from, settings.storage)
+    start = load_start(settings.start_from, settings.storage)
+    return started(settings, start), start
 
 
-def _listed(settings: TrainSettings) -> Pairs | CocoListing:
+def list_data(settings: TrainSettings) -> Pairs | CocoListing:
+    """What there is to train with; no picture is opened. Raises SettingsError."""
     if settings.is_instance:
         return _listed_instances(settings)
     if settings.footprints is None:
@@ -199,9 +205,10 @@ def _listed_instances(settings: TrainSettings) -> CocoListing:
     return list_coco(data, storage, settings.root)
 
 
-def _design(
+def design_of(
     settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None"
 ) -> Design | InstanceDesign:
+    """What is trained. Raises SettingsError for settings and data that do not fit each other."""
     if isinstance(listed, CocoListing):
         return design_instances(settings, listed, start)
     return design_semantic(settings, listed, start)
@@ -286,32 +293,35 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
     """Look at the pairs that no earlier run has seen, on Ray, and deal all of them."""
     settings, listed = prepared.settings, prepared.listed
     survey = Survey(listed.pairs, prepared.design.rules, settings.max_pixels, prepared.store, begun=begun)
-    if missing := survey.missing:
+    if survey.missing:
         prepared.shares()  # what cannot start later needs no survey
-        _survey(prepared, survey, missing)
+        survey_pairs(survey, listed.pairs, prepared.reading(), prepared.ray.cluster().cpus, settings)
     deal = None
     if settings.footprints is None:
         deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
     return dealt(listed, survey.rows(), deal, settings.oversample, settings.group_look_alikes)
 
 
-def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
+def survey_pairs(
+    survey: Survey, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings
+) -> None:
+    """Look, on the Ray that runs, at the pairs that the survey lacks; what was read is not read again."""
     import pyarrow as pa
 
     from segray.train.feed.survey_stream import survey as surveyed
 
-    settings = prepared.settings
-    pairs = pair_table([prepared.listed.pairs[place] for place in missing])
+    missing = survey.missing
     places = pa.array(missing)
-    answers = surveyed(pairs, prepared.reading(), prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
+    table = pair_table([pairs[place] for place in missing])
+    answers = surveyed(table, reading, cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress, closing(answers):
-            for table in answers:
-                number = table.schema.get_field_index("place")
-                survey.add(table.set_column(number, "place", places.take(table["place"])))
-                progress.add(table.num_rows, rejected=table.num_rows - table["error"].null_count)
+            for found in answers:
+                number = found.schema.get_field_index("place")
+                survey.add(found.set_column(number, "place", places.take(found["place"])))
+                progress.add(found.num_rows, rejected=found.num_rows - found["error"].null_count)
     finally:
-        survey.save()  # what was read is not read again
+        survey.save()
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:
