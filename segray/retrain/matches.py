@@ -21,7 +21,7 @@ Bools = NDArray[np.bool_]
 
 RECALLS: Floats = np.linspace(0.0, 1.00, 101)
 """COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Draws x detections that are ranked at a time; a few such arrays of float64 stay in the cache."""
 
 
@@ -84,13 +84,13 @@ class InstanceMatches:
         for number, each in enumerate(found):
             if each is None:  # neither truth nor prediction
                 continue
-            category, image = divmod(number, len(names))
-            truth[category, image] = np.count_nonzero(each["gtIgnore"] == 0)
+            row, place = divmod(number, len(names))
+            truth[row, place] = np.count_nonzero(each["gtIgnore"] == 0)
             detections = len(each["dtScores"])
             columns.append(
                 (
-                    np.full(detections, category),
-                    np.full(detections, image),
+                    np.full(detections, row),
+                    np.full(detections, place),
                     np.array(each["dtScores"], np.float64),
                     each["dtMatches"] > 0,
                     each["dtIgnore"].astype(bool),
@@ -129,10 +129,11 @@ class InstanceMatches:
             for start in range(0, len(weights), step):
                 rows = slice(start, start + step)
                 known = truth[rows] > 0
-                ap = category.average_precision(weights[rows][known], truth[rows][known])
-                total[rows][known] += ap
+                total[rows][known] += category.average_precision(weights[rows][known], truth[rows][known])
                 categories[rows][known] += 1
-        return np.divide(total, categories, out=np.full(len(weights), np.nan), where=categories > 0)
+        ap = np.full(len(weights), np.nan)
+        np.divide(total, categories, out=ap, where=categories > 0)
+        return ap
 
     def differing(self, other: "InstanceMatches") -> Bools:
         """Return where a score, a match or the number of detections differs, bool (images,)."""
@@ -252,7 +253,8 @@ class ConfusionMatrices:
         if len({(each.classes, each.ignore_index) for each in scores.values()}) > 1:
             raise ValueError("confusion matrices of different classes")
         if not names:
-            return cls((), *(np.zeros((0, 0), np.int64) for _ in range(3)))
+            none = np.zeros((0, 0), np.int64)
+            return cls((), none, none, none)
         matrices = [scores[name].matrix for name in names]
         return cls(
             names,
@@ -272,8 +274,9 @@ class ConfusionMatrices:
         union = true + found - hits
         seen = union > 0
         iou = np.divide(hits, union, out=np.zeros_like(hits), where=seen)
-        classes = seen.sum(axis=1)
-        return np.divide(iou.sum(axis=1), classes, out=np.full(len(weights), np.nan), where=true.any(axis=1))
+        miou = np.full(len(weights), np.nan)
+        np.divide(iou.sum(axis=1), seen.sum(axis=1), out=miou, where=true.any(axis=1))
+        return miou
 
     def differing(self, other: "ConfusionMatrices") -> Bools:
         """Return where the hits or the predicted pixels of a class differ, bool (images,)."""
