@@ -74,9 +74,10 @@ def lower_bound(figure: float, drawn: Floats, level: float, differing: int) -> f
     """Return what `figure` exceeds but for a probability of `level`, -inf where nothing can be said.
 
     The lower of two bounds, since each is too bold somewhere: the percentile bound (Efron and Tibshirani
-    1993, chapter 13), which knows skewness and resolves nothing below 1 / draws (there it is the lowest draw),
-    and Student's bound with the bootstrap's standard error, which resolves any level. `differing` is the number
-    of images on which the models differ: its degrees of freedom plus one. A NaN draw counts as the worst.
+    1993, chapter 13), which knows skewness and resolves nothing below 1 / draws (there it is the lowest
+    draw), and Student's bound with the bootstrap's standard error, which resolves any level. `differing` is
+    the number of images on which the models differ: its degrees of freedom plus one. A NaN draw counts as
+    the worst.
     """
     known = drawn[np.isfinite(drawn)]
     if differing < 2 or len(known) < 2 or not math.isfinite(figure):

@@ -53,11 +53,6 @@ class GroupRow:
 class Decision:
     """Promoted or refused, and why."""
 
-    promoted: bool
-    reasons: tuple[str, ...]
-    """Sentences: all reasons of a refusal, or those of a promotion."""
-    notes: tuple[str, ...]
-    """Sentences about what was not judged."""
     metric: str
     """`AP` or `mIoU`."""
     holdout: str
@@ -76,6 +71,11 @@ class Decision:
     """None: there was none."""
     gain: Gain | None
     groups: tuple[GroupRow, ...]
+    promoted: bool = False
+    reasons: tuple[str, ...] = ()
+    """Sentences: all reasons of a refusal, or those of a promotion."""
+    notes: tuple[str, ...] = ()
+    """Sentences: groups that were not judged, and the gain that the holdout can show."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `json.dumps` takes; what is not finite is None."""

@@ -7,19 +7,12 @@ exceed the margin. `bounds.look_level` says what a second and a hundredth look a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from segray.retrain.bounds import (
-    bootstrap,
-    detectable,
-    interval,
-    least_differing,
-    look_level,
-    lower_bound,
-    seed_of,
-)
+from segray.retrain import reasons
+from segray.retrain.bounds import bootstrap, detectable, interval, look_level, lower_bound, seed_of
 from segray.retrain.decision import Decision, Estimate, Gain, GroupRow
 from segray.retrain.matches import Bools, Floats, Matches
 
@@ -79,38 +72,32 @@ class Gate:
         whole = np.ones(len(challenger.images), bool)
         figures = [_figure(model, whole) for model in pair]
         drawn = bootstrap(pair, self.draws, seed)
-        scores = [self._estimate(*each) for each in zip(figures, drawn, strict=True)]
+        estimates = [self._estimate(*each) for each in zip(figures, drawn, strict=True)]
         gain = None
         if champion is not None:
             differing = int(challenger.differing(champion).sum())
             gain = self._gain(figures[0] - figures[1], drawn[0] - drawn[1], level, differing)
-        rows = _Groups(self, challenger, champion, groups or {}).rows()
-        metric, images = challenger.metric, len(challenger.images)
-        problems = (
-            [f"The holdout {holdout} has no image."]
-            if not images
-            else self._first_problems(metric, scores[0])
-            if gain is None
-            else self._problems(metric, images, scores, gain, look, level)
-        )
-        problems += [row.problem for row in rows if row.problem]
-        return Decision(
-            promoted=not problems,
-            reasons=tuple(problems or self._merits(metric, scores, gain, look, level, rows)),
-            notes=tuple(_notes(rows, gain, self)),
-            metric=metric,
+        undecided = Decision(
+            metric=challenger.metric,
             holdout=holdout,
-            images=images,
+            images=len(challenger.images),
             look=look,
             level=self.level,
             look_level=level,
             margin=self.margin,
             draws=self.draws,
             seed=seed,
-            challenger=scores[0],
-            champion=scores[1] if champion is not None else None,
+            challenger=estimates[0],
+            champion=None if champion is None else estimates[1],
             gain=gain,
-            groups=tuple(rows),
+            groups=tuple(_Groups(self, challenger, champion, groups or {}).rows()),
+        )
+        problems = reasons.problems(undecided, self.least_figure)
+        return replace(
+            undecided,
+            promoted=not problems,
+            reasons=tuple(problems or reasons.merits(undecided, self.least_figure)),
+            notes=tuple(reasons.notes(undecided, self.least)),
         )
 
     def _estimate(self, figure: float, drawn: Floats) -> Estimate:
@@ -127,67 +114,6 @@ class Gate:
             differing=differing,
             undefined=len(drawn) - len(known),
         )
-
-    def _first_problems(self, metric: str, score: Estimate) -> list[str]:
-        if math.isnan(score.figure):
-            return [_no_truth("challenger", metric)]
-        if score.figure > self.least_figure:
-            return []
-        return [
-            f"A first version must score above {self.least_figure:.4f} {metric}; "
-            f"this one has {score.figure:.4f}."
-        ]
-
-    def _problems(
-        self, metric: str, images: int, scores: list[Estimate], gain: Gain, look: int, level: float
-    ) -> list[str]:
-        unknown = [
-            _no_truth(name, metric)
-            for name, score in zip(("challenger", "champion"), scores, strict=True)
-            if math.isnan(score.figure)
-        ]
-        if unknown:
-            return unknown
-        if not gain.differing:
-            return [f"Champion and challenger answer alike on all {images:,} images of the holdout."]
-        if gain.differing < least_differing(level):
-            return [
-                f"The models differ on {gain.differing:,} of {images:,} images; at level {level:.2g} "
-                f"(look {look}) no outcome on fewer than {least_differing(level)} is beyond chance."
-            ]
-        if gain.lower > self.margin:
-            return []
-        change = f"The {metric} changes by {gain.difference.figure:+.4f}"
-        if not math.isfinite(gain.lower):
-            return [f"{change}, but too few images have any truth: {gain.undefined:,} draws had none."]
-        return [
-            f"{change}, which noise may explain: at level {level:.2g} (look {look}) the gain is only known "
-            f"to exceed {gain.lower:+.4f}, and that must be above the margin of {self.margin:.4f}."
-        ]
-
-    def _merits(
-        self,
-        metric: str,
-        scores: list[Estimate],
-        gain: Gain | None,
-        look: int,
-        level: float,
-        rows: list[GroupRow],
-    ) -> list[str]:
-        judged = sum(row.judged for row in rows)
-        held = [f"No group fails, of {judged} that were judged."] if judged else []
-        if gain is None:
-            return [
-                f"It is the first version, and its {metric} of {scores[0].figure:.4f} is above "
-                f"{self.least_figure:.4f}.",
-                *held,
-            ]
-        return [
-            f"The {metric} rises from {scores[1].figure:.4f} to {scores[0].figure:.4f}: at level {level:.2g} "
-            f"(look {look}) the gain exceeds {gain.lower:+.4f}, which is above the margin of "
-            f"{self.margin:.4f}.",
-            *held,
-        ]
 
 
 class _Groups:
@@ -230,22 +156,3 @@ class _Groups:
 def _figure(model: Matches, images: Bools) -> float:
     """The score on these images; NaN without truth, or without any image."""
     return float(model.figure(images.astype(np.int64)[None])[0]) if images.any() else math.nan
-
-
-def _no_truth(model: str, metric: str) -> str:
-    return f"The {metric} of the {model} cannot be computed: the holdout has no truth for it."
-
-
-def _notes(rows: list[GroupRow], gain: Gain | None, gate: Gate) -> list[str]:
-    few = [row for row in rows if not row.judged and row.images]
-    notes = [
-        f"Group {row.name}: reported, not judged; it has {row.images:,} images"
-        + (", fewer than " + f"{gate.least:,}." if row.images < gate.least else " and no truth.")
-        for row in few
-    ]
-    if gain is not None and math.isfinite(gain.detectable):
-        notes.append(
-            f"At this look the holdout shows a true gain of {gain.detectable:.4f} in 80 of 100 cases; "
-            "smaller ones need more images."
-        )
-    return notes
