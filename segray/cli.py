@@ -50,6 +50,15 @@ exit codes:
   0 done   1 failed, run again   2 bad settings   3 too many labels in no score   4 nothing to compare
   130 interrupted, run again"""
 
+RETRAIN_EXAMPLES = """examples:
+  segray retrain --config retrain.yaml
+  segray retrain --data s3://bucket/labels --registry s3://bucket/models --model roofs --output s3://bucket/rounds
+  segray retrain --config retrain.yaml --min-new 200 --group-by camera --if-drift s3://bucket/tonight
+
+exit codes:
+  0 promoted   1 failed, run again to continue   2 bad settings   3 too many rejects
+  4 nothing new, or another run has the output   5 refused, with reasons   130 interrupted, run again"""
+
 STATUS_EXAMPLES = """examples:
   segray status out/
   segray status s3://bucket/labels --json
@@ -62,6 +71,7 @@ _LOOKED_AT = {
     "train": "the data and the output",
     "predict": "the sources, the weights and the output",
     "evaluate": "what is to be compared",
+    "retrain": "the labels, the registry and the output",
 }
 """The verbs that work on data, and what each looks at first."""
 
@@ -87,6 +97,8 @@ verbs:
       label maps with such a model: PNG for pictures, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  retrain --config FILE
+      new labels in, a better model out, or a refusal with reasons
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and its exit code
   status RUN [--json]
@@ -116,6 +128,11 @@ def _settings(verb: str, arguments: Sequence[str], program: str = "segray") -> "
         from segray.train.settings import TrainSettings
 
         return load_settings(TrainSettings, arguments, program, TRAIN_EXAMPLES, "--data URL --output URL")
+    if verb == "retrain":
+        from segray.retrain.settings import RetrainSettings
+
+        usage = "--data URL --registry URL --model NAME --output URL"
+        return load_settings(RetrainSettings, arguments, program, RETRAIN_EXAMPLES, usage)
     from segray.evaluate.settings import EvaluateSettings
 
     usage = "{--predictions P --labels L | --weights W --data D} --output URL"
@@ -139,6 +156,10 @@ def _on_data(verb: str, arguments: Sequence[str]) -> int:
         from segray.evaluate.job import evaluate
 
         return evaluate(settings)
+    if verb == "retrain":
+        from segray.retrain.job import retrain
+
+        return retrain(settings)
     from segray.bulk.job import run
 
     if verb == "predict":

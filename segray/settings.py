@@ -418,7 +418,11 @@ def _without_secrets(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     stars = str(SecretStr("x"))
-    return {name: _without_secrets(value) for name, value in plain.items() if value != stars}
+    return {
+        name: _without_secrets(value)
+        for name, value in plain.items()
+        if value != stars and not (isinstance(value, list) and stars in value)
+    }
 
 
 _FORMS = {
@@ -494,10 +498,11 @@ def _known_to_any_verb() -> list[str]:
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
     from segray.registry.settings import RegistrySettings
+    from segray.retrain.settings import RetrainSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
-    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
+    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
     verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings, RegistrySettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 

@@ -74,10 +74,10 @@ class Holdout:
         contents = "\n".join(sorted(self.table["digest"].to_pylist()))
         return f"{self.version}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
 
-    def looked_at(self, digests: set[str]) -> "Holdout":
-        """With one more look at these pictures."""
+    def looked_at(self, digests: set[str], look: int) -> "Holdout":
+        """With these pictures looked at so often, at least."""
         looks = [
-            looks + (digest in digests)
+            max(looks, look) if digest in digests else looks
             for looks, digest in zip(
                 self.table["looks"].to_pylist(), self.table["digest"].to_pylist(), strict=True
             )
@@ -199,5 +199,4 @@ class _Alike:
         for start in range(0, len(codes), step):
             bits = np.bitwise_count(codes[start : start + step, None] ^ others[None])
             found[start : start + step] = (bits <= self._distance).any(axis=1)
-        near = found[place.ravel()] & self._free
-        return near
+        return found[place.ravel()] & self._free

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from segray.address import Address
 from segray.errors import SettingsError
@@ -107,7 +107,7 @@ class RetrainSettings(JobSettings):
         description="exit 3, without a decision, when a larger share cannot be read or scored",
     )
     pictures: int = Field(6, ge=0, le=50, description="in the report: where the two models differ most")
-    notify: list[str] = Field(
+    notify: list[SecretStr] = Field(
         [], description="commands (JSON on their stdin) and https:// webhooks that are told of each end"
     )
 
@@ -151,4 +151,3 @@ def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
             return (init_settings,)
 
     return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))
-

@@ -206,7 +206,7 @@ def _listed_instances(settings: TrainSettings) -> CocoListing:
 
 
 def design_of(
-    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None"
+    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None" = None
 ) -> Design | InstanceDesign:
     """What is trained. Raises SettingsError for settings and data that do not fit each other."""
     if isinstance(listed, CocoListing):
