@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,13 @@ from segray.retrain.settings import RetrainSettings, without_environment
 from segray.sources.pairs import Pair, Pairs
 from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
+from segray.train.feed.data import dealt
 from segray.train.feed.label_listing import holds_labels
+from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
+from segray.train.instance_job import InstanceDesign
 from segray.train.job import design_of, list_data, survey_pairs, with_start
+from segray.train.semantic_job import Design
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -60,6 +65,11 @@ class Listed:
         """Pictures and labels, and what was rejected."""
         return self.found.listed if isinstance(self.found, CocoListing) else self.found
 
+    @cached_property
+    def design(self) -> Design | InstanceDesign:
+        """What is trained. Raises SettingsError where settings and labels do not fit each other."""
+        return design_of(self.settings, self.found, self.start)
+
     @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
@@ -81,10 +91,10 @@ def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
 def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
     """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
     settings, pairs = labels.settings, labels.pairs
-    design = design_of(settings, labels.found, labels.start)
-    survey = Survey(pairs.pairs, design.rules, settings.max_pixels, store, begun=False)
+    survey = Survey(pairs.pairs, labels.design.rules, settings.max_pixels, store, begun=False)
     if survey.missing:
-        survey_pairs(survey, pairs.pairs, design.reading(settings), ray.cluster().cpus, settings)
+        reading = labels.design.reading(settings)
+        survey_pairs(survey, pairs.pairs, reading, ray.cluster().cpus, settings)
     rows = survey.rows()
     good = pc.is_null(rows["error_type"]).to_pylist()
     told = [f"{one.uri}: {one.error}" for one in pairs.rejected]
@@ -116,19 +126,23 @@ def freeze(
 def hand_over_survey(
     labels: Listed, data: str, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings
 ) -> None:
-    """Put what is known of the pictures into the training's output: it would read all of them again."""
+    """Put what is known of the pictures into the training's output: it would read all of them again.
+
+    Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
+    """
     store = Output(settings.output, settings.storage)
     given = settings.model_copy(update={"data": data})
     found = list_data(given)
     frozen = found.listed if isinstance(found, CocoListing) else found
-    design = design_of(given, found, labels.start)
-    survey = Survey(frozen.pairs, design.rules, settings.max_pixels, store, begun=True)
+    survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
     place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
     missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]
     if missing:
         order = [place_of[frozen.pairs[place].image.uri] for place in missing]
         survey.add(rows.take(pa.array(order)).append_column("place", pa.array(missing, pa.int64())))
         survey.save()
+    shares = settings.split_seed, settings.val_share, settings.test_share
+    dealt(frozen, survey.rows(), Deal.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
 
 
 def _address(pair: Pair) -> str:

@@ -113,6 +113,7 @@ def deal(
 ) -> list[str]:
     """The split of each picture: `train`, `val` (where the data say so), `test` or `left_out`.
 
+    The hash is not the one by which training deals val: that would find none among what is left.
     rows: FIGURES of the pairs. trained: addresses and digests of pictures that a model has trained on.
     """
     digests, likeness = rows["digest"].to_pylist(), np.array(rows["likeness"].to_pylist(), np.uint64)
@@ -138,7 +139,7 @@ def deal(
         is_old = any(old[place] or near_old[place] for place in places)
         named = {pairs[place].split for place in new}
         dealt = split_of(
-            min((digests[place] for place in new), default=""), seed=seed, val_share=0, test_share=share
+            min((digests[place] for place in new), default=""), seed=-1 - seed, val_share=0, test_share=share
         )
         for place in places:
             said = pairs[place].split
