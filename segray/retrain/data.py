@@ -79,12 +79,18 @@ class Listed:
 def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
     """List the labels. Raises SettingsError."""
     given = train_settings(settings, settings.data, settings.output, start_from)
+    known, start = with_start(given)
+    return listed_as(settings, known, start)
+
+
+def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
+    """Likewise, of a training whose architecture is known."""
     more = {"root": settings.root, "min_score": settings.min_score}
-    known, start = with_start(given.model_copy(update=more))
     if not known.is_instance and holds_labels(settings.data, settings.storage):
         raise SettingsError(
             f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
         )
+    known = known.model_copy(update=more)
     return Listed(known, list_data(known), start)
 
 
@@ -106,9 +112,7 @@ def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], 
     return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), told
 
 
-def freeze(
-    labels: Listed, pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str], store: Output, folder: str
-) -> str:
+def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: Output, folder: str) -> str:
     """Write what is trained and scored; returns its name in `folder`.
 
     folder: of the round, relative to the store.
@@ -123,16 +127,13 @@ def freeze(
     return name
 
 
-def hand_over_survey(
-    labels: Listed, data: str, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings
-) -> None:
+def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
     """Put what is known of the pictures into the training's output: it would read all of them again.
 
     Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
     """
     store = Output(settings.output, settings.storage)
-    given = settings.model_copy(update={"data": data})
-    found = list_data(given)
+    found = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
     frozen = found.listed if isinstance(found, CocoListing) else found
     survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
     place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}

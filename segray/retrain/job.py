@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow.compute as pc
@@ -29,24 +28,21 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
-from segray.registry.address import RegistryAddress
-from segray.registry.registry import SNAPSHOT as KEPT_SNAPSHOT
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
-from segray.retrain.columns import values_by_image
-from segray.retrain.data import Listed
-from segray.retrain.gate import Gate
-from segray.retrain.holdout import Holdout, deal
-from segray.retrain.labels import (
-    LEFT_OUT,
-    TEST,
-    from_bytes,
-    name_of,
-    news,
-    snapshot_of,
-    to_bytes,
-    unread_news,
+from segray.retrain.begin import (
+    Job,
+    RejectsError,
+    begin,
+    check_rejects,
+    quick_news,
+    snapshot_before,
+    start_of,
 )
+from segray.retrain.columns import values_by_image
+from segray.retrain.gate import Gate
+from segray.retrain.holdout import Holdout
+from segray.retrain.labels import TEST, from_bytes
 from segray.retrain.notify import notify
 from segray.retrain.promotion import ChampionChangedError, keep, promote
 from segray.retrain.report import report_page
@@ -62,35 +58,15 @@ from segray.retrain.rounds import (
     SNAPSHOT,
     Round,
     check_plan,
+    now_utc,
     rounds,
 )
-from segray.retrain.scoring import Scored, in_common, manifest, score_instances, score_semantic
+from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
 from segray.retrain.settings import RetrainSettings
-from segray.storage import shown
+from segray.storage import canonical_uri, shown
 from segray.train.identity import METRICS, MODEL
 
 T = TypeVar("T")
-_TOLD = 10
-"""Problems that are said."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every step has."""
-
-    settings: RetrainSettings
-    store: Output
-    registry: Registry
-    ray: RayStart
-    gate: Gate
-
-    def champion(self) -> str | None:
-        """The version that is champion now."""
-        return self.registry.aliases(self.settings.model).champion
-
-    def address(self, version: str) -> str:
-        """A version, as `--weights` takes it."""
-        return str(RegistryAddress(self.settings.registry.rstrip("/"), self.settings.model, version))
 
 
 def retrain(settings: RetrainSettings) -> ExitCode:
@@ -189,16 +165,15 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
 def _tell_plan(job: Job) -> None:
     """What a dry run says."""
     open_rounds = [each for each in rounds(job.store, job.settings.output) if not each.is_over]
-    champion, before = job.champion(), _snapshot_before(job)
-    labels = _listed(job, champion)
-    found = unread_news(labels.pairs.pairs, before)
+    champion, before = job.champion(), snapshot_before(job)
+    found, listed = quick_news(job, champion, before)
     does = (
         f"round {open_rounds[-1].number} would be gone on with" if open_rounds else _would(job, found.number)
     )
     answer(
         [
-            f"labels: {len(labels.pairs.pairs):,} pictures, {found.told()} since the last round",
-            f"champion: {champion or 'none yet'}; start: {_start(job, champion) or 'scratch'}",
+            f"labels: {listed:,} pictures, {found.told()} since the last round",
+            f"champion: {champion or 'none yet'}; start: {start_of(job, champion) or 'scratch'}",
             does,
             "dry run: nothing was written",
         ]
@@ -224,7 +199,7 @@ def _round(job: Job) -> dict[str, Any]:
         is_over = last is not None and last.is_over
         number = 1 if last is None else last.number + is_over
         now = Round(job.store, number, job.settings.output)
-        _begin(job, now)
+        begin(job, now)
     frozen = now.read_json(ROUND)
     job.ray.begin()
     run = _train(job, now, frozen)
@@ -233,138 +208,6 @@ def _round(job: Job) -> dict[str, Any]:
     record = _end(job, now, frozen, decision, version)
     _label(job, record)
     return record
-
-
-def _snapshot_before(job: Job) -> Any:
-    """Of the last round that is over; else what the champion was trained on; None where nobody knows."""
-    over = [each for each in rounds(job.store, job.settings.output) if each.is_over]
-    if over:
-        return from_bytes(over[-1].read(SNAPSHOT))
-    champion = job.champion()
-    if champion is None:
-        return None
-    return from_bytes(job.registry.read(job.settings.model, champion, KEPT_SNAPSHOT))
-
-
-def _start(job: Job, champion: str | None) -> str | None:
-    """Weights that the challenger starts from; None: from scratch."""
-    return None if champion is None or job.settings.start == "scratch" else job.address(champion)
-
-
-def _listed(job: Job, champion: str | None) -> Listed:
-    return data_of.listed(job.settings, _start(job, champion))
-
-
-def _begin(job: Job, now: Round) -> None:
-    """Find what is new, and freeze what the round is about. Raises NothingToDoError."""
-    settings, champion, before = job.settings, job.champion(), _snapshot_before(job)
-    _wait_for_drift(job, champion)
-    labels = _listed(job, champion)
-    _enough(unread_news(labels.pairs.pairs, before), settings.min_new)
-    job.ray.begin()
-    pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
-    _check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
-    holdout = Holdout.read(job.store.read(HOLDOUT))
-    if not holdout.version and before is not None:
-        holdout = holdout.joined_by(before)  # of rounds whose output is gone: what the champion was scored on
-    splits = deal(
-        pairs,
-        rows,
-        holdout,
-        _trained(before),
-        share=settings.holdout_share,
-        seed=settings.split_seed,
-        look_alikes=settings.group_look_alikes,
-    )
-    snapshot = snapshot_of(pairs, rows, splits)
-    found = news(snapshot, before)
-    _enough(found, settings.min_new)
-    holdout = holdout.joined_by(snapshot)
-    counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}
-    if not counts[TEST]:
-        raise SettingsError(
-            f"data: none of {len(pairs):,} pictures is held out; name `test` as the split of some, or raise "
-            "holdout_share"
-        )
-    data = to_bytes(snapshot)
-    name = data_of.freeze(labels, pairs, rows, splits, job.store, now.folder)
-    training = data_of.train_settings(
-        settings, now.address(name), now.address("train"), _start(job, champion)
-    )
-    known = training.model_copy(
-        update={"arch": labels.settings.arch, "arch_settings": labels.settings.arch_settings}
-    )
-    data_of.hand_over_survey(labels, now.address(name), pairs, rows, known)
-    now.write(SNAPSHOT, data)
-    tested = snapshot.filter(pc.equal(snapshot["split"], TEST))
-    now.write(ITEMS, manifest(_openable(pairs, splits)))
-    if settings.group_by is not None:
-        values = values_by_image(settings.data, settings.group_by, settings.root, settings.storage)
-        held = {address: values[address] for address in tested["address"].to_pylist() if address in values}
-        now.write_json(GROUPS, held)
-    job.store.write(HOLDOUT, holdout.data())
-    frozen = {
-        "task": "instance" if labels.is_instance else "semantic",
-        "labels": name,
-        "snapshot": name_of(data),
-        "data": {"new": found.new, "changed": found.changed, "removed": found.removed, **counts},
-        "holdout": {"version": holdout.version, "name": holdout.name, "images": counts[TEST]},
-        "champion": champion,
-        "start_from": _start(job, champion),
-        "begun_at": _now(),
-    }
-    now.write_json(ROUND, frozen)
-    sizes = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
-    say(f"round {now.number}: {found.told()}; {sizes}")
-
-
-def _openable(pairs: Any, splits: list[str]) -> list[str]:
-    return [pair.image.uri for pair, split in zip(pairs, splits, strict=True) if split == TEST]
-
-
-def _trained(before: Any) -> set[str]:
-    """Addresses and digests of pictures that a model may have trained on."""
-    if before is None:
-        return set()
-    rows = before.filter(pc.not_equal(before["split"], TEST))
-    return {*rows["address"].to_pylist(), *rows["digest"].to_pylist()}
-
-
-def _enough(found: Any, least: int) -> None:
-    if found.number < least:
-        raise NothingToDoError(f"data: {found.told()} since the last round; {least} are asked for (min_new)")
-
-
-def _wait_for_drift(job: Job, champion: str | None) -> None:
-    """Raises NothingToDoError while the run that `if_drift` names looks as the champion's answers did."""
-    settings = job.settings
-    if settings.if_drift is None or champion is None:
-        return
-    from segray.drift.verb import compare_runs
-
-    record = compare_runs(settings.if_drift, job.address(champion), settings.storage)
-    if not record["drifted"]:
-        raise NothingToDoError(
-            f"if_drift: {shown(settings.if_drift)} did not drift from the champion's profile"
-        )
-    say(f"{shown(settings.if_drift)} drifted from the champion's profile")
-
-
-def _check_rejects(settings: RetrainSettings, rejected: list[str], listed: int, what: str) -> None:
-    """Raises RejectsError when too many pictures cannot be used."""
-    for line in rejected[:_TOLD]:
-        say(f"cannot be {what}: {line}", "warning")
-    if len(rejected) > settings.max_rejects * listed:
-        raise RejectsError(
-            f"{len(rejected):,} of {listed:,} pictures cannot be {what}, more than max_rejects "
-            f"({settings.max_rejects:g}); nothing was decided"
-        )
-
-
-class RejectsError(SegrayError):
-    """Too many pictures are of no use; a person must look."""
-
-    exit_code = ExitCode.REJECTED
 
 
 # --- train, score, decide ----------------------------------------------------------------------------
@@ -391,13 +234,13 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
     done: dict[str, Any] | None = now.read_json(DECISION)
     holdout = Holdout.read(job.store.read(HOLDOUT))
     if done is not None:
-        _count_look(job, now, holdout, done["look"])
+        _count_look(job, now, holdout, done)
         return done
     champion = job.champion()
     challenger = _scored(job, now, frozen, now.address(f"train/{MODEL}"), "challenger")
     other = None if champion is None else _scored(job, now, frozen, job.address(champion), champion)
     for one in filter(None, (challenger, other)):
-        _check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
+        check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
     both = in_common([challenger] if other is None else [challenger, other])
     challenger, other = both[0], both[1] if len(both) > 1 else None
     groups = now.read_json(GROUPS) or {}
@@ -409,36 +252,32 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
         groups={
             key: groups[canonical]
             for key, name in challenger.names.items()
-            if (canonical := _canonical(name)) in groups
+            if (canonical := canonical_uri(name)) in groups
         },
     )
     decision = {
         **found.to_json(),
         "champion_version": champion,
-        "decided_at": _now(),
+        "decided_at": now_utc(),
         "figures": {"challenger": challenger.figures, "champion": other.figures if other else None},
         "lines": found.lines(),
     }
     page = _page(job, now, frozen, decision, challenger, other)
     now.write(REPORT, page.encode())
     now.write_json(DECISION, without_nan(decision))
-    _count_look(job, now, holdout, decision["look"])
+    _count_look(job, now, holdout, decision)
     stored: dict[str, Any] = now.read_json(DECISION)
     return stored
 
 
-def _canonical(name: str) -> str:
-    from segray.storage import canonical_uri
-
-    return canonical_uri(name)
-
-
-def _count_look(job: Job, now: Round, holdout: Holdout, look: int) -> None:
-    """The holdout's pictures were looked at; once for each decision, however often this is done."""
+def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
+    """The holdout's pictures were looked at; once for each comparison, however often this is done."""
+    if decision["champion_version"] is None:
+        return
     snapshot = from_bytes(now.read(SNAPSHOT))
     assert snapshot is not None
     tested = snapshot.filter(pc.equal(snapshot["split"], TEST))
-    job.store.write(HOLDOUT, holdout.looked_at(set(tested["digest"].to_pylist()), look).data())
+    job.store.write(HOLDOUT, holdout.looked_at(set(tested["digest"].to_pylist()), decision["look"]).data())
 
 
 def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: str) -> Scored:
@@ -520,7 +359,7 @@ def _end(
         "data": frozen["data"],
         "report": shown(now.address(REPORT)),
         "settings": _settings(settings),
-        "finished_at": _now(),
+        "finished_at": now_utc(),
         **job.ray.machines.record(),
     }
     now.write_json(RUN, record)
@@ -560,7 +399,3 @@ def _label(job: Job, record: dict[str, Any]) -> None:
         code, _ = done(Annotate(without_environment(AnnotateSettings, given)))
         if code != ExitCode.DONE:
             say(f"label: annotate ended with exit code {int(code)}", "warning")
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -9,6 +9,7 @@ rounds/0001/decision.json, report.html
 rounds/0001/run.json       written last: the round is over
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,3 +87,8 @@ def check_plan(store: Output, settings: RetrainSettings) -> dict[str, Any]:
         where = f"{told.get('verb', 'another job')} of {told.get('model', 'another model')}"
         raise SettingsError(f"output: {shown(settings.output)} is of {where}; use another --output")
     return here
+
+
+def now_utc() -> str:
+    """As all records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
