@@ -477,6 +477,8 @@ def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
     hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
     if "submit" in program and name.replace("-", "_") in _known_to_submit():
         hint = "; it belongs to submit: put it before the verb"
+    if "schedule" in program and not hint:
+        hint = _did_you_mean(name, [known.replace("_", "-") for known in _known_to_schedule()])
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
 
 
@@ -486,15 +488,22 @@ def _known_to_submit() -> list[str]:
     return _known(SubmitSettings)
 
 
+def _known_to_schedule() -> list[str]:
+    from segray.schedule.settings import ScheduleSettings
+
+    return _known(ScheduleSettings)
+
+
 def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
+    from segray.schedule.settings import ScheduleSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings)
+    verbs = (*of_data, SubmitSettings, ScheduleSettings, StatusSettings, DoctorSettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 
