@@ -336,10 +336,10 @@ def load_settings(
             cli_parse_args=list(arguments),
             parse_args_method=parse,
         )
+        given: Any = flags()
     except PydanticSettingsError as error:
         told = str(error).removeprefix("Parsing error encountered for ")
         raise SettingsError(f"{told}; what holds a double quote goes into a --config file") from error
-    given: Any = flags()
     problems = [_unknown_flag(cls, flag, program) for flag in _only_names(unknown)]
     problems += _unknown_environment()
     named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
@@ -474,11 +474,10 @@ def _only_names(unknown: Sequence[str]) -> list[str]:
 def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
     flag = flag.partition("=")[0]  # the value may be a secret
     name = flag.lstrip("-")
-    hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
+    names = _known(cls) + (_known_to_schedule() if " schedule" in program else [])
+    hint = _did_you_mean(name, [known.replace("_", "-") for known in names])
     if "submit" in program and name.replace("-", "_") in _known_to_submit():
         hint = "; it belongs to submit: put it before the verb"
-    if "schedule" in program and not hint:
-        hint = _did_you_mean(name, [known.replace("_", "-") for known in _known_to_schedule()])
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
 
 

@@ -112,7 +112,7 @@ def cron(text: str) -> Cron:
         next(found)
     except CronSimError as error:
         field = str(error).removeprefix("Bad ").replace("-", " ").replace("day of", "day of the")
-        raise ValueError(f"has a {field} that there is not; five fields are: {FIELDS}") from error
+        raise ValueError(f"its {field} is wrong; five fields are: {FIELDS}") from error
     except (AssertionError, ValueError, StopIteration) as error:  # steps of its `L`; numbers of a mile
         raise ValueError(f"is none, or never comes; five fields are: {FIELDS}") from error
     return _cron(typed, found)

@@ -7,8 +7,8 @@ from segray.schedule.plan import Plan, one_line
 from segray.submit import slurm
 
 FOLDER = "~/segray"
-CLEAN = 'env -i HOME="$HOME" USER="$USER" PATH="$PATH"'
-"""What the little job has of Slurm in its environment is not the other one's."""
+CLEAN = 'env -i HOME="$HOME" USER="$USER" PATH="$PATH" ${SLURM_CONF:+SLURM_CONF="$SLURM_CONF"}'
+"""What the little job has of Slurm in its environment is not the other one's, its restarts above all."""
 
 
 def files(plan: Plan) -> dict[str, str]:

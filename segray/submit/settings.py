@@ -33,17 +33,20 @@ class ClusterJobSettings(CommonSettings):
     partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Slurm's")
     account: str | None = Field(None, pattern=r"^[\w.-]+$", description="Slurm's")
     setup: list[str] = Field(
-        [], description="shell lines that each node runs first, such as `module load cuda` (Slurm, SkyPilot)"
+        [],
+        description="shell lines that run first on each node, `module load cuda` (Slurm, SkyPilot, Airflow)",
     )
-    image: str = Field("segray:latest", pattern=r"^\S+$", description="KubeRay: of jobs/cluster/Dockerfile")
-    namespace: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="KubeRay's")
+    image: str = Field(
+        "segray:latest", pattern=r"^\S+$", description="Kubernetes: of jobs/cluster/Dockerfile"
+    )
+    namespace: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Kubernetes'")
     secret: str | None = Field(
         None,
         pattern=r"^[a-z0-9.-]+$",
-        description="KubeRay: a Secret whose entries become environment variables",
+        description="Kubernetes: a Secret whose entries become environment variables",
     )
     service_account: str | None = Field(
-        None, pattern=r"^[a-z0-9.-]+$", description="KubeRay: whose rights on the storage the pods have"
+        None, pattern=r"^[a-z0-9.-]+$", description="Kubernetes: whose rights on the storage the pods have"
     )
 
 
