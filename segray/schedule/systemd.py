@@ -5,6 +5,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+from segray.errors import SettingsError
 from segray.schedule.plan import Plan, one_line
 
 FOLDER, UNITS = "/etc/segray", "/etc/systemd/system"
@@ -52,7 +53,7 @@ def files(plan: Plan) -> dict[str, str]:
         user=_user(),
         folder=_plain(str(Path.cwd())),
         environment=_plain(environment),
-        segray=_quoted(str(Path(sysconfig.get_path("scripts"), "segray"))),
+        segray=_program(str(Path(sysconfig.get_path("scripts"), "segray"))),
         settings=_quoted(settings),
         restart="on-failure" if retries else "no",
     )
@@ -90,7 +91,18 @@ def _plain(path: str) -> str:
     return one_line(path).replace("%", "%%")
 
 
+def _program(path: str) -> str:
+    """The first word of a command line, in which systemd takes no quotes and backslashes."""
+    if any(each in path for each in "\"'\\"):
+        raise SettingsError(f"systemd: it starts no program with quotes or backslashes in its path: {path}")
+    return _words(_plain(path))
+
+
 def _quoted(word: str) -> str:
-    """One word of a command line (systemd.service(5)), bare where it may be."""
-    plain = _plain(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{plain}"' if any(each in plain for each in " \t'\"\\;") else plain
+    """Another word (systemd.service(5)), in which variables would be put in."""
+    return _words(_plain(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$"))
+
+
+def _words(word: str) -> str:
+    """In quotes, where it is not one word otherwise."""
+    return f'"{word}"' if any(each in word for each in " \t'\"\\;") else word

@@ -1,12 +1,15 @@
 """Units that systemd takes without a word, and no misspelt name in them."""
 
 import re
+import shlex
+import sysconfig
 from pathlib import Path
 
 import pytest
 
+from segray.cli import main
 from tests.debian import systemd_analyze
-from tests.schedule.made import written
+from tests.schedule.made import REMOTE, fake_segray, written
 
 pytestmark = pytest.mark.usefixtures("systemd")
 
@@ -32,9 +35,12 @@ def units(folder: Path, *options: str, cron: str = "0 3 13 * 5") -> dict[str, st
 def test_systemd_takes_them_and_no_misspelt_name(
     options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = tmp_path / 'a "b" 5% $HOME'
+    odd = tmp_path / 'a "b" 5%h $HOME \\x'
     odd.mkdir()
     monkeypatch.chdir(odd)
+    programs = tmp_path / "5%h $HOME;"
+    programs.mkdir()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(fake_segray(programs, 0).parent))
     right = units(odd / "made", *options)
     assert said_of(tmp_path / "right", right) == ""
     slips = 0
@@ -48,7 +54,8 @@ def test_systemd_takes_them_and_no_misspelt_name(
 
 
 def test_what_the_units_say(tmp_path: Path) -> None:
-    made = units(tmp_path / "0", "--time-zone", "Europe/Berlin", "--retries", "2")
+    folder = tmp_path / 'a 5%h $b "\\'
+    made = units(folder / "0", "--time-zone", "Europe/Berlin", "--retries", "2")
     service = dict(re.findall(r"^(\w+)=(.*)", made[".service"], re.MULTILINE))
     assert service["SuccessExitStatus"] == "4"
     assert service["RestartPreventExitStatus"] == "2 3 5"
@@ -59,4 +66,16 @@ def test_what_the_units_say(tmp_path: Path) -> None:
     ]  # fmt: skip
     for calendar in re.findall("^OnCalendar=(.*)", made[".timer"], re.MULTILINE):
         assert systemd_analyze("calendar", calendar).returncode == 0
+    words = shlex.split(service["ExecStart"].replace("$$", "$").replace("%%", "%"))
+    assert words[1:] == ["annotate", "--config", f'{tmp_path}/a 5%h $b "\\/0/nightly.yaml']
+    assert service["EnvironmentFile"] == f'-{tmp_path}/a 5%%h $b "\\/0/nightly.env'
+    assert "%%h $$b" in service["ExecStart"]
     assert "Restart=no\n" in units(tmp_path / "1", "--retries", "0")[".service"]
+
+
+def test_a_program_that_systemd_would_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/home/me/it's")
+    assert main(["schedule", "--cron", "0 3 * * *", "--as", "systemd", *REMOTE]) == 2
+    assert "starts no program with quotes" in capsys.readouterr().err
