@@ -6,7 +6,7 @@ from segray.errors import SettingsError
 from segray.schedule.plan import Plan
 from segray.submit.shell import HERE_END, in_here_document, setup_lines
 
-RAW_END = "{% endraw %}"
+RAW, RAW_END = "{% raw %}", "{% endraw %}"
 DAG = """\
 {head}from datetime import datetime, timedelta
 
@@ -40,10 +40,11 @@ with DAG(
 def files(plan: Plan) -> dict[str, str]:
     """Path -> content."""
     settings, zone = in_here_document(plan.order.settings), plan.settings.time_zone or "UTC"
-    if "endraw" in settings:
-        raise SettingsError("a setting holds endraw, which ends what Airflow's templates leave alone")
     run = f"exec segray {plan.order.verb} --config /dev/stdin <<'{HERE_END}'\n{settings}{HERE_END}\n"
-    lines = "{% raw %}" + "".join(f"{line}\n" for line in setup_lines(plan.submit)) + run + RAW_END
+    body = "".join(f"{line}\n" for line in setup_lines(plan.submit)) + run
+    if "endraw" in body:
+        raise SettingsError("a setting holds endraw, which ends what Airflow's templates leave alone")
+    lines = f"{RAW}{body}{RAW_END}"
     head = plan.comment(
         "Made by `segray schedule --as airflow`; put it into the folder of DAGs. Airflow 3, with",
         "apache-airflow-providers-standard; segray must be in the PATH of the workers.",

@@ -1,11 +1,14 @@
 """The DAG in a real Airflow: imported, its command rendered and run; no misspelt name in it is taken."""
 
+import ast
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
 import yaml
 
+from segray.cli import main
 from segray.schedule.cron import cron
 from tests.schedule.made import fake_segray, isolated, written
 from tests.schedule.test_cron import EXPRESSIONS, FROM, STARTS, expected
@@ -93,3 +96,42 @@ def test_airflow_imports_and_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert told["slips"] > 20
     assert told["taken"] == 0
     assert told["starts"] == [[each.isoformat() for each in expected(plain)] for plain in portable]
+
+
+def test_where_the_workers_see_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its programs, its folder and its paths; the setup comes first."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--shared-filesystem", "--setup", "module load cuda")
+    text = written(tmp_path, "airflow", *options, job=("annotate", "photos", "--output", "labels"))[".py"]
+    calls = {
+        node.func.id: {each.arg: each.value for each in node.keywords}
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert ast.literal_eval(calls["BashOperator"]["cwd"]) == str(tmp_path)
+    (command,) = (
+        ast.literal_eval(node.value) for node in ast.parse(text).body if isinstance(node, ast.Assign)
+    )
+    first, second, third = command.removeprefix("{% raw %}").splitlines()[:3]
+    assert first == f"export PATH={sysconfig.get_path('scripts')}:$PATH"
+    assert second == "module load cuda"
+    assert third.startswith("exec segray annotate --config /dev/stdin")
+    assert f"- {tmp_path}/photos\n" in command
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/{% endraw %}", "END-OF-SETTINGS"])
+def test_what_would_end_the_settings(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of the settings that is just the end of the here-document cannot come from YAML's writer."""
+    (tmp_path / "job.yaml").write_text(json.dumps({"sources": ["s3://b/x"], "exclude": [name, f"a\n{name}"]}))
+    job = ("annotate", "--config", str(tmp_path / "job.yaml"), "--output", "s3://bucket/labels")
+    code = main(["schedule", "--cron", "0 3 * * *", "--as", "airflow", *job])
+    said = capsys.readouterr()
+    if "endraw" in name:
+        assert code == 2
+        assert "holds endraw" in said.err
+        return
+    assert code == 0
+    command = next(
+        ast.literal_eval(each.value) for each in ast.parse(said.out).body if isinstance(each, ast.Assign)
+    )
+    assert command.splitlines().count("END-OF-SETTINGS") == 1
