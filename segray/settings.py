@@ -38,6 +38,7 @@ from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.log import LOG
 from segray.models.weights import weights_kind
+from segray.registry.address import absolute, is_registry
 from segray.scenes.scene import Tiling
 from segray.sources.choice import Choice
 from segray.storage import StorageSettings, shown
@@ -48,6 +49,8 @@ ENV_PREFIX = "SEGRAY_"
 
 def _absolute_weights(spec: str) -> str:
     """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
+    if is_registry(spec):
+        return absolute(spec)
     try:
         spec = plain_file_url(spec)
         return absolute_address(spec) if weights_kind(spec) == "file" else spec
@@ -415,7 +418,11 @@ def _without_secrets(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     stars = str(SecretStr("x"))
-    return {name: _without_secrets(value) for name, value in plain.items() if value != stars}
+    return {
+        name: _without_secrets(value)
+        for name, value in plain.items()
+        if value != stars and not (isinstance(value, list) and stars in value)
+    }
 
 
 _FORMS = {
@@ -497,12 +504,14 @@ def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
+    from segray.registry.settings import RegistrySettings
+    from segray.retrain.settings import RetrainSettings
     from segray.schedule.settings import ScheduleSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
-    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, ScheduleSettings, StatusSettings, DoctorSettings)
+    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
+    verbs = (*of_data, SubmitSettings, ScheduleSettings, StatusSettings, DoctorSettings, RegistrySettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

@@ -15,11 +15,25 @@ from pydantic import BaseModel, SecretStr
 
 from segray.errors import SettingsError
 from segray.models.weights import check_weights, weights_kind
+from segray.registry.address import is_registry, parse
 from segray.settings import JobSettings, printable
 from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
-ADDRESSES = ("sources", "weights", "data", "root", "footprints", "predictions", "labels", "output")
+MODELS = "weights", "start_from"
+"""Settings that take what `--weights` does."""
+ADDRESSES = (
+    "sources",
+    "weights",
+    "start_from",
+    "registry",
+    "data",
+    "root",
+    "footprints",
+    "predictions",
+    "labels",
+    "output",
+)
 """The settings of all verbs that name files."""
 PATTERNS = ("include", "exclude")
 SETTINGS = "segray-job.yaml"
@@ -135,9 +149,11 @@ class _Packing:
 
     def sent(self, name: str, address: str) -> str:
         """The address as the job reads it."""
-        if name == "weights" and (wrong := _wrong_weights(address)) is not None:
+        if name in MODELS and (wrong := _wrong_weights(address)) is not None:
             self.problems.append(wrong)
             return address
+        if is_registry(address):
+            return self._of_registry(name, address)
         if address.startswith("python:"):
             self._send_module(name, address.split(":")[1])
             return address
@@ -169,11 +185,18 @@ class _Packing:
                 f"largest file is {largest} ({sizes[largest] / 1e6:,.0f} MB); put it into a bucket"
             )
 
+    def _of_registry(self, name: str, address: str) -> str:
+        url = parse(address).url
+        if split_protocol(url)[0] == "file" and not self._submit.shared_filesystem:
+            advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
+            self.problems.append(f"{name}: the registry {url} is on this machine alone; {advice}")
+        return address
+
     def _of_package(self, name: str, path: Path) -> str:
         folder = self._submit.package
         if name != "output" and folder is not None and path.is_relative_to(folder):
             return str(path.relative_to(folder))
-        if name == "weights" and self._submit.where == "address":
+        if name in MODELS and self._submit.where == "address":
             self.files[f"weights/{path.name}"] = path
             return f"weights/{path.name}"
         advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
@@ -210,7 +233,7 @@ class _Packing:
 def _wrong_weights(spec: str) -> str | None:
     """What is wrong with a name, a `python:` or a local file; buckets are looked into there."""
     try:
-        if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file":
+        if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file" and not is_registry(spec):
             check_weights(spec, StorageSettings())
     except SettingsError as error:
         return str(error)

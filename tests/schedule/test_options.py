@@ -9,9 +9,11 @@ import yaml
 from segray.cli import main
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
+from segray.retrain.settings import RetrainSettings
 from segray.schedule.settings import USED, WORLDS, ScheduleSettings
 from segray.schedule.verb import split
 from segray.settings import AnnotateSettings, CommonSettings
+from segray.submit.job import VERBS
 from segray.train.settings import TrainSettings
 from tests.schedule.made import REMOTE, written
 
@@ -28,7 +30,9 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said.err
 
 
-@pytest.mark.parametrize("cls", [AnnotateSettings, TrainSettings, PredictSettings, EvaluateSettings])
+@pytest.mark.parametrize(
+    "cls", [AnnotateSettings, TrainSettings, PredictSettings, EvaluateSettings, RetrainSettings]
+)
 def test_no_name_has_two_meanings(cls: type[CommonSettings]) -> None:
     both = set(ScheduleSettings.model_fields) & set(cls.model_fields)
     assert both == set(CommonSettings.model_fields)
@@ -62,7 +66,7 @@ def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "one of annotate, train, predict, evaluate"),
+        ([], f"one of {', '.join(VERBS)}"),
         ([*OWN, "k8s"], "say what is to be run"),
         ([*OWN, "k8s", "anotate", "x"], "did you mean annotate?"),
         ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "belongs to annotate"),
