@@ -101,6 +101,8 @@ verbs:
       new labels in, a better model out, or a refusal with reasons
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and its exit code
+  schedule VERB ... --cron TIMES --as SCHEDULER
+      text for cron, systemd, Kubernetes, Airflow or Slurm to run it
   status RUN [--json]
       what became of a run, or becomes of it now
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
@@ -194,6 +196,37 @@ def _submit(arguments: Sequence[str]) -> int:
     return submit(settings, verb, job)
 
 
+def _schedule(arguments: Sequence[str]) -> int:
+    from segray.schedule.settings import ScheduleOptions, ScheduleSettings
+    from segray.schedule.verb import EXAMPLES, USAGE, schedule, split
+    from segray.settings import load_settings, printable
+    from segray.submit.job import VERBS
+
+    own, verb, rest = split(arguments)
+    settings: ScheduleOptions | None = None
+    job: JobSettings | None = None
+    problems = list[str]()
+    try:
+        settings = load_settings(ScheduleSettings, own, "segray schedule", EXAMPLES, USAGE)
+    except SettingsError as error:
+        problems += error.lines
+    if settings is not None and settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    try:
+        if not verb:
+            raise SettingsError(f"say what is to be run: one of {', '.join(VERBS)}, and its settings")
+        job = _settings(verb, rest, "segray schedule ...")
+    except SettingsError as error:
+        problems += error.lines
+    if settings is None or job is None:
+        raise SettingsError(*problems)
+    if job.print_config:
+        print(printable(job), end="")
+        return ExitCode.DONE
+    return schedule(settings, verb, job)
+
+
 def _status(arguments: Sequence[str]) -> int:
     from segray.settings import StatusSettings, load_settings, printable
 
@@ -249,6 +282,7 @@ def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     **{verb: partial(_on_data, verb) for verb in _LOOKED_AT},
     "submit": _submit,
+    "schedule": _schedule,
     "status": _status,
     "registry": _registry,
     "models": _models,

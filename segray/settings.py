@@ -339,10 +339,10 @@ def load_settings(
             cli_parse_args=list(arguments),
             parse_args_method=parse,
         )
+        given: Any = flags()
     except PydanticSettingsError as error:
         told = str(error).removeprefix("Parsing error encountered for ")
         raise SettingsError(f"{told}; what holds a double quote goes into a --config file") from error
-    given: Any = flags()
     problems = [_unknown_flag(cls, flag, program) for flag in _only_names(unknown)]
     problems += _unknown_environment()
     named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
@@ -481,7 +481,8 @@ def _only_names(unknown: Sequence[str]) -> list[str]:
 def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
     flag = flag.partition("=")[0]  # the value may be a secret
     name = flag.lstrip("-")
-    hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
+    names = _known(cls) + (_known_to_schedule() if " schedule" in program else [])
+    hint = _did_you_mean(name, [known.replace("_", "-") for known in names])
     if "submit" in program and name.replace("-", "_") in _known_to_submit():
         hint = "; it belongs to submit: put it before the verb"
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
@@ -493,17 +494,24 @@ def _known_to_submit() -> list[str]:
     return _known(SubmitSettings)
 
 
+def _known_to_schedule() -> list[str]:
+    from segray.schedule.settings import ScheduleSettings
+
+    return _known(ScheduleSettings)
+
+
 def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
     from segray.registry.settings import RegistrySettings
     from segray.retrain.settings import RetrainSettings
+    from segray.schedule.settings import ScheduleSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings, RegistrySettings)
+    verbs = (*of_data, SubmitSettings, ScheduleSettings, StatusSettings, DoctorSettings, RegistrySettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

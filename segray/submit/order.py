@@ -86,9 +86,7 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
         elif isinstance(given, str):
             plain[name] = packing.sent(name, given)
     if settings.ray.address is not None:
-        packing.problems.append(
-            "ray.address: leave it out; what stands before the verb says where the job runs"
-        )
+        packing.problems.append("ray.address: leave it out; the job finds the Ray of the place where it runs")
     if settings.dry_run and not submit.dry_run:
         packing.problems.append("dry_run: put --dry-run before the verb, to see what would be sent")
     packing.check_size()
