@@ -202,7 +202,7 @@ def test_a_champion_of_somebody_else_is_compared_before_it_is_replaced(
         ({"gate": {"floors": {"night": 0.5}}}, "say with group_by what the groups are"),
         ({"group_by": "camra"}, "has no camra"),
         ({"data": "gone"}, "gone/instances.json: the file is not there"),
-        ({"train": {"arch": "unet"}, "registry": "elsewhere", "output": "new"}, "cells has no labels/"),
+        ({"train": {"arch": "unet"}, "registry": "elsewhere", "output": "new"}, "no label has its stem"),
         ({"registry": "retrain.yaml"}, "registry: "),
         ({"model": "other"}, "is of retrain of cells; use another --output"),
     ],
