@@ -241,8 +241,7 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 def _registry(arguments: Sequence[str]) -> int:
-    from segray.registry.settings import RegistrySettings
-    from segray.registry.verb import EXAMPLES, USAGE, run
+    from segray.registry.settings import EXAMPLES, USAGE, RegistrySettings
     from segray.settings import load_settings, printable
 
     rest = [each for each in arguments if each != "--json"]
@@ -250,6 +249,8 @@ def _registry(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
+    from segray.registry.verb import run
+
     return run(settings, as_json=len(rest) < len(arguments))
 
 

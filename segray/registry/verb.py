@@ -16,18 +16,6 @@ from segray.registry.registry import METRICS, Registry, Version
 from segray.registry.settings import ACTIONS, RegistrySettings
 from segray.storage import shown
 
-EXAMPLES = """examples:
-  segray registry list --registry s3://bucket/models
-  segray registry add roads out/roads --registry models --why "first labels"
-  segray registry promote roads@challenger --registry models
-  segray registry show roads --registry models
-  segray registry rollback roads --registry models --why "worse at night"
-  segray registry gc roads --registry models --keep 10 --older-than-days 90
-
-exit codes:
-  0 done   1 failed, or verify found damage   2 bad settings   4 nothing there   5 promotion refused"""
-USAGE = "ACTION [MODEL[@ALIAS|@VERSION]] ... --registry URL"
-
 Answer = tuple[ExitCode, Any, list[str]]
 """Exit code, what --json prints, lines for a person."""
 

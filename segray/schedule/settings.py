@@ -84,9 +84,9 @@ ScheduleSettings = create_model(
     __base__=ScheduleOptions,
     __doc__="""Print what makes a scheduler run VERB again and again; segray is no scheduler.
 
-    VERB and what follows is the command as it would be typed here: annotate, train, predict or evaluate. The
-    options below may stand before or behind it, and all else is VERB's. Its settings, those of the
-    environment too, are checked, and go into the text without secrets. Each text says what the scheduler
+    VERB and what follows is the command as it would be typed here: annotate, train, predict, evaluate or
+    retrain. The options below may stand before or behind it, and all else is VERB's. Its settings, those of
+    the environment too, are checked, and go into the text without secrets. Each text says what the scheduler
     makes of exit codes, and what must be there. Options that the chosen scheduler has no use for are
     refused.
     """,

@@ -22,7 +22,7 @@ exit codes:
   4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
 USAGE = "(--address URL | --slurm | --kuberay | --sky) [--name ID] [--detach] [--dry-run] VERB ..."
 
-VERBS = ("annotate", "train", "predict", "evaluate")
+VERBS = ("annotate", "train", "predict", "evaluate", "retrain")
 
 
 def split(

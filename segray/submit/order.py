@@ -27,6 +27,7 @@ ADDRESSES = (
     "weights",
     "start_from",
     "registry",
+    "if_drift",
     "data",
     "root",
     "footprints",
@@ -41,7 +42,7 @@ SETTINGS = "segray-job.yaml"
 MOST_BYTES = 500_000_000
 """Ray keeps packages in its head's memory and takes 512 MiB."""
 
-Verb = Literal["annotate", "train", "predict", "evaluate"]
+Verb = Literal["annotate", "train", "predict", "evaluate", "retrain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
             plain[name] = [packing.sent(name, each) for each in given]
         elif isinstance(given, str):
             plain[name] = packing.sent(name, given)
+    for name in ("sources", "output"):  # what a retraining's new champion annotates
+        if name in plain.get("label", {}):
+            given = plain["label"][name]
+            sent = [packing.sent(name, each) for each in given] if isinstance(given, list) else None
+            plain["label"][name] = packing.sent(name, given) if sent is None else sent
     if settings.ray.address is not None:
         packing.problems.append("ray.address: leave it out; the job finds the Ray of the place where it runs")
     if settings.dry_run and not submit.dry_run:
@@ -249,7 +255,8 @@ def _secrets(settings: BaseModel, prefix: str = "") -> Iterator[str]:
     """Dotted names of the settings that hold a secret."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, SecretStr):
+        held = value if isinstance(value, list) else [value]
+        if any(isinstance(each, SecretStr) for each in held):
             yield f"{prefix}{name}"
         elif isinstance(value, BaseModel):
             yield from _secrets(value, f"{prefix}{name}.")

@@ -54,9 +54,9 @@ class SubmitSettings(ClusterJobSettings):
     """Send a job to a cluster, follow its log, and end with its exit code.
 
     What stands before VERB says where it runs; VERB and what follows is the command as it would be typed
-    here: annotate, train, predict or evaluate. Its settings are checked before anything is sent. Credentials
-    stay here: the nodes need rights of their own. The same --name again follows the job that runs, or, when
-    that has ended, sends the next attempt, which goes on where it stopped.
+    here: annotate, train, predict, evaluate or retrain. Its settings are checked before anything is sent.
+    Credentials stay here: the nodes need rights of their own. The same --name again follows the job that
+    runs, or, when that has ended, sends the next attempt, which goes on where it stopped.
     """
 
     basic = (
