@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from segray.cli import main
+from tests.retrain.semantic import write_config, write_squares
 from tests.submit.ray_head import Head, ray_head
 from tests.train.squares import SMALL, squares
 
@@ -341,3 +342,21 @@ def test_a_server_that_answers_rubbish(
     assert line.startswith("segray: address: ")
     assert ("whether the job was sent is not known" in line) == (jobs == b"[]")
     server.shutdown()
+
+
+def test_retraining(submit: Submit, tmp_path: Path, elsewhere: Path) -> None:
+    """Promoted, nothing new, refused: three exit codes, and the report where all nodes see it."""
+    write_squares(tmp_path, 5, held_out=4)
+    words = ("--shared-filesystem", "retrain", "--config", "retrain.yaml")
+    write_config(elsewhere, epochs=1, where=tmp_path)
+    code, out, err = ended(submit(*words))
+    assert code == 0, out + err
+    assert "promoted: squares@" in out
+    code, out, err = ended(submit(*words))
+    assert code == 4, out + err
+    write_squares(tmp_path, 8, held_out=4)
+    write_config(elsewhere, epochs=1, where=tmp_path, gate={"draws": 100, "margin": 0.9})
+    code, out, err = ended(submit(*words))
+    assert code == 5, out + err
+    assert "refused: squares@" in out
+    assert (tmp_path / "rounds/rounds/0002/report.html").is_file()
