@@ -211,6 +211,11 @@ class BulkSettings(SceneSettings):
     exclude: list[str] = Field(
         [], description="globs: leave out what matches, as in `include`: `*_mask.png`, `thumbs` (repeatable)"
     )
+    keep_columns: list[str] = Field(
+        [],
+        description="columns of a manifest that `images` gets, too, as text: `camera,region`; "
+        "`--group-by` of other verbs names one of them",
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -249,6 +254,22 @@ class BulkSettings(SceneSettings):
         """What is said of scenes."""
         how = self.band_numbers, self.resolution, self.scaling
         return Tiling(self.tile, self.overlap, *how, self.tile_above)
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _new_columns(cls, names: list[str]) -> list[str]:
+        if names:
+            from segray.schema import ANNOTATED, TILES
+
+            ours = {*ANNOTATED.names, *TILES.names}
+            for name in names:
+                if not name.strip():
+                    raise ValueError("a name is empty")
+                if name.lower() in ours:  # DuckDB and Spark read names without their case
+                    raise ValueError(f"{name} is a column of the ledger itself; rename it in the manifest")
+            if len({name.lower() for name in names}) < len(names):
+                raise ValueError("a name is there twice")
+        return names
 
     @field_validator("crs")
     @classmethod

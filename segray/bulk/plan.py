@@ -6,6 +6,7 @@ has a row for each tile that came back, until all have and it becomes an item li
 them are rejected, the rows are kept beside it: a retry does those alone.
 """
 
+import json
 import sqlite3
 import threading
 from collections import Counter
@@ -34,7 +35,7 @@ LEDGER_COLUMNS = [
 _ROWS = 1000
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
-                     error_type TEXT, error TEXT) WITHOUT ROWID;
+                     error_type TEXT, error TEXT, kept TEXT) WITHOUT ROWID;
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
@@ -128,9 +129,9 @@ class Plan:
 
     def add_sources(self, sources: Iterable[Source]) -> None:
         """The listing, or more of it; an address that comes twice is one source. Any thread may call it."""
-        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error) for s in sources)
+        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error, s.kept) for s in sources)
         while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
-            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", some)
+            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?)", some)
             for uri, address, *_ in some:
                 if uri.startswith("http"):
                     other = "SELECT count(*) FROM source WHERE uri = ? AND address != ?"
@@ -249,6 +250,25 @@ class Plan:
         ).fetchall()
         answered = int(tiles) + sum(have for _, _, have in begun)
         return int(images), answered, {item: tiles - have for item, tiles, have in begun}
+
+    def with_kept(self, rows: pa.Table, names: Sequence[str]) -> pa.Table:
+        """Rows of ANNOTATED with the columns that `--keep-columns` names behind them, from the listing.
+
+        Of an address that is listed twice, what was listed first counts.
+        """
+        if not names:
+            return rows
+        uris = rows["uri"].to_pylist()
+        known = {uri: self._kept(uri) or [None] * len(names) for uri in set(uris)}
+        columns = zip(*(known[uri] for uri in uris), strict=True) if uris else [()] * len(names)
+        for name, values in zip(names, columns, strict=True):
+            rows = rows.append_column(name, pa.array(values, pa.string()))
+        return rows
+
+    def _kept(self, uri: str | None) -> list[str | None] | None:
+        row = self._db.execute("SELECT kept FROM source WHERE uri = ?", (uri,)).fetchone()
+        found: list[str | None] | None = json.loads(row[0]) if row and row[0] else None
+        return found
 
     def known_total(self) -> int | None:
         """Items of the listing; None while an archive was not read to its end."""

@@ -74,6 +74,7 @@ class Sink:
         if not self._buffer:
             return
         rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
+        rows = self.plan.with_kept(rows, self.store.kept)
         is_tile = pc.is_valid(rows["tile"])
         tiles = rows.filter(is_tile)
         items = [rows.filter(pc.invert(is_tile))]
@@ -93,7 +94,9 @@ class Sink:
             numbers = sorted({number for image_id in some for number in whole[image_id]})
             answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
             of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
-            self._commit_items(pa.concat_tables(self.joined(of_item)))
+            joined = self.joined([tiles.select(schema.ANNOTATED.names) for tiles in of_item])
+            kept = pa.concat_tables([tiles.slice(0, 1).select(self.store.kept) for tiles in of_item])
+            self._commit_items(_beside(pa.concat_tables(joined), kept))
             for image_id in some:
                 self.plan.forget_tiles(image_id, keeps=self.verb.keeps_tiles)
                 self.verb.after_join(self.store, image_id)
@@ -168,6 +171,13 @@ def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
     left = iter(names)
     while some := list(islice(left, size)):
         yield some
+
+
+def _beside(rows: pa.Table, more: pa.Table) -> pa.Table:
+    """As many rows of both, the columns of one behind those of the other."""
+    for name in more.column_names:
+        rows = rows.append_column(name, more[name])
+    return rows
 
 
 def _once_each(rows: pa.Table) -> pa.Table:

@@ -115,10 +115,18 @@ class Store(Output):
     """The tables of one output, and how they grow."""
 
     def __init__(
-        self, url: str, storage: StorageSettings, crs: str = CRS84, keeps_instances: bool = True
+        self,
+        url: str,
+        storage: StorageSettings,
+        crs: str = CRS84,
+        keeps_instances: bool = True,
+        kept: Sequence[str] = (),
     ) -> None:
-        """`crs`: of the outlines."""
+        """`crs`: of the outlines; `kept`: the columns of manifests that the ledger carries."""
         super().__init__(url, storage)
+        self.kept = list(kept)
+        self._images = schema.with_kept(schema.IMAGES, kept)
+        self._answers = schema.with_kept(schema.ANNOTATED, kept)
         self.crs, self.keeps_instances = crs, keeps_instances
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
@@ -199,8 +207,8 @@ class Store(Output):
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
     def answers(self, part: Part) -> pa.Table:
-        """All that one commit holds (schema ANNOTATED)."""
-        return self._parquet_file(part.name).read().cast(schema.ANNOTATED)
+        """All that one commit holds (schema ANNOTATED and the kept columns)."""
+        return schema.completed(self._parquet_file(part.name).read(), self._answers)
 
     def discard(self, part: Part) -> None:
         """Take away a commit that is no longer needed."""
@@ -208,9 +216,12 @@ class Store(Output):
             self.delete(name)
 
     def commit(self, table: pa.Table, folder: str = STAGING) -> Part:
-        """Make whole items, or tiles, safe: one atomic object. `table` has the schema ANNOTATED."""
+        """Make whole items, or tiles, safe: one atomic object.
+
+        `table` has the schema ANNOTATED and the kept columns behind it.
+        """
         part = Part(folder, self._take_number(), 0, self.generation)
-        data = _parquet(table.cast(schema.ANNOTATED))
+        data = _parquet(table.cast(self._answers))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
@@ -277,8 +288,8 @@ class Store(Output):
         if part.folder != IMAGES:
             nested = self.answers(part)
             nested = nested.filter(pc.is_valid(nested["image_id"]))
-            return nested.select(schema.IMAGES.names), flatten(nested), flatten_tiles(nested)
-        images = self._parquet_file(part.name).read().cast(schema.IMAGES)
+            return nested.select(self._images.names), flatten(nested), flatten_tiles(nested)
+        images = schema.completed(self._parquet_file(part.name).read(), self._images)
         instances = schema.INSTANCES.empty_table()
         if self.keeps_instances:
             instances = self._parquet_file(part.instances).read().cast(schema.INSTANCES)

@@ -25,6 +25,8 @@ class Source:
     error_type: ErrorType | None = None
     """Set when the listing already knows that the item cannot be read."""
     error: str | None = None
+    kept: str | None = None
+    """Of a manifest's row, the values of the columns that are kept: a JSON list of strings and nulls."""
 
 
 def image_id(uri: str, member: str | None, occurrence: int, version: str) -> str:
