@@ -57,6 +57,14 @@ STATUS_EXAMPLES = """examples:
 exit codes:
   0 a run is there, whatever became of it   1 the storage refuses   2 bad settings   4 no run there"""
 
+DRIFT_EXAMPLES = """examples:
+  segray drift out/november --against out/october
+  segray drift s3://bucket/labels --against registry://bucket/models#buildings@champion --json
+  segray drift out/november --against out/october --group-by camera --output out/drift
+
+exit codes:
+  0 no drift   1 failed, run again   2 bad settings   3 drift: a threshold is crossed   4 no run there"""
+
 _LOOKED_AT = {
     "annotate": "the sources, the weights and the output",
     "train": "the data and the output",
@@ -91,6 +99,8 @@ verbs:
       one of these on a cluster, with its log and its exit code
   status RUN [--json]
       what became of a run, or becomes of it now
+  drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
+      whether images and labels are distributed as those of another run
   models [--json]
       what can be loaded, its licence and where the weights come from
   doctor [OUTPUT...] [--json]
@@ -184,6 +194,21 @@ def _status(arguments: Sequence[str]) -> int:
     return show(settings, as_json=len(rest) < len(arguments))
 
 
+def _drift(arguments: Sequence[str]) -> int:
+    from segray.drift.settings import DriftSettings
+    from segray.settings import load_settings, printable
+
+    rest = [each for each in arguments if each != "--json"]
+    usage = "RUN --against RUN [--json]"
+    settings = load_settings(DriftSettings, rest, "segray drift", DRIFT_EXAMPLES, usage)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.drift.verb import show
+
+    return show(settings, as_json=len(rest) < len(arguments))
+
+
 def _models(arguments: Sequence[str]) -> int:
     from segray.models.catalog import show
 
@@ -214,6 +239,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     **{verb: partial(_on_data, verb) for verb in _LOOKED_AT},
     "submit": _submit,
     "status": _status,
+    "drift": _drift,
     "models": _models,
     "doctor": _doctor,
 }

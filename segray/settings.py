@@ -509,13 +509,14 @@ def _known_to_submit() -> list[str]:
 
 def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
+    from segray.drift.settings import DriftSettings
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings)
+    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings, DriftSettings)
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 
