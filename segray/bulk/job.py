@@ -29,7 +29,7 @@ from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
-from segray.sources.manifest import Kept, shown_name
+from segray.sources.manifest import Wanted, shown_name
 from segray.storage import shown
 from segray.watching import Labels, exported, labels
 
@@ -123,7 +123,7 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     touched = [each for each in found if each is not None]
     if len(touched) == len(found):  # else a manifest may be among those that cannot be read
-        attempt(lambda: _check_kept(settings.keep_columns, [listing.kept for _, listing in touched]))
+        attempt(lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched]))
     empty = [
         (shown(source), each[1].ignored)
         for source, each in zip(settings.sources, found, strict=True)
@@ -156,7 +156,7 @@ def _touch(source: str, settings: BulkSettings) -> tuple[bool, Listing]:
     return next(iter(listing), None) is not None, listing
 
 
-def _check_kept(names: Sequence[str], seen: Sequence[Kept]) -> None:
+def _check_kept(names: Sequence[str], seen: Sequence[Wanted]) -> None:
     """Raise SettingsError for columns that no manifest has; of several in one source the first one counts."""
     if not names:
         return

@@ -36,6 +36,7 @@ from segray import schema
 from segray.bulk.output import IMAGES, INSTANCES, Output, mark
 from segray.errors import JobFailedError
 from segray.schema import CRS84
+from segray.sources.item import Kept
 from segray.storage import StorageSettings
 
 MERGE_BYTES = 32 << 20
@@ -234,22 +235,25 @@ class Store(Output):
         parts: Sequence[Part],
         stale: Mapping[int, Sequence[str]] = MappingProxyType({}),
         vanished: Mapping[str, bool] = MappingProxyType({}),
+        kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> Part:
         """Several commits or parts become one part; the inputs are deleted.
 
         `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
-        that column of the ledger for the image_ids it names.
+        that column of the ledger for the image_ids it names, `kept` the columns of a manifest.
         """
         flat, ends = [], list[End]()
         for part in parts:
             ends += self.ends(part)
             dropped = pa.array(stale.get(part.number, ()), pa.string())
-            kept = (
+            left = (
                 rows.filter(pc.invert(pc.is_in(rows["image_id"], dropped))) for rows in self._read_flat(part)
             )
-            flat.append(list(kept))
+            flat.append(list(left))
         images, instances, tiles = (_sorted(pa.concat_tables(each)) for each in zip(*flat, strict=True))
         ledger = _with_vanished(images, vanished)
+        for place, name in enumerate(self.kept):
+            ledger = _changed(ledger, name, {item: values[place] for item, values in kept.items()})
         if (pc.sum(ledger["instances"]).as_py() or 0) != instances.num_rows:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0, self.generation)
@@ -353,6 +357,16 @@ def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
     values = pa.array(list(vanished.values()), pa.bool_()).take(pc.index_in(ledger["image_id"], ids))
     position = ledger.schema.get_field_index("vanished")
     return ledger.set_column(position, "vanished", pc.coalesce(values, ledger["vanished"]))
+
+
+def _changed(ledger: pa.Table, name: str, values: Mapping[str, str | None]) -> pa.Table:
+    """With other values in one column for some image_ids."""
+    if not values:
+        return ledger
+    place = pc.index_in(ledger["image_id"], pa.array(list(values), pa.string()))
+    new = pa.array(list(values.values()), pa.string()).take(place)
+    column = pc.if_else(pc.is_valid(place), new, ledger[name])
+    return ledger.set_column(ledger.schema.get_field_index(name), name, column)
 
 
 def _sorted(table: pa.Table) -> pa.Table:

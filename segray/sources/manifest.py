@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from segray.address import plain_file_url
 from segray.errors import SettingsError
-from segray.sources.item import Source
+from segray.sources.item import Kept, Source, kept_text
 from segray.sources.local import local_source
 from segray.sources.names import fault, manifest_kind
 from segray.sources.reader import open_source
@@ -44,7 +44,7 @@ _BATCH = 512
 
 
 @dataclass
-class Kept:
+class Wanted:
     """The columns besides `uri` that are wanted of manifests, and which there are."""
 
     names: Sequence[str] = ()
@@ -62,28 +62,28 @@ class Kept:
         self.others |= dict.fromkeys(columns[:_COLUMNS])
 
 
-Values = Sequence[str | None]
-_Row = tuple[str | None, Values]
+_Row = tuple[str | None, Kept]
 """The uri and the values of the kept columns."""
 
 
-def read_manifest(manifest: Source, storage: StorageSettings, kept: Kept | None = None) -> Iterator[Source]:
+def read_manifest(
+    manifest: Source, storage: StorageSettings, wanted: Wanted | None = None
+) -> Iterator[Source]:
     """A Source of kind `file` for every row, in order; what is wrong with a row is its Source's error.
 
-    `kept`: columns whose values each Source carries, as text; what is not there, is empty or is NaN is null.
-    Relative uris are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or
-    cannot be read, or when the storage of its first row cannot be opened.
+    `wanted`: columns whose values each Source carries, as text; what is empty or NaN is null. Relative uris
+    are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or cannot be
+    read, or when the storage of its first row cannot be opened.
     """
     base = base_of(manifest)
     try:
         with open_source(manifest, storage) as stream:
-            rows = enumerate(_rows(stream, manifest, kept or Kept()), start=1)
+            rows = enumerate(_rows(stream, manifest, wanted or Wanted()), start=1)
             while batch := list(islice(rows, _BATCH)):
                 uris = [(number, uri) for number, (uri, _) in batch]
                 found = look_up_rows(uris, manifest, base, storage)
                 for source, (_, (_, values)) in zip(found, batch, strict=True):
-                    has_any = any(value is not None for value in values)
-                    yield replace(source, kept=json.dumps(values)) if has_any else source
+                    yield replace(source, kept=kept_text(values)) if values else source
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
@@ -100,16 +100,16 @@ def base_of(manifest: Source) -> str:
     return address.rpartition("/")[0]
 
 
-def _rows(stream: IO[bytes], manifest: Source, kept: Kept) -> Iterator[_Row]:
+def _rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
     kind = manifest_kind(manifest.uri)
     if kind == "parquet":
-        return _parquet_rows(stream, manifest, kept)
+        return _parquet_rows(stream, manifest, wanted)
     if kind in ("csv", "tsv"):
-        return _csv_rows(stream, manifest, "\t" if kind == "tsv" else ",", kept)
+        return _csv_rows(stream, manifest, "\t" if kind == "tsv" else ",", wanted)
     lines = _lines(stream, manifest)
     if kind == "txt":
         return ((line, ()) for line in lines)
-    return _json_rows(lines, manifest, kept)
+    return _json_rows(lines, manifest, wanted)
 
 
 def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
@@ -122,14 +122,14 @@ def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
             yield plain
 
 
-def _json_rows(lines: Iterator[str], manifest: Source, kept: Kept) -> Iterator[_Row]:
+def _json_rows(lines: Iterator[str], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
     """The first line says which keys there are."""
     for number, line in enumerate(lines):
         row = _json_row(line, manifest)
         if number == 0:
-            kept.see(list(row))
+            wanted.see(list(row))
         uri = row["uri"] if isinstance(row["uri"], str) and row["uri"] else None
-        yield uri, [_json_text(row.get(name), name, manifest) for name in kept.names]
+        yield uri, [_json_text(row.get(name), name, manifest) for name in wanted.names]
 
 
 def _json_text(value: Any, name: str, manifest: Source) -> str | None:
@@ -150,12 +150,12 @@ def _json_row(line: str, manifest: Source) -> dict[str, Any]:
     return row
 
 
-def _csv_rows(stream: IO[bytes], manifest: Source, delimiter: str, kept: Kept) -> Iterator[_Row]:
+def _csv_rows(stream: IO[bytes], manifest: Source, delimiter: str, wanted: Wanted) -> Iterator[_Row]:
     rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     filled = filter(None, rows)  # an empty line is no row
     names = next(filled, [])
-    columns = [_column(names, manifest), *(_index(names, name) for name in kept.names)]
-    kept.see(names)
+    columns = [_column(names, manifest), *(_index(names, name) for name in wanted.names)]
+    wanted.see(names)
     for row in filled:
         uri, *values = [(row[column] or None) if column < len(row) else None for column in columns]
         yield uri, values
@@ -166,21 +166,21 @@ def _index(names: Sequence[str], name: str) -> int:
     return names.index(name) if name in names else sys.maxsize
 
 
-def _parquet_rows(stream: IO[bytes], manifest: Source, kept: Kept) -> Iterator[_Row]:
+def _parquet_rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
     file = pq.ParquetFile(stream)
     kind = file.schema_arrow.field(_column(file.schema_arrow.names, manifest)).type
     if not any(is_text(kind) for is_text in TEXT_TYPES):
         raise SettingsError(f"{manifest.uri}: column uri must be text, it is {kind}")
     there = file.schema_arrow
-    kept.see(there.names)
-    for name in kept.names:
+    wanted.see(there.names)
+    for name in wanted.names:
         if name in there.names and pa.types.is_nested(there.field(name).type):
             kind = there.field(name).type
             raise SettingsError(f"keep_columns: {manifest.uri}: {name} must hold plain values, it is {kind}")
-    wanted = [name for name in ("uri", *kept.names) if name in there.names]
-    for batch in file.iter_batches(columns=wanted, batch_size=8192):
+    read = [name for name in ("uri", *wanted.names) if name in there.names]
+    for batch in file.iter_batches(columns=read, batch_size=8192):
         nothing = [None] * batch.num_rows
-        columns = [_texts(batch[name]) if name in wanted else nothing for name in kept.names]
+        columns = [_texts(batch[name]) if name in read else nothing for name in wanted.names]
         uris = batch["uri"].cast(pa.string()).to_pylist()
         yield from zip(uris, zip(*columns, strict=True) if columns else [()] * len(uris), strict=True)
 

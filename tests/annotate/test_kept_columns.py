@@ -1,6 +1,7 @@
 """`--keep-columns` through a whole job, and outputs of versions that knew neither it nor brightness."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from segray.bulk.plan import Plan
 from segray.bulk.sink import Sink
 from segray.bulk.store import STAGING, Store
 from segray.cli import main
+from segray.evaluate.outputs import ledger_files, read_ledger
 from segray.sources.item import Source
 from segray.storage import StorageSettings
-from tests.annotate.runs import MODELS, annotate, make_images, tables
+from tests.annotate.runs import FEW, MODELS, annotate, make_images, tables
 from tests.annotate.tables import VERB, answer, table
 from tests.annotate.test_kept_tiles import SCENE, Job, Joining
 from tests.annotate.test_store import rows
@@ -92,6 +94,36 @@ def test_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copyfile(listed / "0000.png", loose / "new.png")
     assert annotate(*command) == 0
     assert sorted(str(row["camera"]) for row in tables(output)[0]) == ["None"] * 4 + ["left", "right"]
+    before, (images, instances) = set(output.glob("instances/*")), tables(output)
+    sheet.write_text("uri,camera\nlisted/0000.png,left\nlisted/0001.png,\nlisted/0002.png,top\n")
+    capsys.readouterr()
+    assert annotate(*command) == 0  # what a manifest says otherwise now, without doing an image again
+    assert "done, 0 images" in capsys.readouterr().out
+    assert sorted(str(row["camera"]) for row in tables(output)[0]) == ["None"] * 4 + ["left", "top"]
+    assert tables(output)[1] == instances
+    assert [row | {"camera": None} for row in tables(output)[0]] == [row | {"camera": None} for row in images]
+    assert annotate(*command) == 0
+    assert "nothing to do, finished before" in capsys.readouterr().out
+    assert set(output.glob("instances/*")) != before
+    assert main(["drift", str(output), "--against", str(output), "--group-by", "camera"]) == 0
+    told = capsys.readouterr().out
+    assert "camera left: 1 images" in told
+    assert "camera (none): 4 images" in told
+    assert "not judged: fewer than 100 images" in told
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_predict_likewise(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 2)
+    sheet, output = tmp_path / "list.csv", tmp_path / "out"
+    sheet.write_text("camera,uri\nleft,in/0000.png\n,in/0001.png\n")
+    weights = "python:tests.predict.networks:local"
+    command = ["predict", *FEW, str(sheet), "--output", str(output), "--weights", weights]
+    assert main([*command, "--keep-columns", "camera"]) == 0
+    ledger, _ = tables(output)
+    assert sorted(str(row["camera"]) for row in ledger) == ["None", "left"]
+    assert all(0 < row["brightness"] < 255 and row["sharpness"] > 0 for row in ledger)
+    assert main(["drift", str(output), "--against", str(output), "--min-images", "1"]) == 0
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -107,6 +139,10 @@ def test_an_output_of_an_older_version_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert annotate(images, "--output", output, *SEEDED) == 0
     assert tables(output) == before
     assert main(["status", str(output)]) == 0
+    read = read_ledger(ledger_files(str(output), StorageSettings()), StorageSettings())  # as evaluate does
+    assert {item.image_id for item in read} == {row["image_id"] for row in before[0]}
+    assert main(["drift", str(output), "--against", str(output), "--min-images", "1"]) == 0
+    assert re.search(r"brightness .* not recorded in run and against", capsys.readouterr().out)
     shutil.copyfile(images / "0000.png", images / "new.png")
     (images / "0001.png").unlink()  # so its part is written again, with the mark
     assert annotate(images, "--output", output, *SEEDED) == 0

@@ -14,6 +14,7 @@ import pytest
 
 from segray.cli import main
 from segray.drift.compare import Thresholds, compare
+from segray.drift.page import page
 from segray.drift.profile import Profile
 from segray.drift.verb import compare_runs, profile_of
 from segray.errors import NothingToDoError
@@ -139,6 +140,16 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         if each["measure"] == "brightness"
     ]
     assert seen["why"] == "no images with a known brightness in run"
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    made = archive(1, 300)
+    made.images["camera"] = np.full(300, "<script>alert(1)</script>")
+    made.instances["category"] = np.full(len(made.instances["score"]), "<img src=x>")
+    text = page(compared(tmp_path, made, made, group_by="camera"))
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;" in text
 
 
 def test_maps_have_no_instances(tmp_path: Path) -> None:
