@@ -25,7 +25,7 @@ SEEDED = ("--weights", MODELS + "seeded")
 QUALITY = ["brightness", "sharpness"]
 
 
-def test_a_scene_keeps_them_though_it_is_joined_before_it_is_listed_again(tmp_path: Path) -> None:
+def test_a_scene_keeps_them_though_it_is_joined_when_it_is_listed_no_more(tmp_path: Path) -> None:
     """A run that was killed between its last tile and the joining: the next one begins with that."""
     kept = json.dumps(["east", None])
     store = Store(str(tmp_path), StorageSettings(), kept=["camera", "region"])
@@ -41,13 +41,11 @@ def test_a_scene_keeps_them_though_it_is_joined_before_it_is_listed_again(tmp_pa
             plan.add_ledger(store, part)
         sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=Joining(VERB.settings))
         sink.join_whole()
-        plan.add_sources(
-            [Source("scene", "scene", "file", "1", 1, kept=kept), Source("a", "a", "file", "1", 1)]
-        )
+        plan.add_sources([Source("a", "a", "file", "1", 1)])
         sink.add(table(answer("a")))
         sink.finish()
-    found = {row["uri"]: (row["camera"], row["region"]) for row in rows(tmp_path, "images")}
-    assert found == {"scene": ("east", None), "a": (None, None)}
+    found = {row["uri"]: (row["camera"], row["region"], row["vanished"]) for row in rows(tmp_path, "images")}
+    assert found == {"scene": ("east", None, True), "a": (None, None, False)}
 
 
 def test_commits_and_parts_of_an_older_version_are_read(tmp_path: Path) -> None:
