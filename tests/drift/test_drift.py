@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -239,6 +241,31 @@ def test_a_kept_profile(tmp_path: Path) -> None:
     assert record["groups"] == []
     assert record["drifted"]
     assert any("was kept without groups" in note for note in record["notes"])
+
+
+def test_a_version_in_a_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its profile is what the registry gives; it is named as it was asked for, without credentials."""
+    run, dark = write(tmp_path / "a", archive(1, 300)), write(tmp_path / "b", archive(2, 300, darker=60))
+    asked = []
+
+    def read_profile(address: str, storage: StorageSettings) -> bytes:
+        asked.append(address)
+        return profile_of(dark, storage).to_json().encode()
+
+    kept = ModuleType("segray.registry.profiles")
+    monkeypatch.setattr(kept, "read_profile", read_profile, raising=False)
+    monkeypatch.setitem(sys.modules, kept.__name__, kept)
+    address = "registry://user:secret@bucket/models#buildings@champion"
+    assert main(["drift", run, "--against", address, "--json"]) == 3
+    assert asked == [address]
+    assert json.loads(capsys.readouterr().out)["against"] == "registry://bucket/models#buildings@champion"
+    monkeypatch.setattr(kept, "read_profile", lambda *_: b"{}")
+    assert main(["drift", run, "--against", address]) == 2
+    told = capsys.readouterr().err
+    assert "against: registry://bucket/models#buildings@champion is not a profile that segray made" in told
+    assert "secret" not in told
 
 
 def test_nothing_is_printed_by_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
