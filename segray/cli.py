@@ -50,6 +50,15 @@ exit codes:
   0 done   1 failed, run again   2 bad settings   3 too many labels in no score   4 nothing to compare
   130 interrupted, run again"""
 
+RETRAIN_EXAMPLES = """examples:
+  segray retrain --config retrain.yaml
+  segray retrain --data s3://bucket/labels --registry s3://bucket/models --model roofs --output s3://bucket/rounds
+  segray retrain --config retrain.yaml --min-new 200 --group-by camera --if-drift s3://bucket/tonight
+
+exit codes:
+  0 promoted   1 failed, run again to continue   2 bad settings   3 too many rejects
+  4 nothing new, or another run has the output   5 refused, with reasons   130 interrupted, run again"""
+
 STATUS_EXAMPLES = """examples:
   segray status out/
   segray status s3://bucket/labels --json
@@ -70,6 +79,7 @@ _LOOKED_AT = {
     "train": "the data and the output",
     "predict": "the sources, the weights and the output",
     "evaluate": "what is to be compared",
+    "retrain": "the labels, the registry and the output",
 }
 """The verbs that work on data, and what each looks at first."""
 
@@ -95,12 +105,18 @@ verbs:
       label maps with such a model: PNG for pictures, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  retrain --config FILE
+      new labels in, a better model out, or a refusal with reasons
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and its exit code
+  schedule VERB ... --cron TIMES --as SCHEDULER
+      text for cron, systemd, Kubernetes, Airflow or Slurm to run it
   status RUN [--json]
       what became of a run, or becomes of it now
   drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
       whether images and labels are distributed as those of another run
+  registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
+      versions of models, and which of them is the champion
   models [--json]
       what can be loaded, its licence and where the weights come from
   doctor [OUTPUT...] [--json]
@@ -124,6 +140,11 @@ def _settings(verb: str, arguments: Sequence[str], program: str = "segray") -> "
         from segray.train.settings import TrainSettings
 
         return load_settings(TrainSettings, arguments, program, TRAIN_EXAMPLES, "--data URL --output URL")
+    if verb == "retrain":
+        from segray.retrain.settings import RetrainSettings
+
+        usage = "--data URL --registry URL --model NAME --output URL"
+        return load_settings(RetrainSettings, arguments, program, RETRAIN_EXAMPLES, usage)
     from segray.evaluate.settings import EvaluateSettings
 
     usage = "{--predictions P --labels L | --weights W --data D} --output URL"
@@ -147,6 +168,10 @@ def _on_data(verb: str, arguments: Sequence[str]) -> int:
         from segray.evaluate.job import evaluate
 
         return evaluate(settings)
+    if verb == "retrain":
+        from segray.retrain.job import retrain
+
+        return retrain(settings)
     from segray.bulk.job import run
 
     if verb == "predict":
@@ -181,6 +206,37 @@ def _submit(arguments: Sequence[str]) -> int:
     return submit(settings, verb, job)
 
 
+def _schedule(arguments: Sequence[str]) -> int:
+    from segray.schedule.settings import ScheduleOptions, ScheduleSettings
+    from segray.schedule.verb import EXAMPLES, USAGE, schedule, split
+    from segray.settings import load_settings, printable
+    from segray.submit.job import VERBS
+
+    own, verb, rest = split(arguments)
+    settings: ScheduleOptions | None = None
+    job: JobSettings | None = None
+    problems = list[str]()
+    try:
+        settings = load_settings(ScheduleSettings, own, "segray schedule", EXAMPLES, USAGE)
+    except SettingsError as error:
+        problems += error.lines
+    if settings is not None and settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    try:
+        if not verb:
+            raise SettingsError(f"say what is to be run: one of {', '.join(VERBS)}, and its settings")
+        job = _settings(verb, rest, "segray schedule ...")
+    except SettingsError as error:
+        problems += error.lines
+    if settings is None or job is None:
+        raise SettingsError(*problems)
+    if job.print_config:
+        print(printable(job), end="")
+        return ExitCode.DONE
+    return schedule(settings, verb, job)
+
+
 def _status(arguments: Sequence[str]) -> int:
     from segray.settings import StatusSettings, load_settings, printable
 
@@ -207,6 +263,20 @@ def _drift(arguments: Sequence[str]) -> int:
     from segray.drift.verb import show
 
     return show(settings, as_json=len(rest) < len(arguments))
+
+
+def _registry(arguments: Sequence[str]) -> int:
+    from segray.registry.settings import EXAMPLES, USAGE, RegistrySettings
+    from segray.settings import load_settings, printable
+
+    rest = [each for each in arguments if each != "--json"]
+    settings = load_settings(RegistrySettings, rest, "segray registry", EXAMPLES, f"{USAGE} [--json]")
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.registry.verb import run
+
+    return run(settings, as_json=len(rest) < len(arguments))
 
 
 def _models(arguments: Sequence[str]) -> int:
@@ -238,8 +308,10 @@ def _json_flag(verb: str, description: str, arguments: Sequence[str]) -> bool:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     **{verb: partial(_on_data, verb) for verb in _LOOKED_AT},
     "submit": _submit,
+    "schedule": _schedule,
     "status": _status,
     "drift": _drift,
+    "registry": _registry,
     "models": _models,
     "doctor": _doctor,
 }

@@ -41,6 +41,10 @@ class SettingsError(SegrayError):
     exit_code = ExitCode.USAGE
 
 
+class HeldError(SettingsError):
+    """Another run is live on the output."""
+
+
 class NothingToDoError(SegrayError):
     """The sources hold no item."""
 

@@ -13,7 +13,7 @@ WIDEST = 110
 _METAVARS = {
     "str": "TEXT", "int": "N", "float": "X", "list[str]": "A,B", "list[int]": "1,2", "dict[str,Any]": "JSON",
     "{dict[str,int,str]}": "JSON", "dict[str,float]": "JSON",
-    "SecretStr": "SECRET", "Path": "FILE",
+    "SecretStr": "SECRET", "list[SecretStr]": "A,B", "Path": "FILE",
 }  # fmt: skip
 """Python's names of types -> what a person types."""
 _NO_DEFAULT = re.compile(r" ?\(default: (None|\[\]|\{\}|False)\)$")

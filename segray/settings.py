@@ -38,6 +38,7 @@ from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.log import LOG
 from segray.models.weights import weights_kind
+from segray.registry.address import absolute, is_registry
 from segray.scenes.scene import Tiling
 from segray.sources.choice import Choice
 from segray.storage import StorageSettings, shown
@@ -48,6 +49,8 @@ ENV_PREFIX = "SEGRAY_"
 
 def _absolute_weights(spec: str) -> str:
     """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
+    if is_registry(spec):
+        return absolute(spec)
     try:
         spec = plain_file_url(spec)
         return absolute_address(spec) if weights_kind(spec) == "file" else spec
@@ -357,10 +360,10 @@ def load_settings(
             cli_parse_args=list(arguments),
             parse_args_method=parse,
         )
+        given: Any = flags()
     except PydanticSettingsError as error:
         told = str(error).removeprefix("Parsing error encountered for ")
         raise SettingsError(f"{told}; what holds a double quote goes into a --config file") from error
-    given: Any = flags()
     problems = [_unknown_flag(cls, flag, program) for flag in _only_names(unknown)]
     problems += _unknown_environment()
     named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
@@ -436,7 +439,11 @@ def _without_secrets(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     stars = str(SecretStr("x"))
-    return {name: _without_secrets(value) for name, value in plain.items() if value != stars}
+    return {
+        name: _without_secrets(value)
+        for name, value in plain.items()
+        if value != stars and not (isinstance(value, list) and stars in value)
+    }
 
 
 _FORMS = {
@@ -495,7 +502,8 @@ def _only_names(unknown: Sequence[str]) -> list[str]:
 def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
     flag = flag.partition("=")[0]  # the value may be a secret
     name = flag.lstrip("-")
-    hint = _did_you_mean(name, [known.replace("_", "-") for known in _known(cls)])
+    names = _known(cls) + (_known_to_schedule() if " schedule" in program else [])
+    hint = _did_you_mean(name, [known.replace("_", "-") for known in names])
     if "submit" in program and name.replace("-", "_") in _known_to_submit():
         hint = "; it belongs to submit: put it before the verb"
     return f"{flag}: unknown flag{hint}" if flag.startswith("-") else f"{flag}: unexpected argument"
@@ -507,16 +515,28 @@ def _known_to_submit() -> list[str]:
     return _known(SubmitSettings)
 
 
+def _known_to_schedule() -> list[str]:
+    from segray.schedule.settings import ScheduleSettings
+
+    return _known(ScheduleSettings)
+
+
 def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
     from segray.drift.settings import DriftSettings
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
+    from segray.registry.settings import RegistrySettings
+    from segray.retrain.settings import RetrainSettings
+    from segray.schedule.settings import ScheduleSettings
     from segray.submit.settings import SubmitSettings
     from segray.train.settings import TrainSettings
 
-    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
-    verbs = (*of_data, SubmitSettings, StatusSettings, DoctorSettings, DriftSettings)
+    of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
+    verbs = (
+        *(*of_data, SubmitSettings, ScheduleSettings, StatusSettings),
+        *(DriftSettings, DoctorSettings, RegistrySettings),
+    )
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

@@ -178,6 +178,8 @@ def _absolute(path: str) -> str:
 
 def shown(url: str) -> str:
     """A URL or path as the user gave it, without credentials and query string."""
+    if url.startswith(("registry:", "registry+")):
+        return url  # what follows its `#` counts; keys are refused there
     return canonical_uri(url) if "://" in url else url
 
 

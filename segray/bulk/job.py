@@ -27,6 +27,7 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
+from segray.registry.runs import note_run
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.sources.manifest import Wanted, shown_name
@@ -69,7 +70,13 @@ class Prepared:
 
 
 def run(verb: Verb) -> ExitCode:
-    """Answer every item of the sources, into `settings.output`.
+    """Answer every item of the sources, into `settings.output`. Raises as `done` does."""
+    code, _ = done(verb)
+    return code
+
+
+def done(verb: Verb) -> tuple[ExitCode, dict[str, Any]]:
+    """The same, with the contents of run.json; of a dry run there are none.
 
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
@@ -91,14 +98,15 @@ def run(verb: Verb) -> ExitCode:
                     inventory.complete(progress)
                 left_out = inventory.listing.left_out
                 answer(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
-                return ExitCode.DONE
+                return ExitCode.DONE, {}
             with prepared.lock as lock:
                 under = replace(prepared, verb=verb.under(lock.generation))
                 record, did = _run(under, plan, inventory, lock)
+        note_run(prepared.model.name, settings.output, record, settings.storage)
         LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
         LOG.outcome = outcome_of(record, "counts", "rates")
         rejected_too_many = plan.rejected_share() > settings.max_rejects
-        return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE
+        return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE, record
 
 
 def _load_ray_data() -> None:

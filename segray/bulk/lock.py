@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from segray.bulk.output import Output
 from segray.conditional import ChangedError, Versioned, stale_version
-from segray.errors import JobFailedError, SettingsError
+from segray.errors import HeldError, JobFailedError, SettingsError
 from segray.log import say
 from segray.machines import HOURS, hours_in
 from segray.retries import is_passing
@@ -85,7 +85,7 @@ class Lease:
 
 
 class Lock(Generic[O_co]):
-    """Context manager. Raises SettingsError on entry while another run is live."""
+    """Context manager. Raises HeldError on entry while another run is live."""
 
     def __init__(self, store: O_co) -> None:
         self.store = store
@@ -105,7 +105,7 @@ class Lock(Generic[O_co]):
         self._renewer = threading.Thread(target=self._renew, name="segray-lease", daemon=True)
 
     def refuse_second_run(self, *, watches: bool = True) -> None:
-        """Raise SettingsError while another run is live.
+        """Raise HeldError while another run is live.
 
         Quick, but for a lease of another machine: that is watched, unless `watches` is False.
         """
@@ -121,7 +121,7 @@ class Lock(Generic[O_co]):
         while not self._take():  # another run was faster: the next look says which
             tries += 1
             if tries == LOOKS:
-                raise SettingsError(f"output: other runs keep taking {self.store.root} over")
+                raise HeldError(f"output: other runs keep taking {self.store.root} over")
         stale = stale_version(self.store.filesystem)
         if self._settings.probe:
             self._refuse_unconditional()
@@ -186,7 +186,7 @@ class Lock(Generic[O_co]):
         if stale_version(self.store.filesystem) is None:
             time.sleep(min(SETTLE_S, self._settings.renew_s))
             if not self._is_ours(self.store.read_versioned(NAME)):
-                raise SettingsError(f"output: another run took {self.store.root} over at the same moment")
+                raise HeldError(f"output: another run took {self.store.root} over at the same moment")
 
     def _refuse_unconditional(self) -> None:
         """Raise SettingsError when the storage takes what conditional writes must refuse."""
@@ -237,8 +237,8 @@ class Lock(Generic[O_co]):
         self._expired = found.version
         return found
 
-    def _refusal(self, lease: Lease, advice: str) -> SettingsError:
-        return SettingsError(
+    def _refusal(self, lease: Lease, advice: str) -> HeldError:
+        return HeldError(
             f"output: {self.store.root} is being written by another run (process {lease.pid} on "
             f"{lease.host}); {advice}"
         )

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 from segray.atomic import put_atomically
@@ -67,9 +66,10 @@ def compare_runs(
 def _against(address: str, storage: StorageSettings, group_by: str | None) -> Profile:
     if not address.startswith(REGISTRY):
         return profile_of(address, storage, group_by)
-    registry = import_module("segray.registry.profiles")  # loaded where one is asked for
+    from segray.registry.profiles import read_profile  # loaded where one is asked for
+
     name = _shown_version(address)
-    return replace(Profile.from_json(registry.read_profile(address, storage), f"against: {name}"), run=name)
+    return replace(Profile.from_json(read_profile(address, storage), f"against: {name}"), run=name)
 
 
 def _shown_version(address: str) -> str:

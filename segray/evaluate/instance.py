@@ -135,7 +135,7 @@ class InstanceScores:
                 "ap75": _mean(precision[5, :, number, 0, place]),
                 "ar": _mean(recall[:, number, 0, place]),
             }
-            for number, category in enumerate(self._categories())
+            for number, category in enumerate(self.categories())
         }
         return InstanceFigures(overall, per_category)
 
@@ -145,18 +145,18 @@ class InstanceScores:
         images = {image for (image, _), number in numbers.items() if number > detections_per_image}
         return len(images), max(numbers.values(), default=0)
 
-    def _categories(self) -> list[int]:
+    def categories(self) -> list[int]:
+        """Return the ids of all categories that were added, ascending."""
         return sorted({row["category_id"] for row in self.truth + self.predictions})
 
-    def _evaluated(self, kind: Kind, most: list[int]) -> dict[str, NDArray[np.float64]]:
-        """`precision` (iou, recall, category, area, detections), `recall` without that axis; -1: no truth."""
-        categories = self._categories()
-        if not categories:
-            return {
-                "precision": np.full((10, 101, 0, 4, len(most)), -1.0),
-                "recall": np.full((10, 0, 4, len(most)), -1.0),
-            }
+    def evaluated(self, kind: Kind, most: list[int], areas: Collection[str] | None = None) -> COCOeval:
+        """Match the predictions of each image to its truth: COCOeval after `evaluate`, see its `evalImgs`.
+
+        Images come in the order of their sorted ids; `most` are the detections an image that count; `areas`
+        are names of COCOeval's (`all`, `small` …), all of them unless given. Needs an instance.
+        """
         numbers = {image_id: number for number, image_id in enumerate(sorted(self.images), start=1)}
+        categories = self.categories()
         predictions = self.predictions if kind == "segm" else [_sized_by_box(row) for row in self.predictions]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(
@@ -165,7 +165,22 @@ class InstanceScores:
                 kind,
             )
             evaluation.params.maxDets = most
+            if areas is not None:
+                kept = [place for place, name in enumerate(evaluation.params.areaRngLbl) if name in areas]
+                evaluation.params.areaRng = [evaluation.params.areaRng[place] for place in kept]
+                evaluation.params.areaRngLbl = [evaluation.params.areaRngLbl[place] for place in kept]
             evaluation.evaluate()
+        return evaluation
+
+    def _evaluated(self, kind: Kind, most: list[int]) -> dict[str, NDArray[np.float64]]:
+        """`precision` (iou, recall, category, area, detections), `recall` without that axis; -1: no truth."""
+        if not self.categories():
+            return {
+                "precision": np.full((10, 101, 0, 4, len(most)), -1.0),
+                "recall": np.full((10, 0, 4, len(most)), -1.0),
+            }
+        evaluation = self.evaluated(kind, most)
+        with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
         return {name: evaluation.eval[name] for name in ("precision", "recall")}
 

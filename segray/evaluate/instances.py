@@ -71,6 +71,12 @@ class InstanceEvaluation:
 
     def run(self) -> Outcome:
         """Read all instances, and score those of images that can be compared."""
+        scores, problems, categories = self.scored()
+        categories.check()
+        return self._outcome(scores, problems, categories)
+
+    def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
+        """(Truth and predictions of images that can be compared, the others, how categories were matched)."""
         categories = CategoryMap(self.truth.categories, self.by)
         scores, broken = InstanceScores(), dict[ImageId, str]()
         for image_id in self.images:
@@ -78,11 +84,10 @@ class InstanceEvaluation:
         for predicted in self._predicted():
             if predicted.image_id not in broken:
                 self._add_prediction(scores, predicted, categories, broken)
-        categories.check()
         images = self.truth.images
         scores = scores.without({images[image_id].key for image_id in broken})
         problems = [Problem(images[image_id].name, reason) for image_id, reason in broken.items()]
-        return self._outcome(scores, [*self.problems, *problems], categories)
+        return scores, [*self.problems, *problems], categories
 
     def _add_truth(self, scores: InstanceScores, image_id: ImageId, broken: dict[ImageId, str]) -> None:
         image = self.truth.images[image_id]

@@ -7,6 +7,7 @@ from segray.evaluate.files import check_output, write_metrics
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import LOG, answer
+from segray.registry.runs import note_run
 
 
 def evaluate(settings: EvaluateSettings) -> ExitCode:
@@ -28,6 +29,9 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
     seconds = time.monotonic() - started
     record = metrics_record(settings, outcome, seconds)
     where = write_metrics(settings.output, record, settings.storage)
+    note_run(
+        str(record.get("weights", "")), settings.output, {"verb": "evaluate", **record}, settings.storage
+    )
     LOG.conclude(summary_lines(outcome, where, seconds))
     LOG.outcome = {"counts": record["counts"]}
     return ExitCode.REJECTED if outcome.failed_share > settings.max_rejects else ExitCode.DONE

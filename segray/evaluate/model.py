@@ -1,7 +1,7 @@
 """A semantic model over pairs of pictures and labels: one at a time, framed as in training."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,11 +35,24 @@ def score_semantic(
 ) -> SemanticScores:
     """Count what the model says of each picture, as training counts its val pictures after an epoch.
 
+    Raises as `classified` does.
+    """
+    scores = SemanticScores(len(model.classes))
+    for _, truth, found in classified(model, pictures, device, precision):
+        scores.add(truth, found)
+    return scores
+
+
+def classified(
+    model: SemanticModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(Name, true classes, the model's classes) of each picture, uint8 (height, width) on the CPU.
+
     A picture goes through the model alone and at its own size or, for a model that was trained on resized
     pictures, at the size of these, with its label. Raises JobFailedError for one that the memory has no room
     for.
     """
-    where, scores = torch.device(device), SemanticScores(len(model.classes))
+    where = torch.device(device)
     network = model.module
     if isinstance(network, torch.nn.Module):
         network = network.to(where).to(memory_format=torch.channels_last)
@@ -60,8 +73,7 @@ def score_semantic(
             raise JobFailedError(
                 f"{name}: {size} pixels do not fit into memory; set max_pixels lower and run again"
             ) from error
-        scores.add(truth, found)
-    return scores
+        yield name, truth, found
 
 
 def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Tensor]:
@@ -123,7 +135,8 @@ class ModelEvaluation:
         total = Comparison(scores, len(contents), contents=tuple(contents))
         side, notes = self.model.resized_to, [f"split {_split(settings)}", self.reason]
         notes += [f"pictures and labels at {side} x {side} pixels, as in training"] * (side is not None)
-        return semantic_outcome(total, self.model.classes, problems, notes=notes, model=self.model.digest)
+        found = semantic_outcome(total, self.model.classes, problems, notes=notes, model=self.model.digest)
+        return replace(found, more={**found.more, "weights": self.model.name})
 
 
 def _split(settings: EvaluateSettings) -> str:

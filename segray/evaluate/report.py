@@ -98,7 +98,7 @@ def metrics_record(settings: EvaluateSettings, outcome: Outcome, seconds: float)
         "seconds": round(seconds, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    plain: dict[str, Any] = _without_nan(record)
+    plain: dict[str, Any] = without_nan(record)
     return plain
 
 
@@ -156,9 +156,10 @@ def _named(figures: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {shown(value)}" for name, value in figures.items())
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The same, with null for what is not a number, as JSON has it."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, Mapping):
-        return {name: _without_nan(each) for name, each in value.items()}
-    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
+        return {name: without_nan(each) for name, each in value.items()}
+    return [without_nan(each) for each in value] if isinstance(value, list | tuple) else value

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.errors import SettingsError
-from segray.models.weights import WeightsKind, check_weights, name_of, read_weights, weights_kind
+from segray.models.weights import WeightsKind, check_weights, name_of, pinned_spec, read_weights, weights_kind
 from segray.storage import StorageSettings
 
 
@@ -50,7 +50,7 @@ def load_semantic_weights(spec: str, storage: StorageSettings) -> SemanticModel:
     Raises SettingsError, in one line, for anything that keeps it from being loaded, an instance model
     included.
     """
-    kind = weights_kind(spec)
+    kind, spec = weights_kind(spec), pinned_spec(spec, storage)
     _refuse_instance_models(spec, kind)
     if kind == "python":
         return _from_factory(spec, None)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.catalog import NAMED_MODELS, NamedModel, named_model
+from segray.registry.address import is_registry, parse
+from segray.registry.registry import pinned, read_model
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 if TYPE_CHECKING:
     from segray.models.modelfile import LoadedModel as ModelFile
+    from segray.models.modelfile import ModelCard
 
 WeightsKind = Literal["torchvision", "bundled", "file", "python"]
 
@@ -41,6 +44,8 @@ class LoadedModel:
     origin: str
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
+    card: "ModelCard | None" = None
+    """Of a segray model file."""
     resized_to: None = field(default=None, init=False)
     """Detectors bring pictures to a size of their own, in their own way."""
 
@@ -55,6 +60,9 @@ def weights_kind(spec: str) -> WeightsKind:
 
     Raises SettingsError for an unknown name and for a `python:` that is not `python:module:factory`.
     """
+    if is_registry(spec):
+        parse(spec)
+        return "file"
     if spec.startswith("python:"):
         parts = spec.split(":")
         if len(parts) != 3 or not all(part.isidentifier() for part in [*parts[1].split("."), parts[2]]):
@@ -81,6 +89,9 @@ def check_weights(spec: str, storage: StorageSettings) -> WeightsKind:
     if kind != "file":
         return kind
     name = name_of(spec)
+    if is_registry(spec):
+        pinned(parse(spec), storage)
+        return kind
     filesystem, path = open_filesystem(spec, storage)
     try:
         is_folder = retrying(lambda: filesystem.info(path), storage).get("type") == "directory"
@@ -100,7 +111,7 @@ def load_weights(spec: str, storage: StorageSettings) -> LoadedModel:
     a file that is missing, damaged, carries code or fits no architecture, weights that cannot be fetched, a
     factory that cannot be imported or called.
     """
-    kind = weights_kind(spec)
+    kind, spec = weights_kind(spec), pinned_spec(spec, storage)
     if kind == "python":
         from segray.models.factory import load_factory
 
@@ -141,11 +152,21 @@ def _torchvision(named: NamedModel) -> LoadedModel:
 
 def name_of(spec: str) -> str:
     """What `spec` is called where people read it: without credentials."""
-    return canonical_uri(spec) if "://" in spec else spec
+    return canonical_uri(spec) if "://" in spec and not is_registry(spec) else spec
+
+
+def pinned_spec(spec: str, storage: StorageSettings) -> str:
+    """An address in a registry with the version that its alias means now; other ones as they are.
+
+    Raises SettingsError where there is none.
+    """
+    return str(pinned(parse(spec), storage)) if is_registry(spec) else spec
 
 
 def read_weights(spec: str, storage: StorageSettings) -> bytes:
     """The bytes of a file, local or in a bucket. Raises SettingsError where there is none."""
+    if is_registry(spec):
+        return read_model(pinned(parse(spec), storage), storage)
     name = name_of(spec)
     filesystem, path = open_filesystem(spec, storage)
     try:
@@ -183,5 +204,5 @@ def _from_model_file(name: str, kind: WeightsKind, loaded: "ModelFile") -> Loade
     ids = tuple(sorted(card.categories))
     return LoadedModel(
         name, kind, loaded.module, card.categories, ids, loaded.digest, card.licence, card.source,
-        card.band_ranges,
+        card.band_ranges, card,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from segray.errors import ExitCode, SettingsError
-from segray.settings import JobSettings
+from segray.settings import CommonSettings, JobSettings
 from segray.submit import kuberay, sky, slurm
 from segray.submit.order import Order, order_of
 from segray.submit.settings import SubmitSettings
@@ -22,15 +22,15 @@ exit codes:
   4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
 USAGE = "(--address URL | --slurm | --kuberay | --sky) [--name ID] [--detach] [--dry-run] VERB ..."
 
-VERBS = ("annotate", "train", "predict", "evaluate")
+VERBS = ("annotate", "train", "predict", "evaluate", "retrain")
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """(submit's arguments, verb, the verb's arguments); the verb is empty where none is named."""
+def split(
+    arguments: Sequence[str], cls: type[CommonSettings] = SubmitSettings
+) -> tuple[list[str], str, list[str]]:
+    """(Arguments of `cls`, verb, the verb's arguments); the verb is empty where none is named."""
     switches = {
-        f"--{name.replace('_', '-')}"
-        for name, field in SubmitSettings.model_fields.items()
-        if field.annotation is bool
+        f"--{name.replace('_', '-')}" for name, field in cls.model_fields.items() if field.annotation is bool
     }
     for at, word in enumerate(arguments):
         before = arguments[at - 1] if at else ""

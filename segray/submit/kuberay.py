@@ -29,43 +29,53 @@ HEADER = """\
 
 def manifest(submit: SubmitSettings, order: Order) -> str:
     """Both objects, as YAML. Raises SettingsError where the settings cannot be sent so."""
+    text = "---\n".join(map(as_yaml, [config_map(submit, order), ray_job(submit, order)]))
+    return HEADER.format(retries=submit.retries) + text
+
+
+def check_size(order: Order) -> None:
+    """Raise SettingsError where the settings cannot stand in a ConfigMap."""
     if order.files:
         raise SettingsError("KubeRay sends no files: put them into a bucket or into the image")
     if len(order.settings) > 900_000:
         raise SettingsError(
             "the settings are larger than what a ConfigMap holds; name a manifest, not each file"
         )
-    objects = [_settings(submit, order), _ray_job(submit, order)]
-    text = "---\n".join(map(as_yaml, objects))
-    return HEADER.format(retries=submit.retries) + text
 
 
 def _name(submit: SubmitSettings, order: Order) -> str:
     return submit.name or f"{order.verb}-{order.digest[:6]}"
 
 
-def _metadata(submit: SubmitSettings, name: str, order: Order) -> dict[str, Any]:
+def metadata(submit: SubmitSettings, name: str, order: Order) -> dict[str, Any]:
+    """Of an object of that name."""
     place = {} if submit.namespace is None else {"namespace": submit.namespace}
     labels = {"app.kubernetes.io/name": "segray", "app.kubernetes.io/component": order.verb}
     return {"name": name, **place, "labels": labels, "annotations": {"segray": order.digest}}
 
 
-def _settings(submit: SubmitSettings, order: Order) -> dict[str, Any]:
+def config_map(submit: SubmitSettings, order: Order, run: str | None = None) -> dict[str, Any]:
+    """With the settings, and how segray is run with them (default: again after 1).
+
+    Raises SettingsError where they cannot stand in it.
+    """
+    check_size(order)
     again = AGAIN.format(verb=order.verb, settings=f"{FOLDER}/{SETTINGS}", retries=submit.retries)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(submit, f"{_name(submit, order)}-settings", order),
-        "data": {SETTINGS: order.settings, "run.sh": again},
+        "metadata": metadata(submit, f"{_name(submit, order)}-settings", order),
+        "data": {SETTINGS: order.settings, "run.sh": again if run is None else run},
     }
 
 
-def _ray_job(submit: SubmitSettings, order: Order) -> dict[str, Any]:
+def ray_job(submit: SubmitSettings, order: Order) -> dict[str, Any]:
+    """The RayJob, which reads that ConfigMap."""
     settings = f"{_name(submit, order)}-settings"
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(submit, _name(submit, order), order),
+        "metadata": metadata(submit, _name(submit, order), order),
         "spec": {
             "entrypoint": f"sh {FOLDER}/run.sh",
             "submissionMode": "K8sJobMode",
@@ -77,7 +87,7 @@ def _ray_job(submit: SubmitSettings, order: Order) -> dict[str, Any]:
                 "authOptions": {"mode": "token"},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0"},
-                    "template": _pod(submit, "ray-head", {"cpu": 2, "memory": "8Gi"}, settings),
+                    "template": pod(submit, "ray-head", {"cpu": 2, "memory": "8Gi"}, settings),
                 },
                 "workerGroupSpecs": [_workers(submit)],
             },
@@ -95,11 +105,11 @@ def _workers(submit: SubmitSettings) -> dict[str, Any]:
         "minReplicas": submit.nodes,
         "maxReplicas": submit.nodes,
         "rayStartParams": {},
-        "template": _pod(submit, "ray-worker", size),
+        "template": pod(submit, "ray-worker", size),
     }
 
 
-def _pod(
+def pod(
     submit: SubmitSettings, name: str, size: dict[str, Any], settings: str | None = None
 ) -> dict[str, Any]:
     """settings: the ConfigMap that the driver reads; it runs on the head."""

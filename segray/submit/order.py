@@ -15,11 +15,26 @@ from pydantic import BaseModel, SecretStr
 
 from segray.errors import SettingsError
 from segray.models.weights import check_weights, weights_kind
+from segray.registry.address import is_registry, parse
 from segray.settings import JobSettings, printable
 from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
-ADDRESSES = ("sources", "weights", "data", "root", "footprints", "predictions", "labels", "output")
+MODELS = "weights", "start_from"
+"""Settings that take what `--weights` does."""
+ADDRESSES = (
+    "sources",
+    "weights",
+    "start_from",
+    "registry",
+    "if_drift",
+    "data",
+    "root",
+    "footprints",
+    "predictions",
+    "labels",
+    "output",
+)
 """The settings of all verbs that name files."""
 PATTERNS = ("include", "exclude")
 SETTINGS = "segray-job.yaml"
@@ -27,7 +42,7 @@ SETTINGS = "segray-job.yaml"
 MOST_BYTES = 500_000_000
 """Ray keeps packages in its head's memory and takes 512 MiB."""
 
-Verb = Literal["annotate", "train", "predict", "evaluate"]
+Verb = Literal["annotate", "train", "predict", "evaluate", "retrain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +86,13 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
             plain[name] = [packing.sent(name, each) for each in given]
         elif isinstance(given, str):
             plain[name] = packing.sent(name, given)
+    for name in ("sources", "output"):  # what a retraining's new champion annotates
+        if name in plain.get("label", {}):
+            given = plain["label"][name]
+            sent = [packing.sent(name, each) for each in given] if isinstance(given, list) else None
+            plain["label"][name] = packing.sent(name, given) if sent is None else sent
     if settings.ray.address is not None:
-        packing.problems.append(
-            "ray.address: leave it out; what stands before the verb says where the job runs"
-        )
+        packing.problems.append("ray.address: leave it out; the job finds the Ray of the place where it runs")
     if settings.dry_run and not submit.dry_run:
         packing.problems.append("dry_run: put --dry-run before the verb, to see what would be sent")
     packing.check_size()
@@ -137,9 +155,11 @@ class _Packing:
 
     def sent(self, name: str, address: str) -> str:
         """The address as the job reads it."""
-        if name == "weights" and (wrong := _wrong_weights(address)) is not None:
+        if name in MODELS and (wrong := _wrong_weights(address)) is not None:
             self.problems.append(wrong)
             return address
+        if is_registry(address):
+            return self._of_registry(name, address)
         if address.startswith("python:"):
             self._send_module(name, address.split(":")[1])
             return address
@@ -171,11 +191,18 @@ class _Packing:
                 f"largest file is {largest} ({sizes[largest] / 1e6:,.0f} MB); put it into a bucket"
             )
 
+    def _of_registry(self, name: str, address: str) -> str:
+        url = parse(address).url
+        if split_protocol(url)[0] == "file" and not self._submit.shared_filesystem:
+            advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
+            self.problems.append(f"{name}: the registry {url} is on this machine alone; {advice}")
+        return address
+
     def _of_package(self, name: str, path: Path) -> str:
         folder = self._submit.package
         if name != "output" and folder is not None and path.is_relative_to(folder):
             return str(path.relative_to(folder))
-        if name == "weights" and self._submit.where == "address":
+        if name in MODELS and self._submit.where == "address":
             self.files[f"weights/{path.name}"] = path
             return f"weights/{path.name}"
         advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
@@ -212,7 +239,7 @@ class _Packing:
 def _wrong_weights(spec: str) -> str | None:
     """What is wrong with a name, a `python:` or a local file; buckets are looked into there."""
     try:
-        if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file":
+        if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file" and not is_registry(spec):
             check_weights(spec, StorageSettings())
     except SettingsError as error:
         return str(error)
@@ -228,7 +255,8 @@ def _secrets(settings: BaseModel, prefix: str = "") -> Iterator[str]:
     """Dotted names of the settings that hold a secret."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, SecretStr):
+        held = value if isinstance(value, list) else [value]
+        if any(isinstance(each, SecretStr) for each in held):
             yield f"{prefix}{name}"
         elif isinstance(value, BaseModel):
             yield from _secrets(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""`segray submit`: where a job goes, and what it gets there; every generated file is made from this class."""
+"""`segray submit`: where a job goes, and what it gets there; all generated files are made from it."""
 
 from typing import Annotated, Literal
 
@@ -14,13 +14,49 @@ Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Memory = Annotated[int, Field(ge=1)]
 
 
-class SubmitSettings(CommonSettings):
+class ClusterJobSettings(CommonSettings):
+    """What a job gets on a cluster, whoever starts it: this machine, or the cluster's own clock."""
+
+    shared_filesystem: bool = Field(False, description="all nodes see the paths of this machine")
+    nodes: int = Field(1, ge=1, description="machines that work (Slurm, KubeRay, SkyPilot)")
+    cpus: int = Field(8, ge=1, description="CPUs of each")
+    gpus: int = Field(0, ge=0, description="GPUs of each")
+    memory_gib: int = Field(32, ge=1, description="memory of each")
+    retries: int = Field(
+        3, ge=0, description="how often the scheduler may start it again (exit code 1, lost nodes)"
+    )
+    time_limit: str = Field(
+        "24:00:00",
+        pattern=r"^(\d+-)?\d{1,2}:\d\d:\d\d$",
+        description="Slurm's, [DAYS-]HH:MM:SS; queued again after it",
+    )
+    partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Slurm's")
+    account: str | None = Field(None, pattern=r"^[\w.-]+$", description="Slurm's")
+    setup: list[str] = Field(
+        [],
+        description="shell lines that run first on each node, `module load cuda` (Slurm, SkyPilot, Airflow)",
+    )
+    image: str = Field(
+        "segray:latest", pattern=r"^\S+$", description="Kubernetes: of jobs/cluster/Dockerfile"
+    )
+    namespace: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Kubernetes'")
+    secret: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9.-]+$",
+        description="Kubernetes: a Secret whose entries become environment variables",
+    )
+    service_account: str | None = Field(
+        None, pattern=r"^[a-z0-9.-]+$", description="Kubernetes: whose rights on the storage the pods have"
+    )
+
+
+class SubmitSettings(ClusterJobSettings):
     """Send a job to a cluster, follow its log, and end with its exit code.
 
     What stands before VERB says where it runs; VERB and what follows is the command as it would be typed
-    here: annotate, train, predict or evaluate. Its settings are checked before anything is sent. Credentials
-    stay here: the nodes need rights of their own. The same --name again follows the job that runs, or, when
-    that has ended, sends the next attempt, which goes on where it stopped.
+    here: annotate, train, predict, evaluate or retrain. Its settings are checked before anything is sent.
+    Credentials stay here: the nodes need rights of their own. The same --name again follows the job that
+    runs, or, when that has ended, sends the next attempt, which goes on where it stopped.
     """
 
     basic = (
@@ -47,39 +83,11 @@ class SubmitSettings(CommonSettings):
     package: LocalFile | None = Field(
         None, description="folder that is sent with the job (Ray): its files may be named in settings"
     )
-    shared_filesystem: bool = Field(False, description="all nodes see the paths of this machine")
     any_version: bool = Field(False, description="send it to a cluster of another Ray, Python or segray, too")
     patience_s: float = Field(600, ge=0, description="how long a connection that broke is tried again")
 
-    nodes: int = Field(1, ge=1, description="machines that work (Slurm, KubeRay, SkyPilot)")
-    cpus: int = Field(8, ge=1, description="CPUs of each")
-    gpus: int = Field(0, ge=0, description="GPUs of each")
     gpu_type: str = Field("L4", pattern=r"^[A-Za-z0-9._-]+$", description="of SkyPilot's catalogue")
-    memory_gib: int = Field(32, ge=1, description="memory of each")
     disk_gib: int = Field(200, ge=1, description="disk of each (SkyPilot), for what does not fit in memory")
-    retries: int = Field(
-        3, ge=0, description="how often the scheduler may start it again (exit code 1, lost nodes)"
-    )
-    time_limit: str = Field(
-        "24:00:00",
-        pattern=r"^(\d+-)?\d{1,2}:\d\d:\d\d$",
-        description="Slurm's, [DAYS-]HH:MM:SS; queued again after it",
-    )
-    partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="Slurm's")
-    account: str | None = Field(None, pattern=r"^[\w.-]+$", description="Slurm's")
-    setup: list[str] = Field(
-        [], description="shell lines that each node runs first, such as `module load cuda` (Slurm, SkyPilot)"
-    )
-    image: str = Field("segray:latest", pattern=r"^\S+$", description="KubeRay: of jobs/cluster/Dockerfile")
-    namespace: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="KubeRay's")
-    secret: str | None = Field(
-        None,
-        pattern=r"^[a-z0-9.-]+$",
-        description="KubeRay: a Secret whose entries become environment variables",
-    )
-    service_account: str | None = Field(
-        None, pattern=r"^[a-z0-9.-]+$", description="KubeRay: whose rights on the storage the pods have"
-    )
     infra: str | None = Field(
         None, pattern=r"^[\w./*-]+$", description="SkyPilot: aws/us-east-1, gcp, kubernetes"
     )

@@ -1,8 +1,10 @@
 """What the generated scripts share, and how this machine's commands are called."""
 
 import os
+import shlex
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +13,15 @@ import yaml
 from segray.errors import SettingsError
 from segray.log import LOG
 from segray.settings import ENV_PREFIX
+from segray.submit.settings import ClusterJobSettings
 
-AGAIN = """\
+END = """\
+[ $code = 4 ] && code=0
+exit $code
+"""
+"""4, nothing to do, is success to a scheduler."""
+AGAIN = (
+    """\
 tries=0
 while :; do
   segray {verb} --config {settings}
@@ -22,10 +31,19 @@ while :; do
   echo "segray: exit 1; again in 30 s ($tries of {retries})"
   sleep 30
 done
-[ $code = 4 ] && code=0
-exit $code
 """
-"""1: what broke may be over; 4, nothing to do, is success to a scheduler."""
+    + END
+)
+"""1: what broke may be over."""
+ONCE = """\
+segray {verb} --config {settings} &
+job=$!
+trap 'kill -TERM $job' TERM INT
+wait $job; code=$?
+while kill -0 $job 2> /dev/null; do wait $job; code=$?; done
+"""
+"""Passes on what ends it, where the scheduler itself starts it again."""
+HERE_END = "END-OF-SETTINGS"
 
 
 class CommandError(Exception):
@@ -47,6 +65,22 @@ def asked(command: Sequence[str], text: str | None = None) -> str:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise CommandError(said[-1] if said else f"{command[0]} ended with {done.returncode}")
     return done.stdout.strip()
+
+
+def in_here_document(settings: str) -> str:
+    """The settings, as lines between `<<'END-OF-SETTINGS'` and its end.
+
+    Raises SettingsError where they hold that end.
+    """
+    if HERE_END in settings.splitlines():
+        raise SettingsError(f"a setting holds {HERE_END}, which ends them in the script")
+    return settings
+
+
+def setup_lines(submit: ClusterJobSettings) -> list[str]:
+    """Lines after which `segray` and `ray` are found: those of this machine, where the nodes see them."""
+    own = f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH"
+    return [own] * submit.shared_filesystem + submit.setup
 
 
 def say(line: str) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.submit.order import Order
 from segray.submit.settings import SubmitSettings
-from segray.submit.shell import AGAIN, as_yaml, say
+from segray.submit.shell import AGAIN, as_yaml, in_here_document, say
 
-END = "END-OF-SETTINGS"
 HEADER = """\
 # Made by `segray submit --sky --dry-run`; by hand, in the folder of this project, which is sent:
 #   sky jobs launch --secret RAY_AUTH_TOKEN=$(openssl rand -hex 32) THIS-FILE
@@ -49,8 +48,6 @@ def task(submit: SubmitSettings, order: Order) -> str:
     """The task, as YAML. Raises SettingsError where the settings cannot stand in it."""
     if order.files:
         raise SettingsError("SkyPilot gets the project alone: put files into a bucket")
-    if f"\n{END}" in order.settings:
-        raise SettingsError(f"a setting holds {END}, which ends them in the script")
     again = AGAIN.format(verb=order.verb, settings="/tmp/segray-job.yaml", retries=submit.retries)
     content = {
         "name": submit.name or order.verb,
@@ -59,7 +56,7 @@ def task(submit: SubmitSettings, order: Order) -> str:
         "resources": _resources(submit),
         "secrets": {"RAY_AUTH_TOKEN": ""},
         "setup": "\n".join([*submit.setup, SETUP]),
-        "run": RUN.format(settings=order.settings) + again,
+        "run": RUN.format(settings=in_here_document(order.settings)) + again,
     }
     return HEADER.format(retries=submit.retries) + as_yaml(content)
 

@@ -1,9 +1,7 @@
 """A batch job for Slurm: one script with all it needs, sent by `sbatch` and followed to its end."""
 
 import re
-import shlex
 import sys
-import sysconfig
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.submit.order import Order
 from segray.submit.settings import SubmitSettings
-from segray.submit.shell import CommandError, asked, say
+from segray.submit.shell import ONCE, CommandError, asked, in_here_document, say, setup_lines
 
 _LOOK_S = 2.0
 """Between two looks at the job and its log."""
@@ -57,12 +55,7 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     export SEGRAY_RAY__ADDRESS="$address:$port" SEGRAY_RAY__NODES=$SLURM_JOB_NUM_NODES
 fi
 
-segray {verb} --config "$settings" &
-job=$!
-trap 'kill -TERM $job' TERM INT
-wait $job; code=$?
-while kill -0 $job 2> /dev/null; do wait $job; code=$?; done
-rm -f "$settings"
+{run}rm -f "$settings"
 kill $(jobs -p) 2> /dev/null
 wait
 [ $code = 0 ] && [ -n "${{folder:-}}" ] && srun rm -rf "$folder"
@@ -83,8 +76,6 @@ def script(submit: SubmitSettings, order: Order) -> str:
     """The file for `sbatch`. Raises SettingsError where the settings cannot stand in it."""
     if order.files:
         raise SettingsError("Slurm sends no files: say --shared-filesystem where all nodes see them")
-    if "\nEND-OF-SETTINGS" in order.settings:
-        raise SettingsError("a setting holds END-OF-SETTINGS, which ends them in the script")
     more = {
         "--gpus-per-node": submit.gpus or None, "--partition": submit.partition, "--account": submit.account,
     }  # fmt: skip
@@ -96,17 +87,11 @@ def script(submit: SubmitSettings, order: Order) -> str:
         memory=submit.memory_gib,
         more="".join(f"#SBATCH {flag}={value}\n" for flag, value in more.items() if value is not None),
         time_limit=submit.time_limit,
-        setup="\n".join(_setup(submit)),
-        settings=order.settings,
-        verb=order.verb,
+        setup="\n".join(setup_lines(submit)),
+        settings=in_here_document(order.settings),
+        run=ONCE.format(verb=order.verb, settings='"$settings"'),
         retries=submit.retries,
     )
-
-
-def _setup(submit: SubmitSettings) -> list[str]:
-    """Lines after which `segray` and `ray` are found: those of this machine, where the nodes see them."""
-    own = f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH"
-    return [own] * submit.shared_filesystem + submit.setup
 
 
 def send(submit: SubmitSettings, order: Order) -> int:

@@ -15,13 +15,22 @@ FORMAT = 1
 UNDECIDING = frozenset(
     {
         *("config", "print_config", "dry_run", "storage", "ray"),
-        *("data", "root", "footprints", "output"),  # what is in the data decides, not where they are
+        *(
+            "data",
+            "root",
+            "footprints",
+            "output",
+            "start_from",
+        ),  # what is in the data decides, not where they are
         *("device", "workers", "min_workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
         "epochs",  # a run may be made longer
     }
 )
 """Settings that may change when a run goes on; every other one is part of its identity."""
-YOUNGER = {"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None}
+YOUNGER: dict[str, Any] = {
+    **{"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None, "min_score": None},
+    **{"freeze": [], "freeze_epochs": None},
+}
 """With what older runs were made that knew no such settings: they go on."""
 
 
@@ -33,8 +42,8 @@ def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, 
     others = set() if settings.is_instance else set(INSTANCE_ONLY)
     plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
     for name, default in YOUNGER.items():
-        if plain[name] == default:
-            del plain[name]
+        if plain.get(name) == default:
+            plain.pop(name, None)
     kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
     return kept
 

@@ -13,8 +13,12 @@ from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import Data
 from segray.train.settings import TrainSettings
+from segray.train.start import check_frozen, has_frozen_norms
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segray.models.start import Start
     from segray.train.feed.coco_reader import CocoReading
     from segray.train.trainer import Run
 
@@ -34,6 +38,8 @@ class InstanceDesign:
 
     categories: dict[int, str]
     arch_settings: dict[str, Any]
+    start: "Start | None" = None
+    """What training begins with."""
     best = "ap"
     counted = "instances"
     """What `Data.counts` holds."""
@@ -46,7 +52,8 @@ class InstanceDesign:
     def resolved(self) -> dict[str, Any]:
         """For the identity of a run."""
         categories = {str(number): name for number, name in self.categories.items()}
-        return {"classes": categories, "arch_settings": self.arch_settings}
+        start = {"start": self.start.digest} if self.start else {}
+        return {"classes": categories, "arch_settings": self.arch_settings, **start}
 
     def reading(self, settings: TrainSettings) -> "CocoReading":
         """How pictures are read."""
@@ -55,7 +62,9 @@ class InstanceDesign:
         return CocoReading(self.categories, settings.max_pixels, settings.storage)
 
 
-def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceDesign:
+def design_instances(
+    settings: TrainSettings, listing: CocoListing, start: "Start | None" = None
+) -> InstanceDesign:
     """Raises SettingsError for settings that do not fit an instance model, all at once."""
     from segray.models.imports import import_torchvision
 
@@ -87,13 +96,15 @@ def design_instances(settings: TrainSettings, listing: CocoListing) -> InstanceD
     if problems:
         raise SettingsError(*problems)
     usual = {}
-    if settings.pretrained and settings.arch == "maskrcnn_resnet50_fpn":
+    if (settings.pretrained or has_frozen_norms(start)) and settings.arch == "maskrcnn_resnet50_fpn":
         usual = {"norm": "frozen", "trainable_layers": 3}
     complete = json.loads(
         json.dumps(asdict(kind(**usual | settings.arch_settings)))
     )  # lists, as they come back
-    design = InstanceDesign(listing.categories, complete)
+    design = InstanceDesign(listing.categories, complete, start)
     _build(settings, design)
+    if start is not None or settings.freeze:
+        _begin(settings, design)  # raises, before anything is read
     say(listing.told())
     return design
 
@@ -106,6 +117,25 @@ def _build(settings: TrainSettings, design: InstanceDesign) -> None:
 
     with torch.device("meta"):
         build_model(_card(settings, design, (0.5,) * 3, (0.5,) * 3))
+
+
+def _begin(settings: TrainSettings, design: InstanceDesign) -> "dict[str, Tensor] | None":
+    """The weights that training begins with, fitted to the categories."""
+    from dataclasses import replace
+
+    from segray.models.modelfile import build_model
+    from segray.models.start import fitted
+
+    card = _card(settings, design, (0.5,) * 3, (0.5,) * 3)
+    check_frozen(build_model(card), settings.freeze)
+    if design.start is None:
+        return None
+    names = [name for _, name in sorted(design.categories.items())]
+
+    def build(outputs: int) -> Any:
+        return build_model(replace(card, categories=dict.fromkeys(range(1, outputs), "")))
+
+    return fitted(design.start, ["\0background", *names], build, len(names) + 1)
 
 
 def _card(
@@ -142,6 +172,8 @@ def run_of_instances(
     mean, deviation = data.mean, data.deviation
     if settings.pretrained:
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+    if design.start is not None and design.start.mean:
+        mean, deviation = design.start.mean, design.start.std
     task = InstanceTask(
         _card(settings, design, mean, deviation),
         optimizer_of(settings),
@@ -154,6 +186,9 @@ def run_of_instances(
         settings.ema,
         settings.pretrained,
         settings.accumulate,
+        None if design.start is None else _begin(settings, design),
+        tuple(settings.freeze),
+        settings.freeze_epochs,
     )
     categories = tuple(sorted(design.categories))
     repeats = ray.put(kind_repeats(data)) if settings.balance_kinds else None

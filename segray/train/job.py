@@ -19,10 +19,11 @@ from segray.log import LOG, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.settings import printable
-from segray.sources.pairs import Pairs, list_pairs
+from segray.sources.pairs import Pair, Pairs, list_pairs
 from segray.storage import shown
 from segray.train.feed.coco_listing import CocoListing, list_coco
 from segray.train.feed.data import Data, dealt, splits_csv
+from segray.train.feed.label_listing import holds_labels, list_labels
 from segray.train.feed.pair_table import pair_table
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
@@ -42,11 +43,13 @@ from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
 from segray.train.shown.events import SCORES
+from segray.train.start import started
 from segray.train.watch import Watch, figure, metrics
 from segray.versions import versions
 from segray.watching import exported, labels
 
 if TYPE_CHECKING:
+    from segray.models.start import Start
     from segray.train.feed.survey_stream import Reading
     from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
@@ -92,6 +95,15 @@ class Prepared:
 def train(settings: TrainSettings) -> ExitCode:
     """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
 
+    Raises as `trained` does.
+    """
+    code, _ = trained(settings)
+    return code
+
+
+def trained(settings: TrainSettings) -> tuple[ExitCode, dict[str, Any]]:
+    """The same, with the contents of run.json; of a dry run there are none.
+
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
     set_environment()
@@ -102,10 +114,11 @@ def train(settings: TrainSettings) -> ExitCode:
     ):
         prepared = _prepare(settings, ray)
         if settings.dry_run:
-            return ExitCode.DONE
+            return ExitCode.DONE, {}
         with prepared.lock as lock:
-            data = _run(prepared, lock)
-    return ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
+            data, record = _run(prepared, lock)
+    code = ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
+    return code, record
 
 
 def _load_ray_train() -> None:
@@ -124,13 +137,15 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
             return None
 
     lock = attempt(lambda: _open_output(settings))
-    found = attempt(lambda: _listed(settings))
+    begun = attempt(lambda: with_start(settings))
+    settings, start = begun or (settings, None)
+    found = None if begun is None else attempt(lambda: list_data(settings))
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise SettingsError(*problems)  # what is known without torch, before it is loaded
-    design = attempt(lambda: _design(settings, found))
+    design = attempt(lambda: design_of(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
     if problems or not design or where is None:
         raise SettingsError(*problems)
@@ -152,9 +167,26 @@ def _open_output(settings: TrainSettings) -> Lock[Output]:
     return lock
 
 
-def _listed(settings: TrainSettings) -> Pairs | CocoListing:
+def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
+    """The settings with what the model decides that training begins with, and that model.
+
+    Raises SettingsError.
+    """
+    if settings.start_from is None:
+        return settings, None
+    from segray.models.imports import import_torchvision
+
+    import_torchvision()
+    from segray.models.start import load_start
+
+    start = load_start(settings.start_from, settings.storage)
+    return started(settings, start), start
+
+
+def list_data(settings: TrainSettings) -> Pairs | CocoListing:
+    """What there is to train with; no picture is opened. Raises SettingsError."""
     if settings.is_instance:
-        return list_coco(settings.data, settings.storage, settings.root)
+        return _listed_instances(settings)
     if settings.footprints is None:
         return list_pairs(settings.data, settings.storage, settings.root)
     from segray.train.feed.windows import list_windows
@@ -162,10 +194,24 @@ def _listed(settings: TrainSettings) -> Pairs | CocoListing:
     return list_windows(settings, names_of(settings))
 
 
-def _design(settings: TrainSettings, listed: Pairs | CocoListing) -> Design | InstanceDesign:
+def _listed_instances(settings: TrainSettings) -> CocoListing:
+    data, storage = settings.data, settings.storage
+    if not data.lower().endswith(".json") and holds_labels(data, storage):
+        if settings.root is not None:
+            raise SettingsError("root: labels in annotate's shape name their pictures by addresses")
+        return list_labels(data, storage, settings.min_score)
+    if settings.min_score is not None:
+        raise SettingsError("min_score: for labels in annotate's shape, which have scores")
+    return list_coco(data, storage, settings.root)
+
+
+def design_of(
+    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None" = None
+) -> Design | InstanceDesign:
+    """What is trained. Raises SettingsError for settings and data that do not fit each other."""
     if isinstance(listed, CocoListing):
-        return design_instances(settings, listed)
-    return design_semantic(settings, listed)
+        return design_instances(settings, listed, start)
+    return design_semantic(settings, listed, start)
 
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
@@ -189,8 +235,8 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
-def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
-    """Do what is left, under the lease; returns what was trained on."""
+def _run(prepared: Prepared, lock: Lock[Output]) -> tuple[Data, dict[str, Any]]:
+    """Do what is left, under the lease; returns what was trained on, and the contents of run.json."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
     machines.inherit(lock.hours)
@@ -211,7 +257,7 @@ def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
     if record is not None and record["epochs"] >= settings.epochs:
         _check_model(store, output)
         _tell(prepared, record, f"nothing to do, {record['epochs']} epochs were trained before")
-        return data
+        return data, record
     shares = prepared.shares()
     lock.tell = lambda: {"total": settings.epochs} | machines.record()
     store.retract(RUN)
@@ -225,7 +271,7 @@ def _run(prepared: Prepared, lock: Lock[Output]) -> Data:
     record = _record(prepared, data, time.monotonic() - started) | machines.record()
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
-    return data
+    return data, record
 
 
 def _check_model(store: Output, output: str) -> None:
@@ -247,32 +293,35 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
     """Look at the pairs that no earlier run has seen, on Ray, and deal all of them."""
     settings, listed = prepared.settings, prepared.listed
     survey = Survey(listed.pairs, prepared.design.rules, settings.max_pixels, prepared.store, begun=begun)
-    if missing := survey.missing:
+    if survey.missing:
         prepared.shares()  # what cannot start later needs no survey
-        _survey(prepared, survey, missing)
+        survey_pairs(survey, listed.pairs, prepared.reading(), prepared.ray.cluster().cpus, settings)
     deal = None
     if settings.footprints is None:
         deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
     return dealt(listed, survey.rows(), deal, settings.oversample, settings.group_look_alikes)
 
 
-def _survey(prepared: Prepared, survey: Survey, missing: list[int]) -> None:
+def survey_pairs(
+    survey: Survey, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings
+) -> None:
+    """Look, on the Ray that runs, at the pairs that the survey lacks; what was read is not read again."""
     import pyarrow as pa
 
     from segray.train.feed.survey_stream import survey as surveyed
 
-    settings = prepared.settings
-    pairs = pair_table([prepared.listed.pairs[place] for place in missing])
+    missing = survey.missing
     places = pa.array(missing)
-    answers = surveyed(pairs, prepared.reading(), prepared.ray.cluster().cpus, settings.ray.stall_timeout_s)
+    table = pair_table([pairs[place] for place in missing])
+    answers = surveyed(table, reading, cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress, closing(answers):
-            for table in answers:
-                number = table.schema.get_field_index("place")
-                survey.add(table.set_column(number, "place", places.take(table["place"])))
-                progress.add(table.num_rows, rejected=table.num_rows - table["error"].null_count)
+            for found in answers:
+                number = found.schema.get_field_index("place")
+                survey.add(found.set_column(number, "place", places.take(found["place"])))
+                progress.add(found.num_rows, rejected=found.num_rows - found["error"].null_count)
     finally:
-        survey.save()  # what was read is not read again
+        survey.save()
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:

@@ -10,8 +10,12 @@ from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import Pairs
 from segray.train.feed.data import Data
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
+from segray.train.start import check_frozen
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segray.models.start import Start
     from segray.train.feed.survey_stream import Reading
     from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
@@ -27,6 +31,8 @@ class Design:
     loss: str
     outputs: int
     arch_settings: dict[str, Any]
+    start: "Start | None" = None
+    """What training begins with."""
     best = "miou"
     counted = "class_pixels"
     """What `Data.counts` holds."""
@@ -38,6 +44,7 @@ class Design:
             "values": self.rules.values,
             "loss": self.loss,
             "arch_settings": self.arch_settings,
+            **({"start": self.start.digest} if self.start else {}),
         }
 
     def reading(self, settings: TrainSettings) -> "Reading":
@@ -47,7 +54,7 @@ class Design:
         return Reading(self.rules, settings.max_pixels, settings.storage)
 
 
-def design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
+def design_semantic(settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> Design:
     """Raises SettingsError for labels, classes, loss and architecture that do not fit each other."""
     from segray.models.architectures import check_recomputing, complete_settings
     from segray.train.constants import check_constants
@@ -67,7 +74,25 @@ def design_semantic(settings: TrainSettings, listed: Pairs) -> Design:
     complete = complete_settings(settings.arch, settings.arch_settings)
     if settings.activation_checkpointing:
         check_recomputing(settings.arch)
-    return Design(rules, names, loss, outputs, complete)
+    design = Design(rules, names, loss, outputs, complete, start)
+    if start is not None or settings.freeze:
+        _begin(settings, design)  # raises, before anything is read
+    return design
+
+
+def _begin(settings: TrainSettings, design: Design) -> "dict[str, Tensor] | None":
+    """The weights that training begins with, fitted to the classes."""
+    from segray.models.semantic import build_semantic
+    from segray.models.start import fitted
+
+    def build(outputs: int) -> Any:
+        return build_semantic(settings.arch, 3, outputs, design.arch_settings, False)
+
+    check_frozen(build(design.outputs), settings.freeze)
+    if design.start is None:
+        return None
+    labels = design.names if design.outputs > 1 else design.names[1:]
+    return fitted(design.start, labels, build, design.outputs)
 
 
 def names_of(settings: TrainSettings) -> tuple[str, ...]:
@@ -107,14 +132,15 @@ def run_of_semantic(
     from segray.train.steps.semantic import Task
     from segray.train.trainer import Run
 
-    sizes = data.sizes
+    sizes, start = data.sizes, design.start
+    mean, deviation = (data.mean, data.deviation) if start is None else (start.mean, start.std)
     card = SemanticCard(
         settings.arch,
         design.arch_settings,
         design.outputs,
         design.names,
-        data.mean,
-        data.deviation,
+        mean,
+        deviation,
         settings.size,
         settings.fit,
     )
@@ -133,8 +159,11 @@ def run_of_semantic(
         settings.accumulate,
         settings.activation_checkpointing,
         settings.compile,
+        None if start is None else _begin(settings, design),
+        tuple(settings.freeze),
+        settings.freeze_epochs,
     )
-    fill = tuple(round(255 * each) for each in data.mean)
+    fill = tuple(round(255 * each) for each in mean)
     repeats = None if data.repeats is None else ray.put(data.repeats)
     feed = Feed(
         reading,

@@ -8,13 +8,13 @@ from segray.address import Address
 from segray.errors import SettingsError
 from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architecture
 from segray.scenes.scene import Tiling
-from segray.settings import SceneSettings
+from segray.settings import SceneSettings, WeightsAddress
 from segray.train.augment.strength import AugmentSettings
 from segray.train.steps.names import LookAlikes, LossName, OptimizerName, ScheduleName
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Of classes, besides numbers."""
-INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds")
+INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds", "min_score")
 """Settings that semantic training does not know."""
 
 
@@ -25,7 +25,8 @@ class TrainSettings(SceneSettings):
     val and test below), a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image
     label` a line; with `--footprints` a GeoTIFF scene or a folder of them, and the footprints (polygons) are
     the label. For an instance one (compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2) it is a
-    COCO JSON file, or a folder with instances.json and images/. All of it lies on local disk or in a bucket.
+    COCO JSON file, a folder with instances.json and images/, or an output of `segray annotate` whose
+    instances a person corrected (those have a null score). All of it lies on local disk or in a bucket.
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
@@ -36,10 +37,18 @@ class TrainSettings(SceneSettings):
     )
 
     data: Address = Field(
-        description="folder, manifest, list or COCO JSON; with footprints, scenes; local or a URL",
+        description="folder, manifest, list, COCO JSON or corrected output of annotate; with footprints, "
+        "scenes; local or a URL",
     )
     output: Address = Field(description="folder or bucket URL for model, metrics and checkpoints")
     root: Address | None = Field(None, description="what the paths in DATA are relative to")
+    min_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of labels in annotate's shape: learn also from instances that no person confirmed, with "
+        "a higher score than this; default from those with a null score alone",
+    )
     classes: list[str] | None = Field(
         None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
     )
@@ -80,6 +89,19 @@ class TrainSettings(SceneSettings):
     )
     arch_settings: dict[str, Any] = Field({}, description="of the architecture, such as width and depth")
     pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
+    start_from: WeightsAddress | None = Field(
+        None,
+        description="start with this model: whatever --weights takes; its architecture is taken over, and of "
+        "its classes those that the data have, too",
+    )
+    freeze: list[str] = Field(
+        [],
+        description="layers that stay as they are, by the beginning of their names (backbone, encoder) or as "
+        "globs (repeatable)",
+    )
+    freeze_epochs: int | None = Field(
+        None, ge=1, description="train the frozen layers, too, after so many epochs; default never"
+    )
     loss: LossName | Literal["auto"] = Field(
         "auto", description="auto: bce_dice for two classes, else ce_dice"
     )
@@ -198,6 +220,16 @@ class TrainSettings(SceneSettings):
                     f"is none of {', '.join(WEIGHTINGS)}, and no numbers such as 1,2,0.5"
                 ) from None
         return given
+
+    @model_validator(mode="after")
+    def _frozen_know_something(self) -> "TrainSettings":
+        if self.start_from is not None and self.pretrained:
+            raise ValueError("pretrained: start_from has weights already; take one of the two")
+        if self.freeze and self.start_from is None and not self.pretrained:
+            raise ValueError("freeze: random weights would stay; take start_from or pretrained")
+        if self.freeze_epochs is not None and not self.freeze:
+            raise ValueError("freeze_epochs: say with freeze which layers")
+        return self
 
     @property
     def is_instance(self) -> bool:

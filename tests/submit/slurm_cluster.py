@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.debian import unpacked
+
 PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins"),
     *("munge", "libmunge2", "libhwloc15"),
@@ -54,49 +56,11 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def install_slurm() -> Path:
-    """The folder with Debian's Slurm, fetched by apt into the user's cache when it is not there.
-
-    Needs no rights. Raises RuntimeError where there is no apt or it fails.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "segray-tests"
-    target = caches / "slurm"
-    if target.is_dir():
-        return target
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise RuntimeError(
-            "the Slurm tests fetch Debian's packages: no apt here; leave them out: --without-slurm"
-        )
-    caches.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=caches) as name:
-        folder = Path(name)
-        for part in ("debs", "root"):
-            (folder / part).mkdir()
-        apt = private_apt(folder)
-        environment = os.environ | {"TMPDIR": name}  # apt's own default may not be writable
-        for words in (["update"], ["download", *PACKAGES]):
-            done = subprocess.run(
-                [*apt, *words],
-                cwd=folder / "debs", env=environment, capture_output=True, text=True, timeout=600,
-            )  # fmt: skip
-            if done.returncode:
-                raise RuntimeError(f"apt-get {words[0]} failed: {done.stderr.strip()[-500:]}")
-        for package in sorted((folder / "debs").glob("*.deb")):
-            subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
-        with suppress(OSError):  # another test run was faster
-            (folder / "root").rename(target)
-    return target
-
-
-def private_apt(folder: Path) -> list[str]:
-    """`apt-get` with its lists and what it fetches in a folder, so that it needs no rights."""
-    for part in ("lists/partial", "cache/archives/partial"):
-        (folder / part).mkdir(parents=True)
-    places = {
-        "Dir::State::lists": folder / "lists",
-        "Dir::Cache": folder / "cache",
-        "APT::Sandbox::User": "root",
-    }
-    return ["apt-get", "-qq", *(word for name, value in places.items() for word in ("-o", f"{name}={value}"))]
+    """The folder with Debian's Slurm. Raises RuntimeError where it cannot be had."""
+    try:
+        return unpacked("slurm", PACKAGES)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; leave them out: --without-slurm") from error
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.submit.slurm_cluster import private_apt
+from tests.debian import private_apt
 
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "jobs/cluster/Dockerfile").read_text().splitlines()

@@ -16,6 +16,7 @@ from segray.cli import main
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
+from segray.retrain.settings import RetrainSettings
 from segray.settings import AnnotateSettings, WeightsAddress, load_settings
 from segray.submit import slurm
 from segray.submit.job import split
@@ -54,7 +55,7 @@ def _functions(annotation: Any) -> set[Any]:
 def test_every_setting_that_names_files_is_known() -> None:
     found = {
         name
-        for cls in (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings)
+        for cls in (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
         for name, annotation in get_type_hints(cls, include_extras=True).items()
         if is_address(annotation)
     }

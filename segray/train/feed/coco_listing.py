@@ -77,24 +77,33 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
         raise SettingsError(f"{file.uri}: it names no category")
     if not any(truth.annotations.values()):
         raise SettingsError(f"{file.uri}: it has no annotation to learn from")
+    return listed_of(truth, file, base, storage)
+
+
+def listed_of(
+    truth: Truth, file: Source, base: str, storage: StorageSettings, rejected: Sequence[Rejected] = ()
+) -> CocoListing:
+    """Look up the pictures of a truth, which is used up; their names are relative to `base`.
+
+    file: where it stands. rejected: what is known already to be of no use. Raises SettingsError for a split
+    that is none, and where no picture is there.
+    """
     without_mask = _only_masks(truth)
-    pairs, rejected = list[AnnotatedPair](), list[Rejected]()
+    pairs, lost = list[AnnotatedPair](), list(rejected)
     seen: set[str] = set()
     for found in _found(truth, file, base, storage):
         if isinstance(found, Rejected):
-            rejected.append(found)
+            lost.append(found)
         elif found.image.uri in seen:
-            rejected.append(Rejected(found.label.uri, "listed_twice", f"{found.image.uri}: listed again"))
+            lost.append(Rejected(found.label.uri, "listed_twice", f"{found.image.uri}: listed again"))
         else:
             seen.add(found.image.uri)
             pairs.append(found)
     if not pairs:
-        first = f"; the first: {rejected[0].uri}: {rejected[0].error}" if rejected else ""
-        raise SettingsError(
-            f"{file.uri}: none of its {len(rejected):,} images is there; say with --root what its names are "
-            f"relative to{first}"
-        )
-    listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), rejected, truth.strays)
+        first = f"; the first: {lost[0].uri}: {lost[0].error}" if lost else ""
+        relative = "; say with --root what its names are relative to" * file.uri.lower().endswith(".json")
+        raise SettingsError(f"{file.uri}: none of its {len(lost):,} images is there{relative}{first}")
+    listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), lost, truth.strays)
     return CocoListing(listed, truth.categories, without_mask)
 
 

@@ -32,18 +32,20 @@ def write_outlined(
 
 def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:
     """uint8 (height, width, 3); masks are (height, width) of the picture, each outlined in its own colour."""
+    panels = [("picture", ()), (f"truth: {len(truth)}", truth), (f"prediction: {len(found)}", found)]
+    return side_by_side(name, picture, panels)
+
+
+def side_by_side(name: str, picture: Pixels, panels: Sequence[tuple[str, Sequence[Mask]]]) -> Pixels:
+    """The picture as often as there are panels, each with its words above and its masks outlined."""
     height, width = scaled_size(*picture.shape[:2])
     column = max(width, 150) + GAP
-    canvas = Image.new("RGB", (2 * MARGIN + 3 * column - GAP, TITLE + height + MARGIN), (255, 255, 255))
+    size = 2 * MARGIN + len(panels) * column - GAP, TITLE + height + MARGIN
+    canvas = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(canvas)
-    title = end_of(lettered(name, file_name(name)), 16, 3 * column)
+    title = end_of(lettered(name, file_name(name)), 16, len(panels) * column)
     draw.text((MARGIN, 20), title, font=font(16), fill=(30, 30, 30), anchor="lm")
     small = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)
-    panels: list[tuple[str, Sequence[Mask]]] = [
-        ("picture", ()),
-        (f"truth: {len(truth)}", truth),
-        (f"prediction: {len(found)}", found),
-    ]
     for number, (text, masks) in enumerate(panels):
         left = MARGIN + number * column
         draw.text((left, 46), text, font=font(14), fill=(110, 110, 110), anchor="lm")

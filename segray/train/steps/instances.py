@@ -18,6 +18,7 @@ from segray.evaluate.instance import InstanceScores, Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
 from segray.models.resnetmaskrcnn import load_imagenet
+from segray.models.start import begin_with
 from segray.train.feed.instance_batches import InstanceBatch, InstancePicture
 from segray.train.scoring import encode
 from segray.train.steps.optimizers import OptimizerSettings
@@ -47,6 +48,12 @@ class InstanceTask:
     """Begin with ImageNet's weights in the ResNet."""
     accumulate: int = 1
     """Parts in which each process does its pictures of a global batch."""
+    start: dict[str, Tensor] | None = None
+    """Weights to begin with, see `begin_with`."""
+    frozen: tuple[str, ...] = ()
+    """Layers that stay as they are, by the beginning of their names or as globs."""
+    frozen_epochs: int | None = None
+    """Epochs in which they do; None: all."""
 
 
 class InstanceTraining(Training):
@@ -60,6 +67,8 @@ class InstanceTraining(Training):
         model = build_model(task.card)
         if task.pretrained:
             load_imagenet(model)
+        if task.start is not None:
+            begin_with(model, task.start)
         model.to(device)
         if task.precision != "fp32":  # in fp32 this order made oneDNN's backward pass corrupt the heap
             model.to(memory_format=torch.channels_last)

@@ -20,6 +20,7 @@ from segray.models.batchnorm import statistics_kept
 from segray.models.device import DTYPES
 from segray.models.semantic import recompute_blocks
 from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
+from segray.models.start import begin_with
 from segray.train.feed.examples import Batch
 from segray.train.steps.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
 from segray.train.steps.optimizers import OptimizerSettings
@@ -54,6 +55,12 @@ class Task:
     """Compute blocks again in the backward pass instead of keeping their maps (`recompute_blocks`)."""
     compile: bool = False
     """Train with `torch.compile`; pictures are scored without, as they may have any size."""
+    start: dict[str, Tensor] | None = None
+    """Weights to begin with, see `begin_with`."""
+    frozen: tuple[str, ...] = ()
+    """Layers that stay as they are, by the beginning of their names or as globs."""
+    frozen_epochs: int | None = None
+    """Epochs in which they do; None: all."""
 
 
 class SemanticTraining(Training):
@@ -65,6 +72,8 @@ class SemanticTraining(Training):
     def __init__(self, task: Task, device: torch.device) -> None:
         torch.manual_seed(task.seed)
         model = network_of(task.card, pretrained=task.pretrained).to(device)
+        if task.start is not None:
+            begin_with(model, task.start)
         freeze_unused(model, len(task.card.bands))
         if task.activation_checkpointing:
             recompute_blocks(model)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
+from segray.train.start import frozen_in
 from segray.train.steps.optimizers import OptimizerSettings, build_optimizer
 from segray.train.steps.schedules import Schedule, ScheduleSettings
 
@@ -50,6 +51,14 @@ class Recipe(Protocol):
     def ema(self) -> float:
         """Decay of the averaged weights; 0: none are kept."""
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Layers that stay as they are, by the beginning of their names or as globs."""
+
+    @property
+    def frozen_epochs(self) -> int | None:
+        """Epochs in which they do; None: all."""
+
 
 class Training(ABC):
     """The state of a training, alike in each of its processes; a task says what a step and a score are."""
@@ -61,6 +70,10 @@ class Training(ABC):
     def __init__(self, task: Recipe, model: nn.Module, device: torch.device) -> None:
         """model: on the device."""
         self.task, self.device, self.model = task, device, model
+        self._frozen = frozen_in(model, task.frozen)
+        if task.frozen_epochs is None:
+            for parameter in self._frozen.parameters:
+                parameter.requires_grad_(False)
         self.optimizer = build_optimizer(model, task.optimizer)
         self.average = (
             AveragedModel(model, multi_avg_fn=partial(_averaged, task.ema), use_buffers=True)
@@ -112,8 +125,13 @@ class Training(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self._network.train()
+        is_frozen = self.task.frozen_epochs is None or self.epoch < self.task.frozen_epochs
+        if is_frozen:
+            self._frozen.keep_statistics()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(batch).item()
+        if is_frozen:
+            self._frozen.drop_gradients()  # the optimiser leaves alone what has none
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip).item()
         beyond_range = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE

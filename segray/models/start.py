@@ -1,0 +1,165 @@
+"""What `train --start-from` begins with: the weights of a model, and what is known of it besides."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segray.errors import SettingsError
+from segray.models.catalog import named_model
+from segray.models.semanticfile import FORMAT as SEMANTIC
+from segray.models.semanticfile import load_semantic
+from segray.models.weights import load_weights, name_of, pinned_spec, read_weights, weights_kind
+from segray.storage import StorageSettings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to begin with."""
+
+    name: str
+    """As the user gave it, without credentials."""
+    digest: str
+    """sha256, hex."""
+    arch: str | None
+    """None where the model does not tell, as of a factory's."""
+    arch_settings: dict[str, Any] | None
+    """All of them; None where they are the architecture's own."""
+    labels: tuple[str | None, ...]
+    """What each output stands for, background included: the first is background of an instance model."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    state: dict[str, Tensor]
+    sizes: tuple[int, int] | None = None
+    """Shorter and longer side of an instance model's pictures."""
+
+
+def load_start(spec: str, storage: StorageSettings) -> Start:
+    """The model that `spec` names, of whatever task.
+
+    Raises SettingsError as `load_weights` does, and for a factory's model that has no state dict.
+    """
+    if weights_kind(spec) == "file":
+        spec = pinned_spec(spec, storage)
+        data = read_weights(spec, storage)
+        if (found := _semantic(name_of(spec), data)) is not None:
+            return found
+    model = load_weights(spec, storage)
+    if not isinstance(model.module, nn.Module):
+        raise SettingsError(f"start_from: {model.name} is no torch module: it has no weights to begin with")
+    ids = model.category_ids
+    numbered = dict(enumerate(ids, start=1)) if ids is not None else {each: each for each in model.categories}
+    labels: list[str | None] = [None] * (max(numbered, default=0) + 1)
+    for label, category in numbered.items():
+        labels[label] = model.categories[category]
+    named, card = named_model(model.name), model.card
+    transform = getattr(model.module, "transform", None)
+    mean, std = (tuple(getattr(transform, name, ())) for name in ("image_mean", "image_std"))
+    return Start(
+        model.name,
+        model.digest,
+        card.arch if card else named.arch if named else _torchvision_arch(model.module),
+        card.arch_settings if card else None,
+        tuple(labels),
+        mean,
+        std,
+        {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in _state(model.module)
+        },
+        (card.min_size, card.max_size) if card else None,
+    )
+
+
+def _semantic(name: str, data: bytes) -> Start | None:
+    from segray.models.torchvision_files import read_checkpoint
+
+    if read_checkpoint(name, data).get("format") != SEMANTIC:
+        return None
+    loaded = load_semantic(f"start_from: {name}", data)
+    card, state = loaded.card, dict(loaded.module.state_dict())
+    labels = card.classes if card.outputs > 1 else card.classes[1:]
+    mean, std = card.image_mean, card.image_std
+    return Start(name, loaded.digest, card.arch, card.arch_settings, labels, mean, std, state)
+
+
+def _torchvision_arch(module: Any) -> str | None:
+    """Of a state dict of torchvision's Mask R-CNN."""
+    if not hasattr(module, "roi_heads"):
+        return None
+    version = "" if hasattr(module.roi_heads.box_head, "fc6") else "_v2"
+    return "maskrcnn_resnet50_fpn" + version
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, tensor.detach().cpu()) for name, tensor in module.state_dict().items()]
+
+
+def fitted(
+    start: Start, labels: Sequence[str], build: Callable[[int], nn.Module], outputs: int
+) -> dict[str, Tensor]:
+    """The start's weights for a network of other classes: what the two have in common.
+
+    labels: what each output stands for, likewise. build: the network with so many outputs, of which it has
+    `outputs`. In the layers that give a number for each class (those whose shapes depend on `outputs`) a
+    class that the start knows keeps its own weights, by name; a new one has none, and such a layer is left
+    out where no class is known. Raises SettingsError where other layers differ.
+    """
+    here, wider = (dict(build(number).state_dict()) for number in (outputs, outputs + 1))
+    heads = {name for name, tensor in here.items() if tensor.shape != wider[name].shape}
+    misfits = [
+        f"{name} {tuple(start.state[name].shape)}, not {tuple(tensor.shape)}"
+        if name in start.state
+        else f"no {name}"
+        for name, tensor in here.items()
+        if name not in heads and (name not in start.state or start.state[name].shape != tensor.shape)
+    ]
+    misfits = [each for each in misfits if not each.endswith("num_batches_tracked")]
+    if misfits:
+        told = f"its weights do not fit the architecture: {misfits[0]}"
+        more = f" and {len(misfits) - 1} more" * (len(misfits) > 1)
+        raise SettingsError(f"start_from: {start.name}: {told}{more}")
+    rows = _rows_in_common(start.labels, labels)
+    kept = {name: start.state[name] for name in here if name in start.state and name not in heads}
+    for name in sorted(heads):
+        part = _head(start.state.get(name), here[name], rows, len(start.labels), outputs)
+        if part is not None:
+            kept[name] = part
+    return kept
+
+
+def _rows_in_common(theirs: Sequence[str | None], ours: Sequence[str]) -> dict[int, int]:
+    """Output here -> output of the start."""
+    places = {name: place for place, name in enumerate(theirs) if name is not None}
+    found = {place: places[name] for place, name in enumerate(ours) if name in places}
+    is_background = len(theirs) > 0 and theirs[0] is None
+    return {0: 0, **found} if is_background else found
+
+
+def _head(
+    theirs: Tensor | None, ours: Tensor, rows: Mapping[int, int], number: int, outputs: int
+) -> Tensor | None:
+    """A head's tensor with NaN where this network's own beginning stays; None where all of it does."""
+    if theirs is None or not rows or theirs.shape[1:] != ours.shape[1:] or theirs.shape[0] % number:
+        return None
+    each = ours.shape[0] // outputs
+    if theirs.shape[0] // number != each:
+        return None
+    made = torch.full(ours.shape, float("nan"), device="cpu")
+    for here, there in rows.items():
+        made[here * each : (here + 1) * each] = theirs[there * each : (there + 1) * each]
+    return made
+
+
+def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put what `fitted` gave into a network, in place; where there is NaN its own beginning stays."""
+    own = network.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                tensor = tensor.to(own[name].device)
+                own[name].copy_(torch.where(torch.isnan(tensor), own[name], tensor))
+            else:
+                own[name].copy_(tensor)

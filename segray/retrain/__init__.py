@@ -1,0 +1,1 @@
+"""Corrected labels in, a better model out, or a refusal with reasons."""

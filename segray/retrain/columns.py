@@ -1,0 +1,73 @@
+"""A column of the data beside pictures and labels: what the groups of the gate are named by."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import SettingsError
+from segray.evaluate.files import files_below, read_file
+from segray.sources.reader import open_source
+from segray.storage import StorageSettings, canonical_uri
+from segray.train.feed.coco_listing import FOLDER_FILE, FOLDER_IMAGES
+from segray.train.feed.label_listing import holds_labels
+
+
+def values_by_image(data: str, column: str, root: str | None, storage: StorageSettings) -> dict[str, str]:
+    """Canonical address of a picture -> what the column says of it; pictures without a value are left out.
+
+    Raises SettingsError for data without such a column, and for a folder of pictures, which has none.
+    """
+    lower, folder = data.lower(), data.rstrip("/").rpartition("/")[0]
+    if lower.endswith(".json"):
+        rows, base = _coco(read_file(data, storage, "data"), column), root or folder
+    elif lower.endswith((".csv", ".tsv")):
+        rows, base = _text(read_file(data, storage, "data"), column, lower), root or folder
+    elif lower.endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(read_file(data, storage, "data")))
+        rows, base = _table(table, "images", column, canonical_uri(data)), root or folder
+    elif holds_labels(data, storage):
+        rows, base = _ledger(data, column, storage), data.rstrip("/")
+    else:
+        content = read_file(f"{data.rstrip('/')}/{FOLDER_FILE}", storage, "data")
+        rows, base = _coco(content, column), root or f"{data.rstrip('/')}/{FOLDER_IMAGES}"
+    found = {_canonical(name, base): value for name, value in rows if value}
+    if not found:
+        raise SettingsError(f"group_by: {canonical_uri(data)} has no {column}")
+    return found
+
+
+def _canonical(name: str, base: str) -> str:
+    return canonical_uri(name if "://" in name or name.startswith("/") else f"{base}/{name}")
+
+
+def _coco(content: bytes, column: str) -> Iterator[tuple[str, str]]:
+    for image in json.loads(content).get("images", []):
+        value = image.get(column)
+        yield str(image.get("file_name")), "" if value is None else str(value)
+
+
+def _text(content: bytes, column: str, name: str) -> Iterator[tuple[str, str]]:
+    delimiter = "\t" if name.endswith(".tsv") else ","
+    for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig")), delimiter=delimiter):
+        yield str(row.get("images")), (row.get(column) or "").strip()
+
+
+def _ledger(data: str, column: str, storage: StorageSettings) -> Iterator[tuple[str, str]]:
+    for file in files_below(f"{data.rstrip('/')}/images", (".parquet",), storage):
+        with open_source(file, storage) as stream:
+            yield from _table(pq.read_table(stream), "uri", column, file.uri)
+
+
+def _table(table: pa.Table, key: str, column: str, where: str) -> Iterator[tuple[str, str]]:
+    if column not in table.column_names:
+        raise SettingsError(
+            f"group_by: {where} has no column {column}; it has {', '.join(table.column_names)}"
+        )
+    values: list[Any] = table[column].to_pylist()
+    for name, value in zip(table[key].to_pylist(), values, strict=True):
+        yield str(name), "" if value is None else str(value)

@@ -1,0 +1,182 @@
+"""The data of a round: listed as `segray train` lists them, surveyed once, frozen so that it reads them back.
+
+rounds/NNNN/labels.json      of an instance model: COCO, with the pictures' splits and labels as they were
+rounds/NNNN/labels.parquet   of a semantic model: addresses of pictures and label maps, and splits
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segray.bulk.output import Output
+from segray.cluster import RayStart
+from segray.errors import SettingsError
+from segray.retrain.labels import LEFT_OUT
+from segray.retrain.settings import RetrainSettings, without_environment
+from segray.sources.pairs import Pair, Pairs
+from segray.storage import split_protocol
+from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
+from segray.train.feed.data import dealt
+from segray.train.feed.label_listing import holds_labels
+from segray.train.feed.splits import Deal
+from segray.train.feed.survey import Survey
+from segray.train.instance_job import InstanceDesign
+from segray.train.job import design_of, list_data, survey_pairs, with_start
+from segray.train.semantic_job import Design
+from segray.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from segray.models.start import Start
+
+
+def train_settings(
+    settings: RetrainSettings, data: str, output: str, start_from: str | None = None
+) -> TrainSettings:
+    """Of the challenger's training."""
+    own = {
+        **{"data": data, "output": output, "storage": settings.storage, "ray": settings.ray},
+        **{"device": settings.device, "val_share": settings.val_share, "split_seed": settings.split_seed},
+        **{"group_look_alikes": settings.group_look_alikes, "max_rejects": settings.max_rejects},
+    }
+    started = {} if start_from is None else {"start_from": start_from}
+    made: TrainSettings = without_environment(TrainSettings, {**settings.train, **own, **started})
+    return made
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What there is, no picture opened."""
+
+    settings: TrainSettings
+    """With what the model decides that training starts from."""
+    found: Pairs | CocoListing
+    start: "Start | None"
+
+    @property
+    def pairs(self) -> Pairs:
+        """Pictures and labels, and what was rejected."""
+        return self.found.listed if isinstance(self.found, CocoListing) else self.found
+
+    @cached_property
+    def design(self) -> Design | InstanceDesign:
+        """What is trained. Raises SettingsError where settings and labels do not fit each other."""
+        return design_of(self.settings, self.found, self.start)
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether instance labels were listed."""
+        return isinstance(self.found, CocoListing)
+
+
+def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
+    """List the labels. Raises SettingsError."""
+    given = train_settings(settings, settings.data, settings.output, start_from)
+    known, start = with_start(given)
+    return listed_as(settings, known, start)
+
+
+def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
+    """Likewise, of a training whose architecture is known."""
+    more = {"root": settings.root, "min_score": settings.min_score}
+    if not known.is_instance and holds_labels(settings.data, settings.storage):
+        raise SettingsError(
+            f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
+        )
+    known = known.model_copy(update=more)
+    return Listed(known, list_data(known), start)
+
+
+def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
+    """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
+    settings, pairs = labels.settings, labels.pairs
+    survey = Survey(pairs.pairs, labels.design.rules, settings.max_pixels, store, begun=False)
+    if survey.missing:
+        reading = labels.design.reading(settings)
+        survey_pairs(survey, pairs.pairs, reading, ray.cluster().cpus, settings)
+    rows = survey.rows()
+    good = pc.is_null(rows["error_type"]).to_pylist()
+    told = [f"{one.uri}: {one.error}" for one in pairs.rejected]
+    told += [
+        f"{pair.image.uri}: {error}"
+        for pair, error, is_good in zip(pairs.pairs, rows["error"].to_pylist(), good, strict=True)
+        if not is_good
+    ]
+    return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), told
+
+
+def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: Output, folder: str) -> str:
+    """Write what is trained and scored; returns its name in `folder`.
+
+    folder: of the round, relative to the store.
+    """
+    used = [split != LEFT_OUT for split in splits]
+    kept, kept_splits = list(compress(pairs, used)), list(compress(splits, used))
+    if isinstance(labels.found, CocoListing):
+        name, data = "labels.json", _coco(labels.found, kept, kept_splits)
+    else:
+        name, data = "labels.parquet", _manifest(kept, kept_splits)
+    store.write(f"{folder}/{name}", data)
+    return name
+
+
+def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
+    """Put what is known of the pictures into the training's output: it would read all of them again.
+
+    Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
+    """
+    store = Output(settings.output, settings.storage)
+    found = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
+    frozen = found.listed if isinstance(found, CocoListing) else found
+    survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
+    place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
+    missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]
+    if missing:
+        order = [place_of[frozen.pairs[place].image.uri] for place in missing]
+        survey.add(rows.take(pa.array(order)).append_column("place", pa.array(missing, pa.int64())))
+        survey.save()
+    shares = settings.split_seed, settings.val_share, settings.test_share
+    dealt(frozen, survey.rows(), Deal.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
+
+
+def _address(pair: Pair) -> str:
+    """What opens the picture again; addresses in buckets come without signatures."""
+    return pair.image.address if split_protocol(pair.image.uri)[0] == "file" else pair.image.uri
+
+
+def _coco(found: CocoListing, pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
+    images, annotations = [], []
+    for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
+        assert isinstance(pair, AnnotatedPair)
+        content = json.loads(pair.annotations)
+        height, width = content["size"]
+        image: dict[str, Any] = {"id": number, "file_name": _address(pair), "height": height, "width": width}
+        images.append(image | {"split": split, "group": pair.group})
+        annotations += [{**each, "image_id": number} for each in content["annotations"]]
+    categories = [{"id": number, "name": name} for number, name in sorted(found.categories.items())]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
+
+
+def _manifest(pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
+    label = [
+        pair.label.address if split_protocol(pair.label.uri)[0] == "file" else pair.label.uri
+        for pair in pairs
+    ]
+    table = pa.table(
+        {
+            "images": pa.array([_address(pair) for pair in pairs], pa.string()),
+            "masks": pa.array(label, pa.string()),
+            "split": pa.array(list(splits), pa.string()),
+            "group": pa.array([pair.group for pair in pairs], pa.string()),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()

@@ -1,0 +1,401 @@
+"""`segray retrain`, step by step: look, freeze, train, score, decide, register, tell. Each is gone on with.
+
+A round that is begun ends, whatever killed it: every step leaves its result in the round's folder and is not
+done again. What a later step reads is frozen when the round begins: labels, holdout, the model to start from.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import pyarrow.compute as pc
+
+from segray.bulk.lock import Lock
+from segray.bulk.output import Output
+from segray.cluster import RayStart, set_environment
+from segray.errors import (
+    ExitCode,
+    HeldError,
+    JobFailedError,
+    NothingToDoError,
+    SegrayError,
+    SettingsError,
+)
+from segray.evaluate.report import without_nan
+from segray.interrupts import INTERRUPTS
+from segray.log import LOG, answer, say
+from segray.machines import outcome_of
+from segray.quiet import noise_to_file
+from segray.registry.registry import Registry
+from segray.retrain import data as data_of
+from segray.retrain.begin import (
+    Job,
+    RejectsError,
+    begin,
+    check_rejects,
+    quick_news,
+    snapshot_before,
+    start_of,
+)
+from segray.retrain.columns import values_by_image
+from segray.retrain.gate import Gate
+from segray.retrain.holdout import Holdout
+from segray.retrain.labels import TEST, from_bytes
+from segray.retrain.notify import notify
+from segray.retrain.promotion import ChampionChangedError, keep, promote
+from segray.retrain.report import report_page
+from segray.retrain.rounds import (
+    DECISION,
+    GROUPS,
+    HOLDOUT,
+    ITEMS,
+    PLAN,
+    REPORT,
+    ROUND,
+    RUN,
+    SNAPSHOT,
+    Round,
+    check_plan,
+    now_utc,
+    rounds,
+)
+from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
+from segray.retrain.settings import RetrainSettings
+from segray.storage import canonical_uri, shown
+from segray.train.identity import METRICS, MODEL
+
+T = TypeVar("T")
+
+
+def retrain(settings: RetrainSettings) -> ExitCode:
+    """One round: a new champion (0), a refusal (5), or nothing to do (4). Every end is told to `notify`.
+
+    Raises SettingsError for what can be known before work begins, NothingToDoError, JobFailedError.
+    """
+    started = time.time()
+    about = {"verb": "retrain", "model": settings.model, "registry": shown(settings.registry)}
+    try:
+        record = _retrain(settings)
+    except KeyboardInterrupt:
+        raise
+    except SegrayError as error:
+        outcome = _OUTCOMES.get(error.exit_code, "failed")
+        end = {"outcome": outcome, "reasons": error.lines, "exit_code": int(error.exit_code)}
+        if not settings.dry_run:
+            notify(settings.notify, {**about, **end})
+        raise
+    if record is None:
+        return ExitCode.DONE
+    code = ExitCode.DONE if record["promoted"] else ExitCode.REFUSED
+    told = {"outcome": "promoted" if record["promoted"] else "refused", "exit_code": int(code)}
+    notify(settings.notify, {**about, **told, **record, "seconds": round(time.time() - started, 1)})
+    LOG.outcome = {**told, "version": record["version"]} | outcome_of(record)
+    return code
+
+
+_OUTCOMES = {
+    ExitCode.NOTHING_TO_DO: "nothing to do",
+    ExitCode.USAGE: "bad settings",
+    ExitCode.REJECTED: "rejects",
+}
+
+
+def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
+    """The record of a round that is over; None for a dry run."""
+    set_environment()
+    with (
+        noise_to_file() as log,
+        INTERRUPTS,
+        RayStart(settings.ray, log, _load_ray, settings.metrics_port) as ray,
+    ):
+        job, lock = _prepare(settings, ray)
+        if settings.dry_run:
+            _tell_plan(job)
+            return None
+        try:
+            with lock:
+                job.store.write_json(PLAN, check_plan(job.store, settings))
+                return _round(job)
+        except HeldError as error:
+            raise NothingToDoError(*error.lines) from error
+
+
+def _load_ray() -> None:
+    from segray.bulk import pipeline  # noqa: F401
+
+
+def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output]]:
+    """Look at output and registry: all problems at once."""
+    problems: list[str] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except HeldError:
+            raise
+        except SettingsError as error:
+            problems.extend(error.lines)
+            return None
+
+    store = Output(settings.output, settings.storage)
+    registry = Registry(settings.registry, settings.storage)
+    lock = Lock(store)
+    try:
+        attempt(store.check_usable)
+        attempt(lambda: check_plan(store, settings))
+        attempt(lambda: lock.refuse_second_run(watches=False))
+    except HeldError as error:
+        raise NothingToDoError(*error.lines) from error
+    attempt(registry.check_usable)
+    attempt(ray.check)
+    if settings.group_by is not None:
+        attempt(
+            lambda: values_by_image(settings.data, settings.group_by or "", settings.root, settings.storage)
+        )
+    elif settings.gate.floors or settings.gate.group_drop is not None:
+        problems.append("gate.floors, gate.group_drop: say with group_by what the groups are")
+    if problems:
+        raise SettingsError(*problems)
+    gate = Gate(**settings.gate.model_dump())
+    return Job(settings, store, registry, ray, gate), lock
+
+
+def _tell_plan(job: Job) -> None:
+    """What a dry run says."""
+    open_rounds = [each for each in rounds(job.store, job.settings.output) if not each.is_over]
+    champion, before = job.champion(), snapshot_before(job)
+    found, listed = quick_news(job, champion, before)
+    does = (
+        f"round {open_rounds[-1].number} would be gone on with" if open_rounds else _would(job, found.number)
+    )
+    answer(
+        [
+            f"labels: {listed:,} pictures, {found.told()} since the last round",
+            f"champion: {champion or 'none yet'}; start: {start_of(job, champion) or 'scratch'}",
+            does,
+            "dry run: nothing was written",
+        ]
+    )
+
+
+def _would(job: Job, number: int) -> str:
+    enough = number >= job.settings.min_new
+    return "a round would begin" if enough else f"nothing would be done: {job.settings.min_new} are asked for"
+
+
+# --- a round -----------------------------------------------------------------------------------------
+
+
+def _round(job: Job) -> dict[str, Any]:
+    """Begin a round or go on with the last one, to its end."""
+    there = rounds(job.store, job.settings.output)
+    last = there[-1] if there else None
+    if last is not None and not last.is_over and last.is_begun:
+        say(f"going on with round {last.number}")
+        now = last
+    else:
+        is_over = last is not None and last.is_over
+        number = 1 if last is None else last.number + is_over
+        now = Round(job.store, number, job.settings.output)
+        begin(job, now)
+    frozen = now.read_json(ROUND)
+    job.ray.begin()
+    run = _train(job, now, frozen)
+    decision = _decide(job, now, frozen, run)
+    version = _register(job, now, frozen, decision, run)
+    record = _end(job, now, frozen, decision, version)
+    _label(job, record)
+    return record
+
+
+# --- train, score, decide ----------------------------------------------------------------------------
+
+
+def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
+    """The challenger; returns the training's record."""
+    from segray.train.job import trained
+
+    done: dict[str, Any] | None = now.read_json(f"train/{RUN}")
+    if done is not None and now.read(f"train/{MODEL}") is not None:
+        return done
+    settings = data_of.train_settings(
+        job.settings, now.address(frozen["labels"]), now.address("train"), frozen["start_from"]
+    )
+    code, record = trained(settings)
+    if code != ExitCode.DONE:
+        raise RejectsError("pictures that could be read when the round began cannot now; run again")
+    return record
+
+
+def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Score both models on the holdout and compare them, once."""
+    done: dict[str, Any] | None = now.read_json(DECISION)
+    holdout = Holdout.read(job.store.read(HOLDOUT))
+    if done is not None:
+        _count_look(job, now, holdout, done)
+        return done
+    champion = job.champion()
+    challenger = _scored(job, now, frozen, now.address(f"train/{MODEL}"), "challenger")
+    other = None if champion is None else _scored(job, now, frozen, job.address(champion), champion)
+    for one in filter(None, (challenger, other)):
+        check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
+    both = in_common([challenger] if other is None else [challenger, other])
+    challenger, other = both[0], both[1] if len(both) > 1 else None
+    groups = now.read_json(GROUPS) or {}
+    found = job.gate.decide(
+        challenger.matches,
+        None if other is None else other.matches,
+        holdout=frozen["holdout"]["name"],
+        look=holdout.looks + 1,
+        groups={
+            key: groups[canonical]
+            for key, name in challenger.names.items()
+            if (canonical := canonical_uri(name)) in groups
+        },
+    )
+    decision = {
+        **found.to_json(),
+        "champion_version": champion,
+        "decided_at": now_utc(),
+        "figures": {"challenger": challenger.figures, "champion": other.figures if other else None},
+        "lines": found.lines(),
+    }
+    page = _page(job, now, frozen, decision, challenger, other)
+    now.write(REPORT, page.encode())
+    now.write_json(DECISION, without_nan(decision))
+    _count_look(job, now, holdout, decision)
+    stored: dict[str, Any] = now.read_json(DECISION)
+    return stored
+
+
+def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
+    """The holdout's pictures were looked at; once for each comparison, however often this is done."""
+    if decision["champion_version"] is None:
+        return
+    snapshot = from_bytes(now.read(SNAPSHOT))
+    assert snapshot is not None
+    tested = snapshot.filter(pc.equal(snapshot["split"], TEST))
+    job.store.write(HOLDOUT, holdout.looked_at(set(tested["digest"].to_pylist()), decision["look"]).data())
+
+
+def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: str) -> Scored:
+    labels = now.address(frozen["labels"])
+    if frozen["task"] == "instance":
+        return score_instances(
+            job.settings, weights, labels, now.address(ITEMS), now.address(f"scored/{name}")
+        )
+    from segray.train.job import design_of, list_data
+
+    settings = data_of.train_settings(job.settings, labels, now.address("train"))
+    design: Any = design_of(settings, list_data(settings))
+    return score_semantic(job.settings, weights, labels, design.rules, design.names)
+
+
+def _page(
+    job: Job,
+    now: Round,
+    frozen: dict[str, Any],
+    decision: dict[str, Any],
+    challenger: Scored,
+    other: Scored | None,
+) -> str:
+    from segray.retrain.pictures import differing_pictures
+    from segray.versions import versions
+
+    settings = job.settings
+    pictures = differing_pictures(
+        challenger, other, settings.pictures, settings.train.get("max_pixels", 100_000_000), settings.storage
+    )
+    history = [json.loads(line) for line in (now.read(f"train/{METRICS}") or b"").splitlines()]
+    record = {
+        "model": settings.model,
+        "version": f"round {now.number}",
+        "time": decision["decided_at"],
+        "decision": decision,
+        "data": frozen["data"],
+        "history": history,
+        "versions": {name: str(value) for name, value in versions().items()},
+        "links": {"round": shown(now.address()), "registry": shown(settings.registry)},
+    }
+    return report_page(record, pictures)
+
+
+# --- the end -----------------------------------------------------------------------------------------
+
+
+def _register(
+    job: Job, now: Round, frozen: dict[str, Any], decision: dict[str, Any], run: dict[str, Any]
+) -> str:
+    """Keep the challenger as a version, and make it the champion where the decision says so."""
+    model = now.read(f"train/{MODEL}")
+    if model is None:
+        raise JobFailedError(f"{now.address(f'train/{MODEL}')} is gone; run again")
+    try:
+        version = keep(job.registry, job.settings, now, model, frozen, decision, run)
+        promote(job.registry, job.settings, now, version, decision)
+    except ChampionChangedError as error:
+        now.store.delete(f"{now.folder}/{DECISION}")
+        raise JobFailedError(
+            f"{error}; the challenger was not compared with it: run again to do so"
+        ) from error
+    return version
+
+
+def _end(
+    job: Job, now: Round, frozen: dict[str, Any], decision: dict[str, Any], version: str
+) -> dict[str, Any]:
+    settings = job.settings
+    record = {
+        "verb": "retrain",
+        "round": now.number,
+        "model": settings.model,
+        "version": version,
+        "promoted": decision["promoted"],
+        "reasons": decision["reasons"],
+        "champion_before": decision["champion_version"],
+        "holdout": frozen["holdout"],
+        "data": frozen["data"],
+        "report": shown(now.address(REPORT)),
+        "settings": _settings(settings),
+        "finished_at": now_utc(),
+        **job.ray.machines.record(),
+    }
+    now.write_json(RUN, record)
+    job.store.write_json(RUN, record)
+    what = "promoted" if decision["promoted"] else "refused"
+    LOG.conclude(
+        [
+            f"{what}: {settings.model}@{version} in round {now.number}",
+            *(f"  {line}" for line in decision["lines"][1:]),
+            f"report: {record['report']}",
+        ]
+    )
+    return record
+
+
+def _settings(settings: RetrainSettings) -> Any:
+    import yaml
+
+    from segray.settings import printable
+
+    return yaml.safe_load(printable(settings))
+
+
+def _label(job: Job, record: dict[str, Any]) -> None:
+    """Annotate with a new champion, where that is asked for; its trouble is its own."""
+    if not job.settings.label or not record["promoted"]:
+        return
+    from segray.annotate.verb import Annotate
+    from segray.bulk.job import done
+    from segray.retrain.settings import without_environment
+    from segray.settings import AnnotateSettings
+
+    settings = job.settings
+    own = {"storage": settings.storage, "ray": settings.ray, "device": settings.device}
+    given = {**settings.label, **own, "weights": job.address(record["version"])}
+    with suppress(NothingToDoError):
+        code, _ = done(Annotate(without_environment(AnnotateSettings, given)))
+        if code != ExitCode.DONE:
+            say(f"label: annotate ended with exit code {int(code)}", "warning")

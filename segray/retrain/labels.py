@@ -1,0 +1,106 @@
+"""The labels of a round: what is known of each picture, and what is new since the round before."""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.sources.pairs import Pair
+
+SNAPSHOT = pa.schema(
+    [
+        ("address", pa.string()),  # canonical URL of the picture
+        ("etag", pa.string()),  # or size and mtime
+        ("label_address", pa.string()),
+        ("label_etag", pa.string()),
+        ("digest", pa.string()),  # sha256 of the picture's file, hex
+        ("label_digest", pa.string()),  # sha256 of its labels, hex
+        ("split", pa.string()),  # train, val, test; or left_out: a look-alike of a held-out picture
+        ("group", pa.string()),  # of pictures that stay together
+        ("likeness", pa.uint64()),  # perceptual hash
+    ]
+)
+"""What a model was trained on and scored with, frozen; sorted by address."""
+TEST, LEFT_OUT = "test", "left_out"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the labels have that an earlier snapshot had not."""
+
+    new: int
+    changed: int
+    removed: int
+
+    @property
+    def number(self) -> int:
+        """What counts for `min_new`."""
+        return self.new + self.changed
+
+    def told(self) -> str:
+        """For a person."""
+        return f"{self.new:,} new, {self.changed:,} changed, {self.removed:,} removed"
+
+
+def unread_news(pairs: Sequence[Pair], before: pa.Table | None) -> News:
+    """The most that can be new, by addresses and versions alone: no picture is opened."""
+    columns = ("address", "etag", "label_etag")
+    known = _by_address(before, columns)
+    listed = {pair.image.uri: (pair.image.version, pair.label.version) for pair in pairs}
+    return _compared(listed, known)
+
+
+def news(snapshot: pa.Table, before: pa.Table | None) -> News:
+    """By contents. A picture that was left out or rejected counts as any other."""
+    columns = ("address", "digest", "label_digest")
+    return _compared(_by_address(snapshot, columns), _by_address(before, columns))
+
+
+def _by_address(table: pa.Table | None, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    if table is None:
+        return {}
+    address, *others = (table[name].to_pylist() for name in columns)
+    return dict(zip(address, zip(*others, strict=True), strict=True))
+
+
+def _compared(now: Mapping[str, tuple[Any, ...]], before: Mapping[str, tuple[Any, ...]]) -> News:
+    shared = now.keys() & before.keys()
+    changed = sum("" in now[address] or now[address] != before[address] for address in shared)
+    return News(len(now.keys() - before.keys()), changed, len(before.keys() - now.keys()))
+
+
+def snapshot_of(pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str]) -> pa.Table:
+    """SNAPSHOT of pairs that could be read; rows: their FIGURES."""
+    columns = {
+        "address": [pair.image.uri for pair in pairs],
+        "etag": [pair.image.version for pair in pairs],
+        "label_address": [pair.label.uri for pair in pairs],
+        "label_etag": [pair.label.version for pair in pairs],
+        "split": list(splits),
+        "group": [pair.group for pair in pairs],
+        **{name: rows[name].to_pylist() for name in ("digest", "label_digest", "likeness")},
+    }
+    return pa.table({field.name: columns[field.name] for field in SNAPSHOT}, schema=SNAPSHOT).sort_by(
+        "address"
+    )
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """Parquet, the same bytes for the same rows."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def from_bytes(data: bytes | None) -> pa.Table | None:
+    """A snapshot that was written; None where there is none."""
+    return None if data is None else pq.read_table(io.BytesIO(data)).cast(SNAPSHOT)
+
+
+def name_of(snapshot: bytes) -> str:
+    """The first 12 hex digits of its sha256."""
+    return hashlib.sha256(snapshot).hexdigest()[:12]

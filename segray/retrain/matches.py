@@ -1,0 +1,291 @@
+"""What one model got right on each image of a holdout, so that its score can be computed for any resample.
+
+AP is not a mean over images: detections of all images are ranked together. So each bootstrap draw ranks the
+matches again; overlapping masks, the slow part, happens once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.evaluate.instance import DETECTIONS_PER_IMAGE, InstanceScores, Kind
+from segray.evaluate.semantic import SemanticScores
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+RECALLS: Floats = np.linspace(0.0, 1.00, 101)
+"""COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
+_CHUNK = 1 << 16
+"""Draws x detections that are ranked at a time; a few such arrays of float64 stay in the cache."""
+
+
+class Matches(Protocol):
+    """One model on one holdout."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images, in the order of the weights."""
+
+    @property
+    def metric(self) -> str:
+        """What the score is called: `AP` or `mIoU`."""
+
+    def figure(self, weights: Ints) -> Floats:
+        """Return the score, float64 (draws,), of integer weights (draws, images); NaN without truth.
+
+        An image of weight 2 counts as if it were twice in the holdout, one of weight 0 as if it were not.
+        """
+
+    def differing(self, other: Self) -> Bools:
+        """Return, for each image, whether the two models answer differently there, bool (images,)."""
+
+
+@dataclass(frozen=True)
+class InstanceMatches:
+    """Matched detections, ordered by category, then as pycocotools ranks them: score, image, detection."""
+
+    images: tuple[str, ...]
+    categories: Ints
+    """(categories,) their ids, ascending."""
+    category: Ints
+    """(detections,) index in `categories`."""
+    image: Ints
+    """(detections,) index in `images`."""
+    score: Floats
+    """(detections,) in 0..1, descending within a category."""
+    matched: Bools
+    """(10, detections): at IoU 0.50:0.05:0.95, has a true instance of its own, or a crowd."""
+    ignored: Bools
+    """(10, detections): matched a crowd, so it is neither true nor false."""
+    truth: Ints
+    """(categories, images) true instances that count; crowds do not."""
+    metric: str = "AP"
+
+    @classmethod
+    def of(
+        cls,
+        scores: InstanceScores,
+        detections_per_image: int = DETECTIONS_PER_IMAGE,
+        kind: Kind = "segm",
+    ) -> "InstanceMatches":
+        """Match truth and predictions of each image by COCOeval.evaluate, all sizes of instances together."""
+        names = tuple(sorted(scores.images))
+        categories = scores.categories()
+        most = [detections_per_image]
+        found = scores.evaluated(kind, most, ["all"]).evalImgs if categories else []
+        truth = np.zeros((len(categories), len(names)), np.int64)
+        columns: list[tuple[Ints, Ints, Floats, Bools, Bools]] = []
+        for number, each in enumerate(found):
+            if each is None:  # neither truth nor prediction
+                continue
+            row, place = divmod(number, len(names))
+            truth[row, place] = np.count_nonzero(each["gtIgnore"] == 0)
+            detections = len(each["dtScores"])
+            columns.append(
+                (
+                    np.full(detections, row),
+                    np.full(detections, place),
+                    np.array(each["dtScores"], np.float64),
+                    each["dtMatches"] > 0,
+                    each["dtIgnore"].astype(bool),
+                )
+            )
+        columns.append(_no_detections())
+        category, image, score, matched, ignored = (
+            np.concatenate(parts, -1) for parts in zip(*columns, strict=True)
+        )
+        rank = np.lexsort((image, -score, category))  # stable, as pycocotools' mergesort
+        return cls(
+            names,
+            np.array(categories, np.int64),
+            category[rank],
+            image[rank],
+            score[rank],
+            matched[:, rank],
+            ignored[:, rank],
+            truth,
+        )
+
+    def figure(self, weights: Ints) -> Floats:
+        """Return COCO's AP of each draw: the mean over IoUs, recall points and categories with truth.
+
+        Equal to pycocotools on a data set in which each image stands as often as its weight says, its copies
+        side by side. (Between two detections of one image with one score and category, pycocotools ranks the
+        second before the copy of the first; here copies of a detection come together.)
+
+        Raises ValueError for weights of another shape.
+        """
+        checked(weights, self.images)
+        total, categories = np.zeros(len(weights)), np.zeros(len(weights))
+        for category in self._categories:
+            truth = weights @ category.truth
+            step = max(1, _CHUNK // (len(category.image) + len(RECALLS)))
+            for start in range(0, len(weights), step):
+                rows = slice(start, start + step)
+                known = truth[rows] > 0
+                total[rows][known] += category.average_precision(weights[rows][known], truth[rows][known])
+                categories[rows][known] += 1
+        ap = np.full(len(weights), np.nan)
+        np.divide(total, categories, out=ap, where=categories > 0)
+        return ap
+
+    def differing(self, other: "InstanceMatches") -> Bools:
+        """Return where a score, a match or the number of detections differs, bool (images,)."""
+        mine, theirs = self._of_images(), other._of_images()
+        return np.array([one != another for one, another in zip(mine, theirs, strict=True)], bool)
+
+    def _of_images(self) -> list[bytes]:
+        """All that is known of the detections of each image, to compare."""
+        order = np.argsort(self.image, kind="stable")
+        rows = np.column_stack(
+            (
+                self.categories[self.category[order]],
+                self.score[order],
+                self.matched[:, order].T,
+                self.ignored[:, order].T,
+            )
+        )
+        ends = np.searchsorted(self.image[order], np.arange(1, len(self.images)))
+        return [part.tobytes() for part in np.split(rows, ends)] if self.images else []
+
+    @cached_property
+    def _categories(self) -> "list[_Category]":
+        ends = np.searchsorted(self.category, np.arange(len(self.truth) + 1))
+        return [
+            _Category(self.image[start:end], self.matched[:, start:end], self.ignored[:, start:end], truth)
+            for truth, start, end in zip(self.truth, ends, ends[1:], strict=False)
+        ]
+
+
+def average_precision(matches: InstanceMatches, weights: Sequence[int] | Ints | None = None) -> float:
+    """Return COCO's AP with one integer weight an image, all 1 unless given; NaN without truth."""
+    row = np.ones(len(matches.images), np.int64) if weights is None else np.asarray(weights, np.int64)
+    return float(matches.figure(row[None])[0])
+
+
+class _Category:
+    """The ranked detections of one category."""
+
+    def __init__(self, image: Ints, matched: Bools, ignored: Bools, truth: Ints) -> None:
+        self.image, self.truth = image, truth
+        self._thresholds = [
+            (np.flatnonzero(hit & ~passed), ~passed if passed.any() else None)
+            for hit, passed in zip(matched, ignored, strict=True)
+        ]
+        """For each IoU: ranks of the true positives, and which detections count, where not all do."""
+
+    def average_precision(self, weights: Ints, truth: Ints) -> Floats:
+        """Return the mean precision over IoUs and recall points, (draws,); `truth` (draws,) is above 0."""
+        if not len(weights) or not len(self.image):
+            return np.zeros(len(weights))
+        needed = _needed(truth)
+        drawn = weights[:, self.image].astype(np.float64)  # (draws, detections), all counts below 2**53
+        ranks = drawn.cumsum(axis=1)
+        total = np.zeros(len(weights))
+        for hits, counted in self._thresholds:
+            if len(hits):
+                detections = ranks if counted is None else (drawn * counted).cumsum(axis=1)
+                total += _precision_sums(drawn[:, hits], detections[:, hits], needed)
+        return total / (len(self._thresholds) * len(RECALLS))
+
+
+def _precision_sums(hits: Floats, detections: Floats, needed: Floats) -> Floats:
+    """Sum of the interpolated precision over the recall points, (draws,).
+
+    `hits` (draws, true positives): the weight of each, by rank; `detections`, likewise: the weight of all up
+    to there; `needed` (draws, 101): how many hits each recall point asks for, ascending.
+
+    Precision is highest, and a recall point is reached, at a true positive; other ranks are left out. The
+    interpolated precision at a recall is the highest from there on (Everingham et al., "The PASCAL VOC
+    Challenge", 2010): the highest between neighbouring points first, then from the right.
+    """
+    draws, columns = hits.shape
+    found = np.empty((draws, columns + 1))  # the last column stands for 'never reached'
+    precision = np.zeros((draws, columns + 1))
+    np.cumsum(hits, axis=1, out=found[:, :-1])
+    np.divide(found[:, :-1], detections + np.spacing(1), out=precision[:, :-1])
+    apart = needed[:, -1].max() + 2
+    found[:, -1] = apart - 1
+    row = np.arange(draws)[:, None] * apart  # makes one ascending list of all draws
+    found += row
+    reached = np.searchsorted(found.ravel(), (needed + row).ravel())
+    between = np.maximum.reduceat(precision.ravel(), reached).reshape(needed.shape)
+    return np.asarray(np.maximum.accumulate(between[:, ::-1], axis=1).sum(axis=1))
+
+
+def _needed(truth: Ints) -> Floats:
+    """Fewest hits whose recall, hits / truth in float64, is at least each recall point, (draws, 101)."""
+    whole = truth[:, None].astype(np.float64)
+    hits = np.ceil(RECALLS * whole)
+    hits -= (hits - 1) / whole >= RECALLS
+    hits += hits / whole < RECALLS
+    return np.maximum(hits, 0)
+
+
+def _no_detections() -> tuple[Ints, Ints, Floats, Bools, Bools]:
+    none, never = np.zeros(0, np.int64), np.zeros((10, 0), bool)
+    return none, none, np.zeros(0), never, never
+
+
+@dataclass(frozen=True)
+class ConfusionMatrices:
+    """Pixels of each image and class: of truth, of prediction, of both; mIoU needs no more."""
+
+    images: tuple[str, ...]
+    hits: Ints
+    """(images, classes) pixels that are of the class and predicted as such."""
+    true: Ints
+    """(images, classes)"""
+    found: Ints
+    """(images, classes)"""
+    metric: str = "mIoU"
+
+    @classmethod
+    def of(cls, scores: Mapping[str, SemanticScores]) -> "ConfusionMatrices":
+        """Take one confusion matrix an image; raises ValueError if they differ in classes."""
+        names = tuple(sorted(scores))
+        if len({(each.classes, each.ignore_index) for each in scores.values()}) > 1:
+            raise ValueError("confusion matrices of different classes")
+        if not names:
+            none = np.zeros((0, 0), np.int64)
+            return cls((), none, none, none)
+        matrices = [scores[name].matrix for name in names]
+        return cls(
+            names,
+            np.array([matrix.diagonal() for matrix in matrices]),
+            np.array([matrix.sum(axis=1) for matrix in matrices]),
+            np.array([matrix[:, :-1].sum(axis=0) for matrix in matrices]),
+        )
+
+    def figure(self, weights: Ints) -> Floats:
+        """Return mIoU of each draw as `SemanticScores.compute` does, from the sum of the matrices.
+
+        Raises ValueError for weights of another shape.
+        """
+        checked(weights, self.images)
+        drawn = weights.astype(np.float64)  # counts stay exact below 2**53 pixels
+        hits, true, found = (drawn @ counts for counts in (self.hits, self.true, self.found))
+        union = true + found - hits
+        seen = union > 0
+        iou = np.divide(hits, union, out=np.zeros_like(hits), where=seen)
+        miou = np.full(len(weights), np.nan)
+        np.divide(iou.sum(axis=1), seen.sum(axis=1), out=miou, where=true.any(axis=1))
+        return miou
+
+    def differing(self, other: "ConfusionMatrices") -> Bools:
+        """Return where the hits or the predicted pixels of a class differ, bool (images,)."""
+        return np.asarray(((self.hits != other.hits) | (self.found != other.found)).any(axis=1))
+
+
+def checked(weights: Ints, images: Sequence[str]) -> None:
+    """Raise ValueError unless weights are whole numbers of 0 or more, (draws, images)."""
+    if weights.ndim != 2 or weights.shape[1] != len(images):
+        raise ValueError(f"weights of shape {weights.shape} for {len(images)} images")
+    if weights.dtype.kind not in "iu" or (weights.size and weights.min() < 0):
+        raise ValueError("a weight is not a whole number of 0 or more")

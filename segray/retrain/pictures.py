@@ -1,0 +1,103 @@
+"""Held-out pictures on which champion and challenger differ most, for the report."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from segray.errors import ItemError
+from segray.retrain.matches import InstanceMatches
+from segray.retrain.scoring import Scored
+from segray.scenes.scene import Tiling
+from segray.sources.fetch import read_all
+from segray.sources.geotiff import MemoryRanges, decode_picture
+from segray.sources.item import Source
+from segray.sources.manifest import look_up_rows
+from segray.sources.pair_reader import digest_of
+from segray.sources.sandbox import DecodeSandbox
+from segray.storage import StorageSettings
+from segray.train.shown.instance_samples import side_by_side
+
+SURE = 0.5
+"""Detections with a higher score are drawn and counted."""
+
+
+def f1(matches: InstanceMatches) -> NDArray[np.float64]:
+    """(images,) 2 TP / (detections + truth) at IoU 0.5, of detections above SURE; 1 where neither is."""
+    images = len(matches.images)
+    sure = (matches.score > SURE) & ~matches.ignored[0]
+    hits = np.bincount(matches.image[sure & matches.matched[0]], minlength=images)
+    whole = np.bincount(matches.image[sure], minlength=images) + matches.truth.sum(axis=0)
+    return np.where(whole > 0, 2 * hits / np.maximum(whole, 1), 1.0)
+
+
+def differing_pictures(
+    challenger: Scored, champion: Scored | None, number: int, max_pixels: int, storage: StorageSettings
+) -> list[tuple[str, bytes]]:
+    """(Caption, PNG) of at most `number` pictures of an instance model; those that are gone are left out.
+
+    Without a champion those on which the challenger is worst.
+    """
+    if not isinstance(challenger.matches, InstanceMatches) or not number:
+        return []
+    mine = f1(challenger.matches)
+    theirs = np.ones_like(mine)
+    if champion is not None:
+        assert isinstance(champion.matches, InstanceMatches)
+        theirs = f1(champion.matches)
+    order = np.argsort(-np.abs(mine - theirs), kind="stable")[:number]
+    chosen = [place for place in order.tolist() if mine[place] != theirs[place]]
+    keys = [challenger.matches.images[place] for place in chosen]
+    pixels = _pixels([challenger.names[key] for key in keys], max_pixels, storage)
+    found = []
+    for place, key, picture in zip(chosen, keys, pixels, strict=True):
+        if isinstance(picture, ItemError):
+            continue
+        name = challenger.names[key]
+        words = f"{name}: F1 {theirs[place]:.2f} of the champion, {mine[place]:.2f} of the challenger"
+        if champion is None:
+            words = f"{name}: F1 {mine[place]:.2f}"
+        found.append((words, _drawn(name, key, picture, challenger, champion)))
+    return found
+
+
+def _drawn(
+    name: str, key: str, picture: NDArray[np.uint8], challenger: Scored, champion: Scored | None
+) -> bytes:
+    assert challenger.scores is not None
+    truth = [row for row in challenger.scores.truth if row["image_id"] == key]
+    panels = [(f"truth: {len(truth)}", _masks(truth))]
+    for who, scored in (("champion", champion), ("challenger", challenger)):
+        if scored is not None and scored.scores is not None:
+            rows = [
+                row for row in scored.scores.predictions if row["image_id"] == key and row["score"] > SURE
+            ]
+            panels.append((f"{who}: {len(rows)}", _masks(rows)))
+    file = io.BytesIO()
+    Image.fromarray(side_by_side(name, picture, panels)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _masks(rows: Sequence[dict[str, object]]) -> list[NDArray[np.bool_]]:
+    return [coco_mask.decode(row["segmentation"]) > 0 for row in rows]
+
+
+def _pixels(
+    addresses: Sequence[str], max_pixels: int, storage: StorageSettings
+) -> list[NDArray[np.uint8] | ItemError]:
+    where = Source("", "", "file", "", -1)
+    sources = look_up_rows(list(enumerate(addresses)), where, ".", storage)
+    sandbox = DecodeSandbox()
+    found: list[NDArray[np.uint8] | ItemError] = []
+    for data in read_all(sources, storage):
+        try:
+            if isinstance(data, ItemError):
+                raise data
+            file = MemoryRanges(digest_of(data), memoryview(data))
+            found.append(decode_picture(sandbox, file, max_pixels, Tiling()).pixels)
+        except ItemError as error:
+            found.append(error)
+    return found

@@ -1,0 +1,94 @@
+"""The output of `segray retrain`: what stays from round to round, and a folder for each.
+
+holdout.parquet        what is held out, for ever
+rounds/0001/round.json     what was found when it began: written last of what is frozen
+rounds/0001/snapshot.parquet, labels.json or labels.parquet, items.parquet, groups.json
+rounds/0001/train/         as `segray train` writes it
+rounds/0001/scored/<version>/   `annotate` over the holdout
+rounds/0001/decision.json, report.html
+rounds/0001/run.json       written last: the round is over
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from segray.bulk.output import Output
+from segray.errors import SettingsError
+from segray.retrain.settings import RetrainSettings
+from segray.storage import shown
+
+PLAN, RUN, HOLDOUT = "_segray/plan.json", "run.json", "holdout.parquet"
+ROUND, SNAPSHOT, DECISION, REPORT = "round.json", "snapshot.parquet", "decision.json", "report.html"
+ITEMS, GROUPS = "items.parquet", "groups.json"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, begun or over."""
+
+    store: Output
+    number: int
+    url: str
+    """Of the output."""
+
+    @property
+    def folder(self) -> str:
+        """Relative to the output."""
+        return f"rounds/{self.number:04d}"
+
+    def address(self, name: str = "") -> str:
+        """Of something in it."""
+        return f"{self.url.rstrip('/')}/{self.folder}/{name}".rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """One of its files; None where there is none."""
+        return self.store.read(f"{self.folder}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        """Likewise. Raises JobFailedError where it is damaged."""
+        return self.store.read_json(f"{self.folder}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Whole or not at all."""
+        self.store.write(f"{self.folder}/{name}", data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Likewise."""
+        self.store.write_json(f"{self.folder}/{name}", value)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it came to a decision that was carried out."""
+        return self.read(RUN) is not None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether its labels are frozen."""
+        return self.read(ROUND) is not None
+
+
+def rounds(store: Output, url: str) -> list[Round]:
+    """All that have a folder, oldest first."""
+    try:
+        rows = store.filesystem.ls(f"{store.root}/rounds", detail=False)
+    except FileNotFoundError:
+        return []
+    names = (row.rstrip("/").rpartition("/")[2] for row in rows)
+    return [Round(store, int(name), url) for name in sorted(names) if name.isdigit()]
+
+
+def check_plan(store: Output, settings: RetrainSettings) -> dict[str, Any]:
+    """What makes the output this model's. Raises SettingsError where it is another's."""
+    here = {"verb": "retrain", "model": settings.model, "registry": shown(settings.registry)}
+    there = store.read_json(PLAN)
+    if there is not None and there != here:
+        told = there if isinstance(there, dict) else {}
+        where = f"{told.get('verb', 'another job')} of {told.get('model', 'another model')}"
+        raise SettingsError(f"output: {shown(settings.output)} is of {where}; use another --output")
+    return here
+
+
+def now_utc() -> str:
+    """As all records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,153 @@
+"""A model on the held-out pictures: what the gate compares, whatever the task."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from segray.errors import ExitCode, ItemError, JobFailedError
+from segray.evaluate.categories import CategoryMap
+from segray.evaluate.instance import InstanceScores
+from segray.evaluate.semantic import IGNORE_INDEX, SemanticScores
+from segray.evaluate.settings import EvaluateSettings
+from segray.retrain.labels import TEST
+from segray.retrain.matches import ConfusionMatrices, InstanceMatches
+from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
+from segray.settings import AnnotateSettings
+from segray.sources.labels import LabelRules
+
+MAX_PIXELS = 100_000_000
+DETECTIONS = 500
+"""Of an image and category that count, as in training; COCO's 100 are below the truth of dense images."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model on the holdout."""
+
+    matches: InstanceMatches | ConfusionMatrices
+    names: dict[str, str]
+    """Image in `matches` -> address."""
+    lost: list[str]
+    """Images that are in no score, and why."""
+    figures: dict[str, float]
+    """Everything that is known, for the card."""
+    scores: InstanceScores | None = None
+    """Truth and predictions of an instance model."""
+    run: str = ""
+    """Output of `annotate`, of an instance model."""
+
+
+def manifest(addresses: Sequence[str]) -> bytes:
+    """What `annotate` reads."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"uri": pa.array(list(addresses), pa.string())}), sink)
+    return sink.getvalue()
+
+
+def score_instances(settings: RetrainSettings, weights: str, labels: str, items: str, output: str) -> Scored:
+    """Annotate the holdout and match what was found with the truth.
+
+    labels: COCO JSON with splits. items: the manifest of the split test. Raises as `annotate` does.
+    """
+    from segray.annotate.verb import Annotate
+    from segray.bulk.job import done
+    from segray.evaluate.instances import find_instances
+
+    given = {
+        **{"score_threshold": SCORE_THRESHOLD, **settings.score, "sources": [items], "output": output},
+        **{"weights": weights, "storage": settings.storage, "ray": settings.ray, "device": settings.device},
+        "max_rejects": 1.0,  # what is lost is counted here
+    }
+    code, _ = done(Annotate(without_environment(AnnotateSettings, given)))
+    if code != ExitCode.DONE:
+        raise JobFailedError(f"annotating the holdout ended with exit code {code}; run again")
+    evaluation = find_instances(_evaluation(settings, output, labels), output, labels)
+    scores, problems, categories = evaluation.scored()
+    _say_unknown(categories, weights)
+    names = {image.key: image.name for image in evaluation.truth.images.values()}
+    matches = InstanceMatches.of(scores, DETECTIONS)
+    figures = scores.figures("segm", DETECTIONS).overall
+    lost = [f"{problem.name}: {problem.reason}" for problem in problems]
+    return Scored(matches, names, lost, figures, scores, output)
+
+
+def _evaluation(settings: RetrainSettings, output: str, labels: str) -> EvaluateSettings:
+    given = {
+        **{"predictions": output, "labels": labels, "output": output, "split": TEST},
+        **{"categories": "name", "storage": settings.storage, "detections": DETECTIONS},
+    }
+    made: EvaluateSettings = without_environment(EvaluateSettings, given)
+    return made
+
+
+def _say_unknown(categories: CategoryMap, weights: str) -> None:
+    from segray.log import say
+
+    if categories.unknown:
+        names = ", ".join(name for name, _ in categories.unknown.most_common(5))
+        say(f"{weights} also finds {names}, which the labels do not have: not counted")
+
+
+def in_common(scored: Sequence[Scored]) -> list[Scored]:
+    """The same models on the images that all of them were scored on."""
+    shared = set.intersection(*(set(each.matches.images) for each in scored))
+    kept = []
+    for each in scored:
+        if set(each.matches.images) == shared:
+            kept.append(each)
+        elif isinstance(each.matches, InstanceMatches):
+            assert each.scores is not None
+            scores = each.scores.without(set(each.scores.images) - shared)
+            kept.append(replace(each, matches=InstanceMatches.of(scores, DETECTIONS), scores=scores))
+        else:
+            keep = [place for place, name in enumerate(each.matches.images) if name in shared]
+            found = each.matches
+            parts = (found.hits[keep], found.true[keep], found.found[keep])
+            kept.append(
+                replace(each, matches=ConfusionMatrices(tuple(found.images[p] for p in keep), *parts))
+            )
+    return kept
+
+
+def score_semantic(
+    settings: RetrainSettings, weights: str, labels: str, rules: LabelRules, names: Sequence[str]
+) -> Scored:
+    """One confusion matrix for each held-out picture, in this process. Raises SettingsError, JobFailedError.
+
+    rules: how labels are read. names: of their classes; those of the model are found by name, and what it
+    takes for a class that the labels do not have is wrong.
+    """
+    from segray.evaluate.model import BATCH, classified
+    from segray.evaluate.report import Progress
+    from segray.models.device import resolve_device
+    from segray.models.semanticweights import load_semantic_weights
+    from segray.sources.pair_reader import Reader
+    from segray.sources.pairs import list_pairs
+
+    model = load_semantic_weights(weights, settings.storage)
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for number, name in enumerate(model.classes):
+        if name in names:
+            table[number] = names.index(name)
+    pairs = [pair for pair in list_pairs(labels, settings.storage).pairs if pair.split == TEST]
+    reader = Reader(rules, settings.train.get("max_pixels", MAX_PIXELS), settings.storage)
+    device, progress = resolve_device(settings.device), Progress(len(pairs), "scored")
+    found, lost = dict[str, SemanticScores](), list[str]()
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        for pair, example in zip(batch, reader.read(batch), strict=True):
+            if isinstance(example, ItemError):
+                lost.append(f"{pair.name}: {example.reason}")
+                continue
+            ((_, truth, classes),) = classified(model, [(pair.name, example.pixels, example.classes)], device)
+            found[pair.image.uri] = SemanticScores(len(names))
+            found[pair.image.uri].add(truth, table[classes.numpy()])
+        progress.add(len(batch))
+    whole = sum(found.values(), SemanticScores(len(names))).compute()
+    figures = {"miou": whole["miou"], "dice": whole["dice"], "pixel_accuracy": whole["pixel_accuracy"]}
+    return Scored(ConfusionMatrices.of(found), {name: name for name in found}, lost, figures)

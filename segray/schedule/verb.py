@@ -1,0 +1,126 @@
+"""`segray schedule`, step by step: tell its options from the verb's, check both, print or write the text."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from segray.errors import ExitCode, SettingsError
+from segray.log import say
+from segray.schedule import airflow, crontab, k8s, kuberay, slurm, systemd
+from segray.schedule.cron import cron
+from segray.schedule.plan import Plan
+from segray.schedule.settings import USED, ScheduleOptions, ScheduleSettings, World
+from segray.settings import ENV_PREFIX, CommonSettings, JobSettings
+from segray.submit.job import check_words
+from segray.submit.job import split as split_at_verb
+from segray.submit.order import order_of
+from segray.submit.settings import ClusterJobSettings, SubmitSettings
+
+EXAMPLES = """examples:
+  segray schedule train --config train.yaml --cron "0 3 * * *" --as systemd --time-zone Europe/Berlin
+  segray schedule annotate s3://bucket/photos --output s3://bucket/labels --cron "0 * * * *" --as k8s
+  segray schedule --cron "30 2 * * 1-5" --as crontab --into out annotate /data/photos --output /data/labels
+
+exit codes:
+  0 printed or written   2 bad settings, of the verb too, or what that scheduler cannot say"""
+USAGE = "VERB ... --cron TIMES --as SCHEDULER"
+
+FILES: dict[World, Callable[[Plan], dict[str, str]]] = {
+    "crontab": crontab.files,
+    "systemd": systemd.files,
+    "k8s": k8s.files,
+    "kuberay": kuberay.files,
+    "raycronjob": kuberay.own_files,
+    "airflow": airflow.files,
+    "slurm": slurm.files,
+}
+_HERE = ("crontab", "systemd")
+"""These run it on this machine, whose paths they see."""
+_KUBERNETES = ("k8s", "kuberay", "raycronjob")
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """(schedule's arguments, verb, the verb's); the verb is empty where none is named.
+
+    Behind the verb, what is named like an option of schedule is schedule's; `--config`, `--print-config` and
+    `--storage…`, which all verbs have, are the verb's there.
+    """
+    own, verb, words = split_at_verb(arguments, ScheduleSettings)
+    flags = {
+        f"--{name.replace('_', '-')}": field.annotation is bool
+        for name, field in ScheduleSettings.model_fields.items()
+        if name not in CommonSettings.model_fields
+    }
+    rest, left = list[str](), list(words)
+    while left:
+        word = left.pop(0)
+        flag, equals, _ = word.partition("=")
+        to = own if flag in flags else rest
+        to.append(word)
+        if flag in flags and not equals and not flags[flag] and left:
+            to.append(left.pop(0))
+    check_words(own, verb)
+    return own, verb, rest
+
+
+def schedule(settings: ScheduleOptions, verb: str, job: JobSettings) -> int:
+    """Print, or write, what makes the scheduler run `segray VERB` with these settings.
+
+    Raises SettingsError for what it cannot say or has no use for, for what is wrong with the job, and where
+    the files cannot be written.
+    """
+    problems = [f"{name}: --as {settings.world} has no use for it" for name in _useless(settings)]
+    if job.dry_run:
+        problems.append("dry_run: a job that does nothing is not scheduled; leave it out")
+    submit = _submit(settings, verb)
+    try:
+        plan = Plan(settings, cron(settings.cron), order_of(verb, job, submit), submit)
+        files = FILES[settings.world](plan)
+    except ValueError as error:
+        problems.append(f"cron: {error}")
+    except SettingsError as error:
+        problems += error.lines
+    if problems:
+        raise SettingsError(*problems)
+    if settings.into is None:
+        _print(files)
+    else:
+        _write(files)
+    return ExitCode.DONE
+
+
+def _useless(settings: ScheduleOptions) -> list[str]:
+    """What was given, but not by the environment, which serves all, and means nothing there."""
+    given = [name for name in settings.model_fields_set if f"{ENV_PREFIX}{name.upper()}" not in os.environ]
+    return sorted(set(given) - USED[settings.world])
+
+
+def _submit(settings: ScheduleOptions, verb: str) -> SubmitSettings:
+    """As if the job was sent to that scheduler now; the environment was read before."""
+    shared: dict[str, Any] = {name: getattr(settings, name) for name in ClusterJobSettings.model_fields}
+    shared |= {"name": settings.name or verb, "dry_run": True}
+    if settings.world in _HERE:
+        shared["shared_filesystem"] = True
+    if settings.world == "kuberay" and settings.namespace is None:
+        shared["namespace"] = "default"  # a RoleBinding must name one
+    shared["kuberay" if settings.world in _KUBERNETES else "slurm"] = True
+    return SubmitSettings.model_construct(**shared)
+
+
+def _print(files: dict[str, str]) -> None:
+    """To stdout; of several, each below a comment with its name."""
+    for path, text in files.items():
+        if len(files) > 1:
+            print(f"# file: {path}")
+        print(text, end="" if len(files) == 1 else "\n")
+
+
+def _write(files: dict[str, str]) -> None:
+    for path, text in files.items():
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"into: cannot write {path}: {error.strerror}") from error
+        say(f"schedule: wrote {path}")

@@ -1,0 +1,104 @@
+"""Training that begins with a model: what is taken over from it, and which of its layers stay as they are."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from segray.errors import SettingsError
+from segray.models.architectures import INSTANCE_ARCHITECTURES
+from segray.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from segray.models.start import Start
+
+
+def started(settings: TrainSettings, start: "Start") -> TrainSettings:
+    """The settings with the architecture of the model that training begins with.
+
+    Raises SettingsError where they name another one, and where neither says which it is.
+    """
+    given = settings.model_fields_set
+    if start.arch is None:
+        if "arch" not in given:
+            raise SettingsError(f"start_from: {start.name} does not say what it is; name its --arch")
+        return settings
+    if "arch" in given and settings.arch != start.arch:
+        raise SettingsError(f"arch: {start.name} is {start.arch}, not {settings.arch}; leave arch out")
+    taken: dict[str, Any] = {"arch": start.arch}
+    if start.arch_settings is not None:
+        taken["arch_settings"] = start.arch_settings | settings.arch_settings
+    if start.sizes is not None and start.arch in INSTANCE_ARCHITECTURES:
+        sizes = dict(zip(("min_size", "max_size"), start.sizes, strict=True))
+        taken |= {name: size for name, size in sizes.items() if name not in given}
+        least, most = taken.get("min_size", settings.min_size), taken.get("max_size", settings.max_size)
+        if least > most:
+            raise SettingsError(f"min_size: {start.name} has {least}, above max_size ({most}); set both")
+    return settings.model_copy(update=taken)
+
+
+def has_frozen_norms(start: "Start | None") -> bool:
+    """Whether the model has a ResNet whose norms keep their statistics, as torchvision's own for COCO."""
+    if start is None or start.arch_settings is not None:
+        return False
+    return not any(
+        name.startswith("backbone.") and name.endswith("num_batches_tracked") for name in start.state
+    )
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The part of a network that stays as it is."""
+
+    parameters: "list[nn.Parameter]"
+    norms: "list[nn.Module]"
+    """Modules of it that keep running statistics."""
+
+    def keep_statistics(self) -> None:
+        """To be called after `train()`, which makes norms collect new ones."""
+        for norm in self.norms:
+            norm.eval()
+
+    def drop_gradients(self) -> None:
+        """Leave nothing for the optimiser to do, not even to decay."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def frozen_in(network: "nn.Module", names: Sequence[str]) -> Frozen:
+    """What `names` mean in a network: beginnings of the dotted names of layers, or globs."""
+
+    def is_meant(name: str) -> bool:
+        return any(_means(each, name) for each in names)
+
+    parameters = [parameter for name, parameter in network.named_parameters() if is_meant(name)]
+    norms = [
+        module
+        for name, module in network.named_modules()
+        if hasattr(module, "running_mean") and is_meant(f"{name}.running_mean")
+    ]
+    return Frozen(parameters, norms)
+
+
+def check_frozen(network: "nn.Module", names: Sequence[str]) -> None:
+    """Raise SettingsError for names that mean nothing in a network, and where nothing is left to train."""
+    known = [name for name, _ in network.named_parameters()]
+    layers = sorted({".".join(name.split(".")[:depth]) for name in known for depth in (1, 2)} - set(known))
+    problems = []
+    for each in names:
+        if any(_means(each, name) for name in known):
+            continue
+        close = difflib.get_close_matches(each, layers, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(layers[:12])}"
+        problems.append(f"freeze: the network has no layer {each}; {hint}")
+    if names and not problems and all(any(_means(each, name) for each in names) for name in known):
+        problems.append("freeze: nothing is left to train")
+    if problems:
+        raise SettingsError(*problems)
+
+
+def _means(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)

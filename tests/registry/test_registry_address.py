@@ -1,0 +1,64 @@
+"""How a model in a registry is written."""
+
+from pathlib import Path
+
+import pytest
+
+from segray.errors import SettingsError
+from segray.registry.address import RegistryAddress, absolute, parse
+from segray.settings import AnnotateSettings, printable
+
+
+@pytest.mark.parametrize(
+    ("spec", "url", "model", "which", "again"),
+    [
+        ("registry://b/p/q#m@champion", "s3://b/p/q", "m", "champion", "registry://b/p/q#m@champion"),
+        ("registry://b#m", "s3://b", "m", "champion", "registry://b#m@champion"),
+        ("registry+s3://b/p#m@previous", "s3://b/p", "m", "previous", "registry://b/p#m@previous"),
+        ("registry+gs://b/p#m@challenger", "gs://b/p", "m", "challenger", "registry+gs://b/p#m@challenger"),
+        ("registry+abfs://b/p#m", "az://b/p", "m", "champion", "registry+az://b/p#m@champion"),
+        (
+            "registry:///data/r#m.v-2_x",
+            "/data/r",
+            "m.v-2_x",
+            "champion",
+            "registry:///data/r#m.v-2_x@champion",
+        ),
+        ("registry:r/s#m@0123456789ab", "r/s", "m", "0123456789ab", "registry:r/s#m@0123456789ab"),
+        (f"registry://b#m@{'ab' * 32}", "s3://b", "m", "abababababab", "registry://b#m@abababababab"),
+    ],
+)
+def test_addresses(spec: str, url: str, model: str, which: str, again: str) -> None:
+    assert parse(spec) == RegistryAddress(url, model, which)
+    assert str(parse(spec)) == again
+    assert parse(again) == parse(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("registry://bucket/models", "write registry://BUCKET/PATH#MODEL@ALIAS"),
+        ("registry://#m", "write registry://"),
+        ("registry+ftp://b#m", "registry\\+ftp is none of"),
+        ("registry+s3:b#m", "write registry\\+s3://"),
+        ("registry://b#m@chmpion", "no version .12 hex digits. and no alias .champion"),
+        ("registry://b#m@", "no version"),
+        ("registry://b#m@0123", "no version"),
+        ("registry://b#../x@champion", "take letters, digits"),
+        ("registry://b#a/b", "take letters, digits"),
+    ],
+)
+def test_wrong_ones_are_told(spec: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        parse(spec)
+
+
+def test_a_folder_is_made_absolute_where_settings_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("registry:r#m") == f"registry://{tmp_path}/r#m@champion"
+    settings = AnnotateSettings(sources=["a"], output="o", weights="registry:r#m@previous")
+    assert settings.weights == f"registry://{tmp_path}/r#m@previous"
+    assert f"weights: registry://{tmp_path}/r#m@previous" in printable(settings)
+    assert absolute("registry:nothing") == "registry:nothing"

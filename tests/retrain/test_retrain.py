@@ -1,0 +1,229 @@
+"""`segray retrain` on a real Ray, as typed: first labels, better ones, worse ones, none, and a way back."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segray.bulk.lock import Lock
+from segray.bulk.output import Output
+from segray.cli import main
+from segray.registry.registry import Registry
+from segray.retrain.holdout import Holdout
+from segray.storage import StorageSettings
+from tests.retrain.cells import retrain, shuffle_labels, write_config, write_labels
+
+FIRST, MORE = 12, 18
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A folder after the first round, which made a poor champion; not to be changed."""
+    folder = tmp_path_factory.mktemp("retrain") / "first"
+    folder.mkdir()
+    write_labels(folder / "cells", FIRST)
+    write_config(folder, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert retrain() == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def second(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After another one, with more labels and more epochs, which is better; not to be changed."""
+    folder = tmp_path_factory.mktemp("retrain") / "second"
+    shutil.copytree(first, folder)
+    move(folder, first)
+    write_labels(folder / "cells", MORE)
+    write_config(folder, epochs=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert retrain("--notify", "tee told.json") == 0
+    return folder
+
+
+def move(folder: Path, before: Path) -> None:
+    """Absolute addresses of a copied folder, as if it had been made there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace(str(before), str(folder)))
+    for path in [*folder.glob("rounds/**/snapshot.parquet"), folder / "rounds/holdout.parquet"]:
+        table = pq.read_table(path)
+        for name in ("address", "label_address"):
+            if name in table.column_names:
+                there = pa.array([each.replace(str(before), str(folder)) for each in table[name].to_pylist()])
+                table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), there)
+        pq.write_table(table, path)
+
+
+def copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    target = tmp_path / "here"
+    shutil.copytree(folder, target, copy_function=shutil.copy2)
+    move(target, folder)
+    monkeypatch.chdir(target)
+    return target
+
+
+def registry(folder: Path) -> Registry:
+    return Registry(str(folder / "registry"), StorageSettings())
+
+
+def last_record(folder: Path) -> Any:
+    return json.loads((folder / "rounds/run.json").read_text())
+
+
+def test_the_first_labels_make_a_champion(first: Path) -> None:
+    record = last_record(first)
+    assert (record["verb"], record["round"], record["promoted"]) == ("retrain", 1, True)
+    aliases = registry(first).aliases("cells")
+    assert aliases.champion == record["version"]
+    assert [event.what for event in aliases.history] == ["promote"]
+    (version,) = registry(first).versions("cells")
+    folder = first / "registry/cells/versions" / version.digest
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model.pt", "card.md", "run.json", "metrics.json", "snapshot.parquet", "report.html"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["holdout"]["images"] == FIRST // 3
+    assert 0 < metrics["figures"]["ap"] < 1
+    assert (first / "rounds/rounds/0001/report.html").read_text().count("<svg") > 1
+    held = json.loads((first / "rounds/rounds/0001/labels.json").read_text())
+    assert [image["split"] for image in held["images"]].count("test") == FIRST // 3
+
+
+def test_better_labels_win(second: Path) -> None:
+    record = last_record(second)
+    assert (record["round"], record["promoted"]) == (2, True)
+    assert record["data"]["new"] == MORE - FIRST
+    assert record["holdout"]["images"] == MORE // 3
+    aliases = registry(second).aliases("cells")
+    assert (aliases.champion, aliases.previous) == (record["version"], record["champion_before"])
+    run = registry(second).read_json("cells", record["version"], "run.json")
+    assert run is not None
+    assert run["settings"]["start_from"].endswith(f"#cells@{record['champion_before']}")
+    told = json.loads((second / "told.json").read_text())
+    assert (told["outcome"], told["exit_code"], told["version"]) == ("promoted", 0, record["version"])
+    holdout = Holdout.read((second / "rounds/holdout.parquet").read_bytes())
+    assert (holdout.version, holdout.looks) == (2, 1)
+    used = registry(second).runs("cells")
+    assert {run["version"] for run in used} == {record["champion_before"]}
+
+
+def test_nothing_new_is_exit_4(
+    second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = copied(second, tmp_path, monkeypatch)
+    for path in (here / "cells").rglob("*.png"):
+        path.touch()  # other versions of the same pictures
+    assert retrain("--notify", "tee told.json") == 4
+    assert "0 new, 0 changed, 0 removed since the last round; 4 are asked for" in capsys.readouterr().err
+    assert json.loads((here / "told.json").read_text())["outcome"] == "nothing to do"
+    assert not (here / "rounds/rounds/0003/round.json").exists()
+    assert retrain("--dry-run") == 0
+    assert "dry run: nothing was written" in capsys.readouterr().out
+
+
+def test_shuffled_labels_are_refused_and_there_is_a_way_back(
+    second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    pytestconfig: pytest.Config,
+) -> None:  # fmt: skip
+    """As often as `--shuffles` says."""
+    here = copied(second, tmp_path, monkeypatch)
+    champion = last_record(here)["version"]
+    write_config(here, epochs=2, start="scratch")
+    for trial in range(pytestconfig.getoption("--shuffles")):
+        moved = shuffle_labels(here / "cells", trial)
+        assert retrain() == 5
+        record = last_record(here)
+        assert record["promoted"] is False
+        assert record["data"]["changed"] == moved
+        aliases = registry(here).aliases("cells")
+        assert (aliases.champion, aliases.challenger) == (champion, record["version"])
+        assert aliases.history[-1].what == "refuse"
+        assert "refused: cells@" in capsys.readouterr().out
+        assert retrain() == 4  # a refusal is not tried again every hour
+    words = ("registry", "promote", "cells@challenger", "--registry", "registry")
+    assert main([*words]) == 5
+    assert main([*words, "--force", "--why", "to see"]) == 0
+    assert main(["registry", "rollback", "cells", "--registry", "registry"]) == 0
+    assert registry(here).aliases("cells").champion == champion
+    assert main(["registry", "verify", "--registry", "registry"]) == 0
+
+
+def test_another_run_holds_the_lease(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = copied(first, tmp_path, monkeypatch)
+    write_labels(here / "cells", MORE)
+    with Lock(Output(str(here / "rounds"), StorageSettings())):
+        assert retrain() == 4
+    assert "is being written by another run" in capsys.readouterr().err
+
+
+def test_a_champion_of_somebody_else_is_compared_before_it_is_replaced(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was promoted while the challenger was compared with the one before."""
+    from segray.retrain import job, promotion
+
+    here = copied(first, tmp_path, monkeypatch)
+    write_labels(here / "cells", MORE)
+    weights = str(Path(job.__file__).parents[1] / "models/bundled/nuclei-small.pt")
+    assert main(["registry", "add", "cells", weights, "--registry", "registry"]) == 0
+    other = registry(here).aliases("cells").challenger
+    original = promotion.keep
+
+    def keep(*arguments: Any) -> str:
+        monkeypatch.setattr(job, "keep", original)
+        assert main(["registry", "promote", f"cells@{other}", "--registry", "registry"]) == 0
+        return original(*arguments)
+
+    monkeypatch.setattr(job, "keep", keep)
+    assert retrain() == 1
+    assert f"the champion of cells is {other} by now" in capsys.readouterr().err
+    assert not (here / "rounds/rounds/0002/decision.json").exists()
+    assert retrain() in (0, 5)
+    assert last_record(here)["champion_before"] == other
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "a/b"}, "take letters, digits"),
+        ({"train": {"epoch": 3}}, "train.epoch: unknown setting"),
+        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
+        ({"train": {"data": "x"}}, "train.data: retrain decides that"),
+        ({"score": {"weights": "x"}}, "score.weights: retrain decides that"),
+        ({"label": {"sources": ["x"]}}, "label.output: Field required"),
+        ({"gate": {"floors": {"night": 0.5}}}, "say with group_by what the groups are"),
+        ({"group_by": "camra"}, "has no camra"),
+        ({"data": "gone"}, "gone/instances.json: the file is not there"),
+        ({"train": {"arch": "unet"}, "registry": "elsewhere", "output": "new"}, "no label has its stem"),
+        ({"registry": "retrain.yaml"}, "registry: "),
+        ({"model": "other"}, "is of retrain of cells; use another --output"),
+    ],
+)
+def test_wrong_settings_are_told_before_work_begins(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    changed: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    here = copied(first, tmp_path, monkeypatch)
+    write_config(here, epochs=1, **changed)
+    assert retrain() == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_stops_the_round(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = copied(first, tmp_path, monkeypatch)
+    write_labels(here / "cells", MORE)
+    (here / "cells/images/cells-13.png").write_bytes(b"no picture")
+    assert retrain() == 3
+    told = capsys.readouterr().err
+    assert "cells-13.png" in told
+    assert "1 of 18 pictures cannot be read, more than max_rejects (0); nothing was decided" in told
