@@ -1,10 +1,21 @@
 """What `segray drift` can be told; flags, environment, YAML and help come from here."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg
 
-from segray.address import Address
+from segray.address import Address, absolute_address
+from segray.registry.address import absolute, is_registry
 from segray.settings import CommonSettings
+
+
+def _absolute(against: str) -> str:
+    return absolute(against) if is_registry(against) else absolute_address(against)
+
+
+RunOrVersion = Annotated[str, Field(pattern=r"\S"), AfterValidator(_absolute)]
+"""The address of a run, or of a version in a registry."""
 
 
 class DriftSettings(CommonSettings):
@@ -25,9 +36,9 @@ class DriftSettings(CommonSettings):
         max_length=1,
         description="output folder or bucket URL of the run",
     )
-    against: Address = Field(
-        description="the run it is compared with, or registry://BUCKET/PATH#MODEL@ALIAS: what that version "
-        "was trained on"
+    against: RunOrVersion = Field(
+        description="the run it is compared with, or registry://BUCKET/PATH#MODEL@ALIAS: the profile "
+        "that is kept with a version"
     )
     group_by: str | None = Field(
         None,

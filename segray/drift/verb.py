@@ -10,17 +10,17 @@ from segray.drift.page import page
 from segray.drift.profile import Profile
 from segray.drift.reading import profile_of
 from segray.drift.settings import DriftSettings
-from segray.errors import ExitCode, JobFailedError, NothingToDoError
+from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
 from segray.evaluate.files import check_output
 from segray.evaluate.report import table
 from segray.log import answer
+from segray.registry.address import is_registry
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, shown
 
 __all__ = ["compare_runs", "lines", "profile_of", "show"]
 
-REGISTRY = "registry://"
 RECORD, PAGE = "drift.json", "drift.html"
 _NOBODY = "(none)"
 
@@ -64,18 +64,15 @@ def compare_runs(
 
 
 def _against(address: str, storage: StorageSettings, group_by: str | None) -> Profile:
-    if not address.startswith(REGISTRY):
+    if not is_registry(address):
         return profile_of(address, storage, group_by)
     from segray.registry.profiles import read_profile  # loaded where one is asked for
 
-    name = _shown_version(address)
-    return replace(Profile.from_json(read_profile(address, storage), f"against: {name}"), run=name)
-
-
-def _shown_version(address: str) -> str:
-    """Without credentials, with the model behind `#`, which `shown` takes for a fragment."""
-    place, mark, version = address.removeprefix(REGISTRY).partition("#")
-    return REGISTRY + shown(f"s3://{place}").removeprefix("s3://") + mark + version
+    try:
+        kept = read_profile(address, storage)
+    except SettingsError as error:
+        raise SettingsError(*(f"against: {line}" for line in error.lines)) from error
+    return replace(Profile.from_json(kept, f"against: {shown(address)}"), run=shown(address))
 
 
 def _write(url: str, name: str, text: str, storage: StorageSettings) -> str:

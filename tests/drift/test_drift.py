@@ -3,9 +3,7 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from segray.drift.page import page
 from segray.drift.profile import Profile
 from segray.drift.verb import compare_runs, profile_of
 from segray.errors import NothingToDoError
+from segray.registry.registry import MODEL, PROFILE, Registry
 from segray.storage import StorageSettings
 from tests.drift.made import Archive, archive, halves, write
 from tests.servers import Server
@@ -246,26 +245,28 @@ def test_a_kept_profile(tmp_path: Path) -> None:
 def test_a_version_in_a_registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its profile is what the registry gives; it is named as it was asked for, without credentials."""
+    """The champion's kept profile stands for the run that it is of."""
     run, dark = write(tmp_path / "a", archive(1, 300)), write(tmp_path / "b", archive(2, 300, darker=60))
-    asked = []
-
-    def read_profile(address: str, storage: StorageSettings) -> bytes:
-        asked.append(address)
-        return profile_of(dark, storage).to_json().encode()
-
-    kept = ModuleType("segray.registry.profiles")
-    monkeypatch.setattr(kept, "read_profile", read_profile, raising=False)
-    monkeypatch.setitem(sys.modules, kept.__name__, kept)
-    address = "registry://user:secret@bucket/models#buildings@champion"
-    assert main(["drift", run, "--against", address, "--json"]) == 3
-    assert asked == [address]
-    assert json.loads(capsys.readouterr().out)["against"] == "registry://bucket/models#buildings@champion"
-    monkeypatch.setattr(kept, "read_profile", lambda *_: b"{}")
-    assert main(["drift", run, "--against", address]) == 2
-    told = capsys.readouterr().err
-    assert "against: registry://bucket/models#buildings@champion is not a profile that segray made" in told
-    assert "secret" not in told
+    registry = Registry(str(tmp_path / "models"), STORAGE)
+    kept = profile_of(dark, STORAGE).to_json().encode()
+    versions = [
+        registry.add("roads", {MODEL: name.encode(), **files}, {})
+        for name, files in (("whole", {PROFILE: kept}), ("none", {}), ("bad", {PROFILE: b"{}"}))
+    ]
+    registry.change("roads", lambda now: now.promoted(versions[0], "the first", None))
+    monkeypatch.chdir(tmp_path)
+    for address in ("registry:models#roads", f"registry://{tmp_path}/models#roads@{versions[0]}"):
+        assert main(["drift", run, "--against", address, "--json"]) == 3
+        record = json.loads(capsys.readouterr().out)
+        assert record["against"].startswith(f"registry://{tmp_path}/models#roads@")
+        assert crossed(record) == {(None, "brightness")}
+    for version, line in (
+        (versions[1], "against: "),
+        (versions[2], f"against: registry://{tmp_path}/models#roads@{versions[2]} is not a profile"),
+        ("challenger", "roads has no challenger"),
+    ):
+        assert main(["drift", run, "--against", f"registry:models#roads@{version}"]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_nothing_is_printed_by_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
