@@ -66,6 +66,14 @@ STATUS_EXAMPLES = """examples:
 exit codes:
   0 a run is there, whatever became of it   1 the storage refuses   2 bad settings   4 no run there"""
 
+DRIFT_EXAMPLES = """examples:
+  segray drift out/november --against out/october
+  segray drift s3://bucket/labels --against registry://bucket/models#buildings@champion --json
+  segray drift out/november --against out/october --group-by camera --output out/drift
+
+exit codes:
+  0 no drift   1 failed, run again   2 bad settings   3 drift: a threshold is crossed   4 no run there"""
+
 _LOOKED_AT = {
     "annotate": "the sources, the weights and the output",
     "train": "the data and the output",
@@ -105,6 +113,8 @@ verbs:
       text for cron, systemd, Kubernetes, Airflow or Slurm to run it
   status RUN [--json]
       what became of a run, or becomes of it now
+  drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
+      whether images and labels are distributed as those of another run
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
       versions of models, and which of them is the champion
   models [--json]
@@ -240,6 +250,21 @@ def _status(arguments: Sequence[str]) -> int:
     return show(settings, as_json=len(rest) < len(arguments))
 
 
+def _drift(arguments: Sequence[str]) -> int:
+    from segray.drift.settings import DriftSettings
+    from segray.settings import load_settings, printable
+
+    rest = [each for each in arguments if each != "--json"]
+    usage = "RUN --against RUN [--json]"
+    settings = load_settings(DriftSettings, rest, "segray drift", DRIFT_EXAMPLES, usage)
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    from segray.drift.verb import show
+
+    return show(settings, as_json=len(rest) < len(arguments))
+
+
 def _registry(arguments: Sequence[str]) -> int:
     from segray.registry.settings import EXAMPLES, USAGE, RegistrySettings
     from segray.settings import load_settings, printable
@@ -285,6 +310,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": _submit,
     "schedule": _schedule,
     "status": _status,
+    "drift": _drift,
     "registry": _registry,
     "models": _models,
     "doctor": _doctor,

@@ -8,6 +8,7 @@ Boxes are (x, y, width, height) in pixels of the whole upright image, x right an
 """
 
 import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -64,6 +65,11 @@ TILE = pa.field("tile", pa.int32())  # its number in the grid of `scene`; null w
 
 NOTE = pa.field("note", pa.string())  # what is to be said of it
 
+QUALITY = [
+    pa.field("brightness", pa.float32()),  # mean grey, 0..255; see `sources.quality`; null when unknown
+    pa.field("sharpness", pa.float32()),  # variance of the Laplacian
+]
+
 DECODED = pa.schema(
     [
         *_IDENTITY,
@@ -71,6 +77,7 @@ DECODED = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("nodata", pa.binary()),  # see `scenes.nodata`; null where every pixel holds data
         NOTE,
+        *QUALITY,
         *_ERROR,
         pa.field("end", ARCHIVE_END),
         _SCENE,
@@ -115,9 +122,14 @@ IMAGES = pa.schema(
         pa.field("tiles_rejected", pa.int32()),
         pa.field("tiles_skipped", pa.int32()),  # without any data
         NOTE,
+        *QUALITY,
     ]
 )
-"""The ledger: one row an item, annotated and rejected alike."""
+"""The ledger: one row an item, annotated and rejected alike; behind it the columns of `--keep-columns`.
+
+`brightness` and `sharpness` are null in rejected rows and in those that an older version wrote; of a tiled
+item they are the means over its windows that hold data, weighted by the pixels of each.
+"""
 
 _TILE_ROW = [
     pa.field("tile_row", pa.int32()),
@@ -150,6 +162,22 @@ ANNOTATED = pa.schema(
 )
 """What the model step returns, one row an item: the ledger row with its instances inside. One row a tile
 where `tile` is set: then sizes, boxes and masks are the tile's, and `status` may be `skipped`."""
+
+
+def with_kept(declared: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """IMAGES or ANNOTATED with the columns of a manifest behind it."""
+    return pa.schema([*declared, *(pa.field(name, pa.string()) for name in names)])
+
+
+def completed(table: pa.Table, declared: pa.Schema) -> pa.Table:
+    """A table that an older version wrote, in the declared schema: what it did not know yet is null."""
+    columns = [
+        pa.nulls(table.num_rows, field.type)
+        if field in QUALITY and field.name not in table.column_names
+        else table[field.name].cast(field.type)
+        for field in declared
+    ]
+    return pa.table(columns, schema=declared)
 
 
 def geoparquet_metadata() -> bytes:

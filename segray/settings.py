@@ -214,6 +214,11 @@ class BulkSettings(SceneSettings):
     exclude: list[str] = Field(
         [], description="globs: leave out what matches, as in `include`: `*_mask.png`, `thumbs` (repeatable)"
     )
+    keep_columns: list[str] = Field(
+        [],
+        description="columns of a manifest that `images` gets, too, as text: `camera,region`; "
+        "`--group-by` of other verbs names one of them",
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -252,6 +257,22 @@ class BulkSettings(SceneSettings):
         """What is said of scenes."""
         how = self.band_numbers, self.resolution, self.scaling
         return Tiling(self.tile, self.overlap, *how, self.tile_above)
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _new_columns(cls, names: list[str]) -> list[str]:
+        if names:
+            from segray.schema import ANNOTATED, TILES
+
+            ours = {*ANNOTATED.names, *TILES.names}
+            for name in names:
+                if not name.strip():
+                    raise ValueError("a name is empty")
+                if name.lower() in ours:  # DuckDB and Spark read names without their case
+                    raise ValueError(f"{name} is a column of the ledger itself; rename it in the manifest")
+            if len({name.lower() for name in names}) < len(names):
+                raise ValueError("a name is there twice")
+        return names
 
     @field_validator("crs")
     @classmethod
@@ -502,6 +523,7 @@ def _known_to_schedule() -> list[str]:
 
 def _known_to_any_verb() -> list[str]:
     """One environment serves all verbs: a setting of another one is no mistake."""
+    from segray.drift.settings import DriftSettings
     from segray.evaluate.settings import EvaluateSettings
     from segray.predict.settings import PredictSettings
     from segray.registry.settings import RegistrySettings
@@ -511,7 +533,10 @@ def _known_to_any_verb() -> list[str]:
     from segray.train.settings import TrainSettings
 
     of_data = (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
-    verbs = (*of_data, SubmitSettings, ScheduleSettings, StatusSettings, DoctorSettings, RegistrySettings)
+    verbs = (
+        *(*of_data, SubmitSettings, ScheduleSettings, StatusSettings),
+        *(DriftSettings, DoctorSettings, RegistrySettings),
+    )
     return list(dict.fromkeys(name for verb in verbs for name in _known(verb)))
 
 

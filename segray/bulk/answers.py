@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.errors import ErrorType, ItemError
-from segray.schema import ANNOTATED
+from segray.schema import ANNOTATED, QUALITY
 
 
 class Answered(Protocol):
@@ -54,6 +54,7 @@ def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
         "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
         "vanished": [None if outcome is None else False for outcome in final],
         "crs": pa.nulls(decoded.num_rows, pa.string()),
+        **{field.name: _of_answered(decoded[field.name], final, field) for field in QUALITY},
         "found": pa.array([[]] * decoded.num_rows, ANNOTATED.field("found").type) if found is None else found,
         **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
     }
@@ -66,6 +67,18 @@ def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.T
     error = ItemError(error_type, reason)
     return answers_table(
         decoded, [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
+    )
+
+
+def _of_answered(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
+    """What is known of images, null where one was rejected."""
+    values = column.to_pylist()
+    return pa.array(
+        [
+            None if isinstance(outcome, ItemError) else value
+            for value, outcome in zip(values, outcomes, strict=True)
+        ],
+        field.type,
     )
 
 

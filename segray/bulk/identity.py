@@ -28,6 +28,7 @@ def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
         "crs": settings.crs,
         "include": settings.include or None,  # an archive that is done is not read again
         "exclude": settings.exclude or None,
+        "keep_columns": settings.keep_columns or None,
     }
 
 

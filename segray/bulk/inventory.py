@@ -30,9 +30,14 @@ class Inventory:
     """Context manager: lists `sources` into `plan` from entry on."""
 
     def __init__(
-        self, sources: Sequence[str], storage: StorageSettings, plan: Plan, choice: Choice = EVERYTHING
+        self,
+        sources: Sequence[str],
+        storage: StorageSettings,
+        plan: Plan,
+        choice: Choice = EVERYTHING,
+        keep_columns: Sequence[str] = (),
     ) -> None:
-        self.listing = Listing(sources, storage, choice)
+        self.listing = Listing(sources, storage, choice, keep_columns)
         self._plan = plan
         self._listed = 0
         self._error: Exception | None = None

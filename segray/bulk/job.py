@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,6 +30,7 @@ from segray.quiet import noise_to_file
 from segray.registry.runs import note_run
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
+from segray.sources.manifest import Wanted, shown_name
 from segray.storage import shown
 from segray.watching import Labels, exported, labels
 
@@ -89,7 +90,9 @@ def done(verb: Verb) -> tuple[ExitCode, dict[str, Any]]:
         RayStart(settings.ray, log, _load_ray_data, settings.metrics_port) as ray,
     ):
         prepared = _prepare(verb, ray)
-        with Inventory(settings.sources, settings.storage, plan, settings.choice) as inventory:
+        with Inventory(
+            settings.sources, settings.storage, plan, settings.choice, settings.keep_columns
+        ) as inventory:
             if settings.dry_run:
                 with Progress("listing") as progress:
                     inventory.complete(progress)
@@ -126,10 +129,13 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     attempt(verb.check)
     attempt(ray.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
+    touched = [each for each in found if each is not None]
+    if len(touched) == len(found):  # else a manifest may be among those that cannot be read
+        attempt(lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched]))
     empty = [
-        (shown(source), touched[1])
-        for source, touched in zip(settings.sources, found, strict=True)
-        if touched and not touched[0]
+        (shown(source), each[1].ignored)
+        for source, each in zip(settings.sources, found, strict=True)
+        if each and not each[0]
     ]
     if not problems and len(empty) == len(found):
         named, ignored = ", ".join(source for source, _ in empty), sum(number for _, number in empty)
@@ -152,10 +158,22 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     return Prepared(verb, lock, model, device, precision, identity, ray)
 
 
-def _touch(source: str, settings: BulkSettings) -> tuple[bool, int]:
-    """(Whether there is anything to do in a source, ignored names before it)."""
-    listing = Listing([source], settings.storage, settings.choice)
-    return next(iter(listing), None) is not None, listing.ignored
+def _touch(source: str, settings: BulkSettings) -> tuple[bool, Listing]:
+    """(Whether there is anything to do in a source, what was seen up to it)."""
+    listing = Listing([source], settings.storage, settings.choice, settings.keep_columns)
+    return next(iter(listing), None) is not None, listing
+
+
+def _check_kept(names: Sequence[str], seen: Sequence[Wanted]) -> None:
+    """Raise SettingsError for columns that no manifest has; of several in one source the first one counts."""
+    if not names:
+        return
+    if not any(each.manifests for each in seen):
+        raise SettingsError("keep_columns: no source is a manifest with columns; leave it out, or name one")
+    lost = [name for name in names if not any(name in each.found for each in seen)]
+    if lost:
+        there = ", ".join(map(shown_name, dict.fromkeys(name for each in seen for name in each.others)))[:300]
+        raise SettingsError(f"keep_columns: no manifest has a column {', '.join(lost)}; there are: {there}")
 
 
 def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettings) -> None:
@@ -166,7 +184,8 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
 def _open_output(verb: Verb) -> Lock[Store]:
     """The output, when it can be used and no other run is live."""
     settings = verb.settings
-    store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances)
+    kept = settings.keep_columns
+    store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances, kept)
     store.check_usable()
     lock = Lock(store)
     lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from segray.bulk.answers import answers_table
 from segray.errors import ItemError, JobFailedError
 from segray.scenes.scene import Scene, scene_from
-from segray.schema import ANNOTATED, DECODED
+from segray.schema import ANNOTATED, DECODED, QUALITY
 from segray.sources.names import one_line
 
 
@@ -81,8 +81,20 @@ def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
     row = with_column(row, "tiles_skipped", pa.array([statuses["skipped"]], pa.int32()))
     empty_masks = pc.sum(tiles["empty_masks"]).as_py() or 0
     row = with_column(row, "empty_masks", pa.array([empty_masks], pa.int32()))
+    for field in QUALITY:
+        value = _weighted(tiles, field.name) if row["status"][0].as_py() == "annotated" else None
+        row = with_column(row, field.name, pa.array([value], field.type))
     kind = ANNOTATED.field("tile_rows").type
     return with_column(row, "tile_rows", pa.array([_tile_rows(tiles, scene)], kind))
+
+
+def _weighted(tiles: pa.Table, name: str) -> float | None:
+    """Mean over the tiles in which it is known, weighted by their pixels; what tiles share counts twice."""
+    known = tiles.filter(pc.is_valid(tiles[name]))
+    if not known.num_rows:
+        return None
+    height, width = (known[side].to_numpy().astype(np.float64) for side in ("height", "width"))
+    return float(np.average(known[name].to_numpy(), weights=height * width))
 
 
 def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ has a row for each tile that came back, until all have and it becomes an item li
 them are rejected, the rows are kept beside it: a retry does those alone.
 """
 
+import json
 import sqlite3
 import threading
 from collections import Counter
@@ -23,8 +24,9 @@ import pyarrow.compute as pc
 from segray.bulk.store import TILE_ANSWERS, End, GoneError, Part, Store, ends_of
 from segray.errors import JobFailedError
 from segray.scenes.scene import scene_from
+from segray.schema import ANNOTATED
 from segray.sources.choice import kind_of
-from segray.sources.item import Source
+from segray.sources.item import Kept, Source, kept_text
 
 LEDGER_COLUMNS = [
     "uri", "member", "member_index", "version", "status", "error_type", "error", "instances",
@@ -34,11 +36,11 @@ LEDGER_COLUMNS = [
 _ROWS = 1000
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
-                     error_type TEXT, error TEXT) WITHOUT ROWID;
+                     error_type TEXT, error TEXT, kept TEXT) WITHOUT ROWID;
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
-                     note TEXT, part INTEGER, done INTEGER) WITHOUT ROWID;
+                     note TEXT, kept TEXT, part INTEGER, done INTEGER) WITHOUT ROWID;
 CREATE INDEX ledger_uri ON ledger (uri, version, member, done, member_index);
 CREATE INDEX ledger_part ON ledger (part);
 CREATE TABLE tile (image_id TEXT, tile INTEGER, tiles INTEGER, part INTEGER, rejected INTEGER, kept INTEGER,
@@ -71,6 +73,10 @@ _MARKS = """
           FROM ledger l LEFT JOIN source s USING (uri))
     WHERE gone != vanished"""
 """Ledger rows whose mark `vanished` is not what the listing says; `gone` is."""
+
+_RELABELLED = """
+    FROM ledger l JOIN source s USING (uri) WHERE l.version = s.version AND l.kept IS NOT s.kept"""
+"""Ledger rows of which a manifest says something else now, in the columns that are kept."""
 
 _REPLACED = """
     FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version AND (
@@ -128,9 +134,9 @@ class Plan:
 
     def add_sources(self, sources: Iterable[Source]) -> None:
         """The listing, or more of it; an address that comes twice is one source. Any thread may call it."""
-        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error) for s in sources)
+        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error, s.kept) for s in sources)
         while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
-            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?)", some)
+            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?)", some)
             for uri, address, *_ in some:
                 if uri.startswith("http"):
                     other = "SELECT count(*) FROM source WHERE uri = ? AND address != ?"
@@ -142,15 +148,16 @@ class Plan:
             with suppress(GoneError):  # taken away, late, by a run before: else they are done again
                 self.add_tiles(store.answers(part), part)
             return
-        for batch in store.ledger(part, LEDGER_COLUMNS):
-            self._add_rows(batch, part.number)
+        for batch in store.ledger(part, [*LEDGER_COLUMNS, *store.kept]):
+            self._add_rows(batch, part.number, store.kept)
         self.add_ends(store.ends(part))
 
     def add_committed(self, table: pa.Table, part: Part) -> None:
-        """The rows of a commit of this run (schema ANNOTATED)."""
-        rows = table.filter(pc.is_valid(table["image_id"])).select(["image_id", *LEDGER_COLUMNS])
+        """The rows of a commit of this run (schema ANNOTATED, and the kept columns)."""
+        kept = [name for name in table.column_names if name not in ANNOTATED.names]
+        rows = table.filter(pc.is_valid(table["image_id"])).select(["image_id", *LEDGER_COLUMNS, *kept])
         for batch in rows.to_batches():
-            self._add_rows(batch, part.number)
+            self._add_rows(batch, part.number, kept)
         self.add_ends(ends_of(table))
 
     def add_tiles(self, table: pa.Table, part: Part) -> None:
@@ -197,7 +204,13 @@ class Plan:
         self._many(f"INSERT INTO stale SELECT part, image_id FROM {rejected}", whole)
         self._many(f"DELETE FROM {rejected}", whole)  # said that the archive was broken
 
-    def moved(self, stale: Mapping[int, Sequence[str]], to: Part, vanished: Mapping[str, bool]) -> None:
+    def moved(
+        self,
+        stale: Mapping[int, Sequence[str]],
+        to: Part,
+        vanished: Mapping[str, bool],
+        kept: Mapping[str, Kept],
+    ) -> None:
         """The rows of merged parts are in another part now, without those that were `stale` then."""
         for part, dropped in stale.items():
             self._many(
@@ -208,6 +221,8 @@ class Plan:
             self._db.execute("UPDATE ledger SET part = ? WHERE part = ?", (to.number, part))
         marks = [(int(gone), image_id) for image_id, gone in vanished.items()]
         self._many("UPDATE ledger SET vanished = ? WHERE image_id = ?", marks)
+        texts = [(kept_text(values), image_id) for image_id, values in kept.items()]
+        self._many("UPDATE ledger SET kept = ? WHERE image_id = ?", texts)
 
     def forget_rejected(self) -> None:
         """Rejected items, and those with rejected tiles, count as not done.
@@ -250,6 +265,25 @@ class Plan:
         answered = int(tiles) + sum(have for _, _, have in begun)
         return int(images), answered, {item: tiles - have for item, tiles, have in begun}
 
+    def with_kept(self, rows: pa.Table, names: Sequence[str]) -> pa.Table:
+        """Rows of ANNOTATED with the columns that `--keep-columns` names behind them, from the listing.
+
+        Of an address that is listed twice, what was listed first counts.
+        """
+        if not names:
+            return rows
+        uris = rows["uri"].to_pylist()
+        known = {uri: self._kept(uri) or [None] * len(names) for uri in set(uris)}
+        columns = zip(*(known[uri] for uri in uris), strict=True) if uris else [()] * len(names)
+        for name, values in zip(names, columns, strict=True):
+            rows = rows.append_column(name, pa.array(values, pa.string()))
+        return rows
+
+    def _kept(self, uri: str | None) -> Kept | None:
+        row = self._db.execute("SELECT kept FROM source WHERE uri = ?", (uri,)).fetchone()
+        found: Kept | None = json.loads(row[0]) if row and row[0] else None
+        return found
+
     def known_total(self) -> int | None:
         """Items of the listing; None while an archive was not read to its end."""
         files, archives = self.kinds()
@@ -265,7 +299,8 @@ class Plan:
     def is_finished(self) -> bool:
         """Whether the ledger already says all there is to say about the listing."""
         return not self.has_work() and not any(
-            self._one(f"SELECT EXISTS (SELECT 1 {rows})") for rows in ("FROM stale", _REPLACED, _MARKS)
+            self._one(f"SELECT EXISTS (SELECT 1 {rows})")
+            for rows in ("FROM stale", _REPLACED, _MARKS, _RELABELLED)
         )
 
     def todo_files(self) -> Iterator[Source]:
@@ -325,6 +360,11 @@ class Plan:
         """Rows of a part whose mark must change, since their source is gone or back: image_id -> mark."""
         rows = self._db.execute(f"SELECT image_id, gone {_MARKS} AND part = ?", (part.number,))
         return {image_id: bool(gone) for image_id, gone in rows}
+
+    def relabelled(self, part: Part, names: Sequence[str]) -> dict[str, Kept]:
+        """Rows of a part whose kept columns must change: image_id -> values."""
+        rows = self._db.execute(f"SELECT image_id, s.kept {_RELABELLED} AND part = ?", (part.number,))
+        return {image_id: json.loads(text) if text else [None] * len(names) for image_id, text in rows}
 
     def unanswered(self) -> list[str]:
         """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
@@ -399,15 +439,17 @@ class Plan:
                 if self._db.in_transaction:  # a full disk ends it
                     self._db.execute("COMMIT")
 
-    def _add_rows(self, batch: pa.RecordBatch, part: int) -> None:
+    def _add_rows(self, batch: pa.RecordBatch, part: int, kept: Sequence[str]) -> None:
         ids = batch["image_id"].to_pylist()
         columns = [batch[name].to_pylist() for name in LEDGER_COLUMNS]
+        values = zip(*(batch[name].to_pylist() for name in kept), strict=True) if kept else [()] * len(ids)
+        columns.append([kept_text(each) for each in values])
         self._many(
             "INSERT INTO stale SELECT part, image_id FROM ledger WHERE image_id = ? AND part != ?",
             ((i, part) for i in ids),
         )
         self._many(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,1)",
             zip(ids, *columns, [part] * len(ids), strict=True),
         )
 

@@ -6,8 +6,10 @@ the item is like any other. So its instances become visible at once, and a kill 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,11 +21,13 @@ from segray.bulk.plan import Plan
 from segray.bulk.store import MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
 from segray.bulk.verb import Verb
 from segray.errors import JobFailedError
+from segray.sources.item import Kept
 
 BUFFER_BYTES = 64 << 20
 SMALL_BYTES, MOST_SMALL = 1 << 20, 8
 """So many parts below this size, instances included, are merged at the end of a run."""
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 WHOLE_ITEMS = 64
 """Most items that are joined from their tiles at a time; one large scene is done alone or nearly."""
 
@@ -74,6 +78,7 @@ class Sink:
         if not self._buffer:
             return
         rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
+        rows = self.plan.with_kept(rows, self.store.kept)
         is_tile = pc.is_valid(rows["tile"])
         tiles = rows.filter(is_tile)
         items = [rows.filter(pc.invert(is_tile))]
@@ -93,7 +98,9 @@ class Sink:
             numbers = sorted({number for image_id in some for number in whole[image_id]})
             answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
             of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
-            self._commit_items(pa.concat_tables(self.joined(of_item)))
+            joined = self.joined([tiles.select(schema.ANNOTATED.names) for tiles in of_item])
+            kept = pa.concat_tables([tiles.slice(0, 1).select(self.store.kept) for tiles in of_item])
+            self._commit_items(_beside(pa.concat_tables(joined), kept))
             for image_id in some:
                 self.plan.forget_tiles(image_id, keeps=self.verb.keeps_tiles)
                 self.verb.after_join(self.store, image_id)
@@ -114,7 +121,8 @@ class Sink:
             self._merge_staged()
 
     def finish(self) -> None:
-        """Merge what is staged, drop rows that were replaced, mark what vanished.
+        """Merge what is staged, drop rows that were replaced, mark what vanished, relabel what a manifest
+        says otherwise now.
 
         Raises JobFailedError when an item of the listing has no answer.
         """
@@ -127,9 +135,10 @@ class Sink:
         self._merge_staged()
         for part in list(self._merged):
             vanished = self.plan.vanished(part)
-            if vanished or self.plan.stale([part])[part.number]:
+            kept = self.plan.relabelled(part, self.store.kept)
+            if vanished or kept or self.plan.stale([part])[part.number]:
                 self._merged.remove(part)
-                self._merge([part], vanished)
+                self._merge([part], vanished, kept)
         instances = self.store.files(INSTANCES)
         small = [
             part
@@ -138,7 +147,7 @@ class Sink:
         ]
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
             self._merged = [part for part in self._merged if part not in small]
-            self._merge(small, {})
+            self._merge(small)
         self.plan.forget_useless_tiles()  # of items that changed or vanished before they were whole
         self._discard_tiles()
         self.verb.finish(self.store)
@@ -148,17 +157,19 @@ class Sink:
         for part in self._staged:
             group.append(part)
             if sum(member.size for member in group) >= MERGE_BYTES:
-                self._merge(group, {})
+                self._merge(group)
                 group = []
         if group:
-            self._merge(group, {})
+            self._merge(group)
         self._staged = []
 
-    def _merge(self, parts: Sequence[Part], vanished: dict[str, bool]) -> None:
+    def _merge(
+        self, parts: Sequence[Part], vanished: Mapping[str, bool] = _NONE, kept: Mapping[str, Kept] = _NONE
+    ) -> None:
         self.lock.check()
         stale = self.plan.stale(parts)  # asked once: the listing may go on meanwhile
-        merged = self.store.merge(parts, stale, vanished)
-        self.plan.moved(stale, merged, vanished)
+        merged = self.store.merge(parts, stale, vanished, kept)
+        self.plan.moved(stale, merged, vanished, kept)
         self._merged.append(merged)
         replaced = [gone for ids in stale.values() for gone in ids if not self.plan.holds(gone)]
         self.verb.discard(self.store, replaced)
@@ -168,6 +179,13 @@ def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
     left = iter(names)
     while some := list(islice(left, size)):
         yield some
+
+
+def _beside(rows: pa.Table, more: pa.Table) -> pa.Table:
+    """As many rows of both, the columns of one behind those of the other."""
+    for name in more.column_names:
+        rows = rows.append_column(name, more[name])
+    return rows
 
 
 def _once_each(rows: pa.Table) -> pa.Table:

@@ -36,6 +36,7 @@ from segray import schema
 from segray.bulk.output import IMAGES, INSTANCES, Output, mark
 from segray.errors import JobFailedError
 from segray.schema import CRS84
+from segray.sources.item import Kept
 from segray.storage import StorageSettings
 
 MERGE_BYTES = 32 << 20
@@ -115,10 +116,18 @@ class Store(Output):
     """The tables of one output, and how they grow."""
 
     def __init__(
-        self, url: str, storage: StorageSettings, crs: str = CRS84, keeps_instances: bool = True
+        self,
+        url: str,
+        storage: StorageSettings,
+        crs: str = CRS84,
+        keeps_instances: bool = True,
+        kept: Sequence[str] = (),
     ) -> None:
-        """`crs`: of the outlines."""
+        """`crs`: of the outlines; `kept`: the columns of manifests that the ledger carries."""
         super().__init__(url, storage)
+        self.kept = list(kept)
+        self._images = schema.with_kept(schema.IMAGES, kept)
+        self._answers = schema.with_kept(schema.ANNOTATED, kept)
         self.crs, self.keeps_instances = crs, keeps_instances
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
@@ -199,8 +208,8 @@ class Store(Output):
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
     def answers(self, part: Part) -> pa.Table:
-        """All that one commit holds (schema ANNOTATED)."""
-        return self._parquet_file(part.name).read().cast(schema.ANNOTATED)
+        """All that one commit holds (schema ANNOTATED and the kept columns)."""
+        return schema.completed(self._parquet_file(part.name).read(), self._answers)
 
     def discard(self, part: Part) -> None:
         """Take away a commit that is no longer needed."""
@@ -208,9 +217,12 @@ class Store(Output):
             self.delete(name)
 
     def commit(self, table: pa.Table, folder: str = STAGING) -> Part:
-        """Make whole items, or tiles, safe: one atomic object. `table` has the schema ANNOTATED."""
+        """Make whole items, or tiles, safe: one atomic object.
+
+        `table` has the schema ANNOTATED and the kept columns behind it.
+        """
         part = Part(folder, self._take_number(), 0, self.generation)
-        data = _parquet(table.cast(schema.ANNOTATED))
+        data = _parquet(table.cast(self._answers))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
@@ -223,22 +235,25 @@ class Store(Output):
         parts: Sequence[Part],
         stale: Mapping[int, Sequence[str]] = MappingProxyType({}),
         vanished: Mapping[str, bool] = MappingProxyType({}),
+        kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> Part:
         """Several commits or parts become one part; the inputs are deleted.
 
         `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
-        that column of the ledger for the image_ids it names.
+        that column of the ledger for the image_ids it names, `kept` the columns of a manifest.
         """
         flat, ends = [], list[End]()
         for part in parts:
             ends += self.ends(part)
             dropped = pa.array(stale.get(part.number, ()), pa.string())
-            kept = (
+            left = (
                 rows.filter(pc.invert(pc.is_in(rows["image_id"], dropped))) for rows in self._read_flat(part)
             )
-            flat.append(list(kept))
+            flat.append(list(left))
         images, instances, tiles = (_sorted(pa.concat_tables(each)) for each in zip(*flat, strict=True))
         ledger = _with_vanished(images, vanished)
+        for place, name in enumerate(self.kept):
+            ledger = _changed(ledger, name, {item: values[place] for item, values in kept.items()})
         if (pc.sum(ledger["instances"]).as_py() or 0) != instances.num_rows:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0, self.generation)
@@ -277,8 +292,8 @@ class Store(Output):
         if part.folder != IMAGES:
             nested = self.answers(part)
             nested = nested.filter(pc.is_valid(nested["image_id"]))
-            return nested.select(schema.IMAGES.names), flatten(nested), flatten_tiles(nested)
-        images = self._parquet_file(part.name).read().cast(schema.IMAGES)
+            return nested.select(self._images.names), flatten(nested), flatten_tiles(nested)
+        images = schema.completed(self._parquet_file(part.name).read(), self._images)
         instances = schema.INSTANCES.empty_table()
         if self.keeps_instances:
             instances = self._parquet_file(part.instances).read().cast(schema.INSTANCES)
@@ -342,6 +357,16 @@ def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
     values = pa.array(list(vanished.values()), pa.bool_()).take(pc.index_in(ledger["image_id"], ids))
     position = ledger.schema.get_field_index("vanished")
     return ledger.set_column(position, "vanished", pc.coalesce(values, ledger["vanished"]))
+
+
+def _changed(ledger: pa.Table, name: str, values: Mapping[str, str | None]) -> pa.Table:
+    """With other values in one column for some image_ids."""
+    if not values:
+        return ledger
+    place = pc.index_in(ledger["image_id"], pa.array(list(values), pa.string()))
+    new = pa.array(list(values.values()), pa.string()).take(place)
+    column = pc.if_else(pc.is_valid(place), new, ledger[name])
+    return ledger.set_column(ledger.schema.get_field_index(name), name, column)
 
 
 def _sorted(table: pa.Table) -> pa.Table:

@@ -11,15 +11,18 @@ import pyarrow as pa
 
 from segray.columns import byte_views
 from segray.errors import ItemError
+from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
 from segray.sources.decode import Decoded
 from segray.sources.geotiff import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
+from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
 from segray.storage import StorageSettings
 
 TABLE_BYTES = 48 << 20
+_NOT_SEEN = Quality(None, None)
 SPREAD = 16
 """The tiles of a large scene make at least so many tables, for as many model actors."""
 
@@ -182,6 +185,8 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
     columns["pixels"] = _pixel_column(found, room)
     columns["note"] = [None if one is None else one.note for one in found]
     columns["nodata"] = [None if one is None else one.nodata for one in found]
+    measured = [_NOT_SEEN if one is None else _measured(one) for one in found]
+    columns |= {name: [getattr(each, name) for each in measured] for name in ("brightness", "sharpness")}
     columns["scene"] = [None if piece.scene is None else piece.scene.to_json() for piece in pieces]
     columns["tile"] = [piece.tile for piece in pieces]
     for name, attribute in (("error_type", "error_type"), ("error", "reason")):
@@ -196,6 +201,11 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
         ],
         schema=DECODED,
     )
+
+
+def _measured(one: Decoded) -> Quality:
+    nodata = None if one.nodata is None else nodata_mask(one.nodata, *one.pixels.shape[:2])
+    return measure(one.pixels, nodata)
 
 
 def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:

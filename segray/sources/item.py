@@ -1,6 +1,8 @@
 """What a listing yields: one address of a file or an archive, and the ids made from it."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +27,17 @@ class Source:
     error_type: ErrorType | None = None
     """Set when the listing already knows that the item cannot be read."""
     error: str | None = None
+    kept: str | None = None
+    """See `kept_text`; None, too, for what is no row of a manifest."""
+
+
+Kept = Sequence[str | None]
+"""What a manifest's row says in the columns that are kept, in their order."""
+
+
+def kept_text(values: Kept) -> str | None:
+    """As JSON; None where nothing is said."""
+    return json.dumps(list(values)) if any(value is not None for value in values) else None
 
 
 def image_id(uri: str, member: str | None, occurrence: int, version: str) -> str:

@@ -20,7 +20,7 @@ from segray.retries import retrying
 from segray.sources.choice import EVERYTHING, METADATA, Choice, is_metadata, kind_of
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
-from segray.sources.manifest import read_manifest
+from segray.sources.manifest import Wanted, read_manifest
 from segray.sources.names import archive_kind, is_image_name, manifest_kind
 from segray.sources.pattern import Pattern, has_magic
 from segray.sources.remote import list_files, remote_source
@@ -40,8 +40,16 @@ class Listing:
     Iterating raises SettingsError for a source that does not exist or cannot be listed.
     """
 
-    def __init__(self, sources: Sequence[str], storage: StorageSettings, choice: Choice = EVERYTHING) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str],
+        storage: StorageSettings,
+        choice: Choice = EVERYTHING,
+        keep_columns: Sequence[str] = (),
+    ) -> None:
+        """`keep_columns`: of manifests, whose rows then carry them (`Source.kept`)."""
         self.left_out = Counter[str]()
+        self.wanted = Wanted(keep_columns)
         self._sources = sources
         self._storage = storage
         self._choice = choice
@@ -169,7 +177,7 @@ class Listing:
             raise SettingsError(f"{file.uri}: {file.error}")
         kind = archive_kind(file.uri)
         if kind is None and manifest_kind(file.uri) is not None:
-            for row in read_manifest(file, self._storage):
+            for row in read_manifest(file, self._storage, self.wanted):
                 is_none = row.uri.startswith(f"{file.uri}#row=")  # it has no address that could match
                 why = None if is_none else self._choice.leaves_out(row.address, named=True)
                 if why is None:

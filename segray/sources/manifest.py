@@ -7,16 +7,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.address import plain_file_url
 from segray.errors import SettingsError
-from segray.sources.item import Source
+from segray.sources.item import Kept, Source, kept_text
 from segray.sources.local import local_source
 from segray.sources.names import fault, manifest_kind
 from segray.sources.reader import open_source
@@ -34,22 +37,53 @@ _QUERY = re.compile(r"\?.*")
 _FIELD_LETTERS = 64 << 20
 """Most that a field or a line may have, whatever stands in it."""
 csv.field_size_limit(_FIELD_LETTERS)  # for lists of pairs too; Python's own is below one embedded thumbnail
+_COLUMNS = 20
+"""Names of so many are kept to be told."""
 _BATCH = 512
 """Rows looked up at a time."""
 
 
-def read_manifest(manifest: Source, storage: StorageSettings) -> Iterator[Source]:
+@dataclass
+class Wanted:
+    """The columns besides `uri` that are wanted of manifests, and which there are."""
+
+    names: Sequence[str] = ()
+    manifests: int = 0
+    """How many were opened."""
+    found: set[str] = field(default_factory=set)
+    """Those of `names` that one of them has."""
+    others: dict[str, None] = field(default_factory=dict)
+    """Names of the columns that there are, for who mistyped one."""
+
+    def see(self, columns: Sequence[str]) -> None:
+        """A manifest has these columns."""
+        self.manifests += 1
+        self.found.update(name for name in self.names if name in columns)
+        self.others |= dict.fromkeys(columns[:_COLUMNS])
+
+
+_Row = tuple[str | None, Kept]
+"""The uri and the values of the kept columns."""
+
+
+def read_manifest(
+    manifest: Source, storage: StorageSettings, wanted: Wanted | None = None
+) -> Iterator[Source]:
     """A Source of kind `file` for every row, in order; what is wrong with a row is its Source's error.
 
-    Relative uris are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or
-    cannot be read, or when the storage of its first row cannot be opened.
+    `wanted`: columns whose values each Source carries, as text; what is empty or NaN is null. Relative uris
+    are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or cannot be
+    read, or when the storage of its first row cannot be opened.
     """
     base = base_of(manifest)
     try:
         with open_source(manifest, storage) as stream:
-            rows = enumerate(_uris(stream, manifest), start=1)
+            rows = enumerate(_rows(stream, manifest, wanted or Wanted()), start=1)
             while batch := list(islice(rows, _BATCH)):
-                yield from look_up_rows(batch, manifest, base, storage)
+                uris = [(number, uri) for number, (uri, _) in batch]
+                found = look_up_rows(uris, manifest, base, storage)
+                for source, (_, (_, values)) in zip(found, batch, strict=True):
+                    yield replace(source, kept=kept_text(values)) if values else source
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
@@ -66,14 +100,16 @@ def base_of(manifest: Source) -> str:
     return address.rpartition("/")[0]
 
 
-def _uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
+def _rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
     kind = manifest_kind(manifest.uri)
     if kind == "parquet":
-        return _parquet_uris(stream, manifest)
+        return _parquet_rows(stream, manifest, wanted)
     if kind in ("csv", "tsv"):
-        return _csv_uris(stream, manifest, "\t" if kind == "tsv" else ",")
+        return _csv_rows(stream, manifest, "\t" if kind == "tsv" else ",", wanted)
     lines = _lines(stream, manifest)
-    return lines if kind == "txt" else (_json_uri(line, manifest) for line in lines)
+    if kind == "txt":
+        return ((line, ()) for line in lines)
+    return _json_rows(lines, manifest, wanted)
 
 
 def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
@@ -86,31 +122,76 @@ def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
             yield plain
 
 
-def _json_uri(line: str, manifest: Source) -> str | None:
+def _json_rows(lines: Iterator[str], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
+    """The first line says which keys there are."""
+    for number, line in enumerate(lines):
+        row = _json_row(line, manifest)
+        if number == 0:
+            wanted.see(list(row))
+        uri = row["uri"] if isinstance(row["uri"], str) and row["uri"] else None
+        yield uri, [_json_text(row.get(name), name, manifest) for name in wanted.names]
+
+
+def _json_text(value: Any, name: str, manifest: Source) -> str | None:
+    if isinstance(value, dict | list):
+        raise SettingsError(f"keep_columns: {manifest.uri}: {name} holds lists or objects, not plain values")
+    if value is None or value == "" or value != value:  # NaN
+        return None
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_row(line: str, manifest: Source) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{manifest.uri}: a line is no JSON: {fault(error)}") from error
     if not isinstance(row, dict) or "uri" not in row:
         raise SettingsError(f"{manifest.uri}: each line of the manifest needs a key uri")
-    return row["uri"] if isinstance(row["uri"], str) and row["uri"] else None
+    return row
 
 
-def _csv_uris(stream: IO[bytes], manifest: Source, delimiter: str) -> Iterator[str | None]:
+def _csv_rows(stream: IO[bytes], manifest: Source, delimiter: str, wanted: Wanted) -> Iterator[_Row]:
     rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     filled = filter(None, rows)  # an empty line is no row
-    column = _column(next(filled, []), manifest)
+    names = next(filled, [])
+    columns = [_column(names, manifest), *(_index(names, name) for name in wanted.names)]
+    wanted.see(names)
     for row in filled:
-        yield (row[column] or None) if column < len(row) else None
+        uri, *values = [(row[column] or None) if column < len(row) else None for column in columns]
+        yield uri, values
 
 
-def _parquet_uris(stream: IO[bytes], manifest: Source) -> Iterator[str | None]:
+def _index(names: Sequence[str], name: str) -> int:
+    """Of a column; behind any row's end where there is none."""
+    return names.index(name) if name in names else sys.maxsize
+
+
+def _parquet_rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
     file = pq.ParquetFile(stream)
     kind = file.schema_arrow.field(_column(file.schema_arrow.names, manifest)).type
     if not any(is_text(kind) for is_text in TEXT_TYPES):
         raise SettingsError(f"{manifest.uri}: column uri must be text, it is {kind}")
-    for batch in file.iter_batches(columns=["uri"], batch_size=8192):
-        yield from batch.column(0).cast(pa.string()).to_pylist()
+    there = file.schema_arrow
+    wanted.see(there.names)
+    for name in wanted.names:
+        if name in there.names and pa.types.is_nested(there.field(name).type):
+            kind = there.field(name).type
+            raise SettingsError(f"keep_columns: {manifest.uri}: {name} must hold plain values, it is {kind}")
+    read = [name for name in ("uri", *wanted.names) if name in there.names]
+    for batch in file.iter_batches(columns=read, batch_size=8192):
+        nothing = [None] * batch.num_rows
+        columns = [_texts(batch[name]) if name in read else nothing for name in wanted.names]
+        uris = batch["uri"].cast(pa.string()).to_pylist()
+        yield from zip(uris, zip(*columns, strict=True) if columns else [()] * len(uris), strict=True)
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """Values as text; NaN, which pandas has where nothing is, as null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return [text or None for text in column.cast(pa.string()).to_pylist()]
 
 
 def _column(names: list[str], manifest: Source) -> int:

@@ -1,0 +1,1 @@
+"""Whether what a model sees, and what it answers, is still what it was."""
