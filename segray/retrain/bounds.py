@@ -18,32 +18,39 @@ _ALMOST_NORMAL = 100_000
 """Degrees of freedom from which Student's distribution is the normal one, to five digits."""
 
 
-def look_level(level: float, look: int) -> float:
-    """Return the error probability that look 1, 2, 3 … at one holdout may spend: level / (look (look + 1)).
+def look_level(level: float, look: int, promotions: int = 0) -> float:
+    """Return the error probability that look k = 1, 2, 3 … at one holdout may spend.
 
-    The levels of all looks, without end, add up to `level`: 1 / (k (k + 1)) = 1 / k - 1 / (k + 1). The total
-    is spent over the looks, as in Lan and DeMets, "Discrete sequential boundaries for clinical trials"
-    (Biometrika 1983); since every look tests another challenger, the union bound joins them, not the joint
-    distribution of one growing sample.
+    With m promotions among the looks before:
 
-    What that covers. Each challenger may depend on all earlier answers, as long as an answer is one bit and
-    nothing else of the holdout reaches training. Until the first promotion all answers were 'refused', so
-    the sequence of challengers was settled before the holdout was opened, and the union bound holds for it
-    as it stands: noise is promoted with a probability of at most `level` (Blum and Hardt, "The Ladder",
-    ICML 2015, count the possible sequences of answers in this way; Dwork et al., "The reusable holdout",
-    Science 2015, show what goes wrong without).
+        level / (k (k + 1)) / ((m + 1) (m + 2)) / C(k - 1, m)
 
-    What it does not cover. After m promotions in k looks, when they happened has told later challengers up to
-    log2 C(k - 1, m) bits about the holdout, which are not paid for; a champion that won by luck scores too
-    high here, which makes the next promotion harder, not easier. People or programs that train on what the
-    report shows of held-out images. Images that are not independent, as neighbours in one scene are. A new
-    version of a holdout that shares most of its images with the old one: its looks should go on counting.
+    The total is spent over the looks, as in Lan and DeMets, "Discrete sequential boundaries for clinical
+    trials" (Biometrika 1983); since every look tests another challenger, the union bound joins them, not the
+    joint distribution of one growing sample. There are C(k - 1, m) ways in which m of the k - 1 answers
+    before were promotions. Over all of them, all m and all k without end, the levels add up to less than
+    `level`, since 1 / (k (k + 1)) and 1 / ((m + 1) (m + 2)) both add up to at most 1.
 
-    Raises ValueError for a look below 1.
+    What that covers. Each challenger, and the champion, may depend on all earlier answers, as long as an
+    answer is one bit and nothing else of the holdout reaches training. What can be compared is then a tree
+    of answers, settled before the holdout is opened; each comparison in it is paid for, so noise is promoted
+    with a probability of at most `level` (Blum and Hardt, "The Ladder", ICML 2015, count answers in this
+    way; Dwork et al., "The reusable holdout", Science 2015, show what goes wrong without). With `promotions`
+    left at 0 this holds up to the first promotion only.
+
+    What it does not cover. The bounds themselves are approximate on few images (tests simulate them). People
+    or programs that train on what the report shows of held-out images. Images that are not independent, as
+    neighbours in one scene are. A new version of a holdout that shares most of its images with the old one:
+    its looks should go on counting.
+
+    Raises ValueError for a look below 1, or promotions that do not fit before it.
     """
-    if look < 1:
-        raise ValueError(f"look {look}: the first one is 1")
-    return level / (look * (look + 1))
+    if look < 1 or not 0 <= promotions < look:
+        raise ValueError(
+            f"look {look} after {promotions} promotions: looks count from 1, each has one answer"
+        )
+    ways = math.comb(look - 1, promotions)
+    return level / (look * (look + 1)) / ((promotions + 1) * (promotions + 2)) / ways
 
 
 def seed_of(holdout: str, look: int) -> int:

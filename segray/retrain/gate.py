@@ -55,17 +55,19 @@ class Gate:
         *,
         holdout: str,
         look: int,
+        promotions: int = 0,
         groups: Mapping[str, str] | None = None,
     ) -> Decision:
         """Compare both on one holdout; `look` counts the decisions on it, this one included, from 1.
 
+        `promotions` says how many of the earlier ones replaced a champion; that is paid for, too.
         `groups` is image name to group, for images that have one. The same arguments give the same decision:
         the draws come from the names of holdout and look.
 
         Raises ValueError for models that were scored on different images or by different metrics, and for a
         look below 1.
         """
-        level, seed = look_level(self.level, look), seed_of(holdout, look)
+        level, seed = look_level(self.level, look, promotions), seed_of(holdout, look)
         pair = [challenger] if champion is None else [challenger, champion]
         if len({(model.images, model.metric) for model in pair}) > 1:
             raise ValueError("champion and challenger are scored on different images or metrics")

@@ -46,7 +46,7 @@ class Matches(Protocol):
         """Return, for each image, whether the two models answer differently there, bool (images,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InstanceMatches:
     """Matched detections, ordered by category, then as pycocotools ranks them: score, image, detection."""
 
@@ -233,7 +233,7 @@ def _no_detections() -> tuple[Ints, Ints, Floats, Bools, Bools]:
     return none, none, np.zeros(0), never, never
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConfusionMatrices:
     """Pixels of each image and class: of truth, of prediction, of both; mIoU needs no more."""
 

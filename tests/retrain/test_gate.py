@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from statistics import NormalDist
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_clear_gain_is_promoted_with_its_numbers() -> None:
     assert 0.01 < decision.gain.lower < decision.gain.difference.low + 1e-3 < gain
     assert decision.challenger.figure == average_precision(challenger)
     assert decision.champion.low < average_precision(champion) < decision.champion.high
-    assert (decision.look, decision.look_level, decision.draws) == (1, 0.025, 2_000)
+    assert (decision.look, decision.look_level, decision.draws) == (1, 0.0125, 2_000)
     assert f"{decision.champion.figure:.4f} to {decision.challenger.figure:.4f}" in decision.reasons[0]
     above = decided(champion, challenger, replace(gate, margin=decision.gain.lower + 1e-6))
     assert not above.promoted
@@ -145,11 +146,31 @@ def test_later_looks_ask_for_more() -> None:
     assert shown == sorted(shown)
 
 
-def test_all_looks_together_spend_the_level() -> None:
-    spent = [bounds.look_level(0.05, look) for look in range(1, 10_001)]
-    assert sum(spent) == pytest.approx(0.05 * (1 - 1 / 10_001))
-    with pytest.raises(ValueError, match="look 0"):
-        bounds.look_level(0.05, 0)
+def test_all_answers_together_spend_at_most_the_level() -> None:
+    """Every sequence of answers to 12 looks; look k adds level / (k + 1)**2, and all of them 0.65 levels."""
+    spent = 0.0
+    for look in range(1, 13):
+        for answers in product((0, 1), repeat=look - 1):
+            spent += bounds.look_level(0.05, look, sum(answers))
+    assert spent == pytest.approx(0.05 * sum(1 / (look + 1) ** 2 for look in range(1, 13)))
+    silent = sum(bounds.look_level(0.05, look) for look in range(1, 10_001))
+    assert silent == pytest.approx(0.025 * (1 - 1 / 10_001))
+
+
+@pytest.mark.parametrize(("look", "promotions"), [(0, 0), (3, 3), (2, -1)])
+def test_looks_that_cannot_be_are_refused(look: int, promotions: int) -> None:
+    with pytest.raises(ValueError, match=f"look {look} after {promotions} promotions"):
+        bounds.look_level(0.05, look, promotions)
+
+
+def test_earlier_promotions_are_paid_for() -> None:
+    champion, challenger = holdout(3, BETTER)
+    first, later = (
+        QUICK.decide(challenger, champion, holdout="h", look=9, promotions=number).gain for number in (0, 2)
+    )
+    assert first is not None
+    assert later is not None
+    assert later.lower < first.lower
 
 
 @pytest.mark.parametrize(
@@ -219,7 +240,7 @@ def test_few_images_that_differ_prove_nothing() -> None:
     decision = decided(champion, challenger)
     assert not decision.promoted
     assert (
-        "differ on 4 of 4 images; at level 0.025 (look 1) no outcome on fewer than 6" in decision.reasons[0]
+        "differ on 4 of 4 images; at level 0.013 (look 1) no outcome on fewer than 7" in decision.reasons[0]
     )
     assert decided(champion, challenger, replace(QUICK, level=0.4)).promoted
     one = made.sample(challenger, np.array([0]))

