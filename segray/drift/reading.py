@@ -1,6 +1,7 @@
 """The tables of a finished run -> its `Profile`, some columns of one batch of rows at a time."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +27,15 @@ _LATER = ("brightness", "sharpness")
 """Columns that older versions do not write."""
 
 
-def profile_of(run: str, storage: StorageSettings, group_by: str | None = None) -> Profile:
+def profile_of(
+    run: str, storage: StorageSettings, group_by: str | None = None, above: float | None = None
+) -> Profile:
     """Read the profile of a finished output of `annotate`, `predict`, or whatever writes such tables.
 
-    Rows that are marked `vanished` count: the tables still hold them. Raises NothingToDoError where no run
-    is, SettingsError for a run that is not finished, has no such tables, or has no column `group_by`.
+    above: as if `annotate` had kept instances with a higher score alone; their numbers are held in memory,
+    one an image. Rows that are marked `vanished` count: the tables still hold them. Raises NothingToDoError
+    where no run is, SettingsError for a run that is not finished, has no such tables, or has no column
+    `group_by`.
     """
     verb = _verb_of(run, storage)
     ledger, instances = (
@@ -43,16 +48,34 @@ def profile_of(run: str, storage: StorageSettings, group_by: str | None = None) 
         )
     has_instances = verb != "predict" and bool(instances)
     tally = _Tally(group_by)
+    number = None if above is None else _numbers_above(instances, above, storage)
     index = _Index(ledger, group_by, storage)
     lacks = set[str]() if has_instances else set(INSTANCE_MEASURES)
     for file in ledger:
         for batch in _batches(file, ("image_id", "status", "instances"), _LATER, group_by, storage):
             lacks.update(name for name in _LATER if name not in batch.schema.names)
-            tally.add_images(batch)
+            tally.add_images(batch if number is None else _recounted(batch, number))
     for file in instances if has_instances else ():
         for batch in _batches(file, ("image_id", "score", "category", "area"), (), None, storage):
+            if above is not None:
+                batch = batch.filter(pc.greater(batch["score"], above))
             tally.add_instances(batch, index.groups_of(file, batch, tally))
     return tally.profile(shown(run), sorted(lacks))
+
+
+def _numbers_above(files: Sequence[Source], above: float, storage: StorageSettings) -> Counter[str]:
+    """Image -> instances with a higher score."""
+    number = Counter[str]()
+    for file in files:
+        for batch in _batches(file, ("image_id", "score"), (), None, storage):
+            number.update(batch.filter(pc.greater(batch["score"], above))["image_id"].to_pylist())
+    return number
+
+
+def _recounted(batch: pa.RecordBatch, number: Counter[str]) -> pa.RecordBatch:
+    """Ledger rows with these numbers of instances."""
+    found = pa.array([number[each] for each in batch["image_id"].to_pylist()], pa.int32())
+    return batch.set_column(batch.schema.get_field_index("instances"), "instances", found)
 
 
 def _verb_of(run: str, storage: StorageSettings) -> str | None:

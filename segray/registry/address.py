@@ -59,6 +59,10 @@ def parse(spec: str) -> RegistryAddress:
             "disk registry:PATH#MODEL@ALIAS"
         )
     kind, path = found["kind"] or "s3", found["path"]
+    if "@" in path.partition("/")[0]:
+        raise SettingsError(
+            "weights registry:…: keys in an address are not used; set storage.s3 and its like"
+        )
     if kind not in _KINDS:
         raise SettingsError(
             f"weights {spec!r}: registry+{kind} is none of registry+s3, registry+gs, registry+az"

@@ -28,7 +28,7 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
-from segray.registry.registry import Registry
+from segray.registry.registry import PROFILE, Registry
 from segray.retrain import data as data_of
 from segray.retrain.begin import (
     Job,
@@ -62,7 +62,8 @@ from segray.retrain.rounds import (
     rounds,
 )
 from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
-from segray.retrain.settings import RetrainSettings
+from segray.retrain.settings import RetrainSettings, without_environment
+from segray.settings import AnnotateSettings
 from segray.storage import canonical_uri, shown
 from segray.train.identity import METRICS, MODEL
 
@@ -249,6 +250,7 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
         None if other is None else other.matches,
         holdout=frozen["holdout"]["name"],
         look=holdout.looks + 1,
+        promotions=min(_promotions(job), holdout.looks),
         groups={
             key: groups[canonical]
             for key, name in challenger.names.items()
@@ -262,12 +264,32 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
         "figures": {"challenger": challenger.figures, "champion": other.figures if other else None},
         "lines": found.lines(),
     }
+    _keep_profile(job, now, challenger)
     page = _page(job, now, frozen, decision, challenger, other)
     now.write(REPORT, page.encode())
     now.write_json(DECISION, without_nan(decision))
     _count_look(job, now, holdout, decision)
     stored: dict[str, Any] = now.read_json(DECISION)
     return stored
+
+
+def _promotions(job: Job) -> int:
+    """Comparisons that replaced a champion: what they told of the holdout is paid for."""
+    history = job.registry.aliases(job.settings.model).history
+    return sum(
+        event.what == "promote" and event.before is not None and event.run is not None for event in history
+    )
+
+
+def _keep_profile(job: Job, now: Round, challenger: Scored) -> None:
+    """What the challenger's answers look like as its users will have them, for `segray drift`."""
+    if not challenger.run:
+        return
+    from segray.drift.reading import profile_of
+
+    settings = job.settings
+    kept = settings.label.get("score_threshold", AnnotateSettings.model_fields["score_threshold"].default)
+    now.write(PROFILE, profile_of(challenger.run, settings.storage, above=kept).to_json().encode())
 
 
 def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
@@ -389,8 +411,6 @@ def _label(job: Job, record: dict[str, Any]) -> None:
         return
     from segray.annotate.verb import Annotate
     from segray.bulk.job import done
-    from segray.retrain.settings import without_environment
-    from segray.settings import AnnotateSettings
 
     settings = job.settings
     own = {"storage": settings.storage, "ray": settings.ray, "device": settings.device}

@@ -227,3 +227,23 @@ def test_a_picture_that_cannot_be_read_stops_the_round(
     told = capsys.readouterr().err
     assert "cells-13.png" in told
     assert "1 of 18 pictures cannot be read, more than max_rejects (0); nothing was decided" in told
+
+
+def test_a_round_waits_for_drift(
+    second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures as the holdout's: no drift; turned dark: drift, and the round goes on."""
+    from PIL import Image
+
+    here = copied(second, tmp_path, monkeypatch)
+    weights = ("--weights", "registry:registry#cells")
+    assert main(["annotate", "cells/images", *weights, "--output", "tonight"]) == 0
+    drift = ("--against", "registry:registry#cells", "--min-images", "5")
+    assert main(["drift", "tonight", *drift]) == 0
+    assert retrain("--if-drift", "tonight") == 4
+    assert "if_drift: " in capsys.readouterr().err
+    (here / "dark").mkdir()
+    for path in (here / "cells/images").iterdir():
+        Image.eval(Image.open(path), lambda level: level // 8).save(here / "dark" / path.name)
+    assert main(["annotate", "dark", *weights, "--output", "dark-night"]) == 0
+    assert main(["drift", "dark-night", *drift]) == 3
