@@ -52,8 +52,8 @@ def decided(champion: InstanceMatches | None, challenger: InstanceMatches, gate:
 def test_equal_models_are_not_promoted_in_thirty_looks(series: int) -> None:
     """At most 5 of 100 series: the answers of two models are swapped at random, image by image.
 
-    Of 200 series 6 were promoted; 11 before half of each level was kept for later paths. These 200 led to that
-    change, so 6 is no independent count: another first number in `_promoted_within`'s seed gives one.
+    Of 200 series 6 were promoted; 11 before half of each level was kept for later paths. These 200 led to
+    that change, so 6 is no independent count: another first number in `_promoted_within`'s seed gives one.
     A look whose challenger is not ahead is not computed: no bound is above the difference itself.
     """
     one, other = holdout(0, 0.1)
