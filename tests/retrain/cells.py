@@ -19,8 +19,8 @@ TRAIN: dict[str, Any] = {
 
 
 def splits_of(number: int) -> list[str]:
-    """Of that many pictures: a third is held out, a sixth chooses the epoch."""
-    return [("test", "train", "val", "train", "test", "train")[place % 6] for place in range(number)]
+    """Of that many pictures: half are held out, a sixth chooses the epoch."""
+    return [("test", "train", "val", "test", "train", "test")[place % 6] for place in range(number)]
 
 
 def write_labels(folder: Path, images: int) -> None:

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from segray.bulk.lock import Lock
 from segray.bulk.output import Output
 from segray.cli import main
+from segray.drift.profile import Profile
+from segray.drift.reading import profile_of
 from segray.registry.registry import Registry
 from segray.retrain.holdout import Holdout
 from segray.storage import StorageSettings
@@ -50,7 +54,7 @@ def move(folder: Path, before: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for path in folder.rglob("*.json"):
+    for path in [*folder.glob("cells/*.json"), *folder.glob("rounds/**/*.json")]:
         path.write_text(path.read_text().replace(str(before), str(folder)))
     for path in [*folder.glob("rounds/**/snapshot.parquet"), folder / "rounds/holdout.parquet"]:
         table = pq.read_table(path)
@@ -88,18 +92,18 @@ def test_the_first_labels_make_a_champion(first: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names >= {"model.pt", "card.md", "run.json", "metrics.json", "snapshot.parquet", "report.html"}
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["holdout"]["images"] == FIRST // 3
+    assert metrics["holdout"]["images"] == FIRST // 2
     assert 0 < metrics["figures"]["ap"] < 1
     assert (first / "rounds/rounds/0001/report.html").read_text().count("<svg") > 1
     held = json.loads((first / "rounds/rounds/0001/labels.json").read_text())
-    assert [image["split"] for image in held["images"]].count("test") == FIRST // 3
+    assert [image["split"] for image in held["images"]].count("test") == FIRST // 2
 
 
 def test_better_labels_win(second: Path) -> None:
     record = last_record(second)
     assert (record["round"], record["promoted"]) == (2, True)
     assert record["data"]["new"] == MORE - FIRST
-    assert record["holdout"]["images"] == MORE // 3
+    assert record["holdout"]["images"] == MORE // 2
     aliases = registry(second).aliases("cells")
     assert (aliases.champion, aliases.previous) == (record["version"], record["champion_before"])
     run = registry(second).read_json("cells", record["version"], "run.json")
@@ -232,18 +236,25 @@ def test_a_picture_that_cannot_be_read_stops_the_round(
 def test_a_round_waits_for_drift(
     second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pictures as the holdout's: no drift; turned dark: drift, and the round goes on."""
-    from PIL import Image
-
+    """Pictures as before: no drift; turned dark: drift, and the round looks for labels."""
     here = copied(second, tmp_path, monkeypatch)
-    weights = ("--weights", "registry:registry#cells")
-    assert main(["annotate", "cells/images", *weights, "--output", "tonight"]) == 0
-    drift = ("--against", "registry:registry#cells", "--min-images", "5")
-    assert main(["drift", "tonight", *drift]) == 0
-    assert retrain("--if-drift", "tonight") == 4
-    assert "if_drift: " in capsys.readouterr().err
-    (here / "dark").mkdir()
-    for path in (here / "cells/images").iterdir():
-        Image.eval(Image.open(path), lambda level: level // 8).save(here / "dark" / path.name)
-    assert main(["annotate", "dark", *weights, "--output", "dark-night"]) == 0
-    assert main(["drift", "dark-night", *drift]) == 3
+    version = last_record(here)["version"]
+    profile = here / "registry/cells/versions" / version / "profile.json"
+    assert Profile.from_json(profile.read_bytes(), "kept").overall.images == MORE // 2
+    for name, seed, share in (("before", 0, 1), ("same", 100, 1), ("dark", 200, 12)):
+        (here / name).mkdir()
+        for number in range(40):
+            random = np.random.default_rng(seed + number)
+            ground = np.uint8(random.integers(40, 200))
+            pixels = (random.integers(0, 20, (32, 32, 3), np.uint8) + ground) // np.uint8(share)
+            Image.fromarray(pixels).save(here / name / f"{number}.png")
+        weights = ("--weights", "registry:registry#cells@champion")
+        assert main(["annotate", name, *weights, "--output", f"{name}-night"]) == 0
+    profile.write_text(profile_of("before-night", StorageSettings()).to_json())  # as of a larger holdout
+    against = ("--against", "registry:registry#cells", "--min-images", "30", "--output", "drift")
+    assert main(["drift", "same-night", *against]) == 0
+    assert main(["drift", "dark-night", *against]) == 3
+    capsys.readouterr()
+    monkeypatch.setenv("SEGRAY_IF_DRIFT", "same-night")
+    assert retrain() == 4
+    assert "same-night did not drift from the champion's profile" in capsys.readouterr().err
