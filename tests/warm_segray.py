@@ -24,7 +24,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 def main() -> int:
     """Its exit code."""
     set_environment()  # before Ray is imported
-    os.environ[warm_workers.TRAINS] = str(int(sys.argv[1] == "train"))
+    os.environ[warm_workers.TRAINS] = str(int(sys.argv[1] in ("train", "retrain")))
     with warm_workers.used():
         return segray()
 
