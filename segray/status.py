@@ -41,7 +41,8 @@ class Status:
     holder: dict[str, Any] | None = None
     """Host, process, and when the lease was renewed by that host's clock; of a run that has one."""
     counts: dict[str, Any] = field(default_factory=dict)
-    """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs."""
+    """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs,
+    for retraining, rounds."""
     rate: float | None = None
     """Images a second."""
     machine_hours: dict[str, float] = field(default_factory=dict)
@@ -80,9 +81,10 @@ def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
     told = {} if there is None else told_in(there.data)
     verb = _verb(plan, record)
     holder = None if there is None or lease.released else _holder(lease, there.data)
-    look = _epochs if verb == "train" else _items
+    look = {"train": _epochs, "retrain": _rounds}.get(verb, _items)
     counts, rate = look(store, record, told)
-    state = _state(record, there is not None, lease)
+    is_over = not counts["left"] if verb == "retrain" else isinstance(record, dict)
+    state = _state(is_over, there is not None, lease)
     worked = record if isinstance(record, dict) and HOURS in record else told
     hours, cost = hours_in(worked), cost_in(worked)
     return Status(run, verb, state, lease.generation, holder, counts, rate, hours, cost)
@@ -114,6 +116,10 @@ def _told(found: Status) -> Sequence[str]:
         of = "" if counts["total"] is None else f" of {counts['total']:,}"
         best = f"; best: epoch {counts['best']}" if counts.get("best") else ""
         return [*said, f"  {counts['done']:,}{of} epochs{best}{_pace(found.rate)}"]
+    if found.verb == "retrain":
+        last = "promoted" if counts["promoted"] else "refused"
+        ended = f"; the last one: {last} {counts['model']}@{counts['version']}" if counts["version"] else ""
+        return [*said, f"  {counts['done']:,} of {counts['total']:,} rounds over{ended}"]
     of = "" if counts["total"] is None else f" of {counts['total']:,}"
     parts = [f"{counts['done']:,}{of} items", f"{counts['rejected']:,} rejected"]
     parts += [f"{counts['instances']:,} instances"] if found.verb == "annotate" else []
@@ -134,11 +140,11 @@ def _verb(plan: Any, record: Any) -> str:
     return "train" if "data" in (plan if isinstance(plan, dict) else record) else "annotate"
 
 
-def _state(record: Any, held: bool, lease: Lease) -> str:
+def _state(is_over: bool, held: bool, lease: Lease) -> str:
     if not held or lease.released:
-        return _FINISHED if isinstance(record, dict) else _STOPPED
+        return _FINISHED if is_over else _STOPPED
     if lease.is_of_this_machine:
-        return _RUNNING if lease.is_running else _FINISHED if isinstance(record, dict) else _KILLED
+        return _RUNNING if lease.is_running else _FINISHED if is_over else _KILLED
     return _HELD
 
 
@@ -183,6 +189,17 @@ def _committed(store: Store) -> tuple[int, int, int]:
     _, newest = np.unique(np.concatenate(ids)[::-1], return_index=True)
     bad, found = (np.concatenate(each)[::-1][newest] for each in (rejected, instances))
     return len(newest), int(bad.sum()), int(found.sum())
+
+
+def _rounds(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """The same of a retraining: rounds that are over and begun, and how the last one that is over ended."""
+    from segray.retrain.rounds import rounds
+
+    there = rounds(store, store.root)
+    over, begun = sum(each.is_over for each in there), sum(each.is_begun for each in there)
+    last = record if isinstance(record, dict) else {}
+    ended = {name: last.get(name) for name in ("model", "version", "promoted")}
+    return {"done": over, "total": begun, "left": begun - over, **ended}, None
 
 
 def _epochs(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:

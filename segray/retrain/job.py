@@ -117,6 +117,8 @@ def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
             return None
         try:
             with lock:
+                ray.machines.inherit(lock.hours)
+                lock.tell = ray.machines.record
                 job.store.write_json(PLAN, check_plan(job.store, settings))
                 return _round(job)
         except HeldError as error:

@@ -117,6 +117,16 @@ def test_better_labels_win(second: Path) -> None:
     assert {run["version"] for run in used} == {record["champion_before"]}
 
 
+def test_its_status(
+    second: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(second)
+    assert main(["status", "rounds"]) == 0
+    told = capsys.readouterr().out
+    assert "retrain, finished" in told
+    assert f"2 of 2 rounds over; the last one: promoted cells@{last_record(second)['version']}" in told
+
+
 def test_nothing_new_is_exit_4(
     second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
