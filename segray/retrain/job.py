@@ -204,7 +204,8 @@ def _round(job: Job) -> dict[str, Any]:
         now = Round(job.store, number, job.settings.output)
         begin(job, now)
     frozen = now.read_json(ROUND)
-    job.ray.begin()
+    if now.read(DECISION) is None:
+        job.ray.begin()
     run = _train(job, now, frozen)
     decision = _decide(job, now, frozen, run)
     version = _register(job, now, frozen, decision, run)
