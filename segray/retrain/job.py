@@ -161,7 +161,7 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
         problems.append("gate.floors, gate.group_drop: say with group_by what the groups are")
     if problems:
         raise SettingsError(*problems)
-    gate = Gate(**settings.gate.model_dump())
+    gate = Gate(margin=settings.margin, **settings.gate.model_dump())
     return Job(settings, store, registry, ray, gate), lock
 
 
