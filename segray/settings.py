@@ -315,7 +315,8 @@ class AnnotateSettings(BulkSettings):
 
     weights: WeightsAddress = Field(
         "coco-v2",
-        description="model: a name (see `segray models`), a path or URL, or python:module:factory",
+        description="model: a name (see `segray models`), a path or URL, registry://BUCKET/PATH#MODEL@ALIAS, "
+        "or python:module:factory",
     )
     score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
     proposals: int | None = Field(

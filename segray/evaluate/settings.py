@@ -34,7 +34,9 @@ class EvaluateSettings(JobSettings):
         description="folder of label pictures, manifest (.csv, .parquet, .txt), COCO .json",
     )
     weights: WeightsAddress | None = Field(
-        None, description="semantic model to score: a path or URL, or python:module:factory"
+        None,
+        description="semantic model to score: a path, URL, registry://BUCKET/PATH#MODEL@ALIAS, "
+        "or python:module:factory",
     )
     data: Address | None = Field(None, description="pictures and labels for it: folder, manifest or list")
     output: Address = Field(description="folder or bucket URL for metrics.json")

@@ -86,7 +86,10 @@ def show(as_json: bool) -> int:
         print(f"{model.name:17}{model.task}, {model.arch}, {size}, {where}")
         print(f"{'':17}{model.origin}")
         print(f"{'':17}licence: {model.licence}")
-    print("also: the path or URL of a segray model file or of a state dict, and python:module:factory")
+    print("also: the path or URL of a segray model file or of a state dict, a model of a registry")
+    print(
+        "(registry://BUCKET/PATH#MODEL@ALIAS, on disk registry:PATH#MODEL@ALIAS), and python:module:factory"
+    )
     return 0
 
 

@@ -79,7 +79,7 @@ def weights_kind(spec: str) -> WeightsKind:
     hint = f"; did you mean {close[0]}?" if close else ";"
     raise SettingsError(
         f"weights {spec!r}: unknown name{hint} known names: {', '.join(known)}; also a path or URL of a "
-        "file, python:module:factory"
+        "file, registry://BUCKET/PATH#MODEL@ALIAS, python:module:factory"
     )
 
 

@@ -21,7 +21,8 @@ class PredictSettings(BulkSettings):
     )
 
     weights: WeightsAddress = Field(
-        description="model.pt of `segray train`, a path or URL, or python:module:factory"
+        description="model.pt of `segray train`, a path or URL, registry://BUCKET/PATH#MODEL@ALIAS, or "
+        "python:module:factory"
     )
     tta: Literal["none", "flip", "d4"] = Field(
         "none", description="mean over picture and mirror image, or over all 8 flips and quarter turns"
