@@ -86,11 +86,14 @@ def quick_news(job: Job, champion: str | None, before: pa.Table | None) -> tuple
         run = job.registry.read_json(job.settings.model, champion, VERSION_RUN) or {}
         arch = (run.get("settings") or {}).get("arch")
         if arch is None:  # a file that somebody added
-            pairs = data_of.listed(job.settings, start_of(job, champion)).pairs.pairs
-            return unread_news(pairs, before), len(pairs)
+            return _unread(data_of.listed(job.settings, start_of(job, champion)), before)
         known = known.model_copy(update={"arch": arch})
-    pairs = data_of.listed_as(job.settings, known).pairs.pairs
-    return unread_news(pairs, before), len(pairs)
+    return _unread(data_of.listed_as(job.settings, known), before)
+
+
+def _unread(labels: data_of.Listed, before: pa.Table | None) -> tuple[News, int]:
+    pairs = labels.pairs.pairs
+    return unread_news(pairs, before, labels.categories), len(pairs)
 
 
 def begin(job: Job, now: Round) -> None:
@@ -113,7 +116,7 @@ def begin(job: Job, now: Round) -> None:
         seed=settings.split_seed,
         look_alikes=settings.group_look_alikes,
     )
-    snapshot = snapshot_of(pairs, rows, splits)
+    snapshot = snapshot_of(pairs, rows, splits, labels.categories)
     found = news(snapshot, before)
     _enough(found, settings.min_new)
     counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}

@@ -71,6 +71,11 @@ class Listed:
         return design_of(self.settings, self.found, self.start)
 
     @property
+    def categories(self) -> dict[int, str] | None:
+        """Id to name, of labels of instances."""
+        return self.found.categories if isinstance(self.found, CocoListing) else None
+
+    @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
         return isinstance(self.found, CocoListing)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.sources.pairs import Pair
+from segray.train.feed.coco_listing import AnnotatedPair
 
 SNAPSHOT = pa.schema(
     [
@@ -18,7 +20,7 @@ SNAPSHOT = pa.schema(
         ("label_address", pa.string()),
         ("label_etag", pa.string()),
         ("digest", pa.string()),  # sha256 of the picture's file, hex
-        ("label_digest", pa.string()),  # sha256 of its labels, hex
+        ("label_digest", pa.string()),  # sha256 of its labels, hex: see `digest_of_instances`
         ("split", pa.string()),  # train, val, test; or left_out: a look-alike of a held-out picture
         ("group", pa.string()),  # of pictures that stay together
         ("likeness", pa.uint64()),  # perceptual hash
@@ -46,12 +48,38 @@ class News:
         return f"{self.new:,} new, {self.changed:,} changed, {self.removed:,} removed"
 
 
-def unread_news(pairs: Sequence[Pair], before: pa.Table | None) -> News:
-    """The most that can be new, by addresses and versions alone: no picture is opened."""
-    columns = ("address", "etag", "label_etag")
-    known = _by_address(before, columns)
-    listed = {pair.image.uri: (pair.image.version, pair.label.version) for pair in pairs}
+def digest_of_instances(pair: AnnotatedPair, categories: Mapping[int, str]) -> str:
+    """sha256, hex, of what the annotations of a picture mean.
+
+    Ids and the order of annotations, which every export numbers anew, are no part of it; the names of
+    categories are: one that is renamed is another label.
+    """
+    content = json.loads(pair.annotations)
+    meant = [
+        [categories.get(each.get("category_id")), each.get("iscrowd") or 0, each.get("segmentation")]
+        for each in content["annotations"]
+    ]
+    lines = sorted(json.dumps(each, sort_keys=True) for each in meant)
+    return hashlib.sha256("\n".join([str(content["size"]), *lines]).encode()).hexdigest()
+
+
+def unread_news(
+    pairs: Sequence[Pair], before: pa.Table | None, categories: Mapping[int, str] | None = None
+) -> News:
+    """The most that can be new, by addresses and versions alone: no picture is opened.
+
+    categories: of labels of instances, which are in the listing and are compared by what they mean.
+    """
+    label = "label_etag" if categories is None else "label_digest"
+    known = _by_address(before, ("address", "etag", label))
+    listed = {pair.image.uri: (pair.image.version, _label_version(pair, categories)) for pair in pairs}
     return _compared(listed, known)
+
+
+def _label_version(pair: Pair, categories: Mapping[int, str] | None) -> str:
+    if categories is None or not isinstance(pair, AnnotatedPair):
+        return pair.label.version
+    return digest_of_instances(pair, categories)
 
 
 def news(snapshot: pa.Table, before: pa.Table | None) -> News:
@@ -73,8 +101,16 @@ def _compared(now: Mapping[str, tuple[Any, ...]], before: Mapping[str, tuple[Any
     return News(len(now.keys() - before.keys()), changed, len(before.keys() - now.keys()))
 
 
-def snapshot_of(pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str]) -> pa.Table:
-    """SNAPSHOT of pairs that could be read; rows: their FIGURES."""
+def snapshot_of(
+    pairs: Sequence[Pair],
+    rows: pa.Table,
+    splits: Sequence[str],
+    categories: Mapping[int, str] | None = None,
+) -> pa.Table:
+    """SNAPSHOT of pairs that could be read; rows: their FIGURES; categories: of labels of instances."""
+    digests = rows["label_digest"].to_pylist()
+    if categories is not None:
+        digests = [_label_version(pair, categories) for pair in pairs]
     columns = {
         "address": [pair.image.uri for pair in pairs],
         "etag": [pair.image.version for pair in pairs],
@@ -82,7 +118,8 @@ def snapshot_of(pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str]) ->
         "label_etag": [pair.label.version for pair in pairs],
         "split": list(splits),
         "group": [pair.group for pair in pairs],
-        **{name: rows[name].to_pylist() for name in ("digest", "label_digest", "likeness")},
+        "label_digest": digests,
+        **{name: rows[name].to_pylist() for name in ("digest", "likeness")},
     }
     return pa.table({field.name: columns[field.name] for field in SNAPSHOT}, schema=SNAPSHOT).sort_by(
         "address"
