@@ -46,8 +46,12 @@ def train_settings(
         **{"device": settings.device, "val_share": settings.val_share, "split_seed": settings.split_seed},
         **{"group_look_alikes": settings.group_look_alikes, "max_rejects": settings.max_rejects},
     }
-    started = {} if start_from is None else {"start_from": start_from}
-    made: TrainSettings = without_environment(TrainSettings, {**settings.train, **own, **started})
+    given = {**settings.train, **own}
+    if start_from is not None:
+        given["start_from"] = start_from
+    elif settings.start == "champion":  # there is none yet, and random weights must not stay
+        given = {name: value for name, value in given.items() if name not in ("freeze", "freeze_epochs")}
+    made: TrainSettings = without_environment(TrainSettings, given)
     return made
 
 
