@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.errors import JobFailedError
 from segray.sources.pairs import Pair
 from segray.train.feed.coco_listing import AnnotatedPair
 
@@ -134,8 +135,16 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes | None) -> pa.Table | None:
-    """A snapshot that was written; None where there is none."""
-    return None if data is None else pq.read_table(io.BytesIO(data)).cast(SNAPSHOT)
+    """A snapshot that was written; None where there is none. Raises JobFailedError where it is damaged."""
+    return None if data is None else table_of(data, SNAPSHOT, "snapshot.parquet")
+
+
+def table_of(data: bytes, schema: pa.Schema, name: str) -> pa.Table:
+    """A table that was written. Raises JobFailedError for one that is damaged: nobody may begin another."""
+    try:
+        return pq.read_table(io.BytesIO(data)).cast(schema)
+    except ValueError as error:  # ArrowInvalid is one
+        raise JobFailedError(f"{name} is damaged ({error}); put its last good version back") from error
 
 
 def name_of(snapshot: bytes) -> str:
