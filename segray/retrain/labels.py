@@ -3,11 +3,12 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.errors import JobFailedError
@@ -28,6 +29,7 @@ SNAPSHOT = pa.schema(
     ]
 )
 """What a model was trained on and scored with, frozen; sorted by address."""
+_NAMES = pa.schema([("name", pa.string())])
 TEST, LEFT_OUT = "test", "left_out"
 
 
@@ -145,6 +147,22 @@ def table_of(data: bytes, schema: pa.Schema, name: str) -> pa.Table:
         return pq.read_table(io.BytesIO(data)).cast(schema)
     except ValueError as error:  # ArrowInvalid is one
         raise JobFailedError(f"{name} is damaged ({error}); put its last good version back") from error
+
+
+def trained_in(snapshot: pa.Table) -> set[str]:
+    """Addresses and digests of the pictures that were not held out."""
+    rows = snapshot.filter(pc.not_equal(snapshot["split"], TEST))
+    return {*rows["address"].to_pylist(), *rows["digest"].to_pylist()}
+
+
+def names_to_bytes(names: Collection[str]) -> bytes:
+    """A table of addresses and digests, which `names_from` reads."""
+    return to_bytes(pa.table({"name": sorted(names)}, schema=_NAMES))
+
+
+def names_from(data: bytes | None) -> set[str]:
+    """None where there is no table. Raises JobFailedError where it is damaged."""
+    return set() if data is None else {*table_of(data, _NAMES, "trained.parquet")["name"].to_pylist()}
 
 
 def name_of(snapshot: bytes) -> str:

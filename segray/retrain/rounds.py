@@ -1,6 +1,7 @@
 """The output of `segray retrain`: what stays from round to round, and a folder for each.
 
 holdout.parquet        what is held out, for ever
+trained.parquet        what a model may have trained on, for ever
 rounds/0001/round.json     what was found when it began: written last of what is frozen
 rounds/0001/snapshot.parquet, labels.json or labels.parquet, items.parquet, groups.json
 rounds/0001/train/         as `segray train` writes it
@@ -20,7 +21,8 @@ from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import shown
 
-PLAN, RUN, HOLDOUT = "_segray/plan.json", "run.json", "holdout.parquet"
+PLAN, RUN = "_segray/plan.json", "run.json"
+HOLDOUT, TRAINED = "holdout.parquet", "trained.parquet"
 ROUND, SNAPSHOT, DECISION, REPORT = "round.json", "snapshot.parquet", "decision.json", "report.html"
 ITEMS, GROUPS = "items.parquet", "groups.json"
 _NEEDED = {
