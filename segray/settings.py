@@ -423,16 +423,21 @@ def printable(settings: CommonSettings, *, without_defaults: bool = False) -> st
         exclude_none=True,
         exclude_defaults=without_defaults,
     )
-    plain = {
-        name: _without_secrets(value if name == "crs" else _shown(value)) for name, value in plain.items()
-    }
+    plain = _without_secrets(
+        {
+            name: value if name == "crs" or isinstance(getattr(settings, name), BaseModel) else _shown(value)
+            for name, value in plain.items()
+        }
+    )
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _shown(value: Any) -> Any:
-    """Addresses, also in a list, without credentials; everything else as it is."""
+    """Addresses, also in lists and in settings of another verb, without credentials; all else as it is."""
     if isinstance(value, list):
         return [_shown(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _shown(each) for name, each in value.items()}
     return shown(value) if isinstance(value, str) else value
 
 

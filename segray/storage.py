@@ -179,8 +179,17 @@ def _absolute(path: str) -> str:
 def shown(url: str) -> str:
     """A URL or path as the user gave it, without credentials and query string."""
     if url.startswith(("registry:", "registry+")):
-        return url  # what follows its `#` counts; keys are refused there
+        return _shown_registry(url)
     return canonical_uri(url) if "://" in url else url
+
+
+def _shown_registry(address: str) -> str:
+    """Likewise, of `registry://BUCKET/PATH#MODEL@ALIAS`: what follows the last `#` counts."""
+    scheme, is_url, path = address.partition("://")
+    if not is_url or _AZURE_ACCOUNT.match(f"az://{path}"):
+        return address
+    place, mark, model = path.rpartition("#") if "#" in path else (path, "", "")
+    return f"{scheme}://{_without_signature(_without_user(place))}{mark}{model}"
 
 
 def open_filesystem(

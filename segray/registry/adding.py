@@ -2,13 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from segray.errors import SettingsError
+from segray.evaluate.files import read_if_there
+from segray.log import say
 from segray.models.weights import name_of, read_weights
-from segray.registry.registry import CARD, METRICS, MODEL
+from segray.registry.registry import CARD, METRICS, MODEL, SNAPSHOT
 from segray.retries import retrying
+from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem
+
+if TYPE_CHECKING:
+    from segray.sources.pairs import Pair
 
 
 def version_of(source: str, storage: StorageSettings) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -23,7 +30,54 @@ def version_of(source: str, storage: StorageSettings) -> tuple[dict[str, bytes],
     path = f"{source.rstrip('/')}/{MODEL}" if run is not None else source
     data = read_weights(path, storage)
     record = run if run is not None else {"verb": "add", "weights": name_of(source)}
-    return files_of(path, data, record, None), record
+    files = files_of(path, data, record, None)
+    if run is not None and (snapshot := _snapshot(source.rstrip("/"), storage)) is not None:
+        files[SNAPSHOT] = snapshot
+    return files, record
+
+
+def _snapshot(training: str, storage: StorageSettings) -> bytes | None:
+    """What a training learned from, as `segray retrain` keeps it; None where that cannot be found out.
+
+    Without it a retraining would hold out pictures that its champion has learned by heart.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from segray.retrain.labels import snapshot_of, to_bytes
+    from segray.sources.pairs import FRAGMENT, list_pairs
+    from segray.train.feed.coco_listing import list_coco
+    from segray.train.feed.survey import SURVEY
+
+    try:
+        names = {name: read_if_there(f"{training}/{name}", storage, "run") for name in (*_SPLITS, SURVEY)}
+        survey, manifest = names[SURVEY], names["splits.csv"]
+        if survey is None or manifest is None or FRAGMENT.encode() in manifest:
+            return None  # of an old training, or of scenes
+        categories = None
+        if names["splits.json"] is not None:
+            found = list_coco(f"{training}/splits.json", storage)
+            listed, categories = found.listed.pairs, found.categories
+        else:
+            listed = list_pairs(f"{training}/splits.csv", storage).pairs
+        known = pq.read_table(pa.BufferReader(survey))
+        place_of = {image: place for place, image in enumerate(known["image"].to_pylist())}
+        pairs = [pair for pair in listed if pair.image.uri in place_of]
+        rows = known.take(pa.array([place_of[pair.image.uri] for pair in pairs], pa.int64()))
+        versions = zip(rows["image_version"].to_pylist(), rows["label_version"].to_pylist(), strict=True)
+        seen = [_as_seen(pair, *each) for pair, each in zip(pairs, versions, strict=True)]
+        return to_bytes(snapshot_of(seen, rows, [str(pair.split) for pair in seen], categories))
+    except (SettingsError, ValueError, KeyError) as error:
+        say(f"no snapshot of the labels is kept: {describe(error)}", "warning")
+        return None
+
+
+_SPLITS = ("splits.csv", "splits.json")
+
+
+def _as_seen(pair: "Pair", image: str, label: str) -> "Pair":
+    """With the versions that its files had when they were read."""
+    return replace(pair, image=replace(pair.image, version=image), label=replace(pair.label, version=label))
 
 
 def _training(source: str, storage: StorageSettings) -> dict[str, Any] | None:
@@ -39,9 +93,14 @@ def _training(source: str, storage: StorageSettings) -> dict[str, Any] | None:
         ) from error
     except OSError as error:
         raise SettingsError(f"{canonical_uri(source)}: cannot be read: {error}") from error
-    record = json.loads(data)
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise SettingsError(f"{canonical_uri(source)}: its run.json is damaged: {error}") from error
     if not isinstance(record, dict) or record.get("verb", "train") != "train":
         raise SettingsError(f"{canonical_uri(source)}: no output of `segray train`")
+    if not all(isinstance(record.get(name) or {}, dict) for name in ("settings", "data", "best")):
+        raise SettingsError(f"{canonical_uri(source)}: its run.json is none of `segray train`")
     return record
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from segray.address import absolute_path
 from segray.errors import SettingsError
+from segray.storage import canonical_uri, shown, split_protocol
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
@@ -18,7 +19,16 @@ _FORM = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[0-9a-f]{12}")
-_KINDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "file": "file"}
+_KINDS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "abfs": "az",
+    "abfss": "az",
+    "file": "file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +65,23 @@ def parse(spec: str) -> RegistryAddress:
     found = _FORM.fullmatch(spec)
     if found is None:
         raise SettingsError(
-            f"weights {spec.partition('?')[0]!r}: write registry://BUCKET/PATH#MODEL@ALIAS (or @VERSION), on "
+            f"weights {shown(spec)!r}: write registry://BUCKET/PATH#MODEL@ALIAS (or @VERSION), on "
             "disk registry:PATH#MODEL@ALIAS"
         )
     kind, path = found["kind"] or "s3", found["path"]
-    if "@" in path.partition("/")[0]:
-        raise SettingsError(
-            "weights registry:…: keys in an address are not used; set storage.s3 and its like"
-        )
     if kind not in _KINDS:
         raise SettingsError(
-            f"weights {spec!r}: registry+{kind} is none of registry+s3, registry+gs, registry+az"
+            f"weights {shown(spec)!r}: registry+{kind} is none of registry+s3, registry+gs, registry+az"
         )
     if not found["slashes"] and found["kind"]:
-        raise SettingsError(f"weights {spec!r}: write registry+{kind}://")
+        raise SettingsError(f"weights {shown(spec)!r}: write registry+{kind}://")
     is_local = path.startswith("/") or not found["slashes"] or kind == "file"
     url = path if is_local else f"{_KINDS[kind]}://{path}"
+    if not is_local and canonical_uri(url) != split_protocol(url)[1]:
+        raise SettingsError(
+            f"weights {shown(spec)!r}: keys and signatures in an address are not used; set storage.s3 and "
+            "its like"
+        )
     model, which = check_model(found["model"]), found["which"]
     return RegistryAddress(url.rstrip("/") or "/", model, check_which(CHAMPION if which is None else which))
 

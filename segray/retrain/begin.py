@@ -24,12 +24,15 @@ from segray.retrain.labels import (
     News,
     from_bytes,
     name_of,
+    names_from,
+    names_to_bytes,
     news,
     snapshot_of,
     to_bytes,
+    trained_in,
     unread_news,
 )
-from segray.retrain.rounds import GROUPS, HOLDOUT, ITEMS, ROUND, SNAPSHOT, Round, now_utc, rounds
+from segray.retrain.rounds import GROUPS, HOLDOUT, ITEMS, ROUND, SNAPSHOT, TRAINED, Round, now_utc, rounds
 from segray.retrain.scoring import manifest
 from segray.retrain.settings import RetrainSettings
 from segray.storage import shown
@@ -86,11 +89,14 @@ def quick_news(job: Job, champion: str | None, before: pa.Table | None) -> tuple
         run = job.registry.read_json(job.settings.model, champion, VERSION_RUN) or {}
         arch = (run.get("settings") or {}).get("arch")
         if arch is None:  # a file that somebody added
-            pairs = data_of.listed(job.settings, start_of(job, champion)).pairs.pairs
-            return unread_news(pairs, before), len(pairs)
+            return _unread(data_of.listed(job.settings, start_of(job, champion)), before)
         known = known.model_copy(update={"arch": arch})
-    pairs = data_of.listed_as(job.settings, known).pairs.pairs
-    return unread_news(pairs, before), len(pairs)
+    return _unread(data_of.listed_as(job.settings, known), before)
+
+
+def _unread(labels: data_of.Listed, before: pa.Table | None) -> tuple[News, int]:
+    pairs = labels.pairs.pairs
+    return unread_news(pairs, before, labels.categories), len(pairs)
 
 
 def begin(job: Job, now: Round) -> None:
@@ -104,16 +110,17 @@ def begin(job: Job, now: Round) -> None:
     pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
     check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
     holdout = _holdout(job, champion, before)
+    trained = _trained(job, champion, before)
     splits = deal(
         pairs,
         rows,
         holdout,
-        _trained(before),
+        trained,
         share=settings.holdout_share,
         seed=settings.split_seed,
         look_alikes=settings.group_look_alikes,
     )
-    snapshot = snapshot_of(pairs, rows, splits)
+    snapshot = snapshot_of(pairs, rows, splits, labels.categories)
     found = news(snapshot, before)
     _enough(found, settings.min_new)
     counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}
@@ -132,6 +139,7 @@ def begin(job: Job, now: Round) -> None:
     _write_groups(job, now, snapshot)
     holdout = holdout.joined_by(snapshot)
     job.store.write(HOLDOUT, holdout.data())
+    job.store.write(TRAINED, names_to_bytes(trained | trained_in(snapshot)))
     frozen = {
         "task": "instance" if labels.is_instance else "semantic",
         "labels": name,
@@ -164,15 +172,31 @@ def _write_groups(job: Job, now: Round, snapshot: pa.Table) -> None:
         return
     values = values_by_image(settings.data, settings.group_by, settings.root, settings.storage)
     held = snapshot.filter(pc.equal(snapshot["split"], TEST))["address"].to_pylist()
-    now.write_json(GROUPS, {address: values[address] for address in held if address in values})
+    found = {address: values[address] for address in held if address in values}
+    if not found:
+        raise SettingsError(
+            f"group_by: none of the {len(held):,} held-out pictures has a {settings.group_by}; the data name "
+            f"others, the first is {min(values)}"
+        )
+    now.write_json(GROUPS, found)
 
 
-def _trained(before: pa.Table | None) -> set[str]:
-    """Addresses and digests of pictures that a model may have trained on."""
-    if before is None:
-        return set()
-    rows = before.filter(pc.not_equal(before["split"], TEST))
-    return {*rows["address"].to_pylist(), *rows["digest"].to_pylist()}
+def _trained(job: Job, champion: str | None, before: pa.Table | None) -> set[str]:
+    """Addresses and digests of pictures that a model may have trained on, also of those that are gone."""
+    trained = names_from(job.store.read(TRAINED))
+    if before is not None:
+        trained |= trained_in(before)
+    if champion is not None:  # it may come from elsewhere
+        kept = from_bytes(job.registry.read(job.settings.model, champion, KEPT_SNAPSHOT))
+        if kept is not None:
+            trained |= trained_in(kept)
+        else:
+            say(
+                f"the registry does not know what {job.settings.model}@{champion} was trained on: pictures "
+                "that it learned from may be held out, and flatter it; add it as the output of its training",
+                "warning",
+            )
+    return trained
 
 
 def _enough(found: News, least: int) -> None:

@@ -46,8 +46,12 @@ def train_settings(
         **{"device": settings.device, "val_share": settings.val_share, "split_seed": settings.split_seed},
         **{"group_look_alikes": settings.group_look_alikes, "max_rejects": settings.max_rejects},
     }
-    started = {} if start_from is None else {"start_from": start_from}
-    made: TrainSettings = without_environment(TrainSettings, {**settings.train, **own, **started})
+    given = {**settings.train, **own}
+    if start_from is not None:
+        given["start_from"] = start_from
+    elif settings.start == "champion":  # there is none yet, and random weights must not stay
+        given = {name: value for name, value in given.items() if name not in ("freeze", "freeze_epochs")}
+    made: TrainSettings = without_environment(TrainSettings, given)
     return made
 
 
@@ -69,6 +73,11 @@ class Listed:
     def design(self) -> Design | InstanceDesign:
         """What is trained. Raises SettingsError where settings and labels do not fit each other."""
         return design_of(self.settings, self.found, self.start)
+
+    @property
+    def categories(self) -> dict[int, str] | None:
+        """Id to name, of labels of instances."""
+        return self.found.categories if isinstance(self.found, CocoListing) else None
 
     @property
     def is_instance(self) -> bool:

@@ -8,7 +8,6 @@ new version. Champion and challenger are scored on the newest one.
 """
 
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.retrain.labels import LEFT_OUT, TEST
+from segray.retrain.labels import LEFT_OUT, TEST, table_of
 from segray.sources.pairs import Pair
 from segray.train.feed.splits import DISTANCES, groups_of, split_of
 from segray.train.steps.names import LookAlikes
@@ -46,8 +45,8 @@ class Holdout:
 
     @classmethod
     def read(cls, data: bytes | None) -> "Holdout":
-        """What `data` wrote; empty where there is none."""
-        return cls(HOLDOUT.empty_table() if data is None else pq.read_table(io.BytesIO(data)).cast(HOLDOUT))
+        """What `data` wrote; empty where there is none. Raises JobFailedError where it is damaged."""
+        return cls(HOLDOUT.empty_table() if data is None else table_of(data, HOLDOUT, "holdout.parquet"))
 
     def data(self) -> bytes:
         """The file."""

@@ -290,9 +290,8 @@ def _keep_profile(job: Job, now: Round, challenger: Scored) -> None:
         return
     from segray.drift.reading import profile_of
 
-    settings = job.settings
-    kept = settings.label.get("score_threshold", AnnotateSettings.model_fields["score_threshold"].default)
-    now.write(PROFILE, profile_of(challenger.run, settings.storage, above=kept).to_json().encode())
+    profile = profile_of(challenger.run, job.settings.storage, above=job.settings.kept_score)
+    now.write(PROFILE, profile.to_json().encode())
 
 
 def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
@@ -330,9 +329,7 @@ def _page(
     from segray.versions import versions
 
     settings = job.settings
-    pictures = differing_pictures(
-        challenger, other, settings.pictures, settings.train.get("max_pixels", 100_000_000), settings.storage
-    )
+    pictures = differing_pictures(challenger, other, settings.pictures, settings.max_pixels, settings.storage)
     history = [json.loads(line) for line in (now.read(f"train/{METRICS}") or b"").splitlines()]
     record = {
         "model": settings.model,

@@ -2,14 +2,18 @@
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segray.errors import JobFailedError
 from segray.sources.pairs import Pair
+from segray.train.feed.coco_listing import AnnotatedPair
 
 SNAPSHOT = pa.schema(
     [
@@ -18,13 +22,14 @@ SNAPSHOT = pa.schema(
         ("label_address", pa.string()),
         ("label_etag", pa.string()),
         ("digest", pa.string()),  # sha256 of the picture's file, hex
-        ("label_digest", pa.string()),  # sha256 of its labels, hex
+        ("label_digest", pa.string()),  # sha256 of its labels, hex: see `digest_of_instances`
         ("split", pa.string()),  # train, val, test; or left_out: a look-alike of a held-out picture
         ("group", pa.string()),  # of pictures that stay together
         ("likeness", pa.uint64()),  # perceptual hash
     ]
 )
 """What a model was trained on and scored with, frozen; sorted by address."""
+_NAMES = pa.schema([("name", pa.string())])
 TEST, LEFT_OUT = "test", "left_out"
 
 
@@ -46,12 +51,38 @@ class News:
         return f"{self.new:,} new, {self.changed:,} changed, {self.removed:,} removed"
 
 
-def unread_news(pairs: Sequence[Pair], before: pa.Table | None) -> News:
-    """The most that can be new, by addresses and versions alone: no picture is opened."""
-    columns = ("address", "etag", "label_etag")
-    known = _by_address(before, columns)
-    listed = {pair.image.uri: (pair.image.version, pair.label.version) for pair in pairs}
+def digest_of_instances(pair: AnnotatedPair, categories: Mapping[int, str]) -> str:
+    """sha256, hex, of what the annotations of a picture mean.
+
+    Ids and the order of annotations, which every export numbers anew, are no part of it; the names of
+    categories are: one that is renamed is another label.
+    """
+    content = json.loads(pair.annotations)
+    meant = [
+        [categories.get(each.get("category_id")), each.get("iscrowd") or 0, each.get("segmentation")]
+        for each in content["annotations"]
+    ]
+    lines = sorted(json.dumps(each, sort_keys=True) for each in meant)
+    return hashlib.sha256("\n".join([str(content["size"]), *lines]).encode()).hexdigest()
+
+
+def unread_news(
+    pairs: Sequence[Pair], before: pa.Table | None, categories: Mapping[int, str] | None = None
+) -> News:
+    """The most that can be new, by addresses and versions alone: no picture is opened.
+
+    categories: of labels of instances, which are in the listing and are compared by what they mean.
+    """
+    label = "label_etag" if categories is None else "label_digest"
+    known = _by_address(before, ("address", "etag", label))
+    listed = {pair.image.uri: (pair.image.version, _label_version(pair, categories)) for pair in pairs}
     return _compared(listed, known)
+
+
+def _label_version(pair: Pair, categories: Mapping[int, str] | None) -> str:
+    if categories is None or not isinstance(pair, AnnotatedPair):
+        return pair.label.version
+    return digest_of_instances(pair, categories)
 
 
 def news(snapshot: pa.Table, before: pa.Table | None) -> News:
@@ -73,8 +104,16 @@ def _compared(now: Mapping[str, tuple[Any, ...]], before: Mapping[str, tuple[Any
     return News(len(now.keys() - before.keys()), changed, len(before.keys() - now.keys()))
 
 
-def snapshot_of(pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str]) -> pa.Table:
-    """SNAPSHOT of pairs that could be read; rows: their FIGURES."""
+def snapshot_of(
+    pairs: Sequence[Pair],
+    rows: pa.Table,
+    splits: Sequence[str],
+    categories: Mapping[int, str] | None = None,
+) -> pa.Table:
+    """SNAPSHOT of pairs that could be read; rows: their FIGURES; categories: of labels of instances."""
+    digests = rows["label_digest"].to_pylist()
+    if categories is not None:
+        digests = [_label_version(pair, categories) for pair in pairs]
     columns = {
         "address": [pair.image.uri for pair in pairs],
         "etag": [pair.image.version for pair in pairs],
@@ -82,7 +121,8 @@ def snapshot_of(pairs: Sequence[Pair], rows: pa.Table, splits: Sequence[str]) ->
         "label_etag": [pair.label.version for pair in pairs],
         "split": list(splits),
         "group": [pair.group for pair in pairs],
-        **{name: rows[name].to_pylist() for name in ("digest", "label_digest", "likeness")},
+        "label_digest": digests,
+        **{name: rows[name].to_pylist() for name in ("digest", "likeness")},
     }
     return pa.table({field.name: columns[field.name] for field in SNAPSHOT}, schema=SNAPSHOT).sort_by(
         "address"
@@ -97,8 +137,32 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes | None) -> pa.Table | None:
-    """A snapshot that was written; None where there is none."""
-    return None if data is None else pq.read_table(io.BytesIO(data)).cast(SNAPSHOT)
+    """A snapshot that was written; None where there is none. Raises JobFailedError where it is damaged."""
+    return None if data is None else table_of(data, SNAPSHOT, "snapshot.parquet")
+
+
+def table_of(data: bytes, schema: pa.Schema, name: str) -> pa.Table:
+    """A table that was written. Raises JobFailedError for one that is damaged: nobody may begin another."""
+    try:
+        return pq.read_table(io.BytesIO(data)).cast(schema)
+    except ValueError as error:  # ArrowInvalid is one
+        raise JobFailedError(f"{name} is damaged ({error}); put its last good version back") from error
+
+
+def trained_in(snapshot: pa.Table) -> set[str]:
+    """Addresses and digests of the pictures that were not held out."""
+    rows = snapshot.filter(pc.not_equal(snapshot["split"], TEST))
+    return {*rows["address"].to_pylist(), *rows["digest"].to_pylist()}
+
+
+def names_to_bytes(names: Collection[str]) -> bytes:
+    """A table of addresses and digests, which `names_from` reads."""
+    return to_bytes(pa.table({"name": sorted(names)}, schema=_NAMES))
+
+
+def names_from(data: bytes | None) -> set[str]:
+    """None where there is no table. Raises JobFailedError where it is damaged."""
+    return set() if data is None else {*table_of(data, _NAMES, "trained.parquet")["name"].to_pylist()}
 
 
 def name_of(snapshot: bytes) -> str:

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -20,7 +21,7 @@ def notify(targets: Sequence[SecretStr], record: Mapping[str, Any]) -> None:
     for number, target in enumerate(targets, start=1):
         try:
             _tell(target.get_secret_value(), data)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
             say(f"notify: number {number} was not told: {_reason(error)}", "warning")
 
 
@@ -30,7 +31,15 @@ def _tell(target: str, data: bytes) -> None:
         with urlopen(request, timeout=PATIENCE_S) as answer:
             answer.read(1)
         return
-    subprocess.run(shlex.split(target), input=data, check=True, timeout=PATIENCE_S, stdout=subprocess.DEVNULL)
+    subprocess.run(_words(target), input=data, check=True, timeout=PATIENCE_S, stdout=subprocess.DEVNULL)
+
+
+def _words(command: str) -> list[str]:
+    """Raises ValueError for what is no command."""
+    words = shlex.split(command)
+    if not words:
+        raise ValueError("no command")
+    return words
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The output of `segray retrain`: what stays from round to round, and a folder for each.
 
 holdout.parquet        what is held out, for ever
+trained.parquet        what a model may have trained on, for ever
 rounds/0001/round.json     what was found when it began: written last of what is frozen
 rounds/0001/snapshot.parquet, labels.json or labels.parquet, items.parquet, groups.json
 rounds/0001/train/         as `segray train` writes it
@@ -14,13 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from segray.bulk.output import Output
-from segray.errors import SettingsError
+from segray.errors import JobFailedError, SettingsError
 from segray.retrain.settings import RetrainSettings
+from segray.retries import retrying
+from segray.sources.roundtrips import describe
 from segray.storage import shown
 
-PLAN, RUN, HOLDOUT = "_segray/plan.json", "run.json", "holdout.parquet"
+PLAN, RUN = "_segray/plan.json", "run.json"
+HOLDOUT, TRAINED = "holdout.parquet", "trained.parquet"
 ROUND, SNAPSHOT, DECISION, REPORT = "round.json", "snapshot.parquet", "decision.json", "report.html"
 ITEMS, GROUPS = "items.parquet", "groups.json"
+_NEEDED = {
+    ROUND: ("task", "labels", "snapshot", "data", "holdout", "champion", "start_from"),
+    DECISION: ("promoted", "reasons", "lines", "look", "champion_version", "figures"),
+}
+"""Without which they are none."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,11 @@ class Round:
 
     def read_json(self, name: str) -> Any:
         """Likewise. Raises JobFailedError where it is damaged."""
-        return self.store.read_json(f"{self.folder}/{name}")
+        found = self.store.read_json(f"{self.folder}/{name}")
+        lost = [each for each in _NEEDED.get(name, ()) if not isinstance(found, dict) or each not in found]
+        if found is not None and lost:
+            raise JobFailedError(f"{self.address(name)} is damaged: it has no {', '.join(lost)}; delete it")
+        return found
 
     def write(self, name: str, data: bytes) -> None:
         """Whole or not at all."""
@@ -70,12 +83,16 @@ class Round:
 
 def rounds(store: Output, url: str) -> list[Round]:
     """All that have a folder, oldest first."""
+    folder = f"{store.root}/rounds"
     try:
-        rows = store.filesystem.ls(f"{store.root}/rounds", detail=False)
+        rows = retrying(lambda: store.filesystem.ls(folder, detail=False), store.storage)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise JobFailedError(f"cannot list {folder}: {describe(error)}; run again") from error
     names = (row.rstrip("/").rpartition("/")[2] for row in rows)
-    return [Round(store, int(name), url) for name in sorted(names) if name.isdigit()]
+    numbers = sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return [Round(store, number, url) for number in numbers]
 
 
 def check_plan(store: Output, settings: RetrainSettings) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_en
 from segray.settings import AnnotateSettings
 from segray.sources.labels import LabelRules
 
-MAX_PIXELS = 100_000_000
 DETECTIONS = 500
 """Of an image and category that count, as in training; COCO's 100 are below the truth of dense images."""
 
@@ -135,7 +134,7 @@ def score_semantic(
         if name in names:
             table[number] = names.index(name)
     pairs = [pair for pair in list_pairs(labels, settings.storage).pairs if pair.split == TEST]
-    reader = Reader(rules, settings.train.get("max_pixels", MAX_PIXELS), settings.storage)
+    reader = Reader(rules, settings.max_pixels, settings.storage)
     device, progress = resolve_device(settings.device), Progress(len(pairs), "scored")
     found, lost = dict[str, SemanticScores](), list[str]()
     for start in range(0, len(pairs), BATCH):

@@ -15,12 +15,14 @@ GIVEN = frozenset(
     {
         *("config", "print_config", "dry_run", "log_format", "metrics_port", "storage", "ray", "output"),
         *("data", "root", "min_score", "start_from", "val_share", "test_share", "split_seed"),
-        *("group_look_alikes", "sources", "weights", "device", "max_rejects"),
+        *("group_look_alikes", "sources", "weights", "device", "max_rejects", "footprints"),
     }
 )
 """Settings of training, scoring and labelling that retraining itself has, or decides."""
 LABELS = frozenset({"sources", "output", "max_rejects"})
 """Of these, what labelling with a new champion has for itself."""
+WHOLE = frozenset({"include", "exclude", "keep_columns", "retry_rejected"})
+"""What scoring does not take besides: every picture of the holdout is scored, and nothing else."""
 SCORE_THRESHOLD = 0.05
 """Detections below it are not looked at when AP is computed, as in torchvision's own models."""
 
@@ -117,16 +119,36 @@ class RetrainSettings(JobSettings):
     def _parts_fit(self) -> "RetrainSettings":
         """What is passed on is checked now, not when it is used."""
         problems = [
-            *_problems("train", TrainSettings, self.train, {"data": "d", "output": "o"}, GIVEN),
-            *_problems("score", AnnotateSettings, self.score, {"sources": ["s"], "output": "o"}, GIVEN),
+            *_problems("train", TrainSettings, self.train, self._needed_to_train, GIVEN),
+            *_problems("score", AnnotateSettings, self.score, _ANNOTATED, GIVEN | WHOLE),
         ]
         if self.label:
             problems += _problems("label", AnnotateSettings, self.label, {}, GIVEN - LABELS)
-        if self.start == "champion" and "pretrained" in self.train:
+        if self.start == "champion" and self.train.get("pretrained"):
             problems.append("train.pretrained: the challenger starts from the champion; say start: scratch")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def _needed_to_train(self) -> dict[str, Any]:
+        started = {"start_from": "champion.pt"} if self.start == "champion" else {}
+        return {"data": "d", "output": "o", **started}
+
+    @property
+    def max_pixels(self) -> int:
+        """Of pictures that training and scoring read."""
+        made: TrainSettings = without_environment(TrainSettings, {**self._needed_to_train, **self.train})
+        return made.max_pixels
+
+    @property
+    def kept_score(self) -> float:
+        """Above which users of the model will have its instances."""
+        made: AnnotateSettings = without_environment(AnnotateSettings, {**_ANNOTATED, **self.label})
+        return made.score_threshold
+
+
+_ANNOTATED: dict[str, Any] = {"sources": ["s"], "output": "o"}
 
 
 def _problems(

@@ -25,6 +25,13 @@ from segray.settings import AnnotateSettings, printable
             "registry:///data/r#m.v-2_x@champion",
         ),
         ("registry:r/s#m@0123456789ab", "r/s", "m", "0123456789ab", "registry:r/s#m@0123456789ab"),
+        (
+            "registry+abfss://c@lake.dfs.core.windows.net/p#m",
+            "az://c@lake.dfs.core.windows.net/p",
+            "m",
+            "champion",
+            "registry+az://c@lake.dfs.core.windows.net/p#m@champion",
+        ),
         (f"registry://b#m@{'ab' * 32}", "s3://b", "m", "abababababab", "registry://b#m@abababababab"),
     ],
 )
@@ -62,3 +69,22 @@ def test_a_folder_is_made_absolute_where_settings_are_read(
     assert settings.weights == f"registry://{tmp_path}/r#m@previous"
     assert f"weights: registry://{tmp_path}/r#m@previous" in printable(settings)
     assert absolute("registry:nothing") == "registry:nothing"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "registry://KEY:hidden@bucket/models#m@champion",
+        "registry://KEY:hid/den@bucket/models#m",
+        "registry://KEY:hidden@bucket/models",
+        "registry+https://user:hidden@host/models#m",
+        "registry://bucket/models?X-Amz-Signature=hidden#m",
+    ],
+)
+def test_keys_in_an_address_are_refused_and_never_shown(spec: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parse(spec)
+    settings = AnnotateSettings(sources=["a"], output="o", weights=spec)
+    for told in (str(refused.value), printable(settings)):
+        assert "hid" not in told
+        assert "den" not in told

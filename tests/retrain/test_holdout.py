@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from segray.errors import JobFailedError
 from segray.retrain.holdout import Holdout, deal
 from segray.retrain.labels import (
     LEFT_OUT,
@@ -173,3 +174,10 @@ def test_a_snapshot_is_named_by_its_rows() -> None:
     one, other = (to_bytes(snapshot_of(each, rows(each), ["train"] * 5)) for each in (pairs, shuffled))
     assert name_of(one) == name_of(other)
     assert name_of(one) != name_of(to_bytes(snapshot_of(pairs, rows(pairs), ["val"] * 5)))
+
+
+@pytest.mark.parametrize("damage", [b"", b"no table", to_bytes(pa.table({"address": ["a"]}))])
+def test_a_damaged_table_is_told(damage: bytes) -> None:
+    for read, name in ((Holdout.read, "holdout"), (from_bytes, "snapshot")):
+        with pytest.raises(JobFailedError, match=f"{name}.parquet is damaged"):
+            read(damage)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from segray.bulk.lock import Lock
@@ -16,8 +18,9 @@ from segray.drift.profile import Profile
 from segray.drift.reading import profile_of
 from segray.registry.registry import Registry
 from segray.retrain.holdout import Holdout
+from segray.retrain.labels import from_bytes
 from segray.storage import StorageSettings
-from tests.retrain.cells import retrain, shuffle_labels, write_config, write_labels
+from tests.retrain.cells import TRAIN, retrain, shuffle_labels, splits_of, write_config, write_labels
 
 FIRST, MORE = 12, 18
 
@@ -274,3 +277,28 @@ def test_a_round_waits_for_drift(
     monkeypatch.setenv("SEGRAY_IF_DRIFT", "same-night")
     assert retrain() == 4
     assert "same-night did not drift from the champion's profile" in capsys.readouterr().err
+
+
+def test_a_champion_of_segray_train_brings_what_it_learned_from(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its labels are no news, and none of its pictures is held out later but those that were."""
+    monkeypatch.chdir(tmp_path)
+    write_labels(tmp_path / "cells", FIRST)
+    settings = {**TRAIN, "data": "cells", "output": "trained", "epochs": 1}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", "--config", "train.yaml"]) == 0
+    assert main(["registry", "add", "cells", "trained", "--registry", "registry"]) == 0
+    assert main(["registry", "promote", "cells@challenger", "--registry", "registry"]) == 0
+    write_config(tmp_path, epochs=1)
+    content = json.loads((tmp_path / "cells/instances.json").read_text())
+    for image in content["images"]:
+        del image["split"]
+    (tmp_path / "cells/instances.json").write_text(json.dumps(content))
+    assert retrain() == 4
+    assert "0 new, 0 changed, 0 removed since the last round" in capsys.readouterr().err
+    (version,) = registry(tmp_path).versions("cells")
+    snapshot = from_bytes(registry(tmp_path).read("cells", version.digest, "snapshot.parquet"))
+    assert snapshot is not None
+    assert Counter(snapshot["split"].to_pylist()) == Counter(splits_of(FIRST))
+    assert None not in snapshot["digest"].to_pylist()

@@ -1,0 +1,56 @@
+"""What `retrain` passes on to training, scoring and labelling: checked, understood and never shown."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from segray.retrain.data import train_settings
+from segray.retrain.settings import RetrainSettings
+from segray.settings import printable
+
+BASE: dict[str, Any] = {"data": "d", "registry": "r", "model": "m", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"train": {"footprints": "f.gpkg", "arch": "unet"}}, "train.footprints: retrain decides that"),
+        ({"score": {"include": ["*.png"]}}, "score.include: retrain decides that"),
+        ({"score": {"keep_columns": ["camera"]}}, "score.keep_columns: retrain decides that"),
+        ({"start": "scratch", "train": {"freeze": ["backbone"]}}, "random weights would stay"),
+        ({"train": {"pretrained": True}}, "train.pretrained: the challenger starts from the champion"),
+    ],
+)
+def test_wrong_parts_are_told(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RetrainSettings(**BASE, **given)
+
+
+def test_layers_are_frozen_from_the_first_champion_on() -> None:
+    settings = RetrainSettings(
+        **BASE, train={"freeze": ["backbone"], "freeze_epochs": 2, "pretrained": False}
+    )
+    assert train_settings(settings, "d", "o").freeze == []
+    later = train_settings(settings, "d", "o", "nuclei-small")
+    assert (later.freeze, later.freeze_epochs, later.start_from) == (["backbone"], 2, "nuclei-small")
+
+
+def test_text_from_a_file_is_understood_as_numbers() -> None:
+    settings = RetrainSettings(
+        **BASE,
+        train={"max_pixels": "1000"},
+        label={"sources": ["s"], "output": "l", "score_threshold": "0.3"},
+    )
+    assert (settings.max_pixels, settings.kept_score) == (1000, 0.3)
+    assert (RetrainSettings(**BASE).max_pixels, RetrainSettings(**BASE).kept_score) == (100_000_000, 0.5)
+
+
+def test_no_secret_is_shown() -> None:
+    label = {"sources": ["s3://KEY:hidden@b/x"], "output": "s3://b/o?X-Amz-Signature=hidden"}
+    shown = printable(
+        RetrainSettings(**BASE, label=label, notify=["https://user:hidden@host/x", "mail hidden"])
+    )
+    assert "s3://b/x" in shown
+    for secret in ("hidden", "notify", "*"):
+        assert secret not in shown
