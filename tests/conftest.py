@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--starts", type=int, default=1, help="of a Ray of its own under four busy loops")
     group.addoption("--series", type=int, default=3, help="of 30 looks at a holdout; 200 for the full one")
     group.addoption("--shuffles", type=int, default=1, help="retrainings with shuffled labels")
+    group.addoption("--retrainers", type=int, default=3, help="rounds that two retrainers end at once")
     group.addoption("--fault-seed", type=int, default=65, help="the first trial's seed; the others count on")
     group.addoption("--fuzz-files", type=int, default=300, help="mutated images; a fifth as many archives")
     group.addoption("--keys", type=int, default=30_000, help="names in the bucket that is listed")

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
+from segray.retrain.settings import RetrainSettings
 from segray.settings import AnnotateSettings, load_settings, printable
 from segray.train.settings import TrainSettings
 
@@ -185,3 +186,15 @@ def test_actors_must_make_sense() -> None:
         *run, "--actors", "2", "--min-actors", "4"
     )
     assert any(line.startswith("gpus_per_actor: ") for line in problems(*run, "--gpus-per-actor", "1.5"))
+
+
+def test_the_file_of_retraining_to_copy_holds_every_setting() -> None:
+    """What is commented out names settings, too; what is not is the default, but for `train`."""
+    lines = (Path(__file__).parents[1] / "jobs/retrain.yaml").read_text().splitlines()[5:]
+    there = yaml.safe_load("\n".join(lines))
+    named = {line.removeprefix("# ").split(":")[0] for line in lines if SETTING.match(line)} | there.keys()
+    common = {"config", "print_config", "dry_run", "ray", "storage", "log_format", "metrics_port"}
+    assert RetrainSettings.model_fields.keys() - common == named & RetrainSettings.model_fields.keys()
+    settings = RetrainSettings(data="d", registry="r", model="m", output="o", **there)
+    fields = RetrainSettings.model_fields
+    assert all(getattr(settings, name) == fields[name].default for name in there.keys() - {"train"})

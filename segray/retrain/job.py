@@ -161,7 +161,7 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
         problems.append("gate.floors, gate.group_drop: say with group_by what the groups are")
     if problems:
         raise SettingsError(*problems)
-    gate = Gate(**settings.gate.model_dump())
+    gate = Gate(margin=settings.margin, **settings.gate.model_dump())
     return Job(settings, store, registry, ray, gate), lock
 
 
@@ -204,7 +204,8 @@ def _round(job: Job) -> dict[str, Any]:
         now = Round(job.store, number, job.settings.output)
         begin(job, now)
     frozen = now.read_json(ROUND)
-    job.ray.begin()
+    if now.read(DECISION) is None:
+        job.ray.begin()
     run = _train(job, now, frozen)
     decision = _decide(job, now, frozen, run)
     version = _register(job, now, frozen, decision, run)

@@ -37,7 +37,6 @@ class GateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    margin: float = Field(0.0, ge=0, description="what the gain must exceed for sure: 0.01 is a point of AP")
     level: float = Field(
         0.05, gt=0, lt=0.5, description="probability that noise is ever promoted, over all looks at a holdout"
     )
@@ -60,7 +59,7 @@ class RetrainSettings(JobSettings):
     """
 
     basic = (
-        *("data", "registry", "model", "output", "min_new", "start", "train", "group_by", "notify"),
+        *("data", "registry", "model", "output", "min_new", "start", "train", "group_by", "margin", "notify"),
         *JobSettings.basic[1:],
     )
 
@@ -98,6 +97,9 @@ class RetrainSettings(JobSettings):
         None,
         pattern=r"\S",
         description="column of the data that names the groups of the gate, such as camera",
+    )
+    margin: float = Field(
+        0.0, ge=0, description="what the gain must exceed for sure: 0.01 is a point of AP, or of mIoU"
     )
     gate: GateSettings = GateSettings()
     max_rejects: float = Field(

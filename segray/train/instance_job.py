@@ -13,7 +13,7 @@ from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import Data
 from segray.train.settings import TrainSettings
-from segray.train.start import check_frozen, has_frozen_norms
+from segray.train.warm_start import check_frozen, has_frozen_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -43,7 +43,7 @@ from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
 from segray.train.shown.events import SCORES
-from segray.train.start import started
+from segray.train.warm_start import started
 from segray.train.watch import Watch, figure, metrics
 from segray.versions import versions
 from segray.watching import exported, labels

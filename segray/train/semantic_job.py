@@ -10,7 +10,7 @@ from segray.sources.labels import LabelRules, colour_rules
 from segray.sources.pairs import Pairs
 from segray.train.feed.data import Data
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
-from segray.train.start import check_frozen
+from segray.train.warm_start import check_frozen
 
 if TYPE_CHECKING:
     from torch import Tensor

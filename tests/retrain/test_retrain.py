@@ -42,7 +42,8 @@ def second(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(first, folder)
     move(folder, first)
     write_labels(folder / "cells", MORE)
-    write_config(folder, epochs=12)
+    label = {"sources": [str(folder / "cells/images")], "output": str(folder / "labelled")}
+    write_config(folder, epochs=12, label=label)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert retrain("--notify", "tee told.json") == 0
@@ -113,8 +114,13 @@ def test_better_labels_win(second: Path) -> None:
     assert (told["outcome"], told["exit_code"], told["version"]) == ("promoted", 0, record["version"])
     holdout = Holdout.read((second / "rounds/holdout.parquet").read_bytes())
     assert (holdout.version, holdout.looks) == (2, 1)
-    used = registry(second).runs("cells")
-    assert {run["version"] for run in used} == {record["champion_before"]}
+    used = {(run["version"], Path(run["output"]).name) for run in registry(second).runs("cells")}
+    assert used == {
+        (record["champion_before"], record["champion_before"]),  # over the holdout
+        (record["version"], "labelled"),
+    }
+    labelled = json.loads((second / "labelled/run.json").read_text())
+    assert labelled["identity"]["model"].endswith(f"#cells@{record['version']}")
 
 
 def test_its_status(

@@ -355,7 +355,7 @@ def test_retraining(submit: Submit, tmp_path: Path, elsewhere: Path) -> None:
     code, out, err = ended(submit(*words))
     assert code == 4, out + err
     write_squares(tmp_path, 8, held_out=4)
-    write_config(elsewhere, epochs=1, where=tmp_path, gate={"draws": 100, "margin": 0.9})
+    write_config(elsewhere, epochs=1, where=tmp_path, margin=0.9)
     code, out, err = ended(submit(*words))
     assert code == 5, out + err
     assert "refused: squares@" in out

@@ -16,7 +16,7 @@ from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.models.start import Start, begin_with, fitted, load_start
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
-from segray.train.start import check_frozen, frozen_in, started
+from segray.train.warm_start import check_frozen, frozen_in, started
 from tests.train.cells import write_cells
 from tests.train.squares import lines
 from tests.train.test_instances_job import ARCH, train

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
-from segray.train.start import frozen_in
 from segray.train.steps.optimizers import OptimizerSettings, build_optimizer
 from segray.train.steps.schedules import Schedule, ScheduleSettings
+from segray.train.warm_start import frozen_in
 
 LEAST_SCALE = 1e-4
 """Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
