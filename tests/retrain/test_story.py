@@ -124,7 +124,7 @@ def test_the_first_labels_make_a_champion(story: Story) -> None:
     assert decision["promoted"]
     assert decision["gain"] is None
     (group,) = decision["groups"]
-    assert (group["name"], group["images"], group["judged"]) == ("fluorescence", 5, True)
+    assert (group["name"], group["images"], group["judged"]) == ("fluorescence", 4, True)
     assert group["challenger"] > 0.2
     assert (
         story.aliases.history[0].after
@@ -137,7 +137,7 @@ def test_labels_of_a_new_kind_make_a_better_one(story: Story) -> None:
     decision, groups = story.decision(2), story.groups(2)
     assert decision["promoted"]
     assert decision["gain"]["lower"] > 0
-    assert {name: row["images"] for name, row in groups.items()} == {"fluorescence": 5, "stained": 5}
+    assert {name: row["images"] for name, row in groups.items()} == {"fluorescence": 4, "stained": 6}
     assert groups["stained"]["champion"] < 0.02
     assert groups["stained"]["challenger"] > groups["stained"]["champion"] + 0.05
     assert groups["fluorescence"]["challenger"] > groups["fluorescence"]["champion"] - 0.2
