@@ -15,6 +15,7 @@ from tests import scheduling, servers, warm_workers
 from tests.tally import TALLY
 
 set_environment()  # before any test imports Ray
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost six times the CPU under load
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each process of Ray compiles all that it imports
 sys.dont_write_bytecode = False
 

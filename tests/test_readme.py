@@ -26,7 +26,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_SIZE": "96", "SEGRAY_PROPOSALS": "20"}
 """Over the files of settings: a test need not learn anything, nor look at a thousand random regions."""
 
-
+ELSEWHERE = ("cluster.md", "retrain.md")
+"""Pages whose commands belong together: see `submit/test_docs` and `retrain/test_story`."""
 OTHERWISE_TRIED = [
     "pip install uv && uv run --extra dev pytest",
     "uv sync --extra s3 --extra gcs --extra azure",
@@ -37,8 +38,8 @@ OTHERWISE_TRIED = [
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of all pages in a language; of those on clusters, see `submit/test_docs`."""
-    text = "\n".join(page.read_text() for page in PAGES if page.name != "cluster.md")
+    """The blocks of all pages in a language, but for pages that have tests of their own."""
+    text = "\n".join(page.read_text() for page in PAGES if page.name not in ELSEWHERE)
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 

@@ -96,6 +96,7 @@ def record(**changes: Any) -> dict[str, Any]:
             "new": 1_234,
             "changed": 17,
             "removed": 3,
+            **{"train": 900, "val": 100, "test": 250, "left_out": 1},
             "rows": [{"split": "train", "group": None, "new": 1_234, "changed": 17, "removed": 3}],
         },
         "history": [
@@ -115,9 +116,9 @@ def test_all_numbers_are_there() -> None:
     assert page.row("champion")[1:4] == ["0.5611", "0.5201", "0.6000"]
     assert page.row("challenger")[1:4] == ["0.5987", "0.5500", "0.6411"]
     assert page.row("difference")[1:4] == ["+0.0376", "+0.0123", "+0.0599"]
-    assert page.row("day") == ["day", "50", "0.5500", "0.6100", "0.4000", ""]
-    assert page.row("night") == ["night", "15", "0.4100", "0.3100", "-", "Group night: falls."]
-    assert page.row("dusk") == ["dusk", "3", "-", "-", "-", "not judged"]
+    assert page.row("day") == ["day", "50", "0.5500", "0.6100", "+0.0600", "0.4000", ""]
+    assert page.row("night") == ["night", "15", "0.4100", "0.3100", "-0.1000", "-", "Group night: falls."]
+    assert page.row("dusk") == ["dusk", "3", "-", "-", "-", "-", "not judged"]
     assert page.row("train") == ["train", "-", "1,234", "17", "3"]
     assert page.row("all")[2:] == ["1,234", "17", "3"]
     assert page.row("torch")[1] == "2.13.0"
@@ -131,6 +132,8 @@ def test_all_numbers_are_there() -> None:
         "look 4",
         "10,000",
         "1234567",
+        "1,000 pictures to train with",
+        "250 held out, 1 left out",
     ):
         assert part in words
     assert "0.0025 the gain exceeds +0.0077, and must exceed 0.0050" in words
