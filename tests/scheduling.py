@@ -31,6 +31,11 @@ LONGEST = (
     ("annotate/test_fencing", "annotate/test_freezes"),
     ("test_metrics", "test_log"),
     ("submit/test_container",),
+    ("retrain/test_story",),
+    ("retrain/test_retrain",),
+    ("retrain/test_retrain_semantic",),
+    ("retrain/test_retrain_kills", "retrain/test_retrain_resumed"),
+    ("train/test_start", "train/test_label_listing"),
 )
 """Files of `tests`, longest first; those of a line share an output that takes a job to make, or a Ray."""
 _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}
