@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.registry import aliases
-from segray.registry.address import ALIASES, RegistryAddress, check_model
+from segray.registry.address import ALIASES, RegistryAddress, check_model, parse
 from segray.registry.aliases import Aliases
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
@@ -115,9 +115,16 @@ class Registry:
     # --- changes -------------------------------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """Raise SettingsError where the registry cannot be reached or written: no bucket, no rights."""
+        """Raise SettingsError where the registry cannot be named, reached or written."""
         from segray.evaluate.files import check_output
 
+        try:
+            parse(str(RegistryAddress(self.url, "model")))
+        except SettingsError as error:
+            raise SettingsError(
+                f"registry: {shown(self.url)}: --weights could not name its models; take a folder or a "
+                "bucket (s3://, gs://, az://) without `#` in its path"
+            ) from error
         try:
             check_output(self.url, self.storage)
         except SettingsError as error:

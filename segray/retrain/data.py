@@ -80,6 +80,12 @@ class Listed:
         return self.found.categories if isinstance(self.found, CocoListing) else None
 
     @property
+    def class_names(self) -> list[str]:
+        """What the labels name."""
+        design = self.design
+        return [*(design.categories.values() if isinstance(design, InstanceDesign) else design.names)]
+
+    @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
         return isinstance(self.found, CocoListing)
