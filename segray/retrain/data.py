@@ -105,8 +105,25 @@ def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | N
         raise SettingsError(
             f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
         )
+    if not known.is_instance:
+        _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
     return Listed(known, list_data(known), start)
+
+
+def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
+    """They would be left out of account without a word, or fail after the promotion."""
+    problems = {
+        "score": "whole pictures are scored, and annotate has no part in it",
+        "label": "annotate takes instance models; let notify start segray predict",
+        "min_score": "label maps have no scores",
+    }
+    told = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
+    given = [
+        line for name, line in zip(problems, told, strict=True) if getattr(settings, name) not in ({}, None)
+    ]
+    if given:
+        raise SettingsError(*given)
 
 
 def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
