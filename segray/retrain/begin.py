@@ -123,6 +123,7 @@ def begin(job: Job, now: Round) -> None:
         look_alikes=settings.group_look_alikes,
     )
     snapshot = snapshot_of(pairs, rows, splits, labels.categories)
+    _say_flattered(job, champion, snapshot)
     found = news(snapshot, before)
     _enough(found, settings.min_new)
     counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}
@@ -229,6 +230,23 @@ def _trained(job: Job, champion: str | None, before: pa.Table | None) -> set[str
                 "warning",
             )
     return trained
+
+
+def _say_flattered(job: Job, champion: str | None, snapshot: pa.Table) -> None:
+    """Another output of this model may have trained its champion on what this one holds out."""
+    kept = None if champion is None else job.registry.read(job.settings.model, champion, KEPT_SNAPSHOT)
+    there = from_bytes(kept)
+    if there is None:
+        return
+    learned = there.filter(pc.is_in(there["split"], value_set=pa.array(["train", "val"])))
+    held = snapshot.filter(pc.equal(snapshot["split"], TEST))
+    number = pc.sum(pc.is_in(held["digest"], value_set=learned["digest"].combine_chunks())).as_py() or 0
+    if number:
+        say(
+            f"{number:,} of {held.num_rows:,} held-out pictures trained the champion, which was made with "
+            "another output: they flatter it; keep to one output for a model",
+            "warning",
+        )
 
 
 def _enough(found: News, least: int) -> None:

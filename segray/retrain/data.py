@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from segray.bulk.output import Output
 from segray.cluster import RayStart
-from segray.errors import SettingsError
+from segray.errors import NothingToDoError, SettingsError
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.sources.pairs import Pair, Pairs
 from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import dealt
-from segray.train.feed.label_listing import holds_labels
+from segray.train.feed.label_listing import NothingConfirmedError, holds_labels
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
 from segray.train.instance_job import InstanceDesign
@@ -99,7 +99,10 @@ def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
 
 
 def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
-    """Likewise, of a training whose architecture is known."""
+    """Likewise, of a training whose architecture is known.
+
+    Raises NothingToDoError for labels in annotate's shape that nobody has corrected yet.
+    """
     more = {"root": settings.root, "min_score": settings.min_score}
     if not known.is_instance and holds_labels(settings.data, settings.storage):
         raise SettingsError(
@@ -108,7 +111,10 @@ def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | N
     if not known.is_instance:
         _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
-    return Listed(known, list_data(known), start)
+    try:
+        return Listed(known, list_data(known), start)
+    except NothingConfirmedError as error:  # a job that comes every hour waits for the first correction
+        raise NothingToDoError(*error.lines) from error
 
 
 def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:

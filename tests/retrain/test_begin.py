@@ -11,7 +11,7 @@ from segray.bulk.output import Output
 from segray.errors import SettingsError
 from segray.registry.registry import MODEL, SNAPSHOT, Registry
 from segray.retrain import data as data_of
-from segray.retrain.begin import Job, _trained, _unknown_to, write_groups
+from segray.retrain.begin import Job, _say_flattered, _trained, _unknown_to, write_groups
 from segray.retrain.labels import names_from, names_to_bytes, snapshot_of, to_bytes, trained_in
 from segray.retrain.rounds import TRAINED, Round
 from segray.retrain.settings import RetrainSettings
@@ -91,3 +91,15 @@ def test_a_registry_that_no_address_could_name_is_refused(tmp_path: Path, url: s
     where = url if "://" in url else str(tmp_path / url)
     with pytest.raises(SettingsError, match="--weights could not name its models"):
         Registry(where, StorageSettings()).check_usable()
+
+
+def test_a_champion_that_trained_on_what_is_held_out_here_is_named(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {MODEL: b"one", SNAPSHOT: to_bytes(snapshot(range(4), "train"))}
+    champion = job.registry.add("m", files, {})
+    _say_flattered(job, champion, snapshot(range(2, 12), "train"))
+    _say_flattered(job, None, snapshot(range(2, 12), "test"))
+    assert not capsys.readouterr().err
+    _say_flattered(job, champion, snapshot(range(2, 12), "test"))
+    assert "2 of 10 held-out pictures trained the champion" in capsys.readouterr().err

@@ -35,6 +35,10 @@ _INSTANCES_MAY = ("instance_id", "iscrowd")
 """Columns that must be there, and those that may."""
 
 
+class NothingConfirmedError(SettingsError):
+    """Nobody has corrected anything yet."""
+
+
 def holds_labels(data: str, storage: StorageSettings) -> bool:
     """Whether `data` is an output of `annotate`, or has its shape."""
     return bool(files_below(f"{data.rstrip('/')}/images", (".parquet",), storage))
@@ -43,8 +47,8 @@ def holds_labels(data: str, storage: StorageSettings) -> bool:
 def list_labels(data: str, storage: StorageSettings, min_score: float | None = None) -> CocoListing:
     """List the pictures of corrected labels; relative addresses in them are relative to `data`.
 
-    Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and where
-    there is nothing to learn from.
+    Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and
+    NothingConfirmedError where there is nothing to learn from.
     """
     where = canonical_uri(data)
     images, rejected = _images(data, where, storage)
@@ -53,7 +57,9 @@ def list_labels(data: str, storage: StorageSettings, min_score: float | None = N
         found.add(row, images)
     if not found.annotations:
         advice = "correct some, or say with --min-score which of the model's own to learn from"
-        raise SettingsError(f"{where}: no instance there was drawn or confirmed by a person; {advice}")
+        raise NothingConfirmedError(
+            f"{where}: no instance there was drawn or confirmed by a person; {advice}"
+        )
     if found.unsure:
         least = "" if min_score is None else f" of {min_score:g} or less"
         say(f"{found.unsure:,} instances with a score{least} are left out: no person confirmed them")
