@@ -101,7 +101,11 @@ class Registry:
 
     def read_json(self, model: str, version: str, name: str) -> dict[str, Any] | None:
         """Likewise. Raises JobFailedError where it is damaged."""
-        return self._parsed(self._path(model, "versions", version, name))
+        path = self._path(model, "versions", version, name)
+        found = self._parsed(path)
+        if found is not None and (wrong := _wrong_part(found, name)):
+            raise JobFailedError(f"registry: {path} is damaged: its {wrong} is no record")
+        return found
 
     def url_of(self, model: str, version: str, name: str = MODEL) -> str:
         """Where an object of a version is."""
@@ -227,6 +231,24 @@ class Registry:
             raise
         except OSError as error:
             raise JobFailedError(f"registry: cannot {what} {path}: {describe(error)}; run again") from error
+
+
+_PARTS = {
+    RUN: ("registered", "registered.sha256", "settings"),
+    METRICS: ("holdout", "figures", "val", "decision", "champion"),
+}
+"""Records within those of a version; each may be missing or null."""
+
+
+def _wrong_part(record: Mapping[str, Any], name: str) -> str | None:
+    """The first part that is no record."""
+    for path in _PARTS.get(name, ()):
+        part: Any = record
+        for key in path.split("."):
+            part = (part or {}).get(key)
+        if part is not None and not isinstance(part, dict):
+            return path
+    return None
 
 
 def pinned(address: RegistryAddress, storage: StorageSettings) -> RegistryAddress:
