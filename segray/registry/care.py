@@ -40,7 +40,7 @@ def _faults_of(registry: Registry, model: str, digest: str) -> list[str]:
         data = registry.read(model, digest, name)
         if data is None:
             found.append(f"{name} is gone")
-        elif not hashlib.sha256(data).hexdigest().startswith(expected):
+        elif not hashlib.sha256(data).hexdigest().startswith(str(expected)):
             found.append(f"{name} is not what it was")
     return found
 

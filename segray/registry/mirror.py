@@ -8,30 +8,38 @@ from segray.log import say
 from segray.registry.address import ALIASES
 from segray.registry.aliases import Aliases
 from segray.registry.registry import METRICS, Registry
+from segray.sources.roundtrips import describe
 from segray.storage import shown
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _TAG = "segray.version"
 
 
+def check_mirror() -> None:
+    """Raise SettingsError where the variable is set and the package is not installed: before work begins."""
+    if not os.environ.get(VARIABLE):
+        return
+    try:
+        from mlflow import MlflowClient  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"{VARIABLE} is set, but mlflow is not installed: uv sync --extra mlflow, or unset it"
+        ) from error
+
+
 def mirror(registry: Registry, model: str, version: str, aliases: Aliases) -> None:
     """Register a version and set the aliases there, too; nothing where the variable is not set.
 
-    segray's own registry decides: what MLflow does not take costs a warning. Raises SettingsError where the
-    variable is set and the package is not installed.
+    segray's own registry decides: what MLflow does not take costs a warning.
     """
     if not os.environ.get(VARIABLE):
         return
     try:
         from mlflow import MlflowClient
-    except ImportError as error:
-        raise SettingsError(
-            f"{VARIABLE} is set, but mlflow is not installed: uv sync --extra mlflow"
-        ) from error
-    try:
+
         _mirror(MlflowClient(), registry, model, version, aliases)
     except Exception as error:  # noqa: BLE001 - whatever MLflow and its stores raise
-        say(f"MLflow does not know of {model}@{version}: {error}", "warning")
+        say(f"MLflow does not know of {model}@{version}: {describe(error)}", "warning")
 
 
 def _mirror(client: Any, registry: Registry, model: str, version: str, aliases: Aliases) -> None:

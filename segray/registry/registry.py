@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.registry import aliases
-from segray.registry.address import ALIASES, RegistryAddress, check_model
+from segray.registry.address import ALIASES, RegistryAddress, check_model, parse
 from segray.registry.aliases import Aliases
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
@@ -101,7 +101,11 @@ class Registry:
 
     def read_json(self, model: str, version: str, name: str) -> dict[str, Any] | None:
         """Likewise. Raises JobFailedError where it is damaged."""
-        return self._parsed(self._path(model, "versions", version, name))
+        path = self._path(model, "versions", version, name)
+        found = self._parsed(path)
+        if found is not None and (wrong := _wrong_part(found, name)):
+            raise JobFailedError(f"registry: {path} is damaged: its {wrong} is no record")
+        return found
 
     def url_of(self, model: str, version: str, name: str = MODEL) -> str:
         """Where an object of a version is."""
@@ -115,9 +119,16 @@ class Registry:
     # --- changes -------------------------------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """Raise SettingsError where the registry cannot be reached or written: no bucket, no rights."""
+        """Raise SettingsError where the registry cannot be named, reached or written."""
         from segray.evaluate.files import check_output
 
+        try:
+            parse(str(RegistryAddress(self.url, "model")))
+        except SettingsError as error:
+            raise SettingsError(
+                f"registry: {shown(self.url)}: --weights could not name its models; take a folder or a "
+                "bucket (s3://, gs://, az://) without `#` in its path"
+            ) from error
         try:
             check_output(self.url, self.storage)
         except SettingsError as error:
@@ -220,6 +231,24 @@ class Registry:
             raise
         except OSError as error:
             raise JobFailedError(f"registry: cannot {what} {path}: {describe(error)}; run again") from error
+
+
+_PARTS = {
+    RUN: ("registered", "registered.sha256", "settings"),
+    METRICS: ("holdout", "figures", "val", "decision", "champion"),
+}
+"""Records within those of a version; each may be missing or null."""
+
+
+def _wrong_part(record: Mapping[str, Any], name: str) -> str | None:
+    """The first part that is no record."""
+    for path in _PARTS.get(name, ()):
+        part: Any = record
+        for key in path.split("."):
+            part = (part or {}).get(key)
+        if part is not None and not isinstance(part, dict):
+            return path
+    return None
 
 
 def pinned(address: RegistryAddress, storage: StorageSettings) -> RegistryAddress:

@@ -11,7 +11,7 @@ from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, check_model, 
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
 from segray.registry.comparing import difference, difference_lines
-from segray.registry.mirror import mirror
+from segray.registry.mirror import check_mirror, mirror
 from segray.registry.registry import METRICS, Registry, Version
 from segray.registry.settings import ACTIONS, RegistrySettings
 from segray.storage import shown
@@ -30,6 +30,8 @@ def run(settings: RegistrySettings, *, as_json: bool) -> ExitCode:
         raise SettingsError(f"usage: segray registry {action} {ACTIONS[action]} --registry URL")
     if action != "gc" and (settings.keep is not None or settings.older_than_days is not None):
         raise SettingsError("keep, older_than_days: are for gc")
+    if action in ("add", "promote", "rollback"):
+        check_mirror()
     registry = Registry(settings.registry, settings.storage)
     code, record, lines = _ACTIONS[action](registry, settings, words)
     if as_json:

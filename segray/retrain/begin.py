@@ -10,8 +10,9 @@ from segray.bulk.output import Output
 from segray.cluster import RayStart
 from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.log import say
+from segray.registry.adding import card_of
 from segray.registry.address import RegistryAddress
-from segray.registry.registry import METRICS, Registry
+from segray.registry.registry import METRICS, MODEL, Registry
 from segray.registry.registry import RUN as VERSION_RUN
 from segray.registry.registry import SNAPSHOT as KEPT_SNAPSHOT
 from segray.retrain import data as data_of
@@ -107,6 +108,7 @@ def begin(job: Job, now: Round) -> None:
     job.ray.begin()
     start = start_of(job, champion)
     labels = data_of.listed(settings, start)
+    unknown = _unknown_to(job, champion, labels)
     pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
     check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
     holdout = _holdout(job, champion, before)
@@ -121,6 +123,7 @@ def begin(job: Job, now: Round) -> None:
         look_alikes=settings.group_look_alikes,
     )
     snapshot = snapshot_of(pairs, rows, splits, labels.categories)
+    _say_flattered(job, champion, snapshot)
     found = news(snapshot, before)
     _enough(found, settings.min_new)
     counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}
@@ -136,7 +139,7 @@ def begin(job: Job, now: Round) -> None:
     now.write(
         ITEMS, manifest([pair.image.uri for pair, split in zip(pairs, splits, strict=True) if split == TEST])
     )
-    _write_groups(job, now, snapshot)
+    write_groups(job, now, snapshot)
     holdout = holdout.joined_by(snapshot)
     job.store.write(HOLDOUT, holdout.data())
     job.store.write(TRAINED, names_to_bytes(trained | trained_in(snapshot)))
@@ -148,11 +151,40 @@ def begin(job: Job, now: Round) -> None:
         "holdout": {"version": holdout.version, "name": holdout.name, "images": counts[TEST]},
         "champion": champion,
         "start_from": start,
+        "group_by": settings.group_by,
+        "unknown_to_champion": unknown,
         "begun_at": now_utc(),
     }
     now.write_json(ROUND, frozen)
     sizes = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
     say(f"round {now.number}: {found.told()}; {sizes}")
+
+
+def _unknown_to(job: Job, champion: str | None, labels: data_of.Listed) -> list[str]:
+    """Classes of the labels that the champion does not have: on them it scores nothing.
+
+    Raises SettingsError for a champion of the other task, which could not be compared.
+    """
+    if champion is None:
+        return []
+    model = f"{job.settings.model}@{champion}"
+    about = card_of(model, job.registry.read(job.settings.model, champion, MODEL) or b"")
+    if (about["task"] == "instance") != labels.is_instance:
+        kind = "instance" if labels.is_instance else "semantic"
+        raise SettingsError(
+            f"train.arch: {model} is a model of {about['task']} labels, this would train one of {kind} "
+            "labels; use another --model"
+        )
+    known = set(about["classes"].values())
+    unknown = [name for name in labels.class_names if name not in known]
+    if unknown:
+        say(f"{told_unknown(unknown)}: where it was renamed, give the labels the name it had", "warning")
+    return unknown
+
+
+def told_unknown(names: Sequence[str]) -> str:
+    """A sentence without its end."""
+    return f"The champion does not know {', '.join(names)}, and scores nothing there"
 
 
 def _holdout(job: Job, champion: str | None, before: pa.Table | None) -> Holdout:
@@ -166,7 +198,8 @@ def _holdout(job: Job, champion: str | None, before: pa.Table | None) -> Holdout
     return holdout.looked_at(set(holdout.table["digest"].to_pylist()), looks)
 
 
-def _write_groups(job: Job, now: Round, snapshot: pa.Table) -> None:
+def write_groups(job: Job, now: Round, snapshot: pa.Table) -> None:
+    """Keep the groups of the held-out pictures. Raises SettingsError where none of them has one."""
     settings = job.settings
     if settings.group_by is None:
         return
@@ -197,6 +230,23 @@ def _trained(job: Job, champion: str | None, before: pa.Table | None) -> set[str
                 "warning",
             )
     return trained
+
+
+def _say_flattered(job: Job, champion: str | None, snapshot: pa.Table) -> None:
+    """Another output of this model may have trained its champion on what this one holds out."""
+    kept = None if champion is None else job.registry.read(job.settings.model, champion, KEPT_SNAPSHOT)
+    there = from_bytes(kept)
+    if there is None:
+        return
+    learned = there.filter(pc.is_in(there["split"], value_set=pa.array(["train", "val"])))
+    held = snapshot.filter(pc.equal(snapshot["split"], TEST))
+    number = pc.sum(pc.is_in(held["digest"], value_set=learned["digest"].combine_chunks())).as_py() or 0
+    if number:
+        say(
+            f"{number:,} of {held.num_rows:,} held-out pictures trained the champion, which was made with "
+            "another output: they flatter it; keep to one output for a model",
+            "warning",
+        )
 
 
 def _enough(found: News, least: int) -> None:

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from segray.bulk.output import Output
 from segray.cluster import RayStart
-from segray.errors import SettingsError
+from segray.errors import NothingToDoError, SettingsError
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.sources.pairs import Pair, Pairs
 from segray.storage import split_protocol
 from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
 from segray.train.feed.data import dealt
-from segray.train.feed.label_listing import holds_labels
+from segray.train.feed.label_listing import NothingConfirmedError, holds_labels
 from segray.train.feed.splits import Deal
 from segray.train.feed.survey import Survey
 from segray.train.instance_job import InstanceDesign
@@ -80,6 +80,12 @@ class Listed:
         return self.found.categories if isinstance(self.found, CocoListing) else None
 
     @property
+    def class_names(self) -> list[str]:
+        """What the labels name."""
+        design = self.design
+        return [*(design.categories.values() if isinstance(design, InstanceDesign) else design.names)]
+
+    @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
         return isinstance(self.found, CocoListing)
@@ -93,14 +99,37 @@ def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
 
 
 def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
-    """Likewise, of a training whose architecture is known."""
+    """Likewise, of a training whose architecture is known.
+
+    Raises NothingToDoError for labels in annotate's shape that nobody has corrected yet.
+    """
     more = {"root": settings.root, "min_score": settings.min_score}
     if not known.is_instance and holds_labels(settings.data, settings.storage):
         raise SettingsError(
             f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
         )
+    if not known.is_instance:
+        _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
-    return Listed(known, list_data(known), start)
+    try:
+        return Listed(known, list_data(known), start)
+    except NothingConfirmedError as error:  # a job that comes every hour waits for the first correction
+        raise NothingToDoError(*error.lines) from error
+
+
+def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
+    """They would be left out of account without a word, or fail after the promotion."""
+    problems = {
+        "score": "whole pictures are scored, and annotate has no part in it",
+        "label": "annotate takes instance models; let notify start segray predict",
+        "min_score": "label maps have no scores",
+    }
+    told = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
+    given = [
+        line for name, line in zip(problems, told, strict=True) if getattr(settings, name) not in ({}, None)
+    ]
+    if given:
+        raise SettingsError(*given)
 
 
 def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:

@@ -153,7 +153,8 @@ def deal(
             elif TEST in named:
                 splits[place] = TEST
             else:
-                splits[place] = said or (dealt if named == {None} else "train")
+                others = "val" if "val" in named else "train"
+                splits[place] = said or (dealt if named == {None} else others)
     return _without_look_alikes(splits, alike, likeness, pairs)
 
 

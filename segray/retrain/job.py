@@ -7,9 +7,10 @@ done again. What a later step reads is frozen when the round begins: labels, hol
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.bulk.lock import Lock
@@ -28,6 +29,7 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
+from segray.registry.mirror import check_mirror
 from segray.registry.registry import PROFILE, Registry
 from segray.retrain import data as data_of
 from segray.retrain.begin import (
@@ -38,6 +40,8 @@ from segray.retrain.begin import (
     quick_news,
     snapshot_before,
     start_of,
+    told_unknown,
+    write_groups,
 )
 from segray.retrain.columns import values_by_image
 from segray.retrain.gate import Gate
@@ -51,6 +55,7 @@ from segray.retrain.rounds import (
     GROUPS,
     HOLDOUT,
     ITEMS,
+    LABEL,
     PLAN,
     REPORT,
     ROUND,
@@ -152,6 +157,7 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
     except HeldError as error:
         raise NothingToDoError(*error.lines) from error
     attempt(registry.check_usable)
+    attempt(check_mirror)
     attempt(ray.check)
     if settings.group_by is not None:
         attempt(
@@ -200,18 +206,32 @@ def _round(job: Job) -> dict[str, Any]:
         now = last
     else:
         is_over = last is not None and last.is_over
+        if last is not None and is_over:
+            _label(job, last)  # where that was not ended
         number = 1 if last is None else last.number + is_over
         now = Round(job.store, number, job.settings.output)
         begin(job, now)
     frozen = now.read_json(ROUND)
     if now.read(DECISION) is None:
         job.ray.begin()
-    run = _train(job, now, frozen)
-    decision = _decide(job, now, frozen, run)
+    try:
+        run = _train(job, now, frozen)
+        decision = _decide(job, now, frozen, run)
+    except HeldError:
+        raise
+    except (SettingsError, RejectsError) as error:
+        raise type(error)(*error.lines, _way_out(now, frozen)) from error
     version = _register(job, now, frozen, decision, run)
     record = _end(job, now, frozen, decision, version)
-    _label(job, record)
+    _label(job, now)
     return record
+
+
+def _way_out(now: Round, frozen: dict[str, Any]) -> str:
+    return (
+        f"this is round {now.number}, begun {frozen.get('begun_at', 'before')}: it goes on with the settings "
+        f"and files that it was begun with; to begin it anew, delete {shown(now.address())}"
+    )
 
 
 # --- train, score, decide ----------------------------------------------------------------------------
@@ -229,7 +249,7 @@ def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
     )
     code, record = trained(settings)
     if code != ExitCode.DONE:
-        raise RejectsError("pictures that could be read when the round began cannot now; run again")
+        raise RejectsError("pictures that could be read when the round began cannot now")
     return record
 
 
@@ -247,7 +267,9 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
         check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
     both = in_common([challenger] if other is None else [challenger, other])
     challenger, other = both[0], both[1] if len(both) > 1 else None
-    groups = now.read_json(GROUPS) or {}
+    if job.settings.group_by != frozen.get("group_by"):  # changed since the round was begun
+        write_groups(job, now, _snapshot(now))
+    groups = (now.read_json(GROUPS) or {}) if job.settings.group_by else {}
     found = job.gate.decide(
         challenger.matches,
         None if other is None else other.matches,
@@ -260,6 +282,8 @@ def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -
             if (canonical := canonical_uri(name)) in groups
         },
     )
+    if other is not None and frozen.get("unknown_to_champion"):
+        found = replace(found, notes=(*found.notes, f"{told_unknown(frozen['unknown_to_champion'])}."))
     decision = {
         **found.to_json(),
         "champion_version": champion,
@@ -298,10 +322,16 @@ def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]
     """The holdout's pictures were looked at; once for each comparison, however often this is done."""
     if decision["champion_version"] is None:
         return
-    snapshot = from_bytes(now.read(SNAPSHOT))
-    assert snapshot is not None
+    snapshot = _snapshot(now)
     tested = snapshot.filter(pc.equal(snapshot["split"], TEST))
     job.store.write(HOLDOUT, holdout.looked_at(set(tested["digest"].to_pylist()), decision["look"]).data())
+
+
+def _snapshot(now: Round) -> pa.Table:
+    snapshot = from_bytes(now.read(SNAPSHOT))
+    if snapshot is None:
+        raise JobFailedError(f"{shown(now.address(SNAPSHOT))} is gone; put it back, or delete the round")
+    return snapshot
 
 
 def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: str) -> Scored:
@@ -384,6 +414,8 @@ def _end(
         "finished_at": now_utc(),
         **job.ray.machines.record(),
     }
+    if decision["promoted"] and settings.label:
+        now.write_json(LABEL, {"version": version, "done": False})
     now.write_json(RUN, record)
     job.store.write_json(RUN, record)
     what = "promoted" if decision["promoted"] else "refused"
@@ -405,17 +437,26 @@ def _settings(settings: RetrainSettings) -> Any:
     return yaml.safe_load(printable(settings))
 
 
-def _label(job: Job, record: dict[str, Any]) -> None:
-    """Annotate with a new champion, where that is asked for; its trouble is its own."""
-    if not job.settings.label or not record["promoted"]:
+def _label(job: Job, now: Round) -> None:
+    """Annotate with a new champion, where that is asked for; its trouble is its own. It is gone on with."""
+    pending = now.read_json(LABEL)
+    if not pending or pending["done"] or not job.settings.label or pending["version"] != job.champion():
         return
     from segray.annotate.verb import Annotate
     from segray.bulk.job import done
 
     settings = job.settings
     own = {"storage": settings.storage, "ray": settings.ray, "device": settings.device}
-    given = {**settings.label, **own, "weights": job.address(record["version"])}
-    with suppress(NothingToDoError):
+    given = {**settings.label, **own, "weights": job.address(pending["version"])}
+    job.ray.begin()
+    try:
         code, _ = done(Annotate(without_environment(AnnotateSettings, given)))
+    except NothingToDoError as error:
+        say(f"label: {error}", "warning")
+    except SegrayError as error:
+        say(f"label: {error}; the next run tries again", "warning")
+        return
+    else:
         if code != ExitCode.DONE:
             say(f"label: annotate ended with exit code {int(code)}", "warning")
+    now.write_json(LABEL, pending | {"done": True})

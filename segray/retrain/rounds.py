@@ -7,6 +7,7 @@ rounds/0001/snapshot.parquet, labels.json or labels.parquet, items.parquet, grou
 rounds/0001/train/         as `segray train` writes it
 rounds/0001/scored/<version>/   `annotate` over the holdout
 rounds/0001/decision.json, report.html
+rounds/0001/label.json         whether the new champion has annotated what it was to
 rounds/0001/run.json       written last: the round is over
 """
 
@@ -24,7 +25,7 @@ from segray.storage import shown
 PLAN, RUN = "_segray/plan.json", "run.json"
 HOLDOUT, TRAINED = "holdout.parquet", "trained.parquet"
 ROUND, SNAPSHOT, DECISION, REPORT = "round.json", "snapshot.parquet", "decision.json", "report.html"
-ITEMS, GROUPS = "items.parquet", "groups.json"
+ITEMS, GROUPS, LABEL = "items.parquet", "groups.json", "label.json"
 _NEEDED = {
     ROUND: ("task", "labels", "snapshot", "data", "holdout", "champion", "start_from"),
     DECISION: ("promoted", "reasons", "lines", "look", "champion_version", "figures"),

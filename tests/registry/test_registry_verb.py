@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,46 @@ def test_mlflow_shows_what_the_registry_has(
     aliases = {name: str(number) for name, number in client.get_registered_model("roads").aliases.items()}
     numbers = [str(found[version].version) for version in versions]
     assert aliases == {"champion": numbers[0], "previous": numbers[1]}
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert registry("rollback", "roads") == 0
-    assert "MLflow does not know of" in said(capsys)
+    told = said(capsys)
+    assert "MLflow does not know of" in told
+    assert "hidden" not in told
+
+
+def test_mlflow_that_is_not_installed_is_told_before_anything_changes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert registry("add", "roads", "1.pt") == 2
+    assert "mlflow is not installed" in said(capsys)
+    assert registry("list") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[]"),
+        ("run.json", '{"registered": []}'),
+        ("run.json", '{"registered": {"sha256": [1]}}'),
+        ("run.json", '{"registered": {"sha256": {"model.pt": 4}}, "settings": 3}'),
+        ("metrics.json", '{"figures": 3}'),
+        ("metrics.json", '{"holdout": 3, "figures": {"ap": 0.5}}'),
+        ("metrics.json", '{"decision": 4}'),
+    ],
+)
+def test_a_damaged_version_is_told_whatever_is_asked(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    assert registry("add", "roads", "1.pt") == 0
+    assert registry("promote", "roads") == 0
+    version = version_in(said(capsys))
+    (here / "reg/roads/versions" / version / name).write_text(content)
+    for words in (("show", "roads"), ("show", f"roads@{version}"), ("verify",)):
+        assert registry(*words) == 1
+        assert name in said(capsys)
+    assert registry("diff", "roads", "roads") == 1
+    said(capsys)

@@ -181,3 +181,11 @@ def test_a_damaged_table_is_told(damage: bytes) -> None:
     for read, name in ((Holdout.read, "holdout"), (from_bytes, "snapshot")):
         with pytest.raises(JobFailedError, match=f"{name}.parquet is damaged"):
             read(damage)
+
+
+def test_a_new_look_alike_follows_a_picture_that_is_named_for_val() -> None:
+    """As in training: into val rather than train, which would choose its epoch by what it has seen."""
+    code = likeness(5)
+    pairs = [pair(1, "val"), pair(2), pair(3, "train"), pair(4)]
+    table = rows(pairs, {1: code, 2: code ^ 1, 3: ~code & (2**64 - 1), 4: ~code & (2**64 - 1) ^ 1})
+    assert dealt(pairs, table, Holdout.read(None)) == {1: "val", 2: "val", 3: "train", 4: "train"}

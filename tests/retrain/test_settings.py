@@ -1,13 +1,17 @@
 """What `retrain` passes on to training, scoring and labelling: checked, understood and never shown."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from segray.retrain.data import train_settings
+from segray.errors import NothingToDoError, SettingsError
+from segray.retrain.data import listed, train_settings
 from segray.retrain.settings import RetrainSettings
 from segray.settings import printable
+from tests.train.squares import squares
+from tests.train.test_label_listing import image, instance, write
 
 BASE: dict[str, Any] = {"data": "d", "registry": "r", "model": "m", "output": "o"}
 
@@ -54,3 +58,23 @@ def test_no_secret_is_shown() -> None:
     assert "s3://b/x" in shown
     for secret in ("hidden", "notify", "*"):
         assert secret not in shown
+
+
+def test_what_is_of_instance_models_is_refused_for_semantic_ones(tmp_path: Path) -> None:
+    """After the promotion it would be too late to say so."""
+    squares(tmp_path, "train", 2, 0)
+    base = {**BASE, "data": str(tmp_path), "train": {"arch": "unet"}}
+    label = {"sources": ["s"], "output": "l"}
+    settings = RetrainSettings(**base, score={"tile": 512}, label=label, min_score=0.5)
+    with pytest.raises(SettingsError) as refused:
+        listed(settings, None)
+    assert [line.partition(":")[0] for line in refused.value.lines] == ["score", "label", "min_score"]
+    assert len(listed(RetrainSettings(**base), None).pairs.pairs) == 2
+
+
+def test_labels_that_nobody_corrected_yet_are_nothing_to_do(tmp_path: Path) -> None:
+    """Exit 4, which a scheduler takes for success; 2 would call a person every hour."""
+    write(tmp_path, [image("a")], [instance("a", 0, 0.9)])
+    settings = RetrainSettings(**{**BASE, "data": str(tmp_path), "train": {"arch": "compact-maskrcnn"}})
+    with pytest.raises(NothingToDoError, match="no instance there was drawn or confirmed by a person"):
+        listed(settings, None)

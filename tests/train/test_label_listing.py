@@ -87,6 +87,21 @@ def test_a_persons_rows_count_and_others_above_a_score(tmp_path: Path) -> None:
     assert coco_mask.area(first.mask) == 240
 
 
+def test_a_picture_that_nobody_looked_at_yet_is_not_an_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A person began with `a`, and found `empty` to be so; `b` is as the model left it."""
+    images = [image("a"), image("b"), image("empty")]
+    rows = [instance("a", 0, None), instance("a", 1, 0.9), instance("b", 0, 0.9), instance("b", 1, 0.4)]
+    folder = write(tmp_path, images, rows)
+    assert numbers(listed(folder)) == {"a": 1, "empty": 0}
+    assert (
+        "1 pictures are left out: of what the model found there nobody confirmed" in capsys.readouterr().err
+    )
+    assert numbers(listed(folder, 0.5)) == {"a": 2, "b": 1, "empty": 0}
+    assert numbers(listed(folder, 0.95)) == {"a": 1, "b": 0, "empty": 0}
+
+
 def test_the_same_labels_have_one_version_however_they_are_cut_into_files(tmp_path: Path) -> None:
     rows = [instance("a", place, None) for place in range(3)]
     one = listed(write(tmp_path / "one", [image("a")], rows))["a"]

@@ -4,7 +4,9 @@
                          columns `split` and `group` where somebody added them
     instances/*.parquet  a null `score`: a person drew or confirmed it; others count above `min_score` alone
 
-Nothing vanishes: every row of `images` is listed or rejected with a reason.
+A picture in which the model found something and a person confirmed nothing was not looked at yet: without a
+`min_score` it is left out, and counted, since it would pass for an empty one. Nothing else vanishes: every
+other row of `images` is listed or rejected with a reason.
 """
 
 from collections import defaultdict
@@ -33,6 +35,10 @@ _INSTANCES_MAY = ("instance_id", "iscrowd")
 """Columns that must be there, and those that may."""
 
 
+class NothingConfirmedError(SettingsError):
+    """Nobody has corrected anything yet."""
+
+
 def holds_labels(data: str, storage: StorageSettings) -> bool:
     """Whether `data` is an output of `annotate`, or has its shape."""
     return bool(files_below(f"{data.rstrip('/')}/images", (".parquet",), storage))
@@ -41,8 +47,8 @@ def holds_labels(data: str, storage: StorageSettings) -> bool:
 def list_labels(data: str, storage: StorageSettings, min_score: float | None = None) -> CocoListing:
     """List the pictures of corrected labels; relative addresses in them are relative to `data`.
 
-    Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and where
-    there is nothing to learn from.
+    Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and
+    NothingConfirmedError where there is nothing to learn from.
     """
     where = canonical_uri(data)
     images, rejected = _images(data, where, storage)
@@ -51,10 +57,17 @@ def list_labels(data: str, storage: StorageSettings, min_score: float | None = N
         found.add(row, images)
     if not found.annotations:
         advice = "correct some, or say with --min-score which of the model's own to learn from"
-        raise SettingsError(f"{where}: no instance there was drawn or confirmed by a person; {advice}")
+        raise NothingConfirmedError(
+            f"{where}: no instance there was drawn or confirmed by a person; {advice}"
+        )
     if found.unsure:
         least = "" if min_score is None else f" of {min_score:g} or less"
         say(f"{found.unsure:,} instances with a score{least} are left out: no person confirmed them")
+    if min_score is None and (waiting := found.waiting):
+        say(
+            f"{len(waiting):,} pictures are left out: of what the model found there nobody confirmed anything"
+        )
+        images = {key: image for key, image in images.items() if key not in waiting}
     truth = Truth(images, found.in_order(), found.categories, found.strays)
     return listed_of(truth, Source(where, data, "file", "", -1), data.rstrip("/"), storage, rejected)
 
@@ -101,6 +114,7 @@ class _Instances:
         self.categories: dict[int, str] = {}
         self.strays = self.unsure = 0
         """Instances of no picture that can be used; those that nobody is sure of."""
+        self._doubtful: set[ImageId] = set()
 
     def add(self, row: dict[str, Any], images: Collection[ImageId]) -> None:
         """Raises SettingsError for an instance without a category, or with another name of one."""
@@ -110,6 +124,7 @@ class _Instances:
         score = row["score"]
         if score is not None and (self._min_score is None or not score > self._min_score):
             self.unsure += 1
+            self._doubtful.add(row["image_id"])
             return
         number, name = row["category_id"], row["category"]
         if number is None or not name:
@@ -119,6 +134,11 @@ class _Instances:
             raise SettingsError(f"{self._where}: category {number} is named {other} and {name} in instances")
         kept = {"id": row.get("instance_id"), "category_id": number, "iscrowd": row.get("iscrowd") or 0}
         self.annotations[row["image_id"]].append(kept | {"segmentation": row["segmentation"]})
+
+    @property
+    def waiting(self) -> set[ImageId]:
+        """Pictures in which something was found, and nothing counts."""
+        return self._doubtful - self.annotations.keys()
 
     def in_order(self) -> dict[ImageId, list[dict[str, Any]]]:
         """The same however the tables are cut into files."""
