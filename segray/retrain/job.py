@@ -4,14 +4,9 @@ A round that is begun ends, whatever killed it: every step leaves its result in 
 done again. What a later step reads is frozen when the round begins: labels, holdout, the model to start from.
 """
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from segray.bulk.lock import Lock
 from segray.bulk.output import Output
@@ -24,53 +19,42 @@ from segray.errors import (
     SegrayError,
     SettingsError,
 )
-from segray.evaluate.report import without_nan
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.quiet import noise_to_file
 from segray.registry.mirror import check_mirror
-from segray.registry.registry import PROFILE, Registry
+from segray.registry.registry import Registry
 from segray.retrain import data as data_of
 from segray.retrain.begin import (
     Job,
     RejectsError,
     begin,
-    check_rejects,
     quick_news,
     snapshot_before,
     start_of,
-    told_unknown,
-    write_groups,
 )
 from segray.retrain.columns import values_by_image
+from segray.retrain.deciding import decide
 from segray.retrain.gate import Gate
-from segray.retrain.holdout import Holdout
-from segray.retrain.labels import TEST, from_bytes
 from segray.retrain.notify import notify
 from segray.retrain.promotion import ChampionChangedError, keep, promote
-from segray.retrain.report import report_page
 from segray.retrain.rounds import (
     DECISION,
-    GROUPS,
-    HOLDOUT,
-    ITEMS,
     LABEL,
     PLAN,
     REPORT,
     ROUND,
     RUN,
-    SNAPSHOT,
     Round,
     check_plan,
     now_utc,
     rounds,
 )
-from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.settings import AnnotateSettings
-from segray.storage import canonical_uri, shown
-from segray.train.identity import METRICS, MODEL
+from segray.storage import shown
+from segray.train.identity import MODEL
 
 T = TypeVar("T")
 
@@ -216,7 +200,7 @@ def _round(job: Job) -> dict[str, Any]:
         job.ray.begin()
     try:
         run = _train(job, now, frozen)
-        decision = _decide(job, now, frozen, run)
+        decision = decide(job, now, frozen)
     except HeldError:
         raise
     except (SettingsError, RejectsError) as error:
@@ -234,9 +218,6 @@ def _way_out(now: Round, frozen: dict[str, Any]) -> str:
     )
 
 
-# --- train, score, decide ----------------------------------------------------------------------------
-
-
 def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
     """The challenger; returns the training's record."""
     from segray.train.job import trained
@@ -251,127 +232,6 @@ def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
     if code != ExitCode.DONE:
         raise RejectsError("pictures that could be read when the round began cannot now")
     return record
-
-
-def _decide(job: Job, now: Round, frozen: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Score both models on the holdout and compare them, once."""
-    done: dict[str, Any] | None = now.read_json(DECISION)
-    holdout = Holdout.read(job.store.read(HOLDOUT))
-    if done is not None:
-        _count_look(job, now, holdout, done)
-        return done
-    champion = job.champion()
-    challenger = _scored(job, now, frozen, now.address(f"train/{MODEL}"), "challenger")
-    other = None if champion is None else _scored(job, now, frozen, job.address(champion), champion)
-    for one in filter(None, (challenger, other)):
-        check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
-    both = in_common([challenger] if other is None else [challenger, other])
-    challenger, other = both[0], both[1] if len(both) > 1 else None
-    if job.settings.group_by != frozen.get("group_by"):  # changed since the round was begun
-        write_groups(job, now, _snapshot(now))
-    groups = (now.read_json(GROUPS) or {}) if job.settings.group_by else {}
-    found = job.gate.decide(
-        challenger.matches,
-        None if other is None else other.matches,
-        holdout=frozen["holdout"]["name"],
-        look=holdout.looks + 1,
-        promotions=min(_promotions(job), holdout.looks),
-        groups={
-            key: groups[canonical]
-            for key, name in challenger.names.items()
-            if (canonical := canonical_uri(name)) in groups
-        },
-    )
-    if other is not None and frozen.get("unknown_to_champion"):
-        found = replace(found, notes=(*found.notes, f"{told_unknown(frozen['unknown_to_champion'])}."))
-    decision = {
-        **found.to_json(),
-        "champion_version": champion,
-        "decided_at": now_utc(),
-        "figures": {"challenger": challenger.figures, "champion": other.figures if other else None},
-        "lines": found.lines(),
-    }
-    _keep_profile(job, now, challenger)
-    page = _page(job, now, frozen, decision, challenger, other)
-    now.write(REPORT, page.encode())
-    now.write_json(DECISION, without_nan(decision))
-    _count_look(job, now, holdout, decision)
-    stored: dict[str, Any] = now.read_json(DECISION)
-    return stored
-
-
-def _promotions(job: Job) -> int:
-    """Comparisons that replaced a champion: what they told of the holdout is paid for."""
-    history = job.registry.aliases(job.settings.model).history
-    return sum(
-        event.what == "promote" and event.before is not None and event.run is not None for event in history
-    )
-
-
-def _keep_profile(job: Job, now: Round, challenger: Scored) -> None:
-    """What the challenger's answers look like as its users will have them, for `segray drift`."""
-    if not challenger.run:
-        return
-    from segray.drift.reading import profile_of
-
-    profile = profile_of(challenger.run, job.settings.storage, above=job.settings.kept_score)
-    now.write(PROFILE, profile.to_json().encode())
-
-
-def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
-    """The holdout's pictures were looked at; once for each comparison, however often this is done."""
-    if decision["champion_version"] is None:
-        return
-    snapshot = _snapshot(now)
-    tested = snapshot.filter(pc.equal(snapshot["split"], TEST))
-    job.store.write(HOLDOUT, holdout.looked_at(set(tested["digest"].to_pylist()), decision["look"]).data())
-
-
-def _snapshot(now: Round) -> pa.Table:
-    snapshot = from_bytes(now.read(SNAPSHOT))
-    if snapshot is None:
-        raise JobFailedError(f"{shown(now.address(SNAPSHOT))} is gone; put it back, or delete the round")
-    return snapshot
-
-
-def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: str) -> Scored:
-    labels = now.address(frozen["labels"])
-    if frozen["task"] == "instance":
-        return score_instances(
-            job.settings, weights, labels, now.address(ITEMS), now.address(f"scored/{name}")
-        )
-    from segray.train.job import design_of, list_data
-
-    settings = data_of.train_settings(job.settings, labels, now.address("train"))
-    design: Any = design_of(settings, list_data(settings))
-    return score_semantic(job.settings, weights, labels, design.rules, design.names)
-
-
-def _page(
-    job: Job,
-    now: Round,
-    frozen: dict[str, Any],
-    decision: dict[str, Any],
-    challenger: Scored,
-    other: Scored | None,
-) -> str:
-    from segray.retrain.pictures import differing_pictures
-    from segray.versions import versions
-
-    settings = job.settings
-    pictures = differing_pictures(challenger, other, settings.pictures, settings.max_pixels, settings.storage)
-    history = [json.loads(line) for line in (now.read(f"train/{METRICS}") or b"").splitlines()]
-    record = {
-        "model": settings.model,
-        "version": f"round {now.number}",
-        "time": decision["decided_at"],
-        "decision": decision,
-        "data": frozen["data"],
-        "history": history,
-        "versions": {name: str(value) for name, value in versions().items()},
-        "links": {"round": shown(now.address()), "registry": shown(settings.registry)},
-    }
-    return report_page(record, pictures)
 
 
 # --- the end -----------------------------------------------------------------------------------------
