@@ -52,8 +52,8 @@ def decided(champion: InstanceMatches | None, challenger: InstanceMatches, gate:
 def test_equal_models_are_not_promoted_in_thirty_looks(series: int) -> None:
     """At most 5 of 100 series: the answers of two models are swapped at random, image by image.
 
-    Of 200 series 6 were promoted; 11 before half of each level was kept for later paths. These 200 led to
-    that change, so 6 is no independent count: another first number in `_promoted_within`'s seed gives one.
+    With another seed, 11 of 200 were promoted before half of each level was kept for later paths, and 6 after;
+    since those led to that change, the seed here is one that nothing was chosen by.
     A look whose challenger is not ahead is not computed: no bound is above the difference itself.
     """
     one, other = holdout(0, 0.1)
@@ -62,7 +62,7 @@ def test_equal_models_are_not_promoted_in_thirty_looks(series: int) -> None:
 
 
 def _promoted_within(one: InstanceMatches, other: InstanceMatches, number: int) -> bool:
-    random = np.random.default_rng([65, number])
+    random = np.random.default_rng([2026, number])
     for look in range(1, LOOKS + 1):
         coin = random.random(IMAGES) < 0.5
         champion, challenger = made.of_images(one, coin, other), made.of_images(other, coin, one)
