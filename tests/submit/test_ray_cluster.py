@@ -34,7 +34,7 @@ class Slow(torch.nn.Module):
     categories = {1: "thing"}
 
     def forward(self, images):
-        time.sleep(1.0)
+        time.sleep(4.0)
         found = {"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([1])}
         found["scores"] = torch.tensor([0.9])
         return [found | {"masks": torch.ones(1, 1, *image.shape[1:])} for image in images]
@@ -161,7 +161,7 @@ def test_a_job_with_a_name_is_met_again(submit: Submit, head: Head, tmp_path: Pa
     photos.mkdir()
     for photo in sorted(PHOTOS.glob("*.png"))[:9]:
         (photos / photo.name).symlink_to(photo)
-    model = ("--weights", "python:slow_model:make", "--batch-size", "1")
+    model = ("--weights", "python:slow_model:make", "--batch-size", "1", "--commit-every-s", "1")
     words = (
         "--shared-filesystem",
         "--name",
