@@ -52,7 +52,7 @@ def decided(champion: InstanceMatches | None, challenger: InstanceMatches, gate:
 def test_equal_models_are_not_promoted_in_thirty_looks(series: int) -> None:
     """At most 5 of 100 series: the answers of two models are swapped at random, image by image.
 
-    With another seed, 11 of 200 were promoted before half of each level was kept for later paths, and 6 after;
+    With another seed 11 of 200 were promoted before half of each level was kept for later paths, and 6 after;
     since those led to that change, the seed here is one that nothing was chosen by.
     A look whose challenger is not ahead is not computed: no bound is above the difference itself.
     """
