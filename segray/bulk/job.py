@@ -22,7 +22,7 @@ from segray.bulk.sink import Sink
 from segray.bulk.store import Store
 from segray.bulk.verb import Model, Verb
 from segray.cluster import RayStart, set_environment
-from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
+from segray.errors import ExitCode, HeldError, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
@@ -121,6 +121,8 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     def attempt(step: Callable[[], T]) -> T | None:
         try:
             return step()
+        except HeldError:  # who waits for the other run, as retrain does, must know it from bad settings
+            raise
         except SettingsError as error:
             problems.extend(error.lines)
             return None

@@ -13,7 +13,7 @@ from segray.bulk.lock import Lock
 from segray.bulk.output import Output
 from segray.bulk.progress import Progress
 from segray.cluster import RayStart, set_environment
-from segray.errors import ExitCode, JobFailedError, SettingsError
+from segray.errors import ExitCode, HeldError, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
 from segray.machines import outcome_of
@@ -132,6 +132,8 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     def attempt(step: Callable[[], T]) -> T | None:
         try:
             return step()
+        except HeldError:  # who waits for the other run, as retrain does, must know it from bad settings
+            raise
         except SettingsError as error:
             problems.extend(error.lines)
             return None

@@ -184,6 +184,8 @@ def test_another_run_holds_the_lease(
     write_labels(here / "cells", MORE)
     with Lock(Output(str(here / "rounds"), StorageSettings())):
         assert retrain() == 4
+    with Lock(Output(str(here / "rounds/rounds/0002/train"), StorageSettings())):
+        assert retrain() == 4  # of a run that has lost the output, and still trains
     assert "is being written by another run" in capsys.readouterr().err
 
 
