@@ -28,8 +28,9 @@ def files(plan: Plan) -> dict[str, str]:
         f"Made by `segray schedule --as crontab` from --cron {plan.cron.typed!r}; put it into `crontab -e`.",
         "Exit codes of segray: after 0 and 4 (nothing to do) cron has nothing to mail. After 1 and 130 it",
         "mails what was said (to MAILTO), and the next start goes on where this one stopped. After 2",
-        "(settings, or the last run is still at work), 3 (too many rejects) and 5 (refused) it mails, too,",
-        "and a person must look. No flock is needed: the lease in the output lets one run write at a time.",
+        "(settings, or the last run is still at work: that is 4 of retrain), 3 (too many rejects) and 5",
+        "(refused) it mails, too, and a person must look. No flock is needed: the lease in the output lets",
+        "one run write at a time.",
         *_zone(zone),
         "The environment, in lines NAME=value above the next one:",
     )
