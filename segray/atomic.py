@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import fsspec.asyn
 
-from segray.retries import is_passing
+from segray.retries import is_transient
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
 """What a file system without hard links answers: exFAT and FAT EPERM, gcsfuse ENOSYS, others ENOTSUP."""
@@ -58,7 +58,7 @@ def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: by
     try:
         filesystem.pipe_file(path, data, mode="create")
     except Exception as error:
-        if not is_passing(error) and filesystem.exists(path):
+        if not is_transient(error) and filesystem.exists(path):
             raise FileExistsError(path) from error
         raise
 

@@ -175,10 +175,10 @@ def _on_data(verb: str, arguments: Sequence[str]) -> int:
     from segray.bulk.job import run
 
     if verb == "predict":
-        from segray.predict.verb import Predict
+        from segray.predict.task import Predict
 
         return run(Predict(settings))
-    from segray.annotate.verb import Annotate
+    from segray.annotate.task import Annotate
 
     return run(Annotate(settings))
 
@@ -207,8 +207,8 @@ def _submit(arguments: Sequence[str]) -> int:
 
 
 def _schedule(arguments: Sequence[str]) -> int:
+    from segray.schedule.job import EXAMPLES, USAGE, schedule, split
     from segray.schedule.settings import ScheduleOptions, ScheduleSettings
-    from segray.schedule.verb import EXAMPLES, USAGE, schedule, split
     from segray.settings import load_settings, printable
     from segray.submit.job import VERBS
 
@@ -260,7 +260,7 @@ def _drift(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    from segray.drift.verb import show
+    from segray.drift.job import show
 
     return show(settings, as_json=len(rest) < len(arguments))
 
@@ -274,7 +274,7 @@ def _registry(arguments: Sequence[str]) -> int:
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
-    from segray.registry.verb import run
+    from segray.registry.job import run
 
     return run(settings, as_json=len(rest) < len(arguments))
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from segray.errors import JobFailedError, NothingToDoError, SettingsError
 from segray.interrupts import INTERRUPTS, handlers_kept
 from segray.log import say
+from segray.log_redirect import loggers_to
 from segray.machines import COST, HOURS, Machines, hours_line
-from segray.quiet import loggers_to
 from segray.settings import RaySettings
 from segray.watching import REPORT_MS
 
@@ -41,6 +41,8 @@ RAY_ENVIRONMENT = {
 
 NODES_S = 600.0
 """How long `ray.nodes` are waited for."""
+READ_TASK_CPUS = 0.1
+"""Reserved by the read task that says what comes next; Ray's tally, not a limit."""
 _LOOK_EVERY_S = 10.0
 """For machines that come and go."""
 

@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
 from segray.atomic import written_beside
-from segray.retries import is_passing
+from segray.retries import is_transient
 
 _GUARD_S = 5.0
 """Longest wait for another process's compare and rename, which take milliseconds."""
@@ -59,7 +59,7 @@ def replace_atomically(filesystem: AbstractFileSystem, path: str, data: bytes, v
     try:
         replace(filesystem, path, data, version)
     except Exception as error:
-        if is_passing(error):
+        if is_transient(error):
             raise
         there = _there(filesystem, path)
         if there is not None and there.data == data:
@@ -79,7 +79,7 @@ def delete_atomically(filesystem: AbstractFileSystem, path: str, version: str) -
     try:
         delete(filesystem, path, version)
     except Exception as error:
-        if is_passing(error):
+        if is_transient(error):
             raise
         there = _there(filesystem, path)
         if there is not None and there.version == version:

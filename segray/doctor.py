@@ -150,9 +150,9 @@ def _storage() -> list[Finding]:
 
 def _place(url: str, storage: "StorageSettings") -> Finding:
     """Whether an output can be written there, by one run at a time; nothing of the try is left."""
-    from segray.bulk.lock import ignored_condition
-    from segray.bulk.output import Output
     from segray.errors import SegrayError
+    from segray.output.folder import Output
+    from segray.output.lease import ignored_condition
 
     name, number = f"segray-doctor-{uuid.uuid4().hex}", count()
     try:

@@ -42,7 +42,7 @@ _PASSING_TEXT = re.compile(
 )
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a request that failed so may succeed when it is made again.
 
     Decided by type, else by HTTP status, else by errno, else by the words that S3, Google and Azure use for
@@ -62,7 +62,7 @@ def is_passing(error: BaseException) -> bool:
         return True
     cause = error.__cause__
     text = f"{type(error).__module__}.{type(error).__name__}: {error}"
-    return bool(_PASSING_TEXT.search(text)) or (cause is not None and is_passing(cause))
+    return bool(_PASSING_TEXT.search(text)) or (cause is not None and is_transient(cause))
 
 
 def _http_status(error: BaseException) -> int | None:
@@ -110,7 +110,7 @@ def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
     attempts = Retrying(
-        retry=retry_if_exception(is_passing),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(storage.attempts),
         wait=wait_exponential_jitter(multiplier=0.2, max=20, jitter=0.2),
         reraise=True,

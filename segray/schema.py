@@ -181,7 +181,7 @@ def completed(table: pa.Table, declared: pa.Schema) -> pa.Table:
 
 
 def geoparquet_metadata() -> bytes:
-    """The `geo` value (GeoParquet 1.1) of files in which nothing has a place; others: `scenes.place`."""
+    """Return the `geo` value (GeoParquet 1.1) of files in which every geometry is null."""
     covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
     column = {"encoding": "WKB", "geometry_types": [], "covering": {"bbox": covering}}
     return json.dumps(

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from segray.bulk.lock import NAME as LEASE
-from segray.bulk.lock import Lease, told_in
-from segray.bulk.progress import clock, pace
-from segray.bulk.store import Store
 from segray.errors import ExitCode, JobFailedError, NothingToDoError
 from segray.log import answer
 from segray.machines import COST, HOURS, cost_in, hours_in, hours_line
+from segray.output.lease import NAME as LEASE
+from segray.output.lease import Lease, told_in
+from segray.output.progress import clock, pace
+from segray.output.store import Store
 from segray.settings import StatusSettings
 from segray.storage import StorageSettings, shown
 

@@ -12,30 +12,30 @@ WORKERS = 2
 Ray takes a tenth of a core for itself, and what waits for others looks about meanwhile."""
 
 LONGEST = (
-    ("annotate/test_faults",),
+    ("bulk/test_faults",),
     ("train/test_job", "train/test_train_kills", "train/test_train_elastic", "train/test_relative"),
     ("test_own_ray",),
     ("test_readme",),
     ("submit/test_ray_cluster",),
-    ("annotate/test_job", "annotate/test_stores"),
-    ("annotate/test_size",),
+    ("bulk/test_bulk_job", "bulk/test_stores"),
+    ("bulk/test_size",),
     ("predict/test_predict_job", "predict/test_agreement"),
     ("scenes/test_scene_job",),
     ("scenes/test_scene_size",),
     ("submit/test_slurm",),
     ("submit/test_docs",),
     ("train/test_instances_job",),
-    ("train/test_train_uneven", "train/test_windows"),
-    ("annotate/test_errors", "annotate/test_hostile_folder", "annotate/test_vanished", "sources/test_choice"),
-    ("annotate/test_live_runs",),
-    ("annotate/test_fencing", "annotate/test_freezes"),
+    ("train/test_train_uneven", "data/test_scene_windows"),
+    ("bulk/test_errors", "bulk/test_hostile_folder", "bulk/test_vanished", "sources/test_choice"),
+    ("bulk/test_live_runs",),
+    ("bulk/test_fencing", "bulk/test_freezes"),
     ("test_metrics", "test_log"),
     ("submit/test_container",),
     ("retrain/test_story",),
     ("retrain/test_retrain",),
     ("retrain/test_retrain_semantic",),
     ("retrain/test_retrain_kills", "retrain/test_retrain_resumed"),
-    ("train/test_start", "train/test_label_listing"),
+    ("train/test_start", "data/test_label_listing"),
 )
 """Files of `tests`, longest first; those of a line share an output that takes a job to make, or a Ray."""
 _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}

@@ -20,7 +20,7 @@ from jobs.benchmarks.commands import answered
 from jobs.benchmarks.measure import Figure, Options, UnequalError, take_turns
 from jobs.benchmarks.pictures import folder_of, score_of
 from jobs.benchmarks.processes import held_bytes
-from segray.annotate.rle import EncodedMasks, encode_roi_masks
+from segray.masks.rle import EncodedMasks, encode_roi_masks
 
 
 def one_pixel_off(masks: rle.Floats, boxes: rle.Floats, height: int, width: int) -> EncodedMasks:

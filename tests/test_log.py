@@ -14,7 +14,7 @@ from PIL import Image
 
 from segray.cli import main
 from segray.log import Log
-from tests.annotate.runs import MODELS, annotate, make_images, running
+from tests.bulk.runs import MODELS, annotate, make_images, running
 
 JSON = ("--log-format", "json")
 TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -138,7 +138,7 @@ def test_an_interrupt(tmp_path: Path) -> None:
 DIES = """
 import os, sys
 from segray.log import LOG
-from segray.quiet import noise_to_file
+from segray.log_redirect import noise_to_file
 LOG.begin("predict", sys.argv)
 with noise_to_file():
     os._exit(9)

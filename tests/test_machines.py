@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from segray.bulk.lock import Lock
-from segray.bulk.store import Store
 from segray.machines import Machines, cost_of, hours_in, hours_line, kind_of
+from segray.output.lease import Lock
+from segray.output.store import Store
 from segray.storage import StorageSettings
-from tests.annotate.runs import MODELS, annotate, make_images
+from tests.bulk.runs import MODELS, annotate, make_images
 
 
 def node(resources: Mapping[str, float], *, alive: bool = True, **labels: str) -> dict[str, Any]:

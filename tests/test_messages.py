@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.bulk.lock import Lock
-from segray.bulk.store import Store
 from segray.cli import main
+from segray.data.coco import read_truth, score_of
+from segray.data.vector_files import find_file, open_features
 from segray.errors import ItemError, JobFailedError, SettingsError
-from segray.evaluate.coco import read_truth, score_of
-from segray.quiet import loggers_to, noise_to_file
+from segray.log_redirect import loggers_to, noise_to_file
+from segray.output.lease import Lock
+from segray.output.store import Store
 from segray.sources.decode import decode_rgb
-from segray.sources.features import find_file, open_features
 from segray.storage import StorageSettings
 
 STORAGE = StorageSettings()

@@ -20,7 +20,7 @@ import pytest
 from segray import own_ray, shared_memory
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
-from tests.annotate.runs import REAL, descendants, kill_tree, processes, running, wait_for
+from tests.bulk.runs import REAL, descendants, kill_tree, processes, running, wait_for
 from tests.train.squares import arguments as training
 from tests.train.squares import write_squares
 

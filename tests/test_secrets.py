@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from segray.data.vector_files import find_file, open_features
 from segray.errors import ItemError, SegrayError, SettingsError
 from segray.settings import AnnotateSettings, load_settings, printable
 from segray.sources.decode import decode_rgb
-from segray.sources.features import find_file, open_features
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import SettingsError
-from segray.retries import error_type, is_passing, retrying
+from segray.retries import error_type, is_transient, retrying
 from segray.settings import AnnotateSettings
 from segray.sources.fetch import read_all
 from segray.sources.item import Source
@@ -151,7 +151,7 @@ def test_no_server_is_told_in_seconds(server: Server) -> None:
         with pytest.raises(OSError, match=r"(?i)connect") as caught:
             retrying(partial(request, path), storage)
         assert time.monotonic() - started < FEW_SECONDS
-        assert is_passing(caught.value)
+        assert is_transient(caught.value)
         assert error_type(caught.value) == "storage"
 
 
@@ -332,7 +332,7 @@ def test_settings_that_cannot_work(
     ],
 )
 def test_local_errors_that_pass(number: int, passes: bool) -> None:
-    assert is_passing(OSError(number, os.strerror(number))) is passes
+    assert is_transient(OSError(number, os.strerror(number))) is passes
 
 
 def test_our_own_mistakes_stay_what_they_are() -> None:

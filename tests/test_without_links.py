@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from segray.atomic import create_atomically
-from segray.bulk.lock import NAME, Lease, Lock
-from segray.bulk.store import STAGING, Store
 from segray.errors import SettingsError
+from segray.output.lease import NAME, Lease, Lock
+from segray.output.store import STAGING, Store
 from segray.schema import ANNOTATED
 from segray.storage import LeaseSettings, StorageSettings, open_filesystem
 

@@ -201,7 +201,7 @@ def import_all(*, training: bool) -> None:
         import segray.predict.predictor
 
         if training:
-            import segray.train.feed.stream
+            import segray.train.loader
             import segray.train.trainer  # noqa: F401
     gc.collect()
     gc.freeze()  # what is collected in a fork would copy all of it

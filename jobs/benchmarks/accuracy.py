@@ -9,16 +9,16 @@ from pathlib import Path
 
 from jobs.benchmarks.measure import Figure, Options
 from segray.annotate.predictor import Predictor
-from segray.annotate.rle import encode_roi_masks
-from segray.evaluate.instance import InstanceScores
+from segray.evaluate.average_precision import InstanceScores
+from segray.masks.rle import encode_roi_masks
 from segray.models import bundled_models
 from segray.models.device import Precision
 from segray.models.modelfile import load_model_file
 from segray.models.weights import LoadedModel, load_weights
 from segray.storage import StorageSettings
-from segray.train.augment.instances import target_of
 from segray.train.dataset import InstanceImage, load_coco, split_images
 from segray.train.scoring import encode, score_model
+from segray.train.transforms.instances import target_of
 
 WEIGHTS = "nuclei-small"
 GOAL = "<= 0.2"

@@ -2,7 +2,7 @@
 
     python -m jobs.benchmarks.feeds segray|torch FOLDER SIZE BATCH EPOCHS PROCESSES
 
-segray: `segray.train.feed.stream` by Ray Data; torch: a DataLoader with the same decoder and framing.
+segray: `segray.train.loader` by Ray Data; torch: a DataLoader with the same decoder and framing.
 Prints one JSON object: `batches`, a checksum of each, and `times`, when each was there, in seconds.
 """
 
@@ -29,13 +29,13 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     import pyarrow as pa
     import ray
 
+    from segray.data.pair_reader import digest_of
+    from segray.data.pair_table import pair_table
+    from segray.data.scan_stream import Reading
     from segray.settings import RaySettings
-    from segray.sources.pair_reader import digest_of
     from segray.storage import StorageSettings
-    from segray.train.feed.pair_table import pair_table
-    from segray.train.feed.places import Order, Part
-    from segray.train.feed.stream import Feed, batches
-    from segray.train.feed.survey_stream import Reading
+    from segray.train.loader import Feed, batches
+    from segray.train.sampler import Order, Part
 
     settings = RaySettings()
     with RayStart(settings, Path(tempfile.mkdtemp()) / "log") as start:

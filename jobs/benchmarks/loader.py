@@ -1,4 +1,4 @@
-"""A torch DataLoader instead of `segray.train.feed.stream`: same decoder, framing, order and processes."""
+"""A torch DataLoader instead of `segray.train.loader`: same decoder, framing, order and processes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.benchmarks.pairs import RULES, SEED
+from segray.data.pair_reader import Reader
+from segray.data.pairs import Pair
 from segray.errors import ItemError
-from segray.sources.pair_reader import Reader
-from segray.sources.pairs import Pair
 from segray.storage import StorageSettings
-from segray.train.feed.examples import Framing
-from segray.train.feed.places import order_of, share_of
+from segray.train.collate import Framing
+from segray.train.sampler import order_of, share_of
 
 MAX_PIXELS = 100_000_000
 Loaded = tuple[Tensor, Tensor]

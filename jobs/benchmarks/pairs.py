@@ -8,11 +8,11 @@ from PIL import Image
 
 from jobs.benchmarks.measure import Options
 from jobs.benchmarks.pictures import BUNDLED, DIFFERENT, tiled
-from segray.sources.labels import LabelRules
-from segray.sources.pairs import Pair, list_pairs
+from segray.data.labels import LabelRules
+from segray.data.pairs import Pair, list_pairs
 from segray.storage import StorageSettings
-from segray.train.augment.strength import AugmentSettings
-from segray.train.feed.examples import Framing
+from segray.train.collate import Framing
+from segray.train.transforms.strength import AugmentSettings
 
 SIZE = (480, 640)
 """Height and width."""

@@ -34,8 +34,8 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
 
     set_environment()  # before Ray is imported, as the job does
 
+    from segray.bulk.ledger_db import Plan
     from segray.bulk.pipeline import decoded, tables_of
-    from segray.bulk.plan import Plan
     from segray.bulk.resources import share_out
     from segray.settings import AnnotateSettings
     from segray.sources.listing import Listing

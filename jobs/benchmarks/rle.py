@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
-from segray.annotate.rle import encode_roi_masks
+from segray.masks.rle import encode_roi_masks
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Floats, Floats, int, int], Any]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
+from segray.masks.spans import Spans, bounds
 from segray.scenes.seams import Views, join
-from segray.scenes.spans import Spans, bounds
 from segray.tiles import Grid
 
 SIZES = ((2_000, ">= 1"), (10_000, ">= 2"), (33_000, ">= 100"))

@@ -14,11 +14,11 @@ from torch import nn
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
 from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of
-from segray.train.feed.examples import Batch
-from segray.train.steps.losses import LossSettings
-from segray.train.steps.optimizers import OptimizerSettings
-from segray.train.steps.schedules import ScheduleSettings
-from segray.train.steps.semantic import SemanticTraining, Task
+from segray.train.collate import Batch
+from segray.train.losses import LossSettings
+from segray.train.lr_schedule import ScheduleSettings
+from segray.train.optim import OptimizerSettings
+from segray.train.tasks.semantic import SemanticTraining, Task
 
 CLASSES, BATCH, LR = 11, 8, 1e-3
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)

@@ -23,8 +23,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.poolers import _setup_scales
 
-from segray.annotate.folding import cast_weights, fold_batch_norms
-from segray.annotate.pyramid import InPlacePyramid
+from segray.annotate.fpn import InPlacePyramid
+from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.models.device import DTYPES, Precision, arithmetic
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segray.annotate.rle import EncodedMasks
-from segray.bulk.answers import Outcome, answers_table
+from segray.bulk.results import Outcome, answers_table
+from segray.masks.rle import EncodedMasks
 from segray.schema import ANNOTATED, BOX, NESTED_INSTANCE, RLE
 
 

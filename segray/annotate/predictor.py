@@ -5,13 +5,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from segray.annotate.custom_detector import CustomDetector
 from segray.annotate.detector import Detections, MaskRCNNDetector, is_plain_maskrcnn
-from segray.annotate.foreign import ForeignDetector
 from segray.annotate.instances import Found, annotated_table, found_instances
-from segray.annotate.rle import encode_image_masks, encode_roi_masks
-from segray.bulk.answers import Outcome
 from segray.bulk.batches import Batches, pictures_of
+from segray.bulk.results import Outcome
 from segray.errors import ItemError
+from segray.masks.rle import encode_image_masks, encode_roi_masks
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 
@@ -37,11 +37,11 @@ class Predictor:
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, where = model, torch.device(device)
-        self.detector: MaskRCNNDetector | ForeignDetector
+        self.detector: MaskRCNNDetector | CustomDetector
         if is_plain_maskrcnn(model.module):
             self.detector = MaskRCNNDetector(model.module, where, precision, score_threshold, proposals)
         else:
-            self.detector = ForeignDetector(model.module, model.name, where, score_threshold)
+            self.detector = CustomDetector(model.module, model.name, where, score_threshold)
         most = min(batch_size, getattr(model.module, "batch_size", batch_size))
         self.batches = Batches(most, self.detector.batch_key)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from segray.bulk.verb import Model, Verb
+from segray.bulk.task import Model, Verb
 from segray.errors import SettingsError
 
 

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segray.bulk.background_listing import Inventory
+from segray.bulk.committer import Sink
+from segray.bulk.console import dry_run_lines, run_record, summary_lines
 from segray.bulk.identity import check_identity, identity_of
-from segray.bulk.inventory import Inventory
-from segray.bulk.lock import Lock
-from segray.bulk.plan import Plan
-from segray.bulk.progress import Progress, pace
-from segray.bulk.report import dry_run_lines, run_record, summary_lines
+from segray.bulk.ledger_db import Plan
 from segray.bulk.resources import Resources, share_out
-from segray.bulk.sink import Sink
-from segray.bulk.store import Store
-from segray.bulk.verb import Model, Verb
+from segray.bulk.task import Model, Verb
 from segray.cluster import RayStart, set_environment
 from segray.errors import ExitCode, HeldError, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
+from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
-from segray.quiet import noise_to_file
+from segray.output.lease import Lock
+from segray.output.progress import Progress, pace
+from segray.output.store import Store
 from segray.registry.runs import note_run
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing

@@ -10,8 +10,8 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.answers import rejected_rows
 from segray.bulk.attempts import MOST_ATTEMPTS, AttemptsLike
+from segray.bulk.results import rejected_rows
 from segray.errors import JobFailedError
 from segray.models.device import is_out_of_memory
 

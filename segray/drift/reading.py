@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segray.drift.profile import CLASS, INSTANCE_MEASURES, SCALES, Counts, Profile, Sample
 from segray.errors import NothingToDoError, SettingsError
-from segray.evaluate.files import files_below, read_if_there
+from segray.output.io import files_below, read_if_there
 from segray.sources.item import Source
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe

@@ -3,10 +3,10 @@
 import time
 
 from segray.errors import ExitCode, NothingToDoError
-from segray.evaluate.files import check_output, write_metrics
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import LOG, answer
+from segray.output.io import check_output, write_metrics
 from segray.registry.runs import note_run
 
 
@@ -43,14 +43,14 @@ def find(settings: EvaluateSettings) -> Evaluation:
         from segray.models.semanticweights import check_semantic_weights
 
         check_semantic_weights(settings.weights, settings.storage)
-        from segray.evaluate.model import find_model  # torch, which nothing else needs
+        from segray.evaluate.compare_model import find_model  # torch, which nothing else needs
 
         return find_model(settings, settings.weights, settings.data)
     predictions, labels = settings.predictions or "", settings.labels or ""
     if labels.lower().endswith(".json"):
-        from segray.evaluate.instances import find_instances
+        from segray.evaluate.compare_instances import find_instances
 
         return find_instances(settings, predictions, labels)
-    from segray.evaluate.maps import find_maps
+    from segray.evaluate.compare_maps import find_maps
 
     return find_maps(settings, predictions, labels)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from segray.evaluate.folders import Problem
+from segray.evaluate.compare_pairs import Problem
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import say
 from segray.settings import printable

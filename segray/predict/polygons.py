@@ -10,10 +10,10 @@ import rasterio.features
 import shapely
 from shapely.geometry import shape
 
-from segray.bulk.output import Output
+from segray.output.folder import Output
 from segray.palette import VOID
 from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
-from segray.scenes.place import Place, placed
+from segray.scenes.georeference import Place, placed
 from segray.scenes.scene import Scene
 from segray.schema import GEOMETRY_BBOX
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from segray.bulk.answers import Outcome, answers_table
 from segray.bulk.batches import Batches, Image, pictures_of
-from segray.bulk.output import Output
+from segray.bulk.results import Outcome, answers_table
 from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.semanticweights import SemanticModel
+from segray.output.folder import Output
 from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
 from segray.predict.settings import PredictSettings

@@ -1,6 +1,6 @@
 """A window's probabilities on their way to the map: an object in the output, until its scene is whole.
 
-Workers put windows and maps in one request each; publishing them (see `bulk.store`) would take five. A
+Workers put windows and maps in one request each; publishing them (see `output.store`) would take five. A
 late one is harmless: a window's name carries the lease's generation, and a map is a function of its item and
 of the run's identity, so that what it replaces is the same map. What remains: a run of another identity, that
 is let in only while nothing is committed, and a map that was just being put when the run before was stopped.
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segray.bulk.lock import follow
-from segray.bulk.output import Output, generation_in, mark
+from segray.output.folder import Output, generation_in, mark
+from segray.output.lease import follow
 from segray.predict.settings import PredictSettings
 
 FOLDER = "_segray/windows"

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segray.errors import SettingsError
-from segray.evaluate.files import read_if_there
 from segray.log import say
 from segray.models.weights import name_of, read_weights
+from segray.output.io import read_if_there
 from segray.registry.registry import CARD, METRICS, MODEL, SNAPSHOT
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem
 
 if TYPE_CHECKING:
-    from segray.sources.pairs import Pair
+    from segray.data.pairs import Pair
 
 
 def version_of(source: str, storage: StorageSettings) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -44,10 +44,10 @@ def _snapshot(training: str, storage: StorageSettings) -> bytes | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from segray.data.coco_listing import list_coco
+    from segray.data.pairs import FRAGMENT, list_pairs
+    from segray.data.scan import SURVEY
     from segray.retrain.labels import snapshot_of, to_bytes
-    from segray.sources.pairs import FRAGMENT, list_pairs
-    from segray.train.feed.coco_listing import list_coco
-    from segray.train.feed.survey import SURVEY
 
     try:
         names = {name: read_if_there(f"{training}/{name}", storage, "run") for name in (*_SPLITS, SURVEY)}

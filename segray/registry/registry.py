@@ -120,7 +120,7 @@ class Registry:
 
     def check_usable(self) -> None:
         """Raise SettingsError where the registry cannot be named, reached or written."""
-        from segray.evaluate.files import check_output
+        from segray.output.io import check_output
 
         try:
             parse(str(RegistryAddress(self.url, "model")))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.output import Output
 from segray.cluster import RayStart
 from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.log import say
+from segray.output.folder import Output
 from segray.registry.adding import card_of
 from segray.registry.address import RegistryAddress
 from segray.registry.registry import METRICS, MODEL, Registry
@@ -259,7 +259,7 @@ def _wait_for_drift(job: Job, champion: str | None) -> None:
     settings = job.settings
     if settings.if_drift is None or champion is None:
         return
-    from segray.drift.verb import compare_runs
+    from segray.drift.job import compare_runs
 
     record = compare_runs(settings.if_drift, job.address(champion), settings.storage)
     if not record["drifted"]:

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.data.coco_listing import FOLDER_FILE, FOLDER_IMAGES
+from segray.data.label_listing import holds_labels
 from segray.errors import SettingsError
-from segray.evaluate.files import files_below, read_file, read_if_there
+from segray.output.io import files_below, read_file, read_if_there
 from segray.sources.reader import open_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri
-from segray.train.feed.coco_listing import FOLDER_FILE, FOLDER_IMAGES
-from segray.train.feed.label_listing import holds_labels
 
 
 def values_by_image(data: str, column: str, root: str | None, storage: StorageSettings) -> dict[str, str]:

@@ -16,22 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segray.bulk.output import Output
 from segray.cluster import RayStart
+from segray.data.coco_listing import AnnotatedPair, CocoListing
+from segray.data.dataset import dealt
+from segray.data.label_listing import NothingConfirmedError, holds_labels
+from segray.data.pairs import Pair, Pairs
+from segray.data.scan import Survey
+from segray.data.splits import Deal
 from segray.errors import NothingToDoError, SettingsError
+from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
-from segray.sources.pairs import Pair, Pairs
 from segray.storage import split_protocol
-from segray.train.feed.coco_listing import AnnotatedPair, CocoListing
-from segray.train.feed.data import dealt
-from segray.train.feed.label_listing import NothingConfirmedError, holds_labels
-from segray.train.feed.splits import Deal
-from segray.train.feed.survey import Survey
-from segray.train.instance_job import InstanceDesign
 from segray.train.job import design_of, list_data, survey_pairs, with_start
-from segray.train.semantic_job import Design
 from segray.train.settings import TrainSettings
+from segray.train.tasks.instance_job import InstanceDesign
+from segray.train.tasks.semantic_job import Design
 
 if TYPE_CHECKING:
     from segray.models.start import Start

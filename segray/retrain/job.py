@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from segray.bulk.lock import Lock
-from segray.bulk.output import Output
 from segray.cluster import RayStart, set_environment
 from segray.errors import (
     ExitCode,
@@ -21,8 +19,10 @@ from segray.errors import (
 )
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
+from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
-from segray.quiet import noise_to_file
+from segray.output.folder import Output
+from segray.output.lease import Lock
 from segray.registry.mirror import check_mirror
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
@@ -302,7 +302,7 @@ def _label(job: Job, now: Round) -> None:
     pending = now.read_json(LABEL)
     if not pending or pending["done"] or not job.settings.label or pending["version"] != job.champion():
         return
-    from segray.annotate.verb import Annotate
+    from segray.annotate.task import Annotate
     from segray.bulk.job import done
 
     settings = job.settings

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segray.data.coco_listing import AnnotatedPair
+from segray.data.pairs import Pair
 from segray.errors import JobFailedError
-from segray.sources.pairs import Pair
-from segray.train.feed.coco_listing import AnnotatedPair
 
 SNAPSHOT = pa.schema(
     [

@@ -12,8 +12,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.evaluate.instance import DETECTIONS_PER_IMAGE, InstanceScores, Kind
-from segray.evaluate.semantic import SemanticScores
+from segray.evaluate.average_precision import DETECTIONS_PER_IMAGE, InstanceScores, Kind
+from segray.evaluate.confusion_matrix import SemanticScores
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

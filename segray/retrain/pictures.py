@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from segray.data.pair_reader import digest_of
 from segray.errors import ItemError
 from segray.retrain.matches import InstanceMatches
 from segray.retrain.scoring import Scored
 from segray.scenes.scene import Tiling
+from segray.sources.byte_ranges import MemoryRanges, decode_picture
 from segray.sources.fetch import read_all
-from segray.sources.geotiff import MemoryRanges, decode_picture
 from segray.sources.item import Source
 from segray.sources.manifest import look_up_rows
-from segray.sources.pair_reader import digest_of
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.train.shown.instance_samples import side_by_side
+from segray.train.reporting.instance_samples import side_by_side
 
 SURE = 0.5
 """Detections with a higher score are drawn and counted."""

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from segray.bulk.output import Output
 from segray.errors import JobFailedError, SettingsError
+from segray.output.folder import Output
 from segray.retrain.settings import RetrainSettings
 from segray.retries import retrying
 from segray.sources.roundtrips import describe

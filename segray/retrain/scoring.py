@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from segray.data.labels import LabelRules
 from segray.errors import ExitCode, ItemError, JobFailedError
+from segray.evaluate.average_precision import InstanceScores
 from segray.evaluate.categories import CategoryMap
-from segray.evaluate.instance import InstanceScores
-from segray.evaluate.semantic import IGNORE_INDEX, SemanticScores
+from segray.evaluate.confusion_matrix import IGNORE_INDEX, SemanticScores
 from segray.evaluate.settings import EvaluateSettings
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
 from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
 from segray.settings import AnnotateSettings
-from segray.sources.labels import LabelRules
 
 DETECTIONS = 500
 """Of an image and category that count, as in training; COCO's 100 are below the truth of dense images."""
@@ -53,9 +53,9 @@ def score_instances(settings: RetrainSettings, weights: str, labels: str, items:
 
     labels: COCO JSON with splits. items: the manifest of the split test. Raises as `annotate` does.
     """
-    from segray.annotate.verb import Annotate
+    from segray.annotate.task import Annotate
     from segray.bulk.job import done
-    from segray.evaluate.instances import find_instances
+    from segray.evaluate.compare_instances import find_instances
 
     given = {
         **{"score_threshold": SCORE_THRESHOLD, **settings.score, "sources": [items], "output": output},
@@ -121,12 +121,12 @@ def score_semantic(
     rules: how labels are read. names: of their classes; those of the model are found by name, and what it
     takes for a class that the labels do not have is wrong.
     """
-    from segray.evaluate.model import BATCH, classified
+    from segray.data.pair_reader import Reader
+    from segray.data.pairs import list_pairs
+    from segray.evaluate.compare_model import BATCH, classified
     from segray.evaluate.report import Progress
     from segray.models.device import resolve_device
     from segray.models.semanticweights import load_semantic_weights
-    from segray.sources.pair_reader import Reader
-    from segray.sources.pairs import list_pairs
 
     model = load_semantic_weights(weights, settings.storage)
     table = np.full(256, IGNORE_INDEX, np.uint8)

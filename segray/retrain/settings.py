@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from segray.address import Address
+from segray.data.look_alikes import LookAlikes
 from segray.errors import SettingsError
 from segray.registry.address import check_model
 from segray.settings import AnnotateSettings, JobSettings
 from segray.train.settings import TrainSettings
-from segray.train.steps.names import LookAlikes
 
 GIVEN = frozenset(
     {

@@ -36,7 +36,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.scenes.spans import Bools, Ints, Pixels, Spans, ranges, totals, union
+from segray.masks.spans import Bools, Ints, Pixels, Spans, ranges, totals, union
 from segray.tiles import Grid, Window
 
 EDGE = 2

@@ -28,9 +28,9 @@ import numpy as np
 from segray.errors import ItemError
 from segray.scenes.rangefile import Range
 from segray.sources.decode import Decoded, Place, decode_rgb
-from segray.sources.labelfile import read_stored
+from segray.sources.label_image import read_stored
 from segray.sources.names import one_line
-from segray.sources.shared import SharedFile
+from segray.sources.shared_memory import SharedFile
 
 Decoder = Callable[[bytes, int, Place], Decoded]
 """Bytes, most pixels, and where the pixels go."""

@@ -14,8 +14,8 @@ from segray.errors import ItemError
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
+from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
 from segray.sources.decode import Decoded
-from segray.sources.geotiff import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
 from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room

@@ -14,7 +14,7 @@ from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
 
 from segray.errors import ItemError, SegrayError
-from segray.retries import error_type, is_passing, retrying
+from segray.retries import error_type, is_transient, retrying
 from segray.sources.names import one_line
 from segray.storage import StorageSettings
 
@@ -65,7 +65,7 @@ def _what_happened(answer: object) -> object:
 
 
 def _passes(answer: object) -> bool:
-    return isinstance(answer, Exception) and is_passing(answer)
+    return isinstance(answer, Exception) and is_transient(answer)
 
 
 def _once(filesystem: AbstractFileSystem, name: str, arguments: list[Mapping[str, Any]]) -> list[Any]:

@@ -31,8 +31,8 @@ from segray.scenes.rangefile import Range
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.decode import Decoded, too_large
 from segray.sources.decoder_process import READY
-from segray.sources.labelfile import Stored
-from segray.sources.shared import SharedFile, shared_file
+from segray.sources.label_image import Stored
+from segray.sources.shared_memory import SharedFile, shared_file
 
 T = TypeVar("T")
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from segray.bulk.output import Output
-from segray.bulk.progress import clock, pace
 from segray.errors import JobFailedError, SettingsError
+from segray.output.folder import Output
+from segray.output.progress import clock, pace
 from segray.settings import BulkSettings, JobSettings
 from segray.sources.listing import Listing
 from segray.storage import shown

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from segray.train.feed.splits import SPLITS, split_of
+from segray.data.splits import SPLITS, split_of
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from segray.bulk.output import Output
 from segray.errors import SettingsError
+from segray.output.folder import Output
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
 PLAN, RUN = "_segray/plan.json", "run.json"

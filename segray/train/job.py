@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 
-from segray.bulk.lock import Lock
-from segray.bulk.output import Output
-from segray.bulk.progress import Progress
 from segray.cluster import RayStart, set_environment
+from segray.data.coco_listing import CocoListing, list_coco
+from segray.data.dataset import Data, dealt, splits_csv
+from segray.data.label_listing import holds_labels, list_labels
+from segray.data.pair_table import pair_table
+from segray.data.pairs import Pair, Pairs, list_pairs
+from segray.data.scan import Survey
+from segray.data.splits import Deal
 from segray.errors import ExitCode, HeldError, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
+from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
-from segray.quiet import noise_to_file
+from segray.output.folder import Output
+from segray.output.lease import Lock
+from segray.output.progress import Progress
 from segray.settings import printable
-from segray.sources.pairs import Pair, Pairs, list_pairs
 from segray.storage import shown
-from segray.train.feed.coco_listing import CocoListing, list_coco
-from segray.train.feed.data import Data, dealt, splits_csv
-from segray.train.feed.label_listing import holds_labels, list_labels
-from segray.train.feed.pair_table import pair_table
-from segray.train.feed.splits import Deal
-from segray.train.feed.survey import Survey
+from segray.train.console import Watch, figure, metrics
 from segray.train.identity import (
     CHECKPOINT,
     METRICS,
@@ -38,20 +39,19 @@ from segray.train.identity import (
     identity_of,
     write_plan,
 )
-from segray.train.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
+from segray.train.reporting.events import SCORES
 from segray.train.resources import Shares, multiply_bfloat16, share_out
-from segray.train.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.settings import TrainSettings
-from segray.train.shown.events import SCORES
+from segray.train.tasks.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
+from segray.train.tasks.semantic_job import Design, design_semantic, names_of, run_of_semantic
 from segray.train.warm_start import started
-from segray.train.watch import Watch, figure, metrics
 from segray.versions import versions
 from segray.watching import exported, labels
 
 if TYPE_CHECKING:
+    from segray.data.scan_stream import Reading
+    from segray.data.scene_windows import Windows
     from segray.models.start import Start
-    from segray.train.feed.survey_stream import Reading
-    from segray.train.feed.windows import Windows
     from segray.train.trainer import Run
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ def list_data(settings: TrainSettings) -> Pairs | CocoListing:
         return _listed_instances(settings)
     if settings.footprints is None:
         return list_pairs(settings.data, settings.storage, settings.root)
-    from segray.train.feed.windows import list_windows
+    from segray.data.scene_windows import list_windows
 
     return list_windows(settings, names_of(settings))
 
@@ -310,7 +310,7 @@ def survey_pairs(
     """Look, on the Ray that runs, at the pairs that the survey lacks; what was read is not read again."""
     import pyarrow as pa
 
-    from segray.train.feed.survey_stream import survey as surveyed
+    from segray.data.scan_stream import survey as surveyed
 
     missing = survey.missing
     places = pa.array(missing)

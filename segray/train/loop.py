@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import distributed
 
-from segray.bulk.lock import follow, newest_generation
-from segray.bulk.output import Output
 from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
+from segray.output.folder import Output
+from segray.output.lease import follow, newest_generation
 from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
-from segray.train.steps.training import Training
+from segray.train.training import Training
 
 DRAWN_EVERY_S = 20.0
 """Curves take most of a second, where an epoch may take one."""
@@ -150,8 +150,8 @@ class Loop:
                 self.training.draw(picture, self._store.filesystem, f"{self._store.root}/samples")
 
     def _draw_history(self) -> None:
-        from segray.train.shown.curves import write_curves
-        from segray.train.shown.events import write_events
+        from segray.train.reporting.curves import write_curves
+        from segray.train.reporting.events import write_events
 
         task, store, history = self.training.task, self._store, self.training.history
         with suppress(OSError):

@@ -4,13 +4,11 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from segray.cluster import Cluster
+from segray.cluster import READ_TASK_CPUS, Cluster
 from segray.errors import SettingsError
 
 LOADER_CPUS = 0.1
 """Ray's tally, not a limit: training needs the cores more than decoding does."""
-PLACES_CPUS = 0.1
-"""Of the task that says which pairs come when."""
 _LEAST_CPUS = 0.1
 _EMULATE = frozenset({"V100", "P100", "T4", "P4", "K80"})
 """GPUs older than Ampere, as Ray names them: they emulate bfloat16, slower than float32."""
@@ -83,7 +81,7 @@ def _elastic(workers: int, least: int, loaders: int, device: str, cluster: Clust
 
 def _stream(loaders: int) -> float:
     """CPUs of what feeds a worker."""
-    return loaders * LOADER_CPUS + PLACES_CPUS
+    return loaders * LOADER_CPUS + READ_TASK_CPUS
 
 
 def _part(cpus: float) -> float:

@@ -14,11 +14,12 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
-from segray.evaluate.instance import InstanceScores, Rle
+from segray.evaluate.average_precision import InstanceScores
+from segray.masks.types import Rle
 from segray.models import bundled_models
 from segray.models.modelfile import ModelCard, load_model_file
-from segray.train.augment.instances import target_of
 from segray.train.dataset import InstanceImage, load_coco, split_images
+from segray.train.transforms.instances import target_of
 
 
 @torch.inference_mode()

@@ -5,12 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from segray.address import Address
+from segray.data.look_alikes import LookAlikes
 from segray.errors import SettingsError
 from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architecture
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings, WeightsAddress
-from segray.train.augment.strength import AugmentSettings
-from segray.train.steps.names import LookAlikes, LossName, OptimizerName, ScheduleName
+from segray.train.choices import LossName, OptimizerName, ScheduleName
+from segray.train.transforms.strength import AugmentSettings
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Of classes, besides numbers."""

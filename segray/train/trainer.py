@@ -23,19 +23,19 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from segray.bulk.output import Output
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
+from segray.output.folder import Output
 from segray.storage import StorageSettings
-from segray.train.feed.places import Part
-from segray.train.feed.stream import Feed, batches, pictured
 from segray.train.identity import PLAN
+from segray.train.loader import Feed, batches, pictured
 from segray.train.loop import Loop
 from segray.train.process_group import OneAddressConfig
 from segray.train.resources import Shares
-from segray.train.steps.instances import InstanceTask, InstanceTraining
-from segray.train.steps.semantic import SemanticTraining, Task
-from segray.train.steps.training import Training
+from segray.train.sampler import Part
+from segray.train.tasks.instance import InstanceTask, InstanceTraining
+from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.training import Training
 
 _FAILED, _TOLD = "segray-train-failed", "segray-train-told"
 """Where a failure is kept, and what else is to be said, among what Ray's head keeps for all its processes."""

@@ -7,11 +7,11 @@ import pyarrow as pa
 from pycocotools import mask as coco
 
 from segray.annotate.instances import annotated_table, found_instances
-from segray.annotate.rle import EncodedMasks, encode_image_masks
-from segray.bulk.answers import rejected_rows
+from segray.bulk.results import rejected_rows
 from segray.errors import ItemError
+from segray.masks.rle import EncodedMasks, encode_image_masks
 from segray.schema import ANNOTATED
-from tests.annotate.pictures import decoded, failed_row, picture_row
+from tests.bulk.pictures import decoded, failed_row, picture_row
 
 ID = "0" * 31 + "a"
 

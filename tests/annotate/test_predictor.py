@@ -16,7 +16,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.predictor import Predictor
-from segray.annotate.verb import Annotate
+from segray.annotate.task import Annotate
 from segray.bulk.attempts import Attempts
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.model_step import ModelStep
@@ -27,7 +27,7 @@ from segray.models.weights import LoadedModel, load_weights
 from segray.schema import ANNOTATED
 from segray.settings import AnnotateSettings
 from segray.storage import StorageSettings
-from tests.annotate.pictures import Image, decoded, failed_row, picture_row, smooth
+from tests.bulk.pictures import Image, decoded, failed_row, picture_row, smooth
 
 PRECISIONS: tuple[tuple[Precision, float], ...] = (("fp32", 0.6), ("bf16", 0.5))
 CATEGORIES = {1: "one", 2: "two", 3: "three"}

@@ -14,9 +14,9 @@ import pytest
 
 from segray.cli import main
 from segray.drift.compare import Thresholds, compare
+from segray.drift.job import compare_runs, profile_of
 from segray.drift.page import page
 from segray.drift.profile import Profile
-from segray.drift.verb import compare_runs, profile_of
 from segray.errors import NothingToDoError
 from segray.registry.registry import MODEL, PROFILE, Registry
 from segray.storage import StorageSettings

@@ -17,7 +17,7 @@ from segray.drift.profile import SCALES, Profile, Sample
 from segray.drift.reading import profile_of
 from segray.errors import SettingsError
 from segray.storage import StorageSettings
-from tests.annotate.tables import answer, table
+from tests.bulk.tables import answer, table
 from tests.drift.made import Archive, archive, write
 from tests.evaluate.made import write_annotated
 

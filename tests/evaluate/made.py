@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray import schema
-from segray.bulk.store import Store
+from segray.output.store import Store
 from segray.predict.maps import png
 from segray.sources.item import image_id
 from segray.storage import StorageSettings, canonical_uri

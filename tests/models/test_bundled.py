@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from segray.data.splits import split_of
 from segray.models import bundled_models
 from segray.models.modelfile import LoadedModel, build_model, load_model_file
 from segray.train.dataset import InstanceImage, load_coco
-from segray.train.feed.splits import split_of
 from segray.train.scoring import score_model
 
 NUCLEI = Path(__file__).parents[1] / "data" / "nuclei"

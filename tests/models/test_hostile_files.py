@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from segray.models.modelfile import FORMAT
-from tests.annotate.runs import annotate
+from tests.bulk.runs import annotate
 from tests.sources.pictures import jpeg
 
 

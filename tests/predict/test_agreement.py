@@ -15,7 +15,7 @@ from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.models.semanticweights import load_semantic_weights
 from segray.predict.network import Network
 from segray.storage import StorageSettings
-from tests.annotate.runs import FEW, tables
+from tests.bulk.runs import FEW, tables
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -6,11 +6,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segray.data.pair_reader import Example
 from segray.models.semanticweights import SemanticModel
 from segray.predict.network import ONE, Network
-from segray.sources.pair_reader import Example
-from segray.train.augment.strength import AugmentSettings
-from segray.train.feed.examples import Framing
+from segray.train.collate import Framing
+from segray.train.transforms.strength import AugmentSettings
 from tests.predict.networks import Local, local
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)

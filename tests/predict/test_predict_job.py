@@ -26,7 +26,7 @@ from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.storage import open_filesystem
 from segray.tiles import Grid
-from tests.annotate.runs import FEW, REAL, kill_tree, running, tables, tiles, wait_for
+from tests.bulk.runs import FEW, REAL, kill_tree, running, tables, tiles, wait_for
 from tests.predict.networks import NAMES, REACH, local
 from tests.servers import Server, env_of
 
@@ -285,7 +285,7 @@ def test_a_model_file_from_and_into_a_bucket(
         ("nuclei-small", "use it with `segray annotate`"),
         ("nowhere.pt", "no such file"),
         (NETWORKS + "NAMES", "has no function NAMES"),
-        ("python:tests.annotate.models:seeded", "names of its classes from 0"),
+        ("python:tests.bulk.models:seeded", "names of its classes from 0"),
     ],
 )
 def test_weights_that_make_no_maps(

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from segray.evaluate.instance import InstanceScores, Rle
+from segray.evaluate.average_precision import InstanceScores
+from segray.masks.types import Rle
 from segray.retrain.matches import InstanceMatches
 
 SIDE = 96

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from segray.bulk.output import Output
 from segray.errors import SettingsError
+from segray.output.folder import Output
 from segray.registry.registry import MODEL, SNAPSHOT, Registry
 from segray.retrain import data as data_of
 from segray.retrain.begin import Job, _say_flattered, _trained, _unknown_to, write_groups

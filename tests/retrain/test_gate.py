@@ -10,8 +10,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from segray.evaluate.instance import InstanceScores
-from segray.evaluate.semantic import SemanticScores
+from segray.evaluate.average_precision import InstanceScores
+from segray.evaluate.confusion_matrix import SemanticScores
 from segray.retrain import bounds
 from segray.retrain.decision import Decision
 from segray.retrain.gate import Gate

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from segray.data.pairs import Pair
 from segray.errors import JobFailedError
 from segray.retrain.holdout import Holdout, deal
 from segray.retrain.labels import (
@@ -20,7 +21,6 @@ from segray.retrain.labels import (
     unread_news,
 )
 from segray.sources.item import Source
-from segray.sources.pairs import Pair
 
 
 def pair(number: int, split: str | None = None, group: str | None = None) -> Pair:

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from segray.data.coco_listing import CocoListing, list_coco
 from segray.retrain.labels import news, snapshot_of, unread_news
 from segray.storage import StorageSettings
-from segray.train.feed.coco_listing import CocoListing, list_coco
 from tests.train.cells import write_cells
 
 

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from segray.evaluate.instance import InstanceScores
-from segray.evaluate.semantic import SemanticScores
+from segray.evaluate.average_precision import InstanceScores
+from segray.evaluate.confusion_matrix import SemanticScores
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches, average_precision
 from tests.retrain.made import SIDE, dense_matches, disc, draws, random_scores, repeated
 

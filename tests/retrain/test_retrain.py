@@ -11,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from segray.bulk.lock import Lock
-from segray.bulk.output import Output
 from segray.cli import main
 from segray.drift.profile import Profile
 from segray.drift.reading import profile_of
+from segray.output.folder import Output
+from segray.output.lease import Lock
 from segray.registry.registry import Registry
 from segray.retrain.holdout import Holdout
 from segray.retrain.labels import from_bytes

@@ -8,7 +8,7 @@ import pytest
 
 from segray.registry.registry import Registry
 from segray.storage import StorageSettings
-from tests.annotate.runs import kill_tree, running, wait_for
+from tests.bulk.runs import kill_tree, running, wait_for
 from tests.retrain.cells import write_config, write_labels
 
 START_S = 300.0

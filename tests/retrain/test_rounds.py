@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segray.bulk.output import Output
 from segray.errors import JobFailedError
+from segray.output.folder import Output
 from segray.retrain.rounds import DECISION, ROUND, rounds
 from segray.storage import StorageSettings
 from tests.faults import failing

@@ -10,8 +10,8 @@ from segray.errors import NothingToDoError, SettingsError
 from segray.retrain.data import listed, train_settings
 from segray.retrain.settings import RetrainSettings
 from segray.settings import printable
+from tests.data.test_label_listing import image, instance, write
 from tests.train.squares import squares
-from tests.train.test_label_listing import image, instance, write
 
 BASE: dict[str, Any] = {"data": "d", "registry": "r", "model": "m", "output": "o"}
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from segray.bulk.lock import Lock
-from segray.bulk.output import Output
 from segray.errors import HeldError
+from segray.output.folder import Output
+from segray.output.lease import Lock
 from segray.registry.registry import MODEL, Registry
 from segray.retrain.promotion import promote
 from segray.retrain.rounds import Round

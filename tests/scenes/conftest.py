@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.annotate.runs import annotate
+from tests.bulk.runs import annotate
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segray.annotate.joining import joined_item
+from segray.annotate.merge_instances import joined_item
 from segray.annotate.predictor import Predictor
 from segray.models.weights import load_weights
 from segray.scenes.scene import Tiling
+from segray.sources.byte_ranges import read_files
 from segray.sources.decoding import Decoder
-from segray.sources.geotiff import read_files
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings

@@ -15,9 +15,9 @@ import rasterio
 import shapely
 from PIL import Image
 
-from segray.sources.geotiff import WHOLE_BYTES
+from segray.sources.byte_ranges import WHOLE_BYTES
 from segray.storage import open_filesystem
-from tests.annotate.runs import TILING, annotate, kill_tree, running, tables, tiles, wait_for
+from tests.bulk.runs import TILING, annotate, kill_tree, running, tables, tiles, wait_for
 from tests.scenes.made import METRES, Numbers, masks, town, write
 from tests.scenes.steps import ORACLE, encoded, ious
 from tests.servers import Server

@@ -11,8 +11,8 @@ from rasterio.windows import Window
 
 from jobs.benchmarks.commands import ENVIRONMENT
 from jobs.benchmarks.processes import peak_bytes, started
-from segray.sources.geotiff import WHOLE_BYTES
-from tests.annotate.runs import tables
+from segray.sources.byte_ranges import WHOLE_BYTES
+from tests.bulk.runs import tables
 from tests.faults import distant
 from tests.scenes.made import METRES, town
 from tests.scenes.steps import ORACLE

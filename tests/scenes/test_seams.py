@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from segray.masks.spans import Spans, area, bounds, moved
 from segray.scenes.seams import Joined, Views, join
-from segray.scenes.spans import Spans, area, bounds, moved
 from segray.tiles import Grid, Window
 
 Mask = NDArray[np.bool_]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segray.annotate.joining import joined_item
+from segray.annotate.merge_instances import joined_item
 from segray.scenes.scene import Tiling
 from segray.schema import ANNOTATED
 from segray.sources.sandbox import DecodeSandbox

@@ -10,8 +10,8 @@ from segray.cli import main
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
+from segray.schedule.job import split
 from segray.schedule.settings import USED, WORLDS, ScheduleSettings
-from segray.schedule.verb import split
 from segray.settings import AnnotateSettings, CommonSettings
 from segray.submit.job import VERBS
 from segray.train.settings import TrainSettings

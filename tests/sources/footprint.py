@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tests.annotate.runs import descendants
+from tests.bulk.runs import descendants
 
 
 class Footprint:

@@ -11,7 +11,7 @@ import numpy as np
 from segray.sources import decoder_process
 from segray.sources.decode import Decoded, Place, decode_rgb
 from segray.sources.decoder_process import serve
-from segray.sources.labelfile import Stored, read_stored
+from segray.sources.label_image import Stored, read_stored
 
 _HOARD: list[bytearray] = []
 

@@ -15,14 +15,14 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from segray.data.labels import LabelRules
+from segray.data.pair_reader import Example, Reader
+from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling
+from segray.sources.byte_ranges import MemoryRanges, decode_picture
 from segray.sources.decoding import Decoder
-from segray.sources.geotiff import MemoryRanges, decode_picture
 from segray.sources.item import Source
-from segray.sources.labels import LabelRules
-from segray.sources.pair_reader import Example, Reader
-from segray.sources.pairs import Pair
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox, _Child
 from segray.storage import StorageSettings

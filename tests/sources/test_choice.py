@@ -12,7 +12,7 @@ import pytest
 from segray.sources.choice import EXCLUDED, METADATA, Choice
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings
-from tests.annotate.runs import MODELS, REAL, annotate, tables
+from tests.bulk.runs import MODELS, REAL, annotate, tables
 
 DOUBLE = bytes.fromhex("00051607") + bytes(78)
 """What an AppleDouble file begins with."""

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.annotate.joining import joined_item
-from segray.bulk.answers import Outcome, answers_table
+from segray.annotate.merge_instances import joined_item
+from segray.bulk.results import Outcome, answers_table
 from segray.errors import ItemError
 from segray.predict.predictor import Labelled
 from segray.scenes.scene import Tiling
@@ -22,9 +22,9 @@ from segray.sources.item import Source
 from segray.sources.quality import MOST, RUN, Quality, measure
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox
-from tests.annotate.pictures import smooth
-from tests.annotate.tables import VERB, table
-from tests.annotate.test_kept_tiles import Job, Joining
+from tests.bulk.pictures import smooth
+from tests.bulk.tables import VERB, table
+from tests.bulk.test_kept_tiles import Job, Joining
 from tests.scenes.made import town, write
 from tests.scenes.steps import annotated, answered, tiles
 

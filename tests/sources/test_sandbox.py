@@ -19,12 +19,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from segray.data.labels import LabelRules, read_label
 from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
 from segray.sources.decoding import Decoder
 from segray.sources.item import Source
-from segray.sources.labelfile import read_stored
-from segray.sources.labels import LabelRules, read_label
+from segray.sources.label_image import read_stored
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox
 from tests.sources.pictures import jpeg, pillow_rgb

@@ -8,15 +8,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from segray.train.augment.instances import (
+from segray.train.dataset import InstanceImage, load_coco
+from segray.train.transforms.instances import (
     CropSettings,
     augmented,
     pasted_boxes,
     target_of,
     training_transform,
 )
-from segray.train.augment.strength import AugmentSettings
-from segray.train.dataset import InstanceImage, load_coco
+from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
 
 SETTINGS = CropSettings(crop=128, resize_to=160, smallest_area=20)

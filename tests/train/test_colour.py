@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from segray.train.augment.colour import ColourChange, coloured
-from segray.train.augment.strength import RARE, Strength
+from segray.train.transforms.colour import ColourChange, coloured
+from segray.train.transforms.strength import RARE, Strength
 
 
 def picture(bands: int, height: int = 40, width: int = 50) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.train.shown.curves import best_of, class_curves, curves, lowest, write_curves
+from segray.train.reporting.curves import best_of, class_curves, curves, lowest, write_curves
 
 NAMES = ["sky", "_pole", r"$\no$ price", "道路", "W" * 60]
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
@@ -135,7 +135,7 @@ def test_no_display_and_no_trace_in_the_process() -> None:
     """In a process of its own, with a backend that would need a display."""
     code = """
 import logging, sys
-from segray.train.shown.curves import curves
+from segray.train.reporting.curves import curves
 assert "matplotlib" not in sys.modules, "loaded before it is used"
 import matplotlib
 before, levels = dict(matplotlib.rcParams), {n: logging.getLogger(n).level for n in ("", "matplotlib")}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from segray.data.splits import split_of
 from segray.train.dataset import InstanceImage, load_coco, split_images
-from segray.train.feed.splits import split_of
 from tests.train.cells import write_cells
 
 

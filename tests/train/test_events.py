@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segray.storage import open_filesystem
-from segray.train.shown.events import EVENTS, event_file, write_events
+from segray.train.reporting.events import EVENTS, event_file, write_events
 from tests.servers import Server
 
 LOCAL = fsspec.filesystem("file")

@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch import distributed
 
-from segray.bulk.store import Store
+from segray.data.coco_listing import list_coco
+from segray.data.coco_reader import CocoExample, CocoReading
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
+from segray.output.store import Store
 from segray.storage import StorageSettings
-from segray.train.augment.instances import CropSettings
-from segray.train.augment.strength import AugmentSettings
-from segray.train.feed.coco_listing import list_coco
-from segray.train.feed.coco_reader import CocoExample, CocoReading
-from segray.train.feed.instance_batches import InstanceBatch, InstanceFraming
+from segray.train.collate_instances import InstanceBatch, InstanceFraming
 from segray.train.identity import METRICS, MODEL
 from segray.train.loop import Loop
-from segray.train.steps.instances import InstanceTask, InstanceTraining
-from segray.train.steps.optimizers import OptimizerSettings
-from segray.train.steps.schedules import ScheduleSettings
+from segray.train.lr_schedule import ScheduleSettings
+from segray.train.optim import OptimizerSettings
+from segray.train.tasks.instance import InstanceTask, InstanceTraining
+from segray.train.transforms.instances import CropSettings
+from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
 from tests.train.side_by_side import run_side_by_side
 
@@ -47,7 +47,7 @@ class KilledError(BaseException):
 
 
 class Pictures:
-    """What `segray.train.feed.stream` would give."""
+    """What `segray.train.loader` would give."""
 
     def __init__(self, folder: Path) -> None:
         listing = list_coco(str(folder), StorageSettings())

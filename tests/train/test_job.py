@@ -12,9 +12,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segray import cluster
-from segray.bulk.lock import Lock
-from segray.bulk.store import Store
 from segray.models.semanticfile import classes_of, load_semantic
+from segray.output.lease import Lock
+from segray.output.store import Store
 from segray.status import lines as lines_of
 from segray.status import status_of
 from segray.storage import StorageSettings

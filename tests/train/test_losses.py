@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from segray.errors import SettingsError
-from segray.train.steps.losses import (
+from segray.train.losses import (
     LossSettings,
     alone,
     build_loss,

@@ -10,11 +10,11 @@ from torch import distributed
 from segray.errors import JobFailedError
 from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard
-from segray.train.feed.examples import Batch
-from segray.train.steps.losses import LossSettings
-from segray.train.steps.optimizers import OptimizerSettings
-from segray.train.steps.schedules import ScheduleSettings
-from segray.train.steps.semantic import SemanticTraining, Task
+from segray.train.collate import Batch
+from segray.train.losses import LossSettings
+from segray.train.lr_schedule import ScheduleSettings
+from segray.train.optim import OptimizerSettings
+from segray.train.tasks.semantic import SemanticTraining, Task
 from tests.train.side_by_side import run_side_by_side
 
 STEPS, BATCH, SIDE = 20, 7, 16

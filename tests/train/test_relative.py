@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from segray.bulk.store import Store
 from segray.cli import main
+from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train import trainer
 from segray.train.identity import CHECKPOINT, METRICS, MODEL, holds

@@ -14,8 +14,17 @@ from PIL import Image
 
 from segray.palette import palette
 from segray.storage import open_filesystem
-from segray.train.shown import samples
-from segray.train.shown.samples import MARGIN, TITLE, WRONG, Sample, chosen, file_name, panels, write_sample
+from segray.train.reporting import samples
+from segray.train.reporting.samples import (
+    MARGIN,
+    TITLE,
+    WRONG,
+    Sample,
+    chosen,
+    file_name,
+    panels,
+    write_sample,
+)
 from tests.servers import Server
 
 CLASSES = ["background", "road", "tree"]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.annotate.cluster import AUTH, cluster
-from tests.annotate.runs import running, wait_for
+from tests.bulk.cluster import AUTH, cluster
+from tests.bulk.runs import running, wait_for
 from tests.train.squares import EPOCHS, STEPS, arguments
 from tests.train.test_train_kills import SAVING, START_S, assert_as_undisturbed, progress
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.annotate.runs import descendants, kill_tree, running, wait_for
+from tests.bulk.runs import descendants, kill_tree, running, wait_for
 from tests.servers import Server
 from tests.train.squares import EPOCHS, STEPS, arguments, figures, train
 

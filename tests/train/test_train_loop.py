@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from segray.bulk.lock import Lock
-from segray.bulk.store import Store
 from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
+from segray.output.lease import Lock
+from segray.output.store import Store
 from segray.storage import StorageSettings
-from segray.train.feed.examples import Batch
+from segray.train.collate import Batch
 from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
 from segray.train.loop import Loop
-from segray.train.shown import curves
-from segray.train.steps.losses import LossSettings
-from segray.train.steps.optimizers import OptimizerSettings
-from segray.train.steps.schedules import ScheduleSettings
-from segray.train.steps.semantic import SemanticTraining, Task
+from segray.train.losses import LossSettings
+from segray.train.lr_schedule import ScheduleSettings
+from segray.train.optim import OptimizerSettings
+from segray.train.reporting import curves
+from segray.train.tasks.semantic import SemanticTraining, Task
 
 SIDE, BATCH, STEPS, EPOCHS, SCORED = 16, 2, 3, 2, 2
 UNET = complete_settings("unet", {"width": 2, "depth": 1, "norm": "batch"})
@@ -116,7 +116,7 @@ def pictures(name: str, number: int) -> Batch:
 
 
 def stream(epoch: int, position: int, epochs: int, life: Mortal) -> Iterator[Batch]:
-    """What `segray.train.feed.stream` would give a worker that is alone."""
+    """What `segray.train.loader` would give a worker that is alone."""
     for each in range(epoch, epochs):
         for step in range(position if each == epoch else 0, STEPS):
             life.count()

@@ -4,9 +4,9 @@ from itertools import combinations_with_replacement, product
 
 import pytest
 
-from segray.cluster import Cluster
+from segray.cluster import READ_TASK_CPUS, Cluster
 from segray.errors import SettingsError
-from segray.train.resources import LOADER_CPUS, PLACES_CPUS, multiply_bfloat16, share_out
+from segray.train.resources import LOADER_CPUS, multiply_bfloat16, share_out
 
 CPUS, WORKERS, LOADERS = (1, 2, 3, 4, 7, 16, 96), (1, 2, 3, 4, 8, 31), (1, 2, 4, 16)
 
@@ -16,7 +16,7 @@ def test_all_workers_and_loaders_fit_at_the_same_time_or_are_refused(device: str
     refused = 0
     for cpus, workers, loaders in product(CPUS, WORKERS, LOADERS):
         cluster = Cluster(cpus, 8, cpus, 8)
-        streams = workers * (loaders * LOADER_CPUS + PLACES_CPUS)
+        streams = workers * (loaders * LOADER_CPUS + READ_TASK_CPUS)
         try:
             shares = share_out(workers, loaders, device, cluster)
         except SettingsError:
@@ -45,7 +45,7 @@ def test_whatever_nodes_are_lost_the_loaders_of_the_others_fit(device: str) -> N
             most = 0
             for cpus, gpus in nodes:
                 number = min(workers, int(cpus // share), gpus if device == "cuda" else workers)
-                assert number * (share + loaders * LOADER_CPUS + PLACES_CPUS) <= cpus + 1e-9
+                assert number * (share + loaders * LOADER_CPUS + READ_TASK_CPUS) <= cpus + 1e-9
                 most += number
             assert most >= 1
             full += most >= workers

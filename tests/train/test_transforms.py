@@ -28,9 +28,9 @@ from torchvision.transforms.v2 import functional
 
 from segray.errors import SettingsError
 from segray.settings import JobSettings, load_settings
-from segray.train.augment.framing import Axis
-from segray.train.augment.strength import PRESETS, AugmentSettings, Strength
-from segray.train.augment.transforms import augmented, fitted
+from segray.train.transforms.geometry import Axis
+from segray.train.transforms.paired import augmented, fitted
+from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
 
 FILL = 200
 COLOURS = ("brightness", "contrast", "saturation", "hue", "gamma", "blur", "noise")

@@ -1,0 +1,94 @@
+"""`segray annotate` as a bulk verb: Mask R-CNN, instances, seams."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from segray.bulk.console import reading
+from segray.errors import SettingsError
+from segray.settings import AnnotateSettings
+
+if TYPE_CHECKING:
+    from segray.annotate.predictor import Predictor
+    from segray.models.device import Precision
+    from segray.models.weights import LoadedModel
+    from segray.output.folder import Output
+
+
+@dataclass(frozen=True)
+class Annotate:
+    """See `bulk.verb.Verb`."""
+
+    settings: AnnotateSettings
+    name = "annotate"
+    keeps_instances = True
+    keeps_tiles = True
+    joins_in_workers = False
+
+    def check(self) -> None:
+        """Raises SettingsError."""
+        from segray.models.weights import check_weights
+
+        check_weights(self.settings.weights, self.settings.storage)
+
+    def load(self) -> "LoadedModel":
+        """Raises SettingsError."""
+        from segray.models.imports import import_torchvision
+
+        import_torchvision()
+        from segray.models.weights import load_weights
+
+        return load_weights(self.settings.weights, self.settings.storage)
+
+    def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
+        """Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's."""
+        if self.settings.proposals is not None:
+            from segray.annotate.detector import is_plain_maskrcnn
+
+            if not is_plain_maskrcnn(model.module):
+                raise SettingsError(
+                    f"proposals: {model.name} is no Mask R-CNN of torchvision's: leave it out"
+                )
+        return {"score_threshold": self.settings.score_threshold, "proposals": self.settings.proposals}
+
+    def predictor(
+        self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
+    ) -> "Predictor":
+        """The model on its device."""
+        from segray.annotate.predictor import Predictor
+
+        settings = self.settings
+        return Predictor(
+            model, device, precision, settings.score_threshold, batch_size, threads, settings.proposals
+        )
+
+    def joined(self, tiles: pa.Table) -> pa.Table:
+        """Seams closed, ids given, outlines on the map."""
+        from segray.annotate.merge_instances import (
+            joined_item,  # not where nobody has scenes: it takes a while
+        )
+
+        return joined_item(tiles, self.settings.crs)
+
+    def under(self, generation: int) -> "Annotate":
+        """Workers write nothing."""
+        return self
+
+    def after_join(self, store: "Output", image_id: str) -> None:
+        """Tiles leave nothing behind."""
+
+    def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
+        """Everything is in the tables."""
+
+    def finish(self, store: "Output") -> None:
+        """Nothing."""
+
+    def about(self) -> str:
+        """The threshold."""
+        return f"score threshold {self.settings.score_threshold:g}"
+
+    def opening(self, output: str) -> list[str]:
+        """Instances of each category."""
+        return [reading(f"{output}/instances", '.groupby("category").score.agg(["count", "mean"])')]

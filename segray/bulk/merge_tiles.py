@@ -1,0 +1,120 @@
+"""The tiles of one item become one row: what every verb does about it. No Ray, no storage."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segray.bulk.results import answers_table
+from segray.errors import ItemError, JobFailedError
+from segray.scenes.scene import Scene, scene_from
+from segray.schema import ANNOTATED, DECODED, QUALITY
+from segray.sources.names import one_line
+
+
+def joined_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
+    """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
+
+    `join` gives the row, which needs no account of its tiles yet. The item is rejected when every tile that
+    holds data is, and when joining fails: else the job would end there, and at each start again.
+    """
+    tiles = _each_once(tiles)
+    scene = scene_from(tiles["scene"][0].as_py())
+    try:
+        row = with_column(join(tiles, scene), "crs", pa.array([_name(scene.crs)], pa.string()))
+        return _account(row, tiles, scene)
+    except JobFailedError:
+        raise  # the storage, which would fail for all scenes
+    except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
+        said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
+        row = answers_table(item_of(tiles, scene), [ItemError("crashed", said)])
+        row = _account(row, tiles, scene)
+        return with_column(row, "tiles_rejected", row["tiles"].combine_chunks())
+
+
+def all_rejected(tiles: pa.Table) -> ItemError | None:
+    """Why the item is rejected, where no tile was answered and one is rejected: for what most of them are."""
+    statuses = Counter(tiles["status"].to_pylist())
+    if statuses["annotated"] or not statuses["rejected"]:
+        return None
+    rejected = tiles.filter(pc.equal(tiles["status"], "rejected"))
+    (kind, reason), _ = Counter(
+        zip(rejected["error_type"].to_pylist(), rejected["error"].to_pylist(), strict=True)
+    ).most_common(1)[0]
+    number = statuses["rejected"]
+    return ItemError(kind, f"all {number} tiles: {reason}" if number > 1 else reason)
+
+
+def item_of(tiles: pa.Table, scene: Scene) -> pa.Table:
+    """The item as a row of DECODED, without pixels and without its tiles' errors."""
+    first = tiles.slice(0, 1)
+    columns: dict[str, Any] = {name: first[name] for name in DECODED.names if name in first.schema.names}
+    columns |= {"height": [scene.height], "width": [scene.width], "frames": [1]}
+    columns |= {name: [None] for name in ("pixels", "nodata", "tile", "error_type", "error")}
+    return pa.table(
+        [pa.array(each, f.type) if isinstance(each := columns[f.name], list) else each for f in DECODED],
+        schema=DECODED,
+    )
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """A table of schema ANNOTATED with another column of that name."""
+    return table.set_column(table.schema.get_field_index(name), ANNOTATED.field(name), column)
+
+
+def _each_once(tiles: pa.Table) -> pa.Table:
+    """Sorted by tile; of two answers the first that is no rejection, which a retry has overcome."""
+    rejected = pc.equal(tiles["status"], "rejected").to_numpy(zero_copy_only=False)
+    order = np.lexsort((rejected, tiles["tile"].to_numpy()))
+    _, first = np.unique(tiles["tile"].to_numpy()[order], return_index=True)
+    return tiles.take(pa.array(order[first]))
+
+
+def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
+    """The item's row with what became of its tiles."""
+    statuses = Counter(tiles["status"].to_pylist())
+    row = with_column(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
+    row = with_column(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
+    row = with_column(row, "tiles_skipped", pa.array([statuses["skipped"]], pa.int32()))
+    empty_masks = pc.sum(tiles["empty_masks"]).as_py() or 0
+    row = with_column(row, "empty_masks", pa.array([empty_masks], pa.int32()))
+    for field in QUALITY:
+        value = _weighted(tiles, field.name) if row["status"][0].as_py() == "annotated" else None
+        row = with_column(row, field.name, pa.array([value], field.type))
+    kind = ANNOTATED.field("tile_rows").type
+    return with_column(row, "tile_rows", pa.array([_tile_rows(tiles, scene)], kind))
+
+
+def _weighted(tiles: pa.Table, name: str) -> float | None:
+    """Mean over the tiles in which it is known, weighted by their pixels; what tiles share counts twice."""
+    known = tiles.filter(pc.is_valid(tiles[name]))
+    if not known.num_rows:
+        return None
+    height, width = (known[side].to_numpy().astype(np.float64) for side in ("height", "width"))
+    return float(np.average(known[name].to_numpy(), weights=height * width))
+
+
+def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
+    rows = []
+    for tile, *outcome in zip(
+        *(tiles[name].to_pylist() for name in ("tile", "status", "error_type", "error")), strict=True
+    ):
+        row, col = divmod(tile, scene.grid.cols)
+        window = scene.grid.window(tile)
+        place = {name: getattr(window, name) for name in ("row_start", "row_stop", "col_start", "col_stop")}
+        told = dict(zip(("status", "error_type", "error"), outcome, strict=True))
+        rows.append({"tile_row": row, "tile_col": col, **place, **told})
+    return rows
+
+
+def _name(crs: str | None) -> str | None:
+    """EPSG:32616 where it has such a name, else its WKT."""
+    if crs is None:
+        return None
+    from pyproj import CRS
+
+    authority = CRS.from_wkt(crs).to_authority()
+    return ":".join(authority) if authority else crs

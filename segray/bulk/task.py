@@ -1,0 +1,92 @@
+"""What a verb adds to the job that all bulk verbs share: a model, an answer, and how tiles become an item."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from segray.settings import BulkSettings
+
+if TYPE_CHECKING:
+    from segray.bulk.model_step import Predictor
+    from segray.models.device import Precision
+    from segray.output.folder import Output
+
+
+class Model(Protocol):
+    """What the job itself asks of a model; pickles to a worker."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it, without credentials."""
+
+    @property
+    def digest(self) -> str:
+        """sha256, hex."""
+
+    @property
+    def resized_to(self) -> int | None:
+        """The side of the square that it sees a whole picture in, however large; None: any size."""
+
+    @property
+    def band_ranges(self) -> Sequence[tuple[float, float]] | None:
+        """See `Tiling.ranges`."""
+
+
+class Verb(Protocol):
+    """Pickles to a worker."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def settings(self) -> BulkSettings:
+        """Of this run."""
+
+    @property
+    def keeps_instances(self) -> bool:
+        """Whether the output has a table of them."""
+
+    @property
+    def keeps_tiles(self) -> bool:
+        """Whether the tiles of an item stay where some are rejected, so that a retry does those alone."""
+
+    @property
+    def joins_in_workers(self) -> bool:
+        """Whether `joined` takes so long for one item that several should be done at a time."""
+
+    def check(self) -> None:
+        """Raise SettingsError for weights that are not there; torch is not loaded for it."""
+
+    def load(self) -> Model:
+        """Raises SettingsError."""
+
+    def identity(self, model: Any, precision: str) -> dict[str, Any]:
+        """The settings of this verb alone that results depend on. Raises SettingsError."""
+
+    def predictor(
+        self, model: Any, device: str, precision: "Precision", batch_size: int, threads: int
+    ) -> "Predictor":
+        """Called in a worker."""
+
+    def joined(self, tiles: pa.Table) -> pa.Table:
+        """All tiles of one item -> its row, both of schema ANNOTATED."""
+
+    def under(self, generation: int) -> "Verb":
+        """The same, whose workers write to the output for the run with this lease."""
+
+    def after_join(self, store: "Output", image_id: str) -> None:
+        """The item is safe: what its tiles left behind can go."""
+
+    def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
+        """These items were replaced: what was written for them outside the tables goes."""
+
+    def finish(self, store: "Output") -> None:
+        """Every item is safe."""
+
+    def about(self) -> str:
+        """What a dry run says beside the model's name."""
+
+    def opening(self, output: str) -> list[str]:
+        """Commands with which to open the output."""

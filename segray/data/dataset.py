@@ -1,0 +1,168 @@
+"""A survey -> which pairs are trained on, validated on and held out, and what is known of them."""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segray.data.look_alikes import LookAlikes
+from segray.data.pair_lists import COLUMNS
+from segray.data.pair_table import pair_table
+from segray.data.pairs import FRAGMENT, Pair, Pairs
+from segray.data.repeats import repeat_factors
+from segray.data.scan import column_sums, mean_and_deviation
+from segray.data.splits import SPLITS, Deal, deal_alike, groups_of
+from segray.errors import SettingsError
+from segray.sources.item import Source
+from segray.storage import split_protocol
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs that can be used, and what is known of them."""
+
+    pairs: list[Pair]
+    """In the order of the listing."""
+    splits: list[str]
+    """Of each: train, val or test."""
+    table: pa.Table
+    """PAIRS: those of train, then those of val."""
+    counts: list[int]
+    """Pixels of each class in the training pairs; of instance models instances of each category."""
+    repeats: NDArray[np.float64] | None
+    """How often each training pair is shown in an epoch; None: once."""
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    digest: str
+    """sha256 over the splits and the contents of all pairs, hex."""
+    rejected: list[tuple[str, str]]
+    """(address, reason)."""
+    listed: int
+    trained: pa.Table
+    """FIGURES of the training pairs, in the order of `table`."""
+    empty: int = 0
+    """Windows of scenes that hold no data."""
+    alike: int = 0
+    """Pictures in the largest group of look-alikes that was dealt as one; 1 where each is for itself."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> pairs."""
+        number = Counter(self.splits)
+        return {split: number[split] for split in SPLITS}
+
+    @property
+    def rejected_share(self) -> float:
+        """Of all that was listed."""
+        return len(self.rejected) / max(1, self.listed)
+
+    def told(self) -> str:
+        """One line for a person; two data sets with the same line are the same."""
+        parts = ", ".join(f"{number:,} {split}" for split, number in self.sizes.items())
+        return f"{parts} (sha256 {self.digest[:16]})"
+
+
+def dealt(
+    listed: Pairs,
+    rows: pa.Table,
+    deal: Deal | None,
+    oversample: float = 0.0,
+    look_alikes: LookAlikes = "loose",
+) -> Data:
+    """Deal the pairs that could be read to the splits; photos that look alike go together.
+
+    rows: FIGURES of `listed.pairs`. deal: None for windows, whose blocks were dealt when they were listed;
+    those without a pixel of a class are left out. oversample: see `repeat_factors`. Raises SettingsError when
+    none is left to train or to validate with.
+    """
+    good = pc.is_null(rows["error_type"])
+    bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
+    rejected = [(one.uri, one.error) for one in listed.rejected]
+    rejected += [(pair.image.uri, str(error)) for pair, error, is_good in bad if not is_good]
+    used = good if deal is not None else pc.and_(good, _labelled(rows["counts"]))
+    pairs = list(compress(listed.pairs, used.to_pylist()))
+    kept = rows.filter(used)
+    digests = kept["digest"].to_pylist()
+    if deal is None:
+        splits, crowds, alike = [str(pair.split) for pair in pairs], len(pairs), 0
+    else:
+        groups = groups_of(pairs, kept["likeness"].to_pylist(), look_alikes)
+        splits = deal_alike(deal, pairs, digests, groups)
+        crowds, alike = len(np.unique(groups)), _most_alike(pairs, groups)
+    for split in ("train", "val"):
+        if split not in splits:
+            crowd = f" in {crowds:,} group{'s' * (crowds > 1)} kept together" if crowds < len(pairs) else ""
+            ways = "name splits in the data, or set another split_seed"
+            ways += ", a smaller block" * (deal is None) + ", group_look_alikes off" * (alike > 1)
+            raise SettingsError(
+                f"data: no pair is left in {split} ({len(pairs):,} can be used{crowd}); add some, {ways} "
+                "or val_share"
+            )
+    train, val = ([place for place, each in enumerate(splits) if each == split] for split in ("train", "val"))
+    trained = kept.take(pa.array(train))
+    mean, deviation = mean_and_deviation(trained)
+    return Data(
+        pairs,
+        splits,
+        pair_table([pairs[place] for place in train + val], kept.take(pa.array(train + val))),
+        column_sums(trained["counts"]).tolist(),
+        repeat_factors(_matrix(trained["counts"]), oversample) if oversample else None,
+        mean,
+        deviation,
+        _digest(splits, digests, kept["label_digest"].to_pylist()),
+        rejected,
+        len(listed.pairs) + len(listed.rejected),
+        trained,
+        pc.sum(good).as_py() - len(pairs),
+        alike,
+    )
+
+
+def _most_alike(pairs: Sequence[Pair], groups: NDArray[np.int64]) -> int:
+    """Of pairs to which the data give neither a split nor a group."""
+    free = [
+        group for pair, group in zip(pairs, groups.tolist(), strict=True) if not (pair.split or pair.group)
+    ]
+    return max(Counter(free).values(), default=0)
+
+
+def _labelled(counts: pa.ChunkedArray) -> pa.Array:
+    return pa.array([bool(each) and any(each) for each in counts.to_pylist()])
+
+
+def _matrix(lists: pa.ChunkedArray) -> NDArray[np.int64]:
+    flat: NDArray[np.int64] = lists.combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(lists), -1)
+
+
+def _digest(splits: Sequence[str], images: Sequence[str], labels: Sequence[str]) -> str:
+    """Neither names nor their order matter."""
+    lines = sorted(map(" ".join, zip(splits, images, labels, strict=True)))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def splits_csv(data: Data) -> bytes:
+    """A manifest that `--data` reads back: the same pairs in the same splits.
+
+    Local paths are absolute; URLs come without credentials and query strings. Windows of scenes are told by
+    their addresses, for a person.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS[:3])
+    for pair, split in zip(data.pairs, data.splits, strict=True):
+        rows.writerow([_openable(pair.image), _openable(pair.label), split])
+    return text.getvalue().encode()
+
+
+def _openable(file: Source) -> str:
+    is_window = FRAGMENT in file.uri
+    return file.uri if is_window or split_protocol(file.uri)[0] != "file" else file.address

@@ -1,0 +1,22 @@
+"""What the numbers of a data set's label pictures mean, seen from a sample of them."""
+
+from collections.abc import Sequence
+
+from segray.data.labels import Decision, decide_values
+from segray.sources.fetch import read_all
+from segray.sources.item import Source
+from segray.sources.sandbox import DecodeSandbox
+from segray.storage import StorageSettings
+
+SAMPLED = 64
+"""Label pictures that are looked at."""
+
+
+def decide_from(
+    files: Sequence[Source], max_pixels: int, storage: StorageSettings, void: tuple[int, ...] = ()
+) -> Decision:
+    """What label pictures hold, from some that can be read, from all parts of the list."""
+    some = list(files[:: max(1, len(files) // SAMPLED)][:SAMPLED])
+    data = [each for each in read_all(some, storage) if isinstance(each, bytes)]
+    with DecodeSandbox() as sandbox:
+        return decide_values(data, max_pixels, void, sandbox.stored)

@@ -1,0 +1,98 @@
+"""Tables that say which pairs to read next: read tasks of Ray Data, kept in order. No torch here."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, Datasource, ReadTask
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.block import BlockMetadata
+
+from segray.cluster import READ_TASK_CPUS
+from segray.columns import packed, unpacked
+
+PAUSE_S = 0.1
+"""Between two looks of Ray's loop, of 1.5 ms of CPU each; what moves in one is BUFFERED and loader.AHEAD."""
+BUFFERED = 32
+"""Tables of places that are read ahead. With Ray's own two, two loaders had one each in every look."""
+SCORING = -1
+"""Stands in the place of an epoch where nothing is drawn."""
+_RETRIES = 3
+"""Times that a batch is given to another process when one died over it; Ray's own number has no end."""
+MAPPED: dict[str, Any] = {
+    "batch_size": None,
+    "batch_format": "pyarrow",
+    "max_restarts": -1,
+    "max_task_retries": _RETRIES,
+}
+"""How tables of places are given to a class."""
+
+
+def places_table(epoch: int, places: Sequence[int], turns: Sequence[int] | None = None) -> pa.Table:
+    """One packed row for `read_places`; turns: which time of the epoch it is that each comes, from 0."""
+    columns = {
+        "epoch": pa.array([epoch] * len(places), pa.int32()),
+        "place": pa.array(places, pa.int64()),
+        "turn": pa.array(turns or [0] * len(places), pa.int32()),
+    }
+    return packed(pa.table(columns))
+
+
+def read_places(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
+    """The packed tables of all tasks, one task after the other, each in whichever process has room."""
+    places: ray.data.Dataset = ray.data.read_datasource(
+        _Places(tasks),
+        num_cpus=READ_TASK_CPUS,
+        concurrency=1,  # else Ray draws all epochs at once, each in a process
+        override_num_blocks=max(1, len(tasks)),
+    )
+    return places
+
+
+def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None, None]:
+    """Unpacked, in order; prefetch: blocks that are fetched ahead."""
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
+        yield from unpacked(block)
+
+
+def configure(stall_timeout_s: float) -> None:
+    """Set this process's context of Ray Data; it fails when nothing moves for `stall_timeout_s` seconds."""
+    context = DataContext.get_current()
+    context.target_max_block_size = 1  # a table is a block: neither gathered nor cut
+    context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = stall_timeout_s
+    # Else Ray ends a loader whenever a step takes longer than a batch, and starts another: 7 s of imports
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+
+
+class Pause(ExecutionCallback):
+    """Between two looks of Ray's loop, which runs in the process that trains.
+
+    Where all that runs has results that nobody takes yet, Ray looks again at once, for ever: training, which
+    waits for the interpreter's lock after each operator, took 2.2 times as long. It stands here because Ray's
+    tasks load it, with the settings of their data.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each look."""
+        time.sleep(PAUSE_S)
+
+
+class _Places(Datasource):
+    """Which pairs come when: read tasks that give a table a batch, in order."""
+
+    def __init__(self, tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tasks = tasks
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        nothing = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(task, nothing) for task in self._tasks]

@@ -1,0 +1,184 @@
+"""What one pass over the data says of each pair, and its copy in the output, so that no run repeats it.
+
+    _segray/survey.parquet   a row a pair: addresses and versions, digests, pixels of each class, moments,
+                             likeness, or why it cannot be used
+
+A pair whose two files have the versions that they had is not read again. The copy is written anew while the
+pass goes on, so a kill costs the last minute of it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segray.data.pair_reader import Example
+from segray.data.pairs import Pair
+from segray.data.splits import perceptual_hash
+from segray.errors import ItemError
+from segray.output.folder import Output
+
+SURVEY = "_segray/survey.parquet"
+FIGURES = pa.schema(
+    [
+        ("error_type", pa.string()),  # null where the pair can be used; else the rest but `error` is null
+        ("error", pa.string()),
+        ("digest", pa.string()),  # sha256 of the image's file, hex
+        ("label_digest", pa.string()),
+        ("likeness", pa.uint64()),  # `perceptual_hash` of the picture
+        ("pixels", pa.int64()),
+        ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
+        ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
+        ("squares", pa.list_(pa.float64())),
+    ]
+)
+ADDRESSES = pa.schema([(name, pa.string()) for name in ("image", "image_version", "label", "label_version")])
+"""Canonical URLs, without credentials, and what `Source.version` says."""
+PASSING = ("storage", "timeout", "memory", "crashed")
+"""Error types that are the machine's or the network's fault: as long as nothing was trained, such pairs are
+tried again."""
+_SAVE_EVERY_S = 60.0
+_SAVING_SHARE = 0.05
+"""Of the time that may go into writing the copy, which is whole each time."""
+_LEVELS = np.arange(256) / 255
+
+
+def figures(example: Example | ItemError, classes: int) -> dict[str, Any]:
+    """One row of FIGURES."""
+    if isinstance(example, ItemError):
+        return {"error_type": example.error_type, "error": example.reason}
+    counts = np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist()
+    return picture_figures(example.pixels, example.digest, example.label_digest) | {"counts": counts}
+
+
+def picture_figures(pixels: NDArray[np.uint8], digest: str, label_digest: str) -> dict[str, Any]:
+    """What does not depend on the kind of the labels."""
+    counts = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    return {
+        "digest": digest,
+        "label_digest": label_digest,
+        "likeness": perceptual_hash(pixels),
+        "pixels": pixels.shape[0] * pixels.shape[1],
+        "sums": [float(count @ _LEVELS) for count in counts],
+        "squares": [float(count @ _LEVELS**2) for count in counts],
+    }
+
+
+def mean_and_deviation(rows: pa.Table) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each band over all pixels of `rows` (FIGURES without errors), which are in 0..1."""
+    pixels = rows["pixels"].to_numpy().sum()
+    mean = column_sums(rows["sums"]) / pixels
+    deviation = np.sqrt(np.maximum(column_sums(rows["squares"]) / pixels - mean**2, 1e-8))
+    return tuple(np.round(mean, 4).tolist()), tuple(np.round(deviation, 4).tolist())
+
+
+def column_sums(lists: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """The sums over rows of a column of lists that are equally long, none of them null."""
+    flat: np.ndarray[Any, Any] = lists.combine_chunks().flatten().to_numpy()
+    sums: np.ndarray[Any, Any] = flat.reshape(len(lists), -1).sum(axis=0)
+    return sums
+
+
+class Survey:
+    """What is known of the pairs of one listing."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], rules: object, max_pixels: int, store: Output, *, begun: bool
+    ) -> None:
+        """Takes over what the output holds; `begun`: what was trained there stands on all that is in it.
+
+        rules: how labels are read; what was read by others is not taken over.
+        """
+        self._store = store
+        self._reading = f"{rules}, max_pixels {max_pixels}".encode()
+        self._addresses = pa.table(
+            [
+                pa.array(column, pa.string())
+                for column in zip(
+                    *((p.image.uri, p.image.version, p.label.uri, p.label.version) for p in pairs),
+                    strict=True,
+                )
+            ],
+            schema=ADDRESSES,
+        )
+        self._places, self._rows = _unchanged(pairs, self._kept(), begun=begun)
+        self._new: list[pa.Table] = []
+        self._saved, self._pause = time.monotonic(), _SAVE_EVERY_S
+
+    @property
+    def missing(self) -> list[int]:
+        """Places in the listing of the pairs that are to be looked at."""
+        known = np.zeros(self._addresses.num_rows, bool)
+        for places in (self._places, *(table["place"].to_numpy() for table in self._new)):
+            known[places] = True
+        return np.flatnonzero(~known).tolist()
+
+    def add(self, table: pa.Table) -> None:
+        """Rows of FIGURES with the column `place`, in any order; kept in the output from time to time."""
+        self._new.append(table)
+        if time.monotonic() - self._saved > self._pause:
+            self.save()
+
+    def save(self) -> None:
+        """Put what is new into the output."""
+        if not self._new:
+            return
+        started = time.monotonic()
+        self._gather()
+        order = pa.array(self._places)
+        rows = pa.Table.from_arrays(
+            [*self._addresses.take(order).columns, *self._rows.columns],
+            schema=pa.schema([*ADDRESSES, *FIGURES], metadata={b"segray": self._reading}),
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd")
+        self._store.write(SURVEY, sink.getvalue().to_pybytes())
+        self._saved = time.monotonic()
+        self._pause = max(_SAVE_EVERY_S, (self._saved - started) / _SAVING_SHARE)
+
+    def rows(self) -> pa.Table:
+        """FIGURES of all pairs, in the order of the listing, once none is missing."""
+        self._gather()
+        return self._rows.take(pa.array(np.argsort(self._places))).combine_chunks()
+
+    def _gather(self) -> None:
+        tables = [table.select(FIGURES.names) for table in self._new]
+        self._rows = pa.concat_tables([self._rows, *tables]).combine_chunks()
+        self._places = np.concatenate([self._places, *(table["place"].to_numpy() for table in self._new)])
+        self._new = []
+
+    def _kept(self) -> pa.Table | None:
+        """The copy in the output, if its labels were read as they would be now."""
+        data = self._store.read(SURVEY)
+        if data is None:
+            return None
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except pa.ArrowException:
+            return None
+        same = (table.schema.metadata or {}).get(b"segray") == self._reading
+        return table if same else None
+
+
+def _unchanged(
+    pairs: Sequence[Pair], kept: pa.Table | None, *, begun: bool
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], pa.Table]:
+    """(Places in the listing, their rows): the kept rows whose files have the versions that they had."""
+    if kept is None:
+        return np.zeros(0, np.int64), FIGURES.empty_table()
+    columns = [kept[name].to_pylist() for name in (*ADDRESSES.names, "error_type")]
+    by_image = {image: row for row, image in enumerate(columns[0])}
+    places, rows = [], []
+    for place, pair in enumerate(pairs):
+        row = by_image.get(pair.image.uri, -1)
+        here = [pair.image.uri, pair.image.version, pair.label.uri, pair.label.version]
+        if row < 0 or "" in here or here != [column[row] for column in columns[:4]]:
+            continue  # a storage that tells no version may have another file there by now
+        if begun or columns[4][row] not in PASSING:
+            places.append(place)
+            rows.append(row)
+    return np.array(places, np.int64), kept.select(FIGURES.names).take(pa.array(rows, pa.int64()))

@@ -1,0 +1,1 @@
+"""Masks: COCO run lengths, vertical spans, outlines along pixel edges."""

@@ -1,0 +1,1 @@
+"""One output folder: objects, store, lease, progress, readers."""

@@ -1,0 +1,119 @@
+"""Single files and the tables of an output, read whole or listed; and metrics.json, written at the end."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from segray.atomic import put_atomically
+from segray.errors import JobFailedError, SettingsError
+from segray.retries import retrying
+from segray.sources.item import Source
+from segray.sources.listing import Listing
+from segray.sources.local import everything, walk
+from segray.sources.remote import list_files
+from segray.sources.roundtrips import describe
+from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
+
+T = TypeVar("T")
+METRICS = "metrics.json"
+_FIRST_ATTEMPTS = 3
+"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
+
+
+def read_file(url: str, storage: StorageSettings, setting: str) -> bytes:
+    """The bytes of one file. Raises SettingsError, which begins with the name of the setting."""
+    data = read_if_there(url, storage, setting)
+    if data is None:
+        raise SettingsError(f"{setting}: {canonical_uri(url)}: no such file")
+    return data
+
+
+def read_if_there(url: str, storage: StorageSettings, setting: str) -> bytes | None:
+    """The bytes of one file; None where there is none. Raises SettingsError as `read_file` does."""
+    filesystem, path = open_filesystem(url, storage)
+    try:
+        return _asked(f"{setting}: {canonical_uri(url)}", lambda: bytes(filesystem.cat_file(path)), storage)
+    except FileNotFoundError:
+        return None
+
+
+def files_below(url: str, suffixes: tuple[str, ...], storage: StorageSettings) -> list[Source]:
+    """The files in a folder, and below it, whose names end so, by name; none where there is no folder."""
+    protocol, _ = split_protocol(url)
+    filesystem, path = open_filesystem(url, storage)
+    if protocol == "file":
+        found = list(walk(path)) if Path(path).is_dir() else []
+    else:
+        prefix = path.rstrip("/") + "/"
+        found = _asked(
+            canonical_uri(url),
+            lambda: list(list_files(filesystem, protocol, prefix, everything, storage)),
+            storage,
+        )
+    named = [file for file in found if file.uri.endswith(suffixes) and "/." not in file.uri]
+    return sorted(named, key=lambda file: file.uri)
+
+
+def label_files(url: str, storage: StorageSettings, setting: str) -> dict[str, list[Source]]:
+    """The pictures below a folder by their names in it without suffix; hidden files are none.
+
+    Raises SettingsError, which begins with the name of the setting, for what is no folder.
+    """
+    root = canonical_uri(url).rstrip("/") + "/"
+    files: dict[str, list[Source]] = {}
+    try:
+        for source in Listing([url], storage):
+            if not source.uri.startswith(root):
+                raise SettingsError(f"{canonical_uri(url)}: not a folder")
+            name = source.uri[len(root) :]
+            if source.kind == "file" and not PurePosixPath(name).name.startswith("."):
+                files.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(source)
+    except SettingsError as error:
+        raise SettingsError(*(f"{setting}: {line}" for line in error.lines)) from error
+    return files
+
+
+def check_output(url: str, storage: StorageSettings) -> None:
+    """Raise SettingsError within seconds where nothing can be written: no bucket, no rights, a file."""
+    filesystem, path = open_filesystem(url, storage)
+    if split_protocol(url)[0] == "file":
+        there = next(each for each in (Path(path), *Path(path).parents) if each.exists())
+        if not there.is_dir():
+            raise SettingsError(f"output: {there} is a file")
+        try:
+            tempfile.TemporaryFile(dir=there).close()  # rights alone do not tell: read-only mounts, /proc
+        except OSError as error:
+            raise SettingsError(f"output: cannot write into {there}: {describe(error)}") from error
+        return
+    bucket = path.split("/", 1)[0]
+    try:
+        _asked(f"output: {canonical_uri(url)}", lambda: filesystem.info(bucket), storage)
+    except FileNotFoundError as error:
+        raise SettingsError(f"output: there is no bucket or container {bucket}; make it first") from error
+
+
+def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) -> str:
+    """Write metrics.json, whole or not at all; returns its address. Raises JobFailedError."""
+    filesystem, root = open_filesystem(url, storage)
+    path, data = f"{root.rstrip('/')}/{METRICS}", json.dumps(record, indent=2, ensure_ascii=False).encode()
+    where = f"{canonical_uri(url).rstrip('/')}/{METRICS}"
+    try:
+        retrying(lambda: put_atomically(filesystem, path, data + b"\n"), storage)
+    except OSError as error:
+        raise JobFailedError(f"cannot write {where}: {describe(error)}; run the command again") from error
+    return where
+
+
+def _asked(what: str, call: Callable[[], T], storage: StorageSettings) -> T:
+    """Raises FileNotFoundError as it is, everything else as SettingsError: work has not begun."""
+    hasty = storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, storage.attempts)})
+    try:
+        return retrying(call, hasty)
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as error:
+        raise SettingsError(f"{what}: a folder, not a file") from error
+    except Exception as error:  # each library has its own types
+        raise SettingsError(f"{what}: {describe(error)}") from error

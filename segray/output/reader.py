@@ -1,0 +1,109 @@
+"""What `annotate` and `predict` write, read back: the ledger, instances by row group, label maps by image."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segray.errors import ErrorType, SettingsError
+from segray.output.io import files_below, label_files, read_if_there
+from segray.sources.item import Source
+from segray.sources.reader import open_source
+from segray.sources.roundtrips import describe
+from segray.storage import StorageSettings, canonical_uri
+
+LEDGER = ("image_id", "uri", "member", "height", "width", "status", "error_type", "error")
+INSTANCE = ("image_id", "category_id", "category", "score", "box", "segmentation")
+_MAP_SUFFIXES = (".png", ".tif")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row of the ledger."""
+
+    image_id: str
+    address: str
+    """Canonical URL; of an archive, with the member behind it."""
+    size: tuple[int, int] | None
+    """Height and width in pixels; None where they are not known."""
+    error_type: ErrorType | None
+    error: str | None
+    """Why it was rejected."""
+
+
+def run_record(output: str, storage: StorageSettings) -> dict[str, Any]:
+    """The run.json of an output. Raises SettingsError where the run did not come to its end."""
+    data = read_if_there(f"{output.rstrip('/')}/run.json", storage, "predictions")
+    try:
+        record = json.loads(data or b"")
+    except ValueError as error:
+        raise SettingsError(
+            f"predictions: {canonical_uri(output)} has no run.json: its run is not finished; end it first"
+        ) from error
+    return record if isinstance(record, dict) else {}
+
+
+def ledger_files(output: str, storage: StorageSettings) -> list[Source]:
+    """The files of the ledger; none where the folder is no output of a bulk verb."""
+    return files_below(f"{output.rstrip('/')}/images", (".parquet",), storage)
+
+
+def read_ledger(files: Sequence[Source], storage: StorageSettings) -> list[Item]:
+    """All rows. Raises SettingsError for a file that is no part of a ledger."""
+    return [
+        Item(
+            row["image_id"],
+            row["uri"] if row["member"] is None else f"{row['uri']}/{row['member']}",
+            None if row["height"] is None else (row["height"], row["width"]),
+            (row["error_type"] or "unsupported") if row["status"] == "rejected" else None,
+            row["error"] if row["status"] == "rejected" else None,
+        )
+        for table in _row_groups(files, LEDGER, storage)
+        for row in table.to_pylist()
+    ]
+
+
+def instances_of(output: str, image_ids: Collection[str], storage: StorageSettings) -> Iterator[pa.Table]:
+    """The instances of these images, a row group at a time, with the columns INSTANCE."""
+    wanted = pa.array(list(image_ids), pa.string())
+    for table in _row_groups(
+        files_below(f"{output.rstrip('/')}/instances", (".parquet",), storage), INSTANCE, storage
+    ):
+        yield table.filter(pc.is_in(table["image_id"], wanted))
+
+
+def label_maps(output: str, items: Sequence[Item], storage: StorageSettings) -> list[Source]:
+    """The label map of each item; where there is none, a Source with the reason."""
+    files = label_files(f"{output.rstrip('/')}/labels", storage, "predictions")
+    return [_label_map(item, files.get(item.image_id, []), output) for item in items]
+
+
+def _label_map(item: Item, files: Sequence[Source], output: str) -> Source:
+    maps = [file for file in files if file.uri.endswith(_MAP_SUFFIXES)]
+    if item.error_type is None and len(maps) == 1:
+        return maps[0]
+    uri = f"{canonical_uri(output).rstrip('/')}/labels/{item.image_id}"
+    lost = Source(uri, uri, "file", "", -1, "missing", f"{item.image_id}: {len(maps)} label maps, not one")
+    if item.error_type is None:
+        return lost
+    return replace(lost, error_type=item.error_type, error=f"rejected as {item.error_type}: {item.error}")
+
+
+def _row_groups(
+    files: Sequence[Source], columns: Sequence[str], storage: StorageSettings
+) -> Iterator[pa.Table]:
+    for file in files:
+        try:
+            with open_source(file, storage) as stream:
+                parquet = pq.ParquetFile(stream)
+                missing = set(columns) - set(parquet.schema_arrow.names)
+                if missing:
+                    raise SettingsError(f"predictions: {file.uri} has no column {', '.join(sorted(missing))}")
+                for group in range(parquet.num_row_groups):
+                    yield parquet.read_row_group(group, columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise SettingsError(f"predictions: {file.uri} cannot be read: {describe(error)}") from error

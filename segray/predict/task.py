@@ -1,0 +1,99 @@
+"""`segray predict` as a bulk verb: a semantic model, label maps, blended windows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from segray.bulk.console import reading
+from segray.errors import JobFailedError
+from segray.output.folder import Output
+from segray.predict.settings import PredictSettings
+from segray.predict.windows import FOLDER, output_of_worker
+
+if TYPE_CHECKING:
+    from segray.models.device import Precision
+    from segray.models.semanticweights import SemanticModel
+    from segray.predict.predictor import MapPredictor
+
+
+@dataclass(frozen=True)
+class Predict:
+    """See `bulk.verb.Verb`."""
+
+    settings: PredictSettings
+    generation: int = 0
+    """Of the lease; 0: none is held yet."""
+    name = "predict"
+    keeps_instances = False
+    keeps_tiles = False  # windows are as large as their scene, many times over
+    joins_in_workers = True
+
+    def check(self) -> None:
+        """Raises SettingsError."""
+        from segray.models.semanticweights import check_semantic_weights
+
+        check_semantic_weights(self.settings.weights, self.settings.storage)
+
+    def load(self) -> "SemanticModel":
+        """Raises SettingsError."""
+        from segray.models.imports import import_torchvision
+
+        import_torchvision()
+        from segray.models.semanticweights import load_semantic_weights
+
+        return load_semantic_weights(self.settings.weights, self.settings.storage)
+
+    def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
+        """What a map depends on, and which files there are."""
+        wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
+        # maps 2: windows in 16 bits; those that a run of before left behind are bytes
+        return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
+
+    def predictor(
+        self, model: "SemanticModel", device: str, precision: "Precision", batch_size: int, threads: int
+    ) -> "MapPredictor":
+        """The model on its device."""
+        from segray.predict.predictor import MapPredictor
+
+        store = output_of_worker(self.settings, self.generation)
+        return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
+
+    def joined(self, tiles: pa.Table) -> pa.Table:
+        """Windows blended, the map written."""
+        from segray.predict.merge_windows import joined_map
+
+        store = output_of_worker(self.settings, self.generation)
+        plan = store.read_json("_segray/plan.json")
+        if not isinstance(plan, dict) or "classes" not in plan:
+            raise JobFailedError(f"{self.settings.output}: its _segray/plan.json is gone or damaged")
+        return joined_map(tiles, self.settings, tuple(plan["classes"]), store)
+
+    def under(self, generation: int) -> "Predict":
+        """See `output_of_worker`."""
+        return replace(self, generation=generation)
+
+    def after_join(self, store: Output, image_id: str) -> None:
+        """Its windows go."""
+        store.delete_folder(f"{FOLDER}/{image_id}")
+
+    def discard(self, store: Output, image_ids: Sequence[str]) -> None:
+        """Maps of items that were replaced: no later run writes them, unless a file becomes what it was."""
+        for image_id in image_ids:
+            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
+                         f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
+                store.delete(name)
+
+    def finish(self, store: Output) -> None:
+        """No window is needed any more."""
+        store.delete_folder(FOLDER)
+
+    def about(self) -> str:
+        """What is written."""
+        more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
+        return " and ".join(["label maps", *more])
+
+    def opening(self, output: str) -> list[str]:
+        """Labels beside the names of their pictures."""
+        return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]

@@ -1,1 +1,0 @@
-"""From the data to batches: pairs, surveyed, dealt to splits, read in order."""

@@ -1,0 +1,87 @@
+"""Which pairs come when: read by Ray Data where they are needed, in order. No torch here.
+
+What comes when is a function of seed, epoch and position in the epoch, so a stream can begin anywhere, and
+the global batches are the same whatever the number of workers. Orders are drawn where they are read, an epoch
+at a time, so that no process holds all of them.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from segray.data.read_tasks import SCORING, places_table
+from segray.data.repeats import drawn
+
+
+@dataclass(frozen=True)
+class Part:
+    """One worker of several."""
+
+    rank: int
+    workers: int
+
+    def scored(self, val: int) -> range:
+        """Which of the pictures it scores; one may have none."""
+        return range(self.rank, val, self.workers)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Of a table of pairs, the first `train` are trained on in batches, then `val` are scored, each alone."""
+
+    batch_size: int
+    """Of all workers together."""
+    seed: int
+    train: int
+    val: int
+    repeats: Any = None
+    """Reference to how often each of the first `train` is shown in an epoch; None: once."""
+
+    def epoch(self, epoch: int, position: int, part: Part) -> Iterator[pa.Table]:
+        """A worker's part of each global batch from `position` on; then what it scores, each alone.
+
+        Pictures that are scored may have any size.
+        """
+        repeats = None if self.repeats is None else ray.get(self.repeats)
+        order = order_of(self.train, self.seed, epoch, repeats)
+        turns = turns_of(order)
+        for batch in share_of(np.arange(len(order)), self.batch_size, part.rank, part.workers)[position:]:
+            yield places_table(epoch, order[batch].tolist(), turns[batch].tolist())
+        for place in part.scored(self.val):
+            yield places_table(SCORING, [self.train + place])
+
+
+def order_of(
+    items: int, seed: int, epoch: int, repeats: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """The order in which an epoch shows them: another one each epoch, the same in every process.
+
+    repeats: how often each is shown in the mean, `items` in all; None: once.
+    """
+    draw = hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()
+    random = np.random.default_rng(np.frombuffer(draw, np.uint64))
+    return random.permutation(items if repeats is None else drawn(repeats, random))
+
+
+def turns_of(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each item of an order came before, in the order."""
+    sort = np.argsort(order, kind="stable")
+    starts = np.searchsorted(order[sort], order[sort])
+    turns = np.empty(len(order), np.int64)
+    turns[sort] = np.arange(len(order)) - starts
+    return turns
+
+
+def share_of(order: NDArray[np.int64], batch_size: int, rank: int, workers: int) -> list[NDArray[np.int64]]:
+    """One worker's part of each global batch: the same batches whatever the number of workers.
+
+    All workers have equally many; of the last batch a worker may have none.
+    """
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batch[rank::workers] for batch in batches]

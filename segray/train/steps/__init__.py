@@ -1,1 +1,0 @@
-"""What is computed: losses, optimisers, schedules, the step of each task."""

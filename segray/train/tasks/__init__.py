@@ -1,0 +1,1 @@
+"""The tasks that can be trained: what each lists, reads, computes and scores."""

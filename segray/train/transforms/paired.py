@@ -1,0 +1,189 @@
+"""Paired augmentation: a picture, its mask and what else lies on it, moved alike.
+
+What the crop needs is cut from the source first, and only that is resized, so that the cost follows the crop
+and not the picture.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from segray.train.transforms.colour import ColourChange, coloured
+from segray.train.transforms.geometry import Fit, Frame, Geometry, drawn_geometry
+from segray.train.transforms.nearest import nearest
+from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
+
+XYXY = tv_tensors.BoundingBoxFormat.XYXY
+VOID = 255
+"""Class of pixels that are no part of the truth."""
+
+
+def augmented(
+    pixels: Tensor,
+    mask: Tensor,
+    *extras: tv_tensors.TVTensor,
+    settings: AugmentSettings,
+    crop: int | tuple[int, int] | None,
+    seed: int,
+    epoch: int,
+    item: str,
+    fit: Fit = "crop",
+    fill: Sequence[int] | None = None,
+    void: int = VOID,
+) -> tuple[Tensor, ...]:
+    """Return uint8 pixels (bands, crop, crop), uint8 mask (crop, crop), and the extras, all moved alike.
+
+    `pixels` is uint8 (bands, height, width), `mask` uint8 (height, width). `extras` are of two kinds:
+    `tv_tensors.Mask` (height, width) of whole numbers below 2^24, such as instance maps, 0 outside the
+    picture; and float `tv_tensors.BoundingBoxes` (n, 4) in XYXY, half-open, which keep their number and
+    order, are cut at the border and have no area outside. Turned by other than quarter turns, a box is the
+    hull of the turned one; tight boxes are those of a moved instance map. `crop` is a side or (height,
+    width); None keeps the picture's size.
+
+    With fit `crop`, scale 1 is pixel for pixel: a larger picture is cropped, a smaller one padded, the pixels
+    with `fill` (one level a band, 0 unless given) and the mask with `void`. With `resize`, scale 1 brings the
+    whole picture to the size of the crop, whatever its shape.
+
+    The result is a function of the arguments: the same seed, epoch and item give the same bits in any
+    process and order; no global random state is read or changed. It may share memory with the input. Raises
+    ValueError where sizes, types or bands do not match.
+    """
+    random = Random(int.from_bytes(hashlib.sha256(f"{seed}:{epoch}:{item}".encode()).digest()))
+    frame = _frame(pixels, mask, crop, fit, fill, void)
+    return _framed(pixels, mask, extras, frame, settings.strength, random)
+
+
+def fitted(
+    pixels: Tensor,
+    mask: Tensor,
+    *extras: tv_tensors.TVTensor,
+    crop: int | tuple[int, int] | None,
+    fit: Fit = "crop",
+    fill: Sequence[int] | None = None,
+    void: int = VOID,
+) -> tuple[Tensor, ...]:
+    """Return the same as `augmented` with nothing drawn, for evaluation: the middle, or the whole resized."""
+    frame = _frame(pixels, mask, crop, fit, fill, void)
+    return _framed(pixels, mask, extras, frame, PRESETS["off"], Random(0))
+
+
+def _frame(
+    pixels: Tensor,
+    mask: Tensor,
+    crop: int | tuple[int, int] | None,
+    fit: Fit,
+    fill: Sequence[int] | None,
+    void: int,
+) -> Frame:
+    if pixels.dtype != torch.uint8 or mask.dtype != torch.uint8 or pixels.shape[1:] != mask.shape:
+        given = " and ".join(f"{part.dtype} {tuple(part.shape)}" for part in (pixels, mask))
+        raise ValueError(f"pixels and mask must be uint8 (bands, height, width) and (height, width): {given}")
+    fill = [0] * len(pixels) if fill is None else list(fill)
+    if len(fill) != len(pixels):
+        raise ValueError(f"fill has {len(fill)} levels, the picture {len(pixels)} bands")
+    size = (crop, crop) if isinstance(crop, int) else crop or (mask.shape[0], mask.shape[1])
+    return Frame(size, fit, fill, void)
+
+
+def _check(extra: Any, mask: Tensor) -> None:
+    if not isinstance(extra, tv_tensors.Mask | tv_tensors.BoundingBoxes):
+        raise ValueError(f"an extra must be a tv_tensors Mask or BoundingBoxes, not {type(extra).__name__}")
+    if functional.get_size(extra) != list(mask.shape):
+        raise ValueError(f"an extra has size {functional.get_size(extra)}, the mask {list(mask.shape)}")
+    if getattr(extra, "format", XYXY) != XYXY:
+        raise ValueError(f"boxes must be {XYXY}, not {extra.format}")
+
+
+def _framed(
+    pixels: Tensor,
+    mask: Tensor,
+    extras: Sequence[tv_tensors.TVTensor],
+    frame: Frame,
+    strength: Strength,
+    random: Random,
+) -> tuple[Tensor, ...]:
+    for extra in extras:
+        _check(extra, mask)
+    geometry = drawn_geometry(mask, frame, strength, random)
+    change = ColourChange.drawn(strength, random)
+    grid = _grid(geometry) if geometry.angle else None
+    return (
+        _moved(tv_tensors.Image(pixels), geometry, grid, frame.fill, change),
+        _moved(tv_tensors.Mask(mask), geometry, grid, frame.void),
+        *(_moved(extra, geometry, grid, 0) for extra in extras),
+    )
+
+
+def _moved(
+    part: Any,
+    geometry: Geometry,
+    grid: Tensor | None,
+    fill: int | list[int],
+    change: ColourChange | None = None,
+) -> Tensor:
+    """The part in the frame; colours change before the filling is there, so that its level stays."""
+    rows, cols = geometry.rows, geometry.cols
+    part = functional.crop(part, rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
+    part = _resized(part, [rows.length, cols.length])
+    if change is not None:
+        part = tv_tensors.wrap(coloured(part.as_subclass(Tensor), change), like=part)
+    padding = [cols.before, rows.before, cols.after, rows.after]
+    if any(padding):
+        part = functional.pad(part, padding, fill=fill)
+    if grid is not None:
+        part = _tilted(part, geometry, grid)
+    if geometry.quarters:
+        part = functional.rotate(part, 90 * geometry.quarters, expand=True)
+    if geometry.upended:
+        part = functional.vertical_flip(part)
+    if geometry.mirrored:
+        part = functional.horizontal_flip(part)
+    plain: Tensor = part.as_subclass(Tensor)
+    return plain.contiguous()
+
+
+def _resized(part: Any, size: list[int]) -> Any:
+    if isinstance(part, tv_tensors.Mask):
+        return tv_tensors.wrap(nearest(part.as_subclass(Tensor), (size[0], size[1])), like=part)
+    if not isinstance(part, tv_tensors.Image):
+        return functional.resize(part, size)
+    pixels = part.as_subclass(Tensor)
+    if size[1] == 1:  # torch 2.13 writes wrong levels, or fails, for bytes in a single column
+        return tv_tensors.wrap(functional.resize(pixels.float(), size).round_().to(torch.uint8), like=part)
+    # more than four bands at once go torch's slow way: ten take 30 ms instead of 13
+    bands = [functional.resize(some, size) for some in torch.split(pixels, 4)]
+    return tv_tensors.wrap(torch.cat(bands) if len(bands) > 1 else bands[0], like=part)
+
+
+def _grid(geometry: Geometry) -> Tensor:
+    """(1, height, width, 2): where each pixel of the frame comes from, as x, y in -1..1 with the margin."""
+    cos, sin = math.cos(math.radians(geometry.angle)), math.sin(math.radians(geometry.angle))
+    sizes = geometry.rows.size, geometry.cols.size
+    inner = [size - 2 * margin for size, margin in zip(sizes, geometry.margin, strict=True)]
+    y, x = (torch.arange(size) - (size - 1) / 2 for size in inner)
+    y = y[:, None]
+    source = [(x * cos - y * sin) * (2 / sizes[1]), (x * sin + y * cos) * (2 / sizes[0])]
+    return torch.stack(source, dim=-1)[None]
+
+
+def _tilted(part: Any, geometry: Geometry, grid: Tensor) -> Any:
+    """Turned by the angle and cut to the frame; `functional.rotate` takes three times as long for pixels."""
+    height, width = grid.shape[1:3]
+    if isinstance(part, tv_tensors.BoundingBoxes):
+        turned = functional.crop(functional.rotate(part, geometry.angle), *geometry.margin, height, width)
+        there = (part[:, 2:] > part[:, :2]).all(dim=1, keepdim=True)  # the hull of a line would have area
+        return tv_tensors.wrap(turned.as_subclass(Tensor) * there.as_subclass(Tensor), like=turned)
+    values = part.as_subclass(Tensor)
+    mode = "bilinear" if isinstance(part, tv_tensors.Image) else "nearest"
+    batch = values.reshape(1, -1, *values.shape[-2:]).float()
+    turned = grid_sample(batch, grid, mode=mode, padding_mode="border", align_corners=False)
+    levels = turned.round_().to(values.dtype)
+    return tv_tensors.wrap(levels.reshape(*values.shape[:-2], height, width), like=part)
