@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import segray.models.device  # noqa: F401 - huge pages, as in every model of segray
 from jobs.benchmarks.loader import loaded, plan
 from jobs.benchmarks.pairs import SEED, framing, split_pairs
-from segray.models.semanticfile import load_semantic, network_of
+from segray.models.modelfile import SemanticCard, build_model, load_model_file
 
 CLIP = 1.0
 
@@ -31,9 +31,10 @@ def main(
     distributed.init_process_group("gloo")
     rank, workers = distributed.get_rank(), distributed.get_world_size()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    card = load_semantic(model_file, Path(model_file).read_bytes()).card
+    card = load_model_file(Path(model_file)).card
+    assert isinstance(card, SemanticCard)
     torch.manual_seed(SEED)
-    model = network_of(card).to(memory_format=torch.channels_last)
+    model = build_model(card).to(memory_format=torch.channels_last)
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (card.image_mean, card.image_std))

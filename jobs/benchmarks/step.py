@@ -13,7 +13,7 @@ from torch import nn
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, network_of
+from segray.models.modelfile import SemanticCard, build_model
 from segray.train.collate import Batch
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
@@ -70,7 +70,7 @@ def segray_step(work: Task, batch: Batch) -> Callable[[], float]:
 def plain_step(work: Task, batch: Batch) -> Callable[[], float]:
     """As PyTorch's tutorials do it."""
     torch.manual_seed(work.seed)
-    model: Any = network_of(work.card)
+    model: Any = build_model(work.card)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     criterion = nn.CrossEntropyLoss()
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))

@@ -5,6 +5,10 @@ image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 
 large image is done in overlapping tiles with a mirrored border (`overlap_tile`).
 """
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +16,7 @@ from torch.nn import functional
 from segray.errors import SettingsError
 from segray.models.batchnorm import tolerate_single_values
 from segray.models.recompute import recomputed
-from segray.models.samesize import mirrored
+from segray.models.samesize import SameSize, mirrored
 from segray.models.unet_settings import UNetSettings, Up
 
 
@@ -67,6 +71,25 @@ class UNet(nn.Module):
     def _through(self, block: nn.Module, maps: Tensor) -> Tensor:
         result: Tensor = recomputed(block, block, maps) if self.checkpointing else block(maps)
         return result
+
+
+def build_unet(
+    arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
+) -> nn.Module:
+    """See `build_semantic`."""
+    if pretrained:
+        raise SettingsError(
+            f"{arch} has no pretrained weights; take unet:ENCODER, or train without pretrained"
+        )
+    own = UNetSettings(**settings)
+    network = UNet(bands, outputs, own)
+    return SameSize(network, partial(_to_valid, own)) if own.padding == "valid" else network
+
+
+def _to_valid(settings: UNetSettings, size: int) -> tuple[int, int]:
+    """The border that a "valid" network loses, and behind the side what makes its size one that fits."""
+    margin = valid_margin(settings)
+    return margin, valid_input_size(size, settings) - size - margin
 
 
 def valid_margin(settings: UNetSettings) -> int:

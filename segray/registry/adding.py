@@ -126,21 +126,16 @@ def files_of(
 def card_of(name: str, data: bytes) -> dict[str, Any]:
     """`task`, `arch`, `classes` (id to name) and more of a model file. Raises SettingsError for others."""
     from dataclasses import asdict
-    from io import BytesIO
 
-    from segray.models import modelfile, semanticfile
-    from segray.models.torchvision_files import read_checkpoint
+    from segray.models.modelfile import is_model_file, model_of, plain_contents
 
-    kind = str(read_checkpoint(name, data).get("format"))
-    if kind == semanticfile.FORMAT:
-        semantic = semanticfile.load_semantic(f"weights {name}", data).card
-        return {"task": "semantic", **asdict(semantic), "classes": dict(enumerate(semantic.classes))}
-    if kind == modelfile.FORMAT:
-        instance = modelfile.load_model_file(BytesIO(data)).card
-        return {"task": "instance", **asdict(instance), "classes": dict(instance.categories)}
-    raise SettingsError(
-        f"weights {name}: no model file of segray's; train with --start-from it, then add that"
-    )
+    content = plain_contents(f"weights {name}", data)
+    if not is_model_file(content):
+        raise SettingsError(
+            f"weights {name}: no model file of segray's; train with --start-from it, then add that"
+        )
+    card = model_of(f"weights {name}", content, "").card
+    return {**asdict(card), "classes": card.categories}
 
 
 def _card(about: Mapping[str, Any], run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -126,9 +126,9 @@ def score_semantic(
     from segray.evaluate.compare_model import BATCH, classified
     from segray.evaluate.report import Progress
     from segray.models.device import resolve_device
-    from segray.models.semanticweights import load_semantic_weights
+    from segray.models.weights import load_weights
 
-    model = load_semantic_weights(weights, settings.storage)
+    model = load_weights(weights, settings.storage, "semantic")
     table = np.full(256, IGNORE_INDEX, np.uint8)
     for number, name in enumerate(model.classes):
         if name in names:

@@ -17,13 +17,13 @@ from torchvision.models.detection import MaskRCNN
 from segray.evaluate.average_precision import InstanceScores
 from segray.masks.types import Rle
 from segray.models import bundled_models
-from segray.models.modelfile import ModelCard, load_model_file
+from segray.models.modelfile import Card, load_model_file
 from segray.train.dataset import InstanceImage, load_coco, split_images
 from segray.train.transforms.instances import target_of
 
 
 @torch.inference_mode()
-def score_model(model: MaskRCNN, card: ModelCard, images: list[InstanceImage]) -> InstanceScores:
+def score_model(model: MaskRCNN, card: Card, images: list[InstanceImage]) -> InstanceScores:
     """Predict every image in float32 and return truth and predictions; `model` is in evaluation mode."""
     scores = InstanceScores()
     ids = sorted(card.categories)

@@ -17,8 +17,8 @@ from segray.data.pairs import list_pairs
 from segray.evaluate.compare_model import score_semantic
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, semantic_bytes
-from segray.models.semanticweights import SemanticModel
+from segray.models.modelfile import SemanticCard, model_bytes
+from segray.models.weights import LoadedModel
 from segray.storage import StorageSettings
 from segray.train.collate import Batch, Framing
 from segray.train.losses import LossSettings
@@ -108,7 +108,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
-    path.write_bytes(semantic_bytes(CARD, trained(CARD).model.state_dict()))
+    path.write_bytes(model_bytes(CARD, trained(CARD).model.state_dict()))
     return path
 
 
@@ -123,7 +123,7 @@ def test_the_counts_of_training(tmp_path: Path, data: Path, fit: str, classes: i
             label = np.asarray(Image.open(path))
             save(path, np.where(label == 2, 1, label))
     training = trained(card)
-    (tmp_path / "model.pt").write_bytes(semantic_bytes(card, training.model.state_dict()))
+    (tmp_path / "model.pt").write_bytes(model_bytes(card, training.model.state_dict()))
     expected = trainings_own(training, data)
     options = ("--weights", tmp_path / "model.pt", "--data", data, "--output", tmp_path / "out")
     assert evaluate(*options, "--precision", "fp32") == 0
@@ -141,7 +141,9 @@ def test_resized_pictures_are_scored_at_the_size_of_training(data: Path) -> None
     """Whatever their own size; the truth with them."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
     truth = np.zeros((30, 50), np.uint8)
-    model = SemanticModel("x", torch.nn.Conv2d(3, 2, 1), ("a", "b"), (0.5,) * 3, (0.5,) * 3, 64, "")
+    card = SemanticCard("x", {}, 2, ("a", "b"), (0.5,) * 3, (0.5,) * 3, 64, "resize")
+    module, named = torch.nn.Conv2d(3, 2, 1), card.categories
+    model = LoadedModel("x", "file", module, named, None, "", "", "", None, card, card.task)
     scores = score_semantic(model, [("x", pixels, truth)])
     assert scores.matrix.sum() == 64 * 64
 

@@ -21,9 +21,10 @@ from segray.errors import SettingsError
 from segray.models import torchvision_files
 from segray.models.catalog import NAMED_MODELS, bundled, named_model, show
 from segray.models.maskrcnn import CompactSettings
-from segray.models.modelfile import ModelCard, build_model, save_model_file
+from segray.models.modelfile import ModelCard, build_model
 from segray.models.weights import load_weights, weights_kind
 from segray.storage import StorageSettings
+from tests.models.files import save_model_file
 from tests.servers import Server
 
 STORAGE = StorageSettings()

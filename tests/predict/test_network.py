@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.data.pair_reader import Example
-from segray.models.semanticweights import SemanticModel
+from segray.models.modelfile import SemanticCard
+from segray.models.weights import LoadedModel
 from segray.predict.network import ONE, Network
 from segray.train.collate import Framing
 from segray.train.transforms.strength import AugmentSettings
@@ -16,9 +17,12 @@ from tests.predict.networks import Local, local
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
 
-def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) -> SemanticModel:
+def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) -> LoadedModel:
     names = tuple(f"class {number}" for number in range(classes))
-    return SemanticModel("test", module.eval(), names, MEAN, STD, resized_to, "digest")
+    fit = "crop" if resized_to is None else "resize"
+    card = SemanticCard("test", {}, classes, names, MEAN, STD, resized_to or 64, fit)
+    named = card.categories
+    return LoadedModel("test", "file", module.eval(), named, None, "digest", "", "", None, card, card.task)
 
 
 @pytest.fixture

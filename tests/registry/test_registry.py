@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segray.errors import JobFailedError, SettingsError
-from segray.models.semanticweights import load_semantic_weights
+from segray.models.weights import load_weights
 from segray.registry.address import RegistryAddress
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
@@ -98,7 +98,7 @@ def test_damage_is_found_and_not_loaded(tmp_path: Path) -> None:
     told = [f"roads@{version}: {MODEL} is not what it was", f"roads@{version}: card.md is gone"]
     assert sorted(faults(registry, "roads")) == sorted(told)
     with pytest.raises(SettingsError, match=r"damaged, its model.pt is not what it was"):
-        load_semantic_weights(f"registry:{tmp_path}/r#roads", StorageSettings())
+        load_weights(f"registry:{tmp_path}/r#roads", StorageSettings(), "semantic")
     (tmp_path / "r/roads/aliases.json").write_text("{")
     assert "damaged" in faults(registry, "roads")[0]
     with pytest.raises(JobFailedError, match="put its last good version back"):

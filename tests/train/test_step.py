@@ -9,7 +9,7 @@ import torch
 
 from segray.errors import JobFailedError
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard
+from segray.models.modelfile import SemanticCard
 from segray.train.collate import Batch
 from segray.train.losses import LossSettings, outputs_for
 from segray.train.lr_schedule import ScheduleSettings

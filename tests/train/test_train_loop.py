@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, load_semantic
+from segray.models.modelfile import SemanticCard, load_model_file
 from segray.output.lease import Lock
 from segray.output.store import Store
 from segray.storage import StorageSettings
@@ -193,7 +193,7 @@ def test_it_learns_and_the_model_file_is_the_network(whole: tuple[Path, Loop, Mo
     assert found[1]["train_loss"] < found[0]["train_loss"]
     best = max(found, key=lambda line: float(line["miou"]))
     assert best is found[1], "the model file is compared with the last network"
-    kept = load_semantic("model.pt", (folder / MODEL).read_bytes()).module.state_dict()
+    kept = load_model_file(folder / MODEL).module.state_dict()
     for name, tensor in loop.training.scored.state_dict().items():
         assert torch.equal(kept[name], tensor), name
 

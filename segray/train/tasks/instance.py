@@ -18,7 +18,6 @@ from segray.evaluate.average_precision import InstanceScores
 from segray.masks.types import Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
-from segray.models.resnetmaskrcnn import load_imagenet
 from segray.models.start import begin_with
 from segray.train.collate_instances import InstanceBatch, InstancePicture
 from segray.train.lr_schedule import ScheduleSettings
@@ -65,9 +64,7 @@ class InstanceTraining(Training):
 
     def __init__(self, task: InstanceTask, device: torch.device) -> None:
         torch.manual_seed(task.seed)
-        model = build_model(task.card)
-        if task.pretrained:
-            load_imagenet(model)
+        model = build_model(task.card, pretrained=task.pretrained)
         if task.start is not None:
             begin_with(model, task.start)
         model.to(device)

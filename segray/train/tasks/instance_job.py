@@ -1,7 +1,7 @@
 """What `segray train` does otherwise for an instance model: what is checked, read, trained and kept."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def design_instances(
     from segray.models.imports import import_torchvision
 
     import_torchvision()
-    from segray.models.modelfile import ARCHITECTURES
+    from segray.models.architectures import architecture, complete_settings
     from segray.train.build import check_constants
     from segray.train.transforms.strength import APPLIED_TO_INSTANCES
 
@@ -81,26 +81,19 @@ def design_instances(
     ]
     given = settings.augment.model_dump(exclude={"preset", *APPLIED_TO_INSTANCES}, exclude_none=True)
     problems += [f"augment.{name}: is for semantic models" for name in given]
-    if settings.pretrained and settings.arch == "compact-maskrcnn":
-        problems.append("pretrained: there are no weights for compact-maskrcnn")
-    _, kind = ARCHITECTURES[settings.arch]
-    known = {field.name for field in fields(kind)}
-    if unknown := sorted(settings.arch_settings.keys() - known):
-        problems.append(
-            f"arch_settings: {settings.arch} has no {', '.join(unknown)}; {', '.join(sorted(known))}"
-        )
+    if settings.pretrained and not architecture(settings.arch).library.pretrained:
+        problems.append(f"pretrained: there are no weights for {settings.arch}")
+    complete, pretrained = dict[str, Any](), settings.pretrained or has_frozen_norms(start)
+    try:
+        complete = complete_settings(settings.arch, settings.arch_settings, pretrained=pretrained)
+    except SettingsError as error:
+        problems += [f"arch_settings: {line}" for line in error.lines]
     try:
         check_constants(settings)
     except SettingsError as error:
         problems += error.lines
     if problems:
         raise SettingsError(*problems)
-    usual = {}
-    if (settings.pretrained or has_frozen_norms(start)) and settings.arch == "maskrcnn_resnet50_fpn":
-        usual = {"norm": "frozen", "trainable_layers": 3}
-    complete = json.loads(
-        json.dumps(asdict(kind(**usual | settings.arch_settings)))
-    )  # lists, as they come back
     design = InstanceDesign(listing.categories, complete, start)
     _build(settings, design)
     if start is not None or settings.freeze:

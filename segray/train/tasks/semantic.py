@@ -18,8 +18,8 @@ from torch import Tensor, distributed, nn
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.models.batchnorm import statistics_kept
 from segray.models.device import DTYPES
-from segray.models.semantic import recompute_blocks
-from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
+from segray.models.modelfile import SemanticCard, build_model, model_bytes
+from segray.models.semantic import classes_of, recompute_blocks
 from segray.models.start import begin_with
 from segray.train.collate import Batch
 from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
@@ -71,7 +71,7 @@ class SemanticTraining(Training):
 
     def __init__(self, task: Task, device: torch.device) -> None:
         torch.manual_seed(task.seed)
-        model = network_of(task.card, pretrained=task.pretrained).to(device)
+        model = build_model(task.card, pretrained=task.pretrained).to(device)
         if task.start is not None:
             begin_with(model, task.start)
         freeze_unused(model, len(task.card.bands))
@@ -100,7 +100,7 @@ class SemanticTraining(Training):
 
     def model_file(self) -> bytes:
         """See Training."""
-        return semantic_bytes(self.task.card, self.scored.state_dict())
+        return model_bytes(self.task.card, self.scored.state_dict())
 
     def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
         """See Training: picture | truth | prediction | error."""

@@ -124,7 +124,7 @@ def run_of_semantic(
     """What every worker is given."""
     import ray
 
-    from segray.models.semanticfile import SemanticCard
+    from segray.models.modelfile import SemanticCard
     from segray.train.build import loss_of, optimizer_of, schedule_of
     from segray.train.collate import Framing
     from segray.train.loader import Feed
