@@ -77,7 +77,7 @@ _UNET = "Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597"
 _MASK_RCNN = "He et al. 2017, https://arxiv.org/abs/1703.06870"
 ARCHITECTURES = (
     Architecture(
-        "unet", "semantic", OWN, 31_043_521, "unet:build_unet", "unet_settings:UNetSettings", _UNET
+        "unet", "semantic", OWN, 31_043_521, "unet:build_unet", "unet:UNetSettings", _UNET
     ),
     _smp("unet", 32_521_105, _UNET),
     _smp("unetplusplus", 48_985_745, "Zhou et al. 2018, https://arxiv.org/abs/1807.10165"),

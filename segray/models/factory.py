@@ -38,12 +38,9 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
         )
     if isinstance(model, torch.nn.Module):
         model.eval()
-    categories = _categories(spec, model)
-    digest = _digest(module, factory_name, model)
     return {
-        "module": model, "categories": categories, "category_ids": None, "digest": digest,
-        "licence": "", "origin": f"function {factory_name} of module {module_name}",
-        "band_ranges": getattr(model, "band_ranges", None),
+        "module": model, "categories": _categories(spec, model), "category_ids": None,
+        "digest": _digest(module, factory_name, model), "band_ranges": getattr(model, "band_ranges", None),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.models.architectures import INSTANCE_ARCHITECTURES, architecture, part_of
+from segray.models.architectures import architecture, part_of
 from segray.models.checks import check_archive, check_normalisation, weights_in
 from segray.models.semantic import build_semantic
 
@@ -111,10 +111,9 @@ def build_model(card: Card, *, pretrained: bool = False) -> Any:
     """
     if isinstance(card, SemanticCard):
         return build_semantic(card.arch, len(card.bands), card.outputs, card.arch_settings, pretrained)
-    if card.arch not in INSTANCE_ARCHITECTURES:
-        known = ", ".join(sorted(INSTANCE_ARCHITECTURES))
-        raise SettingsError(f"unknown architecture {card.arch!r}; this version builds {known}")
     row = architecture(card.arch)
+    if row.task != card.task:
+        raise SettingsError(f"{card.arch} is a {row.task} architecture, of a model that finds instances")
     try:
         settings = part_of(row.settings)(**card.arch_settings)
         model = part_of(row.build)(len(card.categories), settings, pretrained)

@@ -46,8 +46,6 @@ class LoadedModel:
     """Category id of label 1, 2, … of the network; None: the labels are the ids."""
     digest: str
     """sha256, hex: of the weights file, or of a factory's source and its tensors."""
-    licence: str
-    origin: str
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
     card: "Card | None" = None
@@ -72,8 +70,9 @@ class LoadedModel:
     @property
     def resized_to(self) -> int | None:
         """Side of the square that images are brought to; None: they go in as they are, as into detectors."""
-        fitted = self.card is not None and self.card.task == "semantic" and self.card.fit == "resize"
-        return self.card.size if fitted else None  # type: ignore[union-attr]
+        if self.card is None or self.card.task == "instance" or self.card.fit != "resize":
+            return None
+        return self.card.size
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind != "python":
@@ -114,23 +113,15 @@ def check_weights(spec: str, storage: StorageSettings, task: Task | None = None)
 
     Raises SettingsError for a wrong name, the name of a model for another task, and a missing file.
     """
-    kind = weights_kind(spec)
-    _check_named(spec, task)
+    kind, named = weights_kind(spec), named_model(spec)
+    if named is not None:
+        _check_task(spec, named.task, task)
     if kind != "file":
         return kind
-    name = name_of(spec)
     if is_registry(spec):
         pinned(parse(spec), storage)
-        return kind
-    filesystem, path = open_filesystem(spec, storage)
-    try:
-        is_folder = retrying(lambda: filesystem.info(path), storage).get("type") == "directory"
-    except FileNotFoundError as error:
-        raise SettingsError(f"weights {name}: no such file") from error
-    except Exception as error:
-        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
-    if is_folder:
-        raise SettingsError(f"weights {name}: a folder, not a file; name the model file in it")
+    elif _asked(spec, storage, "info").get("type") == "directory":
+        raise SettingsError(f"weights {name_of(spec)}: a folder, not a file; name the model file in it")
     return kind
 
 
@@ -141,13 +132,12 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
     a file that is missing, damaged, carries code or fits no architecture, weights that cannot be fetched, a
     factory that cannot be imported or called, a model for another task.
     """
-    kind, spec = weights_kind(spec), pinned_spec(spec, storage)
-    _check_named(spec, task)
+    kind, named, spec = weights_kind(spec), named_model(spec), pinned_spec(spec, storage)
     if kind == "python":
         return _from_factory(spec, task or "instance")
-    named = named_model(spec)
     if named is None:
         return _from_bytes(name_of(spec), read_weights(spec, storage), task=task)
+    _check_task(spec, named.task, task)
     if kind == "bundled":
         path = bundled_models().get(spec)
         if path is None:
@@ -155,13 +145,7 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
         return _from_bytes(spec, path.read_bytes(), kind)
     from segray.models.torchvision_files import fetch
 
-    return _from_bytes(spec, fetch(spec).read_bytes(), kind, named.licence, named.origin)
-
-
-def _check_named(spec: str, task: Task | None) -> None:
-    named = named_model(spec)
-    if named is not None:
-        _check_task(spec, named.task, task)
+    return _from_bytes(spec, fetch(spec).read_bytes(), kind)
 
 
 def _check_task(name: str, task: Task, asked: Task | None) -> None:
@@ -207,25 +191,22 @@ def read_weights(spec: str, storage: StorageSettings) -> bytes:
     """The bytes of a file, local or in a bucket. Raises SettingsError where there is none."""
     if is_registry(spec):
         return read_model(pinned(parse(spec), storage), storage)
-    name = name_of(spec)
-    filesystem, path = open_filesystem(spec, storage)
-    try:
-        data: bytes = retrying(lambda: filesystem.cat_file(path), storage)
-    except FileNotFoundError as error:
-        raise SettingsError(f"weights {name}: no such file") from error
-    except Exception as error:
-        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
+    data: bytes = _asked(spec, storage, "cat_file")
     return data
 
 
-def _from_bytes(
-    name: str,
-    data: bytes,
-    kind: WeightsKind = "file",
-    licence: str = "",
-    origin: str = "",
-    task: Task | None = None,
-) -> LoadedModel:
+def _asked(spec: str, storage: StorageSettings, method: str) -> Any:
+    """What a method of the file system says of a file."""
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        return retrying(lambda: getattr(filesystem, method)(path), storage)
+    except FileNotFoundError as error:
+        raise SettingsError(f"weights {name_of(spec)}: no such file") from error
+    except Exception as error:
+        raise SettingsError(f"weights {name_of(spec)}: cannot be read: {describe(error)}") from error
+
+
+def _from_bytes(name: str, data: bytes, kind: WeightsKind = "file", task: Task | None = None) -> LoadedModel:
     """A model from the bytes of a segray model file, or of a state dict of torchvision's Mask R-CNN."""
     from segray.models.modelfile import is_model_file, model_of, plain_contents
 
@@ -237,7 +218,7 @@ def _from_bytes(
         from segray.models.torchvision_files import categories_of, maskrcnn_from
 
         module = maskrcnn_from(name, content)
-        return LoadedModel(name, kind, module, categories_of(module), None, digest, licence, origin)
+        return LoadedModel(name, kind, module, categories_of(module), None, digest)
     loaded = model_of(where, content, digest)
     card = loaded.card
     _check_task(name, card.task, task)
@@ -245,6 +226,5 @@ def _from_bytes(
         raise SettingsError(f"{where}: takes {len(card.bands)} bands, images have 3 here")
     ids = tuple(sorted(card.categories)) if card.task == "instance" else None
     return LoadedModel(
-        name, kind, loaded.module, card.categories, ids, digest, card.licence, card.source,
-        card.band_ranges, card, card.task,
-    )  # fmt: skip
+        name, kind, loaded.module, card.categories, ids, digest, card.band_ranges, card, card.task
+    )

@@ -143,7 +143,7 @@ def test_resized_pictures_are_scored_at_the_size_of_training(data: Path) -> None
     truth = np.zeros((30, 50), np.uint8)
     card = SemanticCard("x", {}, 2, ("a", "b"), (0.5,) * 3, (0.5,) * 3, 64, "resize")
     module, named = torch.nn.Conv2d(3, 2, 1), card.categories
-    model = LoadedModel("x", "file", module, named, None, "", "", "", None, card, card.task)
+    model = LoadedModel("x", "file", module, named, None, "", None, card, card.task)
     scores = score_semantic(model, [("x", pixels, truth)])
     assert scores.matrix.sum() == 64 * 64
 

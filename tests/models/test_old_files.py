@@ -109,7 +109,7 @@ def test_a_new_file_has_every_old_key_and_the_task(tmp_path: Path, task: Task) -
 def test_weights_are_loaded_for_their_task_alone(tmp_path: Path, task: Task) -> None:
     path = old_file(tmp_path, task)
     model = load_weights(str(path), STORAGE, task)
-    assert (model.task, model.licence, model.origin) == (task, "CC0-1.0", "made for a test")
+    assert model.task == task
     again = pickle.loads(pickle.dumps(model))
     assert (again.card, again.task, again.digest) == (model.card, task, model.digest)
     assert load_weights(str(path), STORAGE).digest == model.digest

@@ -21,8 +21,7 @@ from segray.models import architectures, smp_names
 from segray.models.architectures import complete_settings
 from segray.models.semantic import build_semantic
 from segray.models.smp_names import offered
-from segray.models.unet import UNet, overlap_tile
-from segray.models.unet_settings import UNetSettings
+from segray.models.unet import UNet, UNetSettings, overlap_tile
 
 SMP: dict[str, tuple[Any, int]] = {
     "unet:resnet18": (smp.Unet, 32),

@@ -179,7 +179,8 @@ def test_bundled_models_are_as_the_catalog_says() -> None:
     for name in bundled():
         loaded, row = load_weights(name, STORAGE), named_model(name)
         assert row is not None
-        assert (loaded.kind, loaded.licence) == ("bundled", row.licence)
+        assert loaded.card is not None
+        assert (loaded.kind, loaded.card.licence) == ("bundled", row.licence)
         assert row.parameters == sum(each.numel() for each in loaded.module.parameters())
         assert row.categories == len(loaded.categories)
 
@@ -187,7 +188,8 @@ def test_bundled_models_are_as_the_catalog_says() -> None:
 def test_model_file(model_file: Path) -> None:
     loaded = load_weights(str(model_file), STORAGE)
     assert (loaded.categories, loaded.category_ids) == ({3: "boat", 7: "quay"}, (3, 7))
-    assert (loaded.licence, loaded.origin) == ("CC0-1.0", "made for a test")
+    assert loaded.card is not None
+    assert (loaded.card.licence, loaded.card.source) == ("CC0-1.0", "made for a test")
     again = pickle.loads(pickle.dumps(loaded))
     assert same_weights(again.module, loaded.module)
     assert (again.digest, again.category_ids, again.name) == (loaded.digest, (3, 7), str(model_file))

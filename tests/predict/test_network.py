@@ -22,7 +22,7 @@ def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) ->
     fit = "crop" if resized_to is None else "resize"
     card = SemanticCard("test", {}, classes, names, MEAN, STD, resized_to or 64, fit)
     named = card.categories
-    return LoadedModel("test", "file", module.eval(), named, None, "digest", "", "", None, card, card.task)
+    return LoadedModel("test", "file", module.eval(), named, None, "digest", None, card, card.task)
 
 
 @pytest.fixture
