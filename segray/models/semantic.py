@@ -53,11 +53,6 @@ def recompute_blocks(network: nn.Module) -> None:
         block.forward = partial(recomputed, block, block.forward)
 
 
-def parameters_of(model: nn.Module) -> int:
-    """How many numbers are learnt, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _blocks(network: Any) -> list[nn.Module]:
     encoder = network.backbone if hasattr(network, "backbone") else network.encoder
     stages = [stage for name, stage in encoder.named_children() if name.startswith("layer")]
