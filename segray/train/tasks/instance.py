@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, distributed
 
 from segray.evaluate.average_precision import InstanceScores
+from segray.masks.rle import encode_image_masks
 from segray.masks.types import Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
@@ -23,7 +24,6 @@ from segray.models.start import begin_with
 from segray.train.collate_instances import InstanceBatch, InstancePicture
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.scoring import encode
 from segray.train.training import Training
 
 _BLANK = 64
@@ -103,8 +103,11 @@ class InstanceTraining(Training):
                         picture.name, rle, true["category"], crowd=true["crowd"], area=true["area"]
                     )
                 found = self.predict(picture.pixels)
-                masks, labels = encode(found["masks"] > 0.5), found["labels"].tolist()
-                for mask, label, score in zip(masks, labels, found["scores"].tolist(), strict=True):
+                masks = encode_image_masks(found["masks"].numpy(), *picture.size).counts
+                for counts, label, score in zip(
+                    masks, found["labels"].tolist(), found["scores"].tolist(), strict=True
+                ):
+                    mask: Rle = {"size": list(picture.size), "counts": counts}
                     scores.add_prediction(picture.name, mask, ids[label - 1], score)
         return scores
 
