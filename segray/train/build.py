@@ -13,7 +13,7 @@ from segray.train.losses import (
     inverse_frequency,
     outputs_for,
 )
-from segray.train.lr_schedule import Schedule, ScheduleSettings
+from segray.train.lr_schedule import ScheduleSettings, check_schedule
 from segray.train.optim import OptimizerSettings, check_optimizer
 from segray.train.settings import TrainSettings
 
@@ -57,7 +57,7 @@ def check_constants(settings: TrainSettings, loss: str | None = None, classes: i
 
     if loss is not None:
         attempt(lambda: build_loss(loss_of(settings, loss, [1] * classes), outputs_for(loss, classes)))
-    attempt(lambda: Schedule(schedule_of(settings)))
+    attempt(lambda: check_schedule(schedule_of(settings)))
     attempt(lambda: check_optimizer(optimizer_of(settings)))
     if problems:
         raise SettingsError(*problems)

@@ -99,7 +99,7 @@ class Loop:
             self._share_statistics()
             figures = self.training.figures(islice(stream, scored))
             self.training.epoch += 1
-            self.training.schedule.observe(figures[self.training.best])
+            self.training.observe(figures)
             self._report(
                 {
                     "epoch": self.training.epoch,

@@ -18,7 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
-from segray.train.lr_schedule import Schedule, ScheduleSettings
+from segray.train.lr_schedule import (
+    ScheduleSettings,
+    load_plateau_state,
+    plateau_factor,
+    plateau_of,
+    plateau_state,
+    rate,
+)
 from segray.train.optim import OptimizerSettings, build_optimizer
 from segray.train.warm_start import frozen_in
 
@@ -80,7 +87,7 @@ class Training(ABC):
             if task.ema
             else None
         )
-        self.schedule = Schedule(task.schedule)
+        self.plateau = plateau_of(task.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=task.precision == "fp16")
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -144,13 +151,18 @@ class Training(ABC):
         self.step += 1
         return loss
 
+    def observe(self, figures: dict[str, Any]) -> None:
+        """Take the figures of a validation, the same in each process; only the schedule `plateau` looks at them."""
+        if self.plateau is not None:
+            self.plateau.step(figures[self.best])
+
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on exactly, plain types and tensors: all random draws follow from the step."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": plateau_state(self.plateau),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -163,13 +175,14 @@ class Training(ABC):
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        load_plateau_state(self.plateau, state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
 
     def _rate(self) -> float:
         total = self.task.epochs * self.task.steps_per_epoch
-        return self.task.optimizer.lr * self.schedule.rate(self.step, total)
+        factor = rate(self.task.schedule, self.step, total) * plateau_factor(self.plateau)
+        return self.task.optimizer.lr * factor
 
     def _alone(self, alone: bool) -> AbstractContextManager[None]:
         """Whether gradients stay in this process for now; those of the last part carry all to the others."""
