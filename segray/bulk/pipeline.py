@@ -24,7 +24,6 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
-from ray.data._internal.execution import streaming_executor_state
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +33,7 @@ from segray.bulk.resources import READ_CPUS, Resources
 from segray.bulk.task import Model, Verb
 from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError
+from segray.ray_private import poll_every
 from segray.scenes.scene import Tiling
 from segray.settings import BulkSettings, RaySettings
 from segray.sources.archives import read_archive
@@ -295,7 +295,7 @@ def tables_of(dataset: ray.data.Dataset, prefetch: int) -> Iterator[pa.Table]:
 
 
 def _look_every(seconds: float) -> None:
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = min(max(seconds, TICKS_S[0]), TICKS_S[1])
+    poll_every(min(max(seconds, TICKS_S[0]), TICKS_S[1]))
 
 
 def _configure(settings: RaySettings) -> None:
