@@ -28,7 +28,6 @@ import shapely
 from numpy.typing import NDArray
 
 from segray.data.footprints import Footprints, areas_of, boxes_around, footprint_table
-from segray.data.labels import VOID
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
 from segray.data.pair_reader import Example, digest_of
 from segray.data.pairs import FRAGMENT, Pair, Pairs, Rejected
@@ -36,6 +35,7 @@ from segray.data.scan_stream import Reading
 from segray.data.splits import Deal
 from segray.data.vector_files import FeatureFile, find_file, open_features
 from segray.errors import ItemError, SettingsError
+from segray.palette import VOID
 from segray.scenes.crs import can_place
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from

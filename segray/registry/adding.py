@@ -9,7 +9,8 @@ from segray.errors import SettingsError
 from segray.log import say
 from segray.models.weights import name_of, read_weights
 from segray.output.io import read_if_there
-from segray.registry.registry import CARD, METRICS, MODEL, SNAPSHOT
+from segray.output.names import MODEL, SCORES
+from segray.registry.registry import CARD, SNAPSHOT
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem
@@ -119,7 +120,7 @@ def files_of(
     return {
         MODEL: data,
         CARD: _card(about, run, metrics).encode(),
-        METRICS: json.dumps(metrics, indent=2, ensure_ascii=False).encode() + b"\n",
+        SCORES: json.dumps(metrics, indent=2, ensure_ascii=False).encode() + b"\n",
     }
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
 from segray.evaluate.report import without_nan
+from segray.output.names import METRICS, MODEL
 from segray.registry.registry import PROFILE
 from segray.retrain import data as data_of
 from segray.retrain.begin import Job, check_rejects, told_unknown, write_groups
@@ -18,7 +19,6 @@ from segray.retrain.report import report_page
 from segray.retrain.rounds import DECISION, GROUPS, HOLDOUT, ITEMS, REPORT, SNAPSHOT, Round, now_utc
 from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
 from segray.storage import canonical_uri, shown
-from segray.train.identity import METRICS, MODEL
 
 
 def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:

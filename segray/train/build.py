@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from segray.errors import SettingsError
+from segray.palette import VOID
 from segray.train.losses import (
-    IGNORE_INDEX,
     LossSettings,
     build_loss,
     inverse_frequency,
@@ -85,7 +85,7 @@ def loss_of(settings: TrainSettings, loss: str, counts: Sequence[int]) -> LossSe
         weights = inverse_frequency(counts, POWERS[wanted])
     elif wanted != "none":
         weights = tuple(map(float, wanted.split(",")))
-    fixed = {"name": loss, "class_weights": weights, "ignore_index": IGNORE_INDEX}
+    fixed = {"name": loss, "class_weights": weights, "ignore_index": VOID}
     return _made(LossSettings, "loss_settings", settings.loss_settings, fixed)
 
 

@@ -24,15 +24,13 @@ from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lock
+from segray.output.names import METRICS, MODEL, RUN
 from segray.output.progress import Progress
 from segray.settings import printable
 from segray.storage import shown
 from segray.train.console import Watch, figure, metrics
 from segray.train.identity import (
     CHECKPOINT,
-    METRICS,
-    MODEL,
-    RUN,
     check_data,
     check_settings,
     holds,

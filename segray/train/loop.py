@@ -30,7 +30,8 @@ from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
 from segray.output.folder import Output
 from segray.output.lease import follow, newest_generation
-from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
+from segray.output.names import METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.training import Training
 
 DRAWN_EVERY_S = 20.0

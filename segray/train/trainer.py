@@ -24,8 +24,8 @@ from segray import ray_private
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
 from segray.output.folder import Output
+from segray.output.names import PLAN
 from segray.storage import StorageSettings
-from segray.train.identity import PLAN
 from segray.train.loader import Feed, batches, pictured
 from segray.train.loop import Loop
 from segray.train.process_group import OneAddressConfig

@@ -17,10 +17,10 @@ from segray.data.coco_reader import CocoExample, CocoReading
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
+from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train.collate_instances import InstanceBatch, InstanceFraming
-from segray.train.identity import METRICS, MODEL
 from segray.train.loop import Loop
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings

@@ -14,10 +14,11 @@ from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
 from segray.models.semanticfile import SemanticCard, load_semantic
 from segray.output.lease import Lock
+from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train.collate import Batch
-from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.loop import Loop
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings

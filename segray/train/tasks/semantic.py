@@ -21,8 +21,9 @@ from segray.models.device import DTYPES
 from segray.models.semantic import recompute_blocks
 from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
 from segray.models.start import begin_with
+from segray.palette import VOID
 from segray.train.collate import Batch
-from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
+from segray.train.losses import LossSettings, build_loss, reduce_over_ranks
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
 from segray.train.training import Training
@@ -145,7 +146,7 @@ class SemanticTraining(Training):
         pixels, classes = batch.pixels, batch.classes
         if (missing := number - len(classes)) > 0:
             pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).expand(missing, -1, -1, -1)])
-            classes = torch.cat([classes, torch.full_like(classes[:1], IGNORE_INDEX).expand(missing, -1, -1)])
+            classes = torch.cat([classes, torch.full_like(classes[:1], VOID).expand(missing, -1, -1)])
         parts = zip(pixels.tensor_split(number), classes.tensor_split(number), strict=True)
         return [Batch(*part, names=[]) for part in parts]
 

@@ -16,14 +16,13 @@ from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from segray.palette import VOID
 from segray.train.transforms.colour import ColourChange, coloured
 from segray.train.transforms.geometry import Fit, Frame, Geometry, drawn_geometry
 from segray.train.transforms.nearest import nearest
 from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
 
 XYXY = tv_tensors.BoundingBoxFormat.XYXY
-VOID = 255
-"""Class of pixels that are no part of the truth."""
 
 
 def augmented(
