@@ -152,7 +152,7 @@ class Training(ABC):
         return loss
 
     def observe(self, figures: dict[str, Any]) -> None:
-        """Take the figures of a validation, the same in each process; the schedule `plateau` steps by them."""
+        """Take the figures of a validation, the same in each process; `plateau` steps by them."""
         if self.plateau is not None:
             self.plateau.step(figures[self.best])
 
