@@ -14,7 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from jobs.benchmarks.measure import Figure, Options
 from segray.annotate.predictor import Predictor
 from segray.data.coco_listing import list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.data.splits import Deal
 from segray.errors import ItemError
 from segray.evaluate.average_precision import InstanceScores
@@ -54,7 +54,7 @@ def labelled_test_images(folder: Path) -> list[CocoExample]:
     """Read the images of the test split (seed 0) of a COCO folder, in the order of their contents."""
     storage = StorageSettings()
     listing = list_coco(str(folder), storage)
-    pairs = listing.listed.pairs
+    pairs = listing.pairs
     split, found = Deal.of(pairs, seed=0), list[CocoExample]()
     for pair, example in zip(
         pairs, CocoReading(listing.categories, MAX_PIXELS, storage).reader().read(pairs), strict=True

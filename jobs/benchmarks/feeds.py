@@ -29,9 +29,8 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     import pyarrow as pa
     import ray
 
-    from segray.data.pair_reader import digest_of
+    from segray.data.pair_reader import Reading, digest_of
     from segray.data.pair_table import pair_table
-    from segray.data.scan_stream import Reading
     from segray.settings import RaySettings
     from segray.storage import StorageSettings
     from segray.train.loader import Feed, batches

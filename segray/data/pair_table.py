@@ -4,20 +4,17 @@ As a list of `Pair`, each process that reads would hold its own, at 1.1 KB a pai
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from segray.data.coco_listing import AnnotatedPair
-from segray.data.pair_reader import Example
+from segray.data.pair_reader import CocoExample, Example
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.sources.item import Source
 
-if TYPE_CHECKING:
-    from segray.data.coco_reader import CocoExample
-
-T = TypeVar("T", bound="Example | CocoExample | ItemError")
+T = TypeVar("T", bound=Example | CocoExample | ItemError)
 
 _FILE = ("uri", "address", "version", "size")
 PAIRS = pa.schema(

@@ -8,15 +8,13 @@ pass goes on, so a kill costs the last minute of it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from segray.data.pair_reader import Example
 from segray.data.pairs import Pair
 from segray.data.splits import perceptual_hash
 from segray.errors import ItemError
@@ -47,24 +45,20 @@ _SAVING_SHARE = 0.05
 _LEVELS = np.arange(256) / 255
 
 
-def figures(example: Example | ItemError, classes: int) -> dict[str, Any]:
-    """One row of FIGURES."""
+def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]:
+    """Return one row of FIGURES; `counted`: see `LabelReading.counts`."""
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
-    counts = np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist()
-    return picture_figures(example.pixels, example.digest, example.label_digest) | {"counts": counts}
-
-
-def picture_figures(pixels: NDArray[np.uint8], digest: str, label_digest: str) -> dict[str, Any]:
-    """What does not depend on the kind of the labels."""
-    counts = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    pixels = example.pixels
+    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
     return {
-        "digest": digest,
-        "label_digest": label_digest,
+        "digest": example.digest,
+        "label_digest": example.label_digest,
         "likeness": perceptual_hash(pixels),
         "pixels": pixels.shape[0] * pixels.shape[1],
-        "sums": [float(count @ _LEVELS) for count in counts],
-        "squares": [float(count @ _LEVELS**2) for count in counts],
+        "counts": counted(example),
+        "sums": [float(number @ _LEVELS) for number in levels],
+        "squares": [float(number @ _LEVELS**2) for number in levels],
     }
 
 

@@ -1,7 +1,6 @@
 """One survey of the pairs by Ray Data: read, decoded, measured; as they come. No torch here."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,39 +9,18 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from segray.columns import packed, unpacked
-from segray.data.coco_reader import CocoReading
-from segray.data.labels import LabelRules
-from segray.data.pair_reader import Example, Reader
+from segray.data.pair_reader import LabelReading
 from segray.data.pair_table import pairs_at
 from segray.data.read_tasks import MAPPED, SCORING, configure, places_table, read_places, tables
 from segray.data.scan import FIGURES, figures
-from segray.errors import ItemError
-from segray.storage import StorageSettings
 
 SURVEYED_AT_ONCE = 16
 SURVEY_CPUS = 0.9
 """Of a process that surveys, so that one a CPU leaves room for the task that feeds them."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How pairs are read, in any process."""
-
-    rules: LabelRules
-    max_pixels: int
-    storage: StorageSettings
-
-    def reader(self) -> Reader:
-        """One for this process."""
-        return Reader(self.rules, self.max_pixels, self.storage)
-
-    def figures(self, example: Example | ItemError) -> dict[str, Any]:
-        """One row of FIGURES."""
-        return figures(example, self.rules.classes)
-
-
 def survey(
-    pairs: pa.Table, reading: Reading | CocoReading, cpus: float, stall_timeout_s: float
+    pairs: pa.Table, reading: LabelReading, cpus: float, stall_timeout_s: float
 ) -> Generator[pa.Table, None, None]:
     """Tables of FIGURES with the column `place`, the row in `pairs` (schema PAIRS), as they come."""
     configure(stall_timeout_s)
@@ -65,14 +43,14 @@ def _chunks(pairs: int) -> Iterator[pa.Table]:
 class _Survey:
     """Places -> FIGURES with their places."""
 
-    def __init__(self, pairs: Any, reading: Reading | CocoReading) -> None:
+    def __init__(self, pairs: Any, reading: LabelReading) -> None:
         self._pairs: pa.Table = ray.get(pairs)
-        self._reading: Any = reading
+        self._counts = reading.counts
         self._reader = reading.reader()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
             places = table["place"]
             examples = self._reader.read(pairs_at(self._pairs, places.to_pylist()))
-            rows = [self._reading.figures(example) for example in examples]
+            rows = [figures(example, self._counts) for example in examples]
             yield packed(pa.Table.from_pylist(rows, FIGURES).append_column("place", places))

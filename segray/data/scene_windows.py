@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 
 from segray.data.footprints import Footprints, areas_of, boxes_around, footprint_table
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
-from segray.data.pair_reader import Example, digest_of
+from segray.data.pair_reader import Example, Reading, digest_of
 from segray.data.pairs import FRAGMENT, Pair, Pairs, Rejected
-from segray.data.scan_stream import Reading
 from segray.data.splits import Deal
 from segray.data.vector_files import FeatureFile, find_file, open_features
 from segray.errors import ItemError, SettingsError
@@ -79,7 +78,7 @@ class WindowReading(Reading):
     shared: Any
     """Reference to the scenes and the footprints."""
 
-    def reader(self) -> "WindowReader":  # type: ignore[override]
+    def reader(self) -> "WindowReader":
         """One for this process."""
         scenes, footprints = ray.get(self.shared)
         return WindowReader(scenes, Footprints(footprints), self.storage)

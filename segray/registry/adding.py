@@ -58,7 +58,7 @@ def _snapshot(training: str, storage: StorageSettings) -> bytes | None:
         categories = None
         if names["splits.json"] is not None:
             found = list_coco(f"{training}/splits.json", storage)
-            listed, categories = found.listed.pairs, found.categories
+            listed, categories = found.pairs, found.categories
         else:
             listed = list_pairs(f"{training}/splits.csv", storage).pairs
         known = pq.read_table(pa.BufferReader(survey))

@@ -61,23 +61,19 @@ class Listed:
 
     settings: TrainSettings
     """With what the model decides that training starts from."""
-    found: Pairs | CocoListing
+    pairs: Pairs
+    """Pictures and labels, and what was rejected."""
     start: "Start | None"
-
-    @property
-    def pairs(self) -> Pairs:
-        """Pictures and labels, and what was rejected."""
-        return self.found.listed if isinstance(self.found, CocoListing) else self.found
 
     @cached_property
     def design(self) -> Design | InstanceDesign:
         """What is trained. Raises SettingsError where settings and labels do not fit each other."""
-        return design_of(self.settings, self.found, self.start)
+        return design_of(self.settings, self.pairs, self.start)
 
     @property
     def categories(self) -> dict[int, str] | None:
         """Id to name, of labels of instances."""
-        return self.found.categories if isinstance(self.found, CocoListing) else None
+        return self.pairs.categories if isinstance(self.pairs, CocoListing) else None
 
     @property
     def class_names(self) -> list[str]:
@@ -88,7 +84,7 @@ class Listed:
     @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
-        return isinstance(self.found, CocoListing)
+        return isinstance(self.pairs, CocoListing)
 
 
 def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
@@ -157,8 +153,8 @@ def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: 
     """
     used = [split != LEFT_OUT for split in splits]
     kept, kept_splits = list(compress(pairs, used)), list(compress(splits, used))
-    if isinstance(labels.found, CocoListing):
-        name, data = "labels.json", _coco(labels.found, kept, kept_splits)
+    if isinstance(labels.pairs, CocoListing):
+        name, data = "labels.json", _coco(labels.pairs, kept, kept_splits)
     else:
         name, data = "labels.parquet", _manifest(kept, kept_splits)
     store.write(f"{folder}/{name}", data)
@@ -171,8 +167,7 @@ def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, sett
     Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
     """
     store = Output(settings.output, settings.storage)
-    found = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
-    frozen = found.listed if isinstance(found, CocoListing) else found
+    frozen = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
     survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
     place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
     missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from segray.data.coco_reader import CocoExample
+from segray.data.pair_reader import CocoExample
 from segray.masks.types import Rle
 from segray.train.transforms.instances import (
     CropSettings,

@@ -47,7 +47,7 @@ from segray.versions import versions
 from segray.watching import exported, labels
 
 if TYPE_CHECKING:
-    from segray.data.scan_stream import Reading
+    from segray.data.pair_reader import Reading
     from segray.data.scene_windows import Windows
     from segray.models.start import Start
     from segray.train.trainer import Run
@@ -154,8 +154,7 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
         raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
     identity = identity_of(settings, design.resolved() | {"precision": precision})
     check_settings(lock.store, identity, shown(settings.output))
-    listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, lock, listed, design, device, precision, identity, ray)
+    return Prepared(settings, lock, found, design, device, precision, identity, ray)
 
 
 def _open_output(settings: TrainSettings) -> Lock[Output]:
@@ -183,7 +182,7 @@ def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
     return started(settings, start), start
 
 
-def list_data(settings: TrainSettings) -> Pairs | CocoListing:
+def list_data(settings: TrainSettings) -> Pairs:
     """What there is to train with; no picture is opened. Raises SettingsError."""
     if settings.is_instance:
         return _listed_instances(settings)
@@ -206,7 +205,7 @@ def _listed_instances(settings: TrainSettings) -> CocoListing:
 
 
 def design_of(
-    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None" = None
+    settings: TrainSettings, listed: Pairs, start: "Start | None" = None
 ) -> Design | InstanceDesign:
     """What is trained. Raises SettingsError for settings and data that do not fit each other."""
     if isinstance(listed, CocoListing):

@@ -19,14 +19,14 @@ import_torchvision()  # before what follows does: each loader is ready sooner
 
 from segray.columns import packed, unpacked
 from segray.errors import ItemError, JobFailedError
-from segray.data.coco_reader import CocoReading
+from segray.data.pair_reader import CocoReading
 from segray.train.collate import Framing
 from segray.train.collate_instances import InstanceFraming
 from segray.data.pair_table import as_surveyed, pairs_at
 from segray.data.read_tasks import MAPPED, SCORING, Pause, configure, read_places, tables
 from segray.train.sampler import Order, Part
 from segray.data.scan import PASSING
-from segray.data.scan_stream import Reading
+from segray.data.pair_reader import Reading
 from segray.ray_private import find
 from segray.train.resources import LOADER_CPUS
 from segray.train.reporting.samples import chosen

@@ -15,7 +15,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 
 from segray.data.coco_listing import CocoListing, list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.data.pair_table import pair_table, pairs_at
 from segray.errors import ItemError, SettingsError
 from segray.storage import StorageSettings
@@ -37,7 +37,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(listing: CocoListing) -> list[CocoExample | ItemError]:
     """By way of the table that the loaders share."""
     reader = CocoReading(listing.categories, 10_000, STORAGE).reader()
-    table = pair_table(listing.listed.pairs)
+    table = pair_table(listing.pairs)
     return reader.read(pairs_at(table, range(table.num_rows)))
 
 
@@ -115,8 +115,8 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     content["images"].append({**content["images"][4], "id": 99})
     file.write_text(json.dumps(content))
     listing = list_coco(str(folder), STORAGE)
-    assert [one.reason for one in listing.listed.rejected] == ["no_image", "listed_twice"]
-    found = dict(zip((pair.name for pair in listing.listed.pairs), examples(listing), strict=True))
+    assert [one.reason for one in listing.rejected] == ["no_image", "listed_twice"]
+    found = dict(zip((pair.name for pair in listing.pairs), examples(listing), strict=True))
     assert list(found) == [f"cells-{number}.png" for number in (0, 1, 2, 4, 5)]
     reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
     assert len(reasons) == 3
@@ -144,7 +144,7 @@ def test_whole_numbers_as_other_programs_write_them(of: str, form: Any, tmp_path
         each.update(iscrowd=form(0), area=NOT_A_NUMBER)
     file.write_text(json.dumps(content))
     listing = list_coco(str(folder), STORAGE)
-    assert listing.listed.ignored == 0
+    assert listing.ignored == 0
     for old, new in zip(before, examples(listing), strict=True):
         assert isinstance(old, CocoExample)
         assert isinstance(new, CocoExample)
@@ -213,7 +213,7 @@ def test_groups_that_images_name(truth: Path, tmp_path: Path) -> None:
     for given, group in (("street 5", "street 5"), (7, "7"), ("", None), (None, None)):
         content["images"][0]["group"] = given
         truth.write_text(json.dumps(content))
-        assert [pair.group for pair in list_coco(str(truth), STORAGE).listed.pairs] == [group]
+        assert [pair.group for pair in list_coco(str(truth), STORAGE).pairs] == [group]
     content["images"][0]["group"] = [7]
     truth.write_text(json.dumps(content))
     with pytest.raises(SettingsError, match=r"#image=1: group '\[7\]' is neither text nor a whole number"):
@@ -225,7 +225,7 @@ def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) 
     moved.write_bytes(truth.read_bytes())
     with pytest.raises(SettingsError, match="none of its 1 images is there; say with --root"):
         list_coco(str(moved), STORAGE)
-    (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).listed.pairs
+    (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).pairs
     assert (pair.name, pair.image.address) == ("one.png", str(truth.parent / "one.png"))
 
 

@@ -19,7 +19,7 @@ from segray.data import scan as survey_module
 from segray.data.dataset import Data, dealt, splits_csv
 from segray.data.label_sample import decide_from
 from segray.data.labels import LabelRules
-from segray.data.pair_reader import Example, Reader
+from segray.data.pair_reader import Example, Reader, Reading
 from segray.data.pairs import Pair, Pairs, list_pairs
 from segray.data.scan import FIGURES, SURVEY, Survey, figures, mean_and_deviation
 from segray.data.splits import Deal
@@ -31,6 +31,7 @@ from segray.train.tasks.semantic_job import design_semantic
 from tests.train.squares import SCORED, TRAINED, write_squares
 
 RULES, MAX_PIXELS = LabelRules(2, "binary"), 10_000
+COUNTS = Reading(RULES, MAX_PIXELS, StorageSettings()).counts
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def look_at(survey: Survey, pairs: Sequence[Pair], places: Sequence[int]) -> Non
     """As the Ray side does it: a few at a time, in any order."""
     reader = Reader(RULES, MAX_PIXELS, StorageSettings())
     for some in (places[1::2], places[::2]):
-        rows = [figures(example, 2) for example in reader.read([pairs[place] for place in some])]
+        rows = [figures(example, COUNTS) for example in reader.read([pairs[place] for place in some])]
         table = pa.Table.from_pylist(rows, FIGURES).append_column("place", pa.array(some, pa.int64()))
         survey.add(table)
     survey.save()
@@ -157,7 +158,7 @@ def test_errors_that_pass_are_tried_again_until_something_was_trained(
 ) -> None:
     pairs = listing(folder).pairs
     survey = begin(pairs, tmp_path / "out")
-    rows = [figures(ItemError(kind, "it broke"), 2)]  # type: ignore[arg-type]
+    rows = [figures(ItemError(kind, "it broke"), COUNTS)]  # type: ignore[arg-type]
     survey.add(pa.Table.from_pylist(rows, FIGURES).append_column("place", pa.array([0])))
     look_at(survey, pairs, survey.missing)
     assert begin(pairs, tmp_path / "out").missing == again
@@ -170,7 +171,7 @@ def test_the_copy_is_kept_while_the_survey_goes_on(
     monkeypatch.setattr(survey_module, "_SAVE_EVERY_S", -1.0)
     pairs = listing(folder).pairs
     survey = begin(pairs, tmp_path / "out")
-    row = pa.Table.from_pylist([figures(ItemError("corrupt", "it broke"), 2)], FIGURES)
+    row = pa.Table.from_pylist([figures(ItemError("corrupt", "it broke"), COUNTS)], FIGURES)
     survey.add(row.append_column("place", pa.array([5])))
     assert 5 not in begin(pairs, tmp_path / "out").missing
 
@@ -288,7 +289,7 @@ def test_labels_in_colour_are_counted_as_the_numbers_they_stand_for(folder: Path
     design = design_semantic(TrainSettings(**given), listing(folder))
     assert design.names == ("background", "foreground")
     reader = Reader(design.rules, MAX_PIXELS, StorageSettings())
-    found = [figures(each, 2) for each in reader.read(listed.pairs)]
+    found = [figures(each, COUNTS) for each in reader.read(listed.pairs)]
     assert [row.get("counts") for row in found] == rows["counts"].to_pylist()
     with pytest.raises(ValueError, match="root, void, values and colours: of label pictures"):
         TrainSettings(**given, footprints="f.gpkg")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jobs.benchmarks.accuracy import score_torchvision
-from segray.data.coco_reader import CocoExample
+from segray.data.pair_reader import CocoExample
 from segray.data.splits import split_of
 from segray.models import bundled_models
 from segray.models.modelfile import LoadedModel, build_model, load_model_file

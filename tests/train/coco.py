@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segray.data.coco_listing import list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.storage import StorageSettings
@@ -61,9 +61,9 @@ def read_coco(data: Path) -> list[tuple[Pair, CocoExample]]:
     """Return each image of a COCO file or folder with its instances, as training reads them."""
     storage = StorageSettings()
     listing = list_coco(str(data), storage)
-    examples = CocoReading(listing.categories, 10_000_000, storage).reader().read(listing.listed.pairs)
+    examples = CocoReading(listing.categories, 10_000_000, storage).reader().read(listing.pairs)
     found = []
-    for pair, example in zip(listing.listed.pairs, examples, strict=True):
+    for pair, example in zip(listing.pairs, examples, strict=True):
         assert not isinstance(example, ItemError), example
         found.append((pair, example))
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from segray.data.coco_listing import list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
@@ -51,7 +51,7 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         listing = list_coco(str(folder), StorageSettings())
-        read = CocoReading(listing.categories, 100_000, StorageSettings()).reader().read(listing.listed.pairs)
+        read = CocoReading(listing.categories, 100_000, StorageSettings()).reader().read(listing.pairs)
         self.examples = [each for each in read if isinstance(each, CocoExample)]
         self.framing = InstanceFraming(
             CropSettings(96, 96, smallest_area=10), AugmentSettings(preset="off"), (4,), 0

@@ -18,7 +18,7 @@ from segray.train.warm_start import check_frozen, has_frozen_norms
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segray.data.coco_reader import CocoReading
+    from segray.data.pair_reader import CocoReading
     from segray.models.start import Start
     from segray.train.trainer import Run
 
@@ -57,7 +57,7 @@ class InstanceDesign:
 
     def reading(self, settings: TrainSettings) -> "CocoReading":
         """How pictures are read."""
-        from segray.data.coco_reader import CocoReading
+        from segray.data.pair_reader import CocoReading
 
         return CocoReading(self.categories, settings.max_pixels, settings.storage)
 

@@ -15,7 +15,7 @@ from segray.train.warm_start import check_frozen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segray.data.scan_stream import Reading
+    from segray.data.pair_reader import Reading
     from segray.data.scene_windows import Windows
     from segray.models.start import Start
     from segray.train.trainer import Run
@@ -49,7 +49,7 @@ class Design:
 
     def reading(self, settings: TrainSettings) -> "Reading":
         """How pairs are read."""
-        from segray.data.scan_stream import Reading
+        from segray.data.pair_reader import Reading
 
         return Reading(self.rules, settings.max_pixels, settings.storage)
 
