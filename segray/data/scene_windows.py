@@ -19,7 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ from segray.errors import ItemError, SettingsError
 from segray.palette import VOID
 from segray.scenes.crs import can_place
 from segray.scenes.nodata import nodata_mask
-from segray.scenes.scene import Scene, scene_from
+from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.byte_ranges import FileRanges, has_scene_name
 from segray.sources.item import Source
 from segray.sources.listing import Listing
@@ -45,13 +45,29 @@ from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, canonical_uri
 from segray.tiles import Window
 
-if TYPE_CHECKING:
-    from segray.train.settings import TrainSettings
-
 _ENDS = 64 << 10
 """Bytes at both ends of a scene that tell it from others."""
 _OPEN = 8
 """Files whose ranges a reader keeps at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """How scenes become windows."""
+
+    data: str
+    """A scene, or a folder of scenes."""
+    footprints: str
+    layer: str | None
+    """Of the footprints' file."""
+    class_column: str | None
+    """Attribute of the footprints that names a class; None: all are class 1."""
+    tiling: Tiling
+    block: int
+    """Windows a side that come into one split."""
+    shares: tuple[int, float, float]
+    """Seed of the split, shares of val and of test."""
+    storage: StorageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +155,15 @@ def index_of(uri: str, scene: Scene) -> int:
     return -(-y // scene.tile) * scene.grid.cols + -(-x // scene.tile)
 
 
-def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
+def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
     """List the scenes in `settings.data`, reading their headers alone, and the footprints on them.
 
     names: of the classes. Raises SettingsError for what cannot be read, and where no footprint lies on any
     scene.
     """
     scenes, rejected, ignored = _scenes(settings)
-    source = find_file(settings.footprints or "", settings.storage)
-    with open_features(source, settings.class_column, settings.storage, settings.footprints_layer) as file:
+    source = find_file(settings.footprints, settings.storage)
+    with open_features(source, settings.class_column, settings.storage, settings.layer) as file:
         usable, unplaced = _placeable(scenes, file.crs)
         table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
     if not table.num_rows:
@@ -176,7 +192,7 @@ class _Listed:
     """That its folder names."""
 
 
-def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], int]:
+def _scenes(settings: WindowSettings) -> tuple[list[_Listed], list[Rejected], int]:
     """(Scenes by address, what is none, files that are neither TIFF nor JPEG 2000)."""
     listing = Listing([settings.data], settings.storage)
     base = folder_uri(settings.data)
@@ -201,7 +217,7 @@ def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], i
     return list({one.source.uri: one for one in found}.values()), rejected, listing.ignored + others
 
 
-def _looked_at(source: Source, base: str, settings: "TrainSettings", sandbox: DecodeSandbox) -> _Listed:
+def _looked_at(source: Source, base: str, settings: WindowSettings, sandbox: DecodeSandbox) -> _Listed:
     file = FileRanges(source.uri, source.version, source.address, source.size, settings.storage)
     scene = sandbox.describe(file, settings.tiling)
     if scene is None or scene.crs is None:
@@ -271,11 +287,11 @@ def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], li
     )
 
 
-def _drawing(settings: "TrainSettings", names: Sequence[str]) -> str:
+def _drawing(settings: WindowSettings, names: Sequence[str]) -> str:
     return digest_of(repr((settings.class_column, [*names], settings.tiling)).encode())[:16]
 
 
-def _pairs(one: _Listed, label: Source, settings: "TrainSettings") -> Iterator[tuple[Pair, str]]:
+def _pairs(one: _Listed, label: Source, settings: WindowSettings) -> Iterator[tuple[Pair, str]]:
     """The windows of a scene, each with the digest of its block."""
     grid = one.scene.grid
     rows, cols = (length // one.scene.tile for length in (one.scene.height, one.scene.width))
@@ -292,8 +308,6 @@ def _pairs(one: _Listed, label: Source, settings: "TrainSettings") -> Iterator[t
         )
 
 
-def _dealt(windows: list[tuple[Pair, str]], settings: "TrainSettings") -> list[Pair]:
-    deal = Deal.of(
-        (pair for pair, _ in windows), settings.split_seed, settings.val_share, settings.test_share
-    )
+def _dealt(windows: list[tuple[Pair, str]], settings: WindowSettings) -> list[Pair]:
+    deal = Deal.of((pair for pair, _ in windows), *settings.shares)
     return [replace(pair, split=deal.split_by(pair.split, block)) for pair, block in windows]

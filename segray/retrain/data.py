@@ -28,10 +28,9 @@ from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.storage import split_protocol
-from segray.train.job import design_of, list_data, survey_pairs, with_start
+from segray.train.job import survey_pairs, with_start
 from segray.train.settings import TrainSettings
-from segray.train.tasks.instance_job import InstanceDesign
-from segray.train.tasks.semantic_job import Design
+from segray.train.tasks import TrainingTask, kind_of
 
 if TYPE_CHECKING:
     from segray.models.start import Start
@@ -66,9 +65,9 @@ class Listed:
     start: "Start | None"
 
     @cached_property
-    def design(self) -> Design | InstanceDesign:
+    def task(self) -> TrainingTask:
         """What is trained. Raises SettingsError where settings and labels do not fit each other."""
-        return design_of(self.settings, self.pairs, self.start)
+        return kind_of(self.settings).of(self.settings, self.pairs, self.start)
 
     @property
     def categories(self) -> dict[int, str] | None:
@@ -78,13 +77,12 @@ class Listed:
     @property
     def class_names(self) -> list[str]:
         """What the labels name."""
-        design = self.design
-        return [*(design.categories.values() if isinstance(design, InstanceDesign) else design.names)]
+        return [*self.task.names]
 
     @property
     def is_instance(self) -> bool:
         """Whether instance labels were listed."""
-        return isinstance(self.pairs, CocoListing)
+        return self.settings.is_instance
 
 
 def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
@@ -108,7 +106,7 @@ def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | N
         _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
     try:
-        return Listed(known, list_data(known), start)
+        return Listed(known, kind_of(known).list_data(known), start)
     except NothingConfirmedError as error:  # a job that comes every hour waits for the first correction
         raise NothingToDoError(*error.lines) from error
 
@@ -131,9 +129,9 @@ def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
 def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
     """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
     settings, pairs = labels.settings, labels.pairs
-    survey = Survey(pairs.pairs, labels.design.rules, settings.max_pixels, store, begun=False)
+    survey = Survey(pairs.pairs, labels.task.rules, settings.max_pixels, store, begun=False)
     if survey.missing:
-        reading = labels.design.reading(settings)
+        reading = labels.task.reading()
         survey_pairs(survey, pairs.pairs, reading, ray.cluster().cpus, settings)
     rows = survey.rows()
     good = pc.is_null(rows["error_type"]).to_pylist()
@@ -167,8 +165,9 @@ def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, sett
     Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
     """
     store = Output(settings.output, settings.storage)
-    frozen = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
-    survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
+    known = settings.model_copy(update={"arch": labels.settings.arch})
+    frozen = kind_of(known).list_data(known)
+    survey = Survey(frozen.pairs, labels.task.rules, settings.max_pixels, store, begun=True)
     place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
     missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]
     if missing:

@@ -108,11 +108,12 @@ def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: st
         return score_instances(
             job.settings, weights, labels, now.address(ITEMS), now.address(f"scored/{name}")
         )
-    from segray.train.job import design_of, list_data
+    from segray.train.tasks import kind_of
 
     settings = data_of.train_settings(job.settings, labels, now.address("train"))
-    design: Any = design_of(settings, list_data(settings))
-    return score_semantic(job.settings, weights, labels, design.rules, design.names)
+    kind = kind_of(settings)
+    task: Any = kind.of(settings, kind.list_data(settings))
+    return score_semantic(job.settings, weights, labels, task.rules, task.names)
 
 
 def _page(

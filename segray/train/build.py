@@ -89,6 +89,24 @@ def loss_of(settings: TrainSettings, loss: str, counts: Sequence[int]) -> LossSe
     return _made(LossSettings, "loss_settings", settings.loss_settings, fixed)
 
 
+def recipe_fields(settings: TrainSettings, trained: int, precision: str) -> dict[str, Any]:
+    """Return the fields of every `Recipe`, but its weights to begin with; trained: images of an epoch."""
+    return {
+        "optimizer": optimizer_of(settings),
+        "schedule": schedule_of(settings),
+        "epochs": settings.epochs,
+        "steps_per_epoch": -(-trained // settings.batch_size),
+        "seed": settings.seed,
+        "precision": precision,
+        "clip": settings.clip,
+        "ema": settings.ema,
+        "pretrained": settings.pretrained,
+        "accumulate": settings.accumulate,
+        "frozen": tuple(settings.freeze),
+        "frozen_epochs": settings.freeze_epochs,
+    }
+
+
 def _made(kind: type[T], setting: str, given: dict[str, Any], fixed: dict[str, Any]) -> T:
     taken = TAKEN[fixed["name"]]
     if others := sorted(given.keys() - set(taken)):

@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochSampler:
     """Of a table of pairs, the first `train` are trained on in batches, then `val` are scored, each alone."""
 
     batch_size: int
@@ -55,6 +55,11 @@ class Order:
             yield places_table(epoch, order[batch].tolist(), turns[batch].tolist())
         for place in part.scored(self.val):
             yield places_table(SCORING, [self.train + place])
+
+
+def shared(repeats: NDArray[np.float64] | None) -> Any:
+    """Put them into Ray's shared memory; returns the reference, or None."""
+    return None if repeats is None else ray.put(repeats)
 
 
 def order_of(

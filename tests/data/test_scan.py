@@ -27,7 +27,7 @@ from segray.errors import ItemError, SettingsError
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
-from segray.train.tasks.semantic_job import design_semantic
+from segray.train.tasks.semantic import SemanticTask
 from tests.train.squares import SCORED, TRAINED, write_squares
 
 RULES, MAX_PIXELS = LabelRules(2, "binary"), 10_000
@@ -286,9 +286,9 @@ def test_labels_in_colour_are_counted_as_the_numbers_they_stand_for(folder: Path
         "output": str(tmp_path),
         "colours": {"0,0,255": 0, "255,0,0": 1},
     }
-    design = design_semantic(TrainSettings(**given), listing(folder))
-    assert design.names == ("background", "foreground")
-    reader = Reader(design.rules, MAX_PIXELS, StorageSettings())
+    task = SemanticTask.of(TrainSettings(**given), listing(folder))
+    assert task.names == ("background", "foreground")
+    reader = Reader(task.rules, MAX_PIXELS, StorageSettings())
     found = [figures(each, COUNTS) for each in reader.read(listed.pairs)]
     assert [row.get("counts") for row in found] == rows["counts"].to_pylist()
     with pytest.raises(ValueError, match="root, void, values and colours: of label pictures"):

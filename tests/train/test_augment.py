@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from segray.train.collate_instances import layered
-from segray.train.transforms.instances import (
+from segray.train.transforms.instance import (
     CropSettings,
     augmented,
+    layered,
     pasted_boxes,
     target_of,
     training_transform,
