@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segray.data.coco_listing import AnnotatedPair
 from segray.data.look_alikes import LookAlikes
 from segray.data.pair_lists import COLUMNS
 from segray.data.pair_table import pair_table
@@ -159,10 +161,31 @@ def splits_csv(data: Data) -> bytes:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS[:3])
     for pair, split in zip(data.pairs, data.splits, strict=True):
-        rows.writerow([_openable(pair.image), _openable(pair.label), split])
+        rows.writerow([openable(pair.image), openable(pair.label), split])
     return text.getvalue().encode()
 
 
-def _openable(file: Source) -> str:
+def splits_json(
+    pairs: Sequence[Pair], splits: Sequence[str], categories: dict[int, str], *, groups: bool = False
+) -> bytes:
+    """A COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
+
+    pairs: of a CocoListing. groups: name those, too. Addresses are as in `splits_csv`.
+    """
+    images, annotations = [], []
+    for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
+        assert isinstance(pair, AnnotatedPair)
+        content = json.loads(pair.annotations)
+        height, width = content["size"]
+        name = openable(pair.image)
+        image = {"id": number, "file_name": name, "height": height, "width": width, "split": split}
+        images.append(image | {"group": pair.group} if groups else image)
+        annotations += [{**each, "image_id": number} for each in content["annotations"]]
+    named = [{"id": number, "name": name} for number, name in sorted(categories.items())]
+    return json.dumps({"images": images, "annotations": annotations, "categories": named}).encode()
+
+
+def openable(file: Source) -> str:
+    """Return what opens a file again; URLs come without credentials and query strings."""
     is_window = FRAGMENT in file.uri
     return file.uri if is_window or split_protocol(file.uri)[0] != "file" else file.address

@@ -5,20 +5,19 @@ rounds/NNNN/labels.parquet   of a semantic model: addresses of pictures and labe
 """
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.cluster import RayStart
-from segray.data.coco_listing import AnnotatedPair, CocoListing
-from segray.data.dataset import dealt
+from segray.data.coco_listing import CocoListing
+from segray.data.dataset import dealt, openable, splits_json
 from segray.data.label_listing import NothingConfirmedError, holds_labels
 from segray.data.pairs import Pair, Pairs
 from segray.data.scan import Survey
@@ -27,7 +26,6 @@ from segray.errors import NothingToDoError, SettingsError
 from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
-from segray.storage import split_protocol
 from segray.train.job import survey_pairs, with_start
 from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
@@ -152,7 +150,7 @@ def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: 
     used = [split != LEFT_OUT for split in splits]
     kept, kept_splits = list(compress(pairs, used)), list(compress(splits, used))
     if isinstance(labels.pairs, CocoListing):
-        name, data = "labels.json", _coco(labels.pairs, kept, kept_splits)
+        name, data = "labels.json", splits_json(kept, kept_splits, labels.pairs.categories, groups=True)
     else:
         name, data = "labels.parquet", _manifest(kept, kept_splits)
     store.write(f"{folder}/{name}", data)
@@ -178,33 +176,11 @@ def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, sett
     dealt(frozen, survey.rows(), Deal.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
 
 
-def _address(pair: Pair) -> str:
-    """What opens the picture again; addresses in buckets come without signatures."""
-    return pair.image.address if split_protocol(pair.image.uri)[0] == "file" else pair.image.uri
-
-
-def _coco(found: CocoListing, pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
-    images, annotations = [], []
-    for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
-        assert isinstance(pair, AnnotatedPair)
-        content = json.loads(pair.annotations)
-        height, width = content["size"]
-        image: dict[str, Any] = {"id": number, "file_name": _address(pair), "height": height, "width": width}
-        images.append(image | {"split": split, "group": pair.group})
-        annotations += [{**each, "image_id": number} for each in content["annotations"]]
-    categories = [{"id": number, "name": name} for number, name in sorted(found.categories.items())]
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
-
-
 def _manifest(pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
-    label = [
-        pair.label.address if split_protocol(pair.label.uri)[0] == "file" else pair.label.uri
-        for pair in pairs
-    ]
     table = pa.table(
         {
-            "images": pa.array([_address(pair) for pair in pairs], pa.string()),
-            "masks": pa.array(label, pa.string()),
+            "images": pa.array([openable(pair.image) for pair in pairs], pa.string()),
+            "masks": pa.array([openable(pair.label) for pair in pairs], pa.string()),
             "split": pa.array(list(splits), pa.string()),
             "group": pa.array([pair.group for pair in pairs], pa.string()),
         }

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.data.coco_listing import AnnotatedPair, CocoListing, list_coco
-from segray.data.dataset import Data
+from segray.data.coco_listing import CocoListing, list_coco
+from segray.data.dataset import Data, splits_json
 from segray.data.label_listing import holds_labels, list_labels
 from segray.data.pair_reader import CocoReading
 from segray.data.pairs import Pairs
 from segray.errors import SettingsError
 from segray.log import say
-from segray.storage import split_protocol
 from segray.train.settings import TrainSettings
 from segray.train.warm_start import first_weights, has_frozen_norms
 
@@ -155,7 +154,7 @@ class InstanceTask:
 
     def files(self, data: Data) -> dict[str, bytes]:
         """See TrainingTask."""
-        return {"splits.json": splits_json(self.categories, data)}
+        return {"splits.json": splits_json(data.pairs, data.splits, self.categories)}
 
     def _card(
         self, mean: tuple[float, ...] = (0.5,) * 3, deviation: tuple[float, ...] = (0.5,) * 3
@@ -198,21 +197,3 @@ def kind_repeats(data: Data) -> NDArray[np.float64]:
     _, number, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
     weights = 1 / np.sqrt(counts[number.ravel()])
     return np.asarray(weights / weights.mean(), np.float64)
-
-
-def splits_json(categories: dict[int, str], data: Data) -> bytes:
-    """A COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
-
-    Local paths are absolute; URLs come without credentials and query strings.
-    """
-    images, annotations = [], []
-    for number, (pair, split) in enumerate(zip(data.pairs, data.splits, strict=True), start=1):
-        assert isinstance(pair, AnnotatedPair)
-        local = split_protocol(pair.image.uri)[0] == "file"
-        content = json.loads(pair.annotations)
-        height, width = content["size"]
-        name = pair.image.address if local else pair.image.uri
-        images.append({"id": number, "file_name": name, "height": height, "width": width, "split": split})
-        annotations += [{**each, "image_id": number} for each in content["annotations"]]
-    named = [{"id": number, "name": name} for number, name in sorted(categories.items())]
-    return json.dumps({"images": images, "annotations": annotations, "categories": named}).encode()

@@ -106,14 +106,15 @@ class InstanceTraining(Training):
 
     def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
         """See Training: picture | truth | prediction, instances outlined."""
-        from segray.train.reporting.instance_samples import write_outlined
+        from segray.train.reporting.samples import outlined, write_panels
 
         (one,) = picture.pictures
         found = self.predict(one.pixels)
         sure = found["scores"] >= 0.5
         truth = [coco_mask.decode({"size": one.size, "counts": true["counts"]}) > 0 for true in one.truth]
         masks = (found["masks"][sure] > 0.5).numpy()
-        write_outlined(filesystem, folder, one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+        drawn = outlined(one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+        write_panels(filesystem, folder, one.name, drawn)
 
     def _backward(self, batch: InstanceBatch) -> Tensor:
         """See Training."""

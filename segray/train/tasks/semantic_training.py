@@ -88,12 +88,12 @@ class SemanticTraining(Training):
 
     def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
         """See Training: picture | truth | prediction | error."""
-        from segray.train.reporting.samples import Sample, write_sample
+        from segray.train.reporting.samples import Sample, panels, write_panels
 
         pixels = picture.pixels[0].permute(1, 2, 0).numpy()
         found = self.classes(picture.pixels)[0].numpy()
         sample = Sample(picture.names[0], pixels, picture.classes[0].numpy(), found)
-        write_sample(filesystem, folder, sample, self.names)
+        write_panels(filesystem, folder, sample.name, panels(sample, self.names))
 
     @torch.inference_mode()
     def score(self, pictures: Iterable[Batch]) -> tuple[float, SemanticScores]:
