@@ -15,7 +15,7 @@ from jobs.benchmarks.measure import Figure, Options
 from segray.annotate.predictor import Predictor
 from segray.data.coco_listing import list_coco
 from segray.data.pair_reader import CocoExample, CocoReading
-from segray.data.splits import Deal
+from segray.data.splits import SplitRule
 from segray.errors import ItemError
 from segray.evaluate.average_precision import InstanceScores
 from segray.masks.rle import encode_image_masks, encode_roi_masks
@@ -55,13 +55,13 @@ def labelled_test_images(folder: Path) -> list[CocoExample]:
     storage = StorageSettings()
     listing = list_coco(str(folder), storage)
     pairs = listing.pairs
-    split, found = Deal.of(pairs, seed=0), list[CocoExample]()
+    rule, found = SplitRule.of(pairs, seed=0), list[CocoExample]()
     for pair, example in zip(
         pairs, CocoReading(listing.categories, MAX_PIXELS, storage).reader().read(pairs), strict=True
     ):
         if isinstance(example, ItemError):
             raise example
-        if split.split_by(pair.split, example.digest) == "test":
+        if rule.split_by(pair.split, example.digest) == "test":
             found.append(example)
     return sorted(found, key=lambda example: example.digest)
 

@@ -5,7 +5,7 @@ it. Where two squares see the same pixels, each has a label for its own half and
 pixel is learned or scored twice. A window's address is that of its scene with `#xywh=x,y,width,height`, in
 pixels of the scene as it is read (as W3C's Media Fragments have it).
 
-Neighbours look alike, so not windows but blocks of `block` x `block` of them are dealt to train, val and
+Neighbours look alike, so not windows but blocks of `block` x `block` of them are split into train, val and
 test, by a hash of the seed, of what is in the scene, and of the block's place in it; no pixel is in two
 blocks. What is in a scene its size and its first and last 64 KiB say: in most files, they hold the sizes of
 all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. Scenes that show one place
@@ -31,7 +31,7 @@ from segray.data.footprints import Footprints, areas_of, boxes_around, footprint
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
 from segray.data.pair_reader import Example, Reading, digest_of
 from segray.data.pairs import FRAGMENT, Pair, Pairs, Rejected
-from segray.data.splits import Deal
+from segray.data.splits import SplitRule
 from segray.data.vector_files import FeatureFile, find_file, open_features
 from segray.errors import ItemError, SettingsError
 from segray.palette import VOID
@@ -173,7 +173,7 @@ def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
     if unreadable:
         told += f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
     label = replace(source, version=f"{source.version} {_drawing(settings, names)}" if source.version else "")
-    pairs = _dealt([pair for one in usable for pair in _pairs(one, label, settings)], settings)
+    pairs = _split([pair for one in usable for pair in _pairs(one, label, settings)], settings)
     rejected = sorted([*rejected, *unplaced], key=lambda one: one.uri)
     known = {one.source.uri: one.scene.to_json() for one in usable}
     return Windows(pairs, rejected, ignored, known, table, told)
@@ -308,6 +308,6 @@ def _pairs(one: _Listed, label: Source, settings: WindowSettings) -> Iterator[tu
         )
 
 
-def _dealt(windows: list[tuple[Pair, str]], settings: WindowSettings) -> list[Pair]:
-    deal = Deal.of((pair for pair, _ in windows), *settings.shares)
-    return [replace(pair, split=deal.split_by(pair.split, block)) for pair, block in windows]
+def _split(windows: list[tuple[Pair, str]], settings: WindowSettings) -> list[Pair]:
+    rule = SplitRule.of((pair for pair, _ in windows), *settings.shares)
+    return [replace(pair, split=rule.split_by(pair.split, block)) for pair, block in windows]

@@ -109,7 +109,7 @@ def begin(job: Job, now: Round) -> None:
     start = start_of(job, champion)
     labels = data_of.listed(settings, start)
     unknown = _unknown_to(job, champion, labels)
-    pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
+    pairs, rows, rejected = data_of.scanned(labels, job.store, job.ray)
     check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
     holdout = _holdout(job, champion, before)
     trained = _trained(job, champion, before)
@@ -134,7 +134,7 @@ def begin(job: Job, now: Round) -> None:
         )
     name = data_of.freeze(labels, pairs, splits, job.store, now.folder)
     training = data_of.train_settings(settings, now.address(name), now.address("train"), start)
-    data_of.hand_over_survey(labels, pairs, rows, training)
+    data_of.hand_over_scan(labels, pairs, rows, training)
     now.write(SNAPSHOT, to_bytes(snapshot))
     now.write(
         ITEMS, manifest([pair.image.uri for pair, split in zip(pairs, splits, strict=True) if split == TEST])

@@ -1,4 +1,4 @@
-"""The data of a round: listed as `segray train` lists them, surveyed once, frozen so that it reads them back.
+"""The data of a round: listed as `segray train` lists them, scanned once, frozen so that it reads them back.
 
 rounds/NNNN/labels.json      of an instance model: COCO, with the pictures' splits and labels as they were
 rounds/NNNN/labels.parquet   of a semantic model: addresses of pictures and label maps, and splits
@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 
 from segray.cluster import RayStart
 from segray.data.coco_listing import CocoListing
-from segray.data.dataset import dealt, openable, splits_json
+from segray.data.dataset import assign_splits, openable, splits_json
 from segray.data.label_listing import NothingConfirmedError, holds_labels
 from segray.data.pairs import Pair, Pairs
-from segray.data.scan import Survey
-from segray.data.splits import Deal
+from segray.data.scan import Scan
+from segray.data.splits import SplitRule
 from segray.errors import NothingToDoError, SettingsError
 from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
-from segray.train.job import survey_pairs, with_start
+from segray.train.job import scan_pairs, with_start
 from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
 
@@ -124,14 +124,14 @@ def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
         raise SettingsError(*given)
 
 
-def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
+def scanned(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
     """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
     settings, pairs = labels.settings, labels.pairs
-    survey = Survey(pairs.pairs, labels.task.rules, settings.max_pixels, store, begun=False)
-    if survey.missing:
+    scan = Scan(pairs.pairs, labels.task.rules, settings.max_pixels, store, begun=False)
+    if scan.missing:
         reading = labels.task.reading()
-        survey_pairs(survey, pairs.pairs, reading, ray.cluster().cpus, settings)
-    rows = survey.rows()
+        scan_pairs(scan, pairs.pairs, reading, ray.cluster().cpus, settings)
+    rows = scan.rows()
     good = pc.is_null(rows["error_type"]).to_pylist()
     told = [f"{one.uri}: {one.error}" for one in pairs.rejected]
     told += [
@@ -157,7 +157,7 @@ def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: 
     return name
 
 
-def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
+def hand_over_scan(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
     """Put what is known of the pictures into the training's output: it would read all of them again.
 
     Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
@@ -165,15 +165,15 @@ def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, sett
     store = Output(settings.output, settings.storage)
     known = settings.model_copy(update={"arch": labels.settings.arch})
     frozen = kind_of(known).list_data(known)
-    survey = Survey(frozen.pairs, labels.task.rules, settings.max_pixels, store, begun=True)
-    place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
-    missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]
+    scan = Scan(frozen.pairs, labels.task.rules, settings.max_pixels, store, begun=True)
+    index_of = {pair.image.uri: index for index, pair in enumerate(pairs)}
+    missing = [index for index in scan.missing if frozen.pairs[index].image.uri in index_of]
     if missing:
-        order = [place_of[frozen.pairs[place].image.uri] for place in missing]
-        survey.add(rows.take(pa.array(order)).append_column("place", pa.array(missing, pa.int64())))
-        survey.save()
+        order = [index_of[frozen.pairs[index].image.uri] for index in missing]
+        scan.add(rows.take(pa.array(order)).append_column("index", pa.array(missing, pa.int64())))
+        scan.save()
     shares = settings.split_seed, settings.val_share, settings.test_share
-    dealt(frozen, survey.rows(), Deal.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
+    assign_splits(frozen, scan.rows(), SplitRule.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
 
 
 def _manifest(pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:

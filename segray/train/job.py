@@ -1,4 +1,4 @@
-"""`segray train`, step by step: check, list, survey, deal, train, account."""
+"""`segray train`, step by step: check, list, scan, split, train, account."""
 
 import time
 from collections import Counter
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from segray.cluster import RayStart, set_environment
-from segray.data.dataset import Data, dealt, splits_csv
+from segray.data.dataset import Data, assign_splits, splits_csv
 from segray.data.pair_table import pair_table
 from segray.data.pairs import Pair, Pairs
-from segray.data.scan import Survey
-from segray.data.splits import Deal
+from segray.data.scan import Scan
+from segray.data.splits import SplitRule
 from segray.errors import ExitCode, HeldError, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
@@ -247,38 +247,36 @@ def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
 
 
 def _data(prepared: Prepared, *, begun: bool) -> Data:
-    """Look at the pairs that no earlier run has seen, on Ray, and deal all of them."""
+    """Look at the pairs that no earlier run has seen, on Ray, and split all of them."""
     settings, listed = prepared.settings, prepared.listed
-    survey = Survey(listed.pairs, prepared.task.rules, settings.max_pixels, prepared.store, begun=begun)
-    if survey.missing:
-        prepared.shares()  # what cannot start later needs no survey
-        survey_pairs(survey, listed.pairs, prepared.task.reading(), prepared.ray.cluster().cpus, settings)
-    deal = None
+    scan = Scan(listed.pairs, prepared.task.rules, settings.max_pixels, prepared.store, begun=begun)
+    if scan.missing:
+        prepared.shares()  # what cannot start later needs no scan
+        scan_pairs(scan, listed.pairs, prepared.task.reading(), prepared.ray.cluster().cpus, settings)
+    rule = None
     if settings.footprints is None:
-        deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
-    return dealt(listed, survey.rows(), deal, settings.oversample, settings.group_look_alikes)
+        rule = SplitRule.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
+    return assign_splits(listed, scan.rows(), rule, settings.oversample, settings.group_look_alikes)
 
 
-def survey_pairs(
-    survey: Survey, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings
-) -> None:
-    """Look, on the Ray that runs, at the pairs that the survey lacks; what was read is not read again."""
+def scan_pairs(scan: Scan, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings) -> None:
+    """Look, on the Ray that runs, at the pairs that the scan lacks; what was read is not read again."""
     import pyarrow as pa
 
-    from segray.data.scan_stream import survey as surveyed
+    from segray.data.scan_stream import scan as scanned
 
-    missing = survey.missing
-    places = pa.array(missing)
-    table = pair_table([pairs[place] for place in missing])
-    answers = surveyed(table, reading, cpus, settings.ray.stall_timeout_s)
+    missing = scan.missing
+    indices = pa.array(missing)
+    table = pair_table([pairs[index] for index in missing])
+    answers = scanned(table, reading, cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress, closing(answers):
             for found in answers:
-                number = found.schema.get_field_index("place")
-                survey.add(found.set_column(number, "place", places.take(found["place"])))
+                number = found.schema.get_field_index("index")
+                scan.add(found.set_column(number, "index", indices.take(found["index"])))
                 progress.add(found.num_rows, rejected=found.num_rows - found["error"].null_count)
     finally:
-        survey.save()
+        scan.save()
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:

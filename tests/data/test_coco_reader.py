@@ -22,7 +22,7 @@ from segray.data.pair_table import pair_table, pairs_at
 from segray.errors import ItemError, SettingsError
 from segray.storage import StorageSettings
 from segray.train.collate import SAMPLES, sample_row, samples_in
-from segray.train.sampler import order_of, turns_of
+from segray.train.sampler import order_of, repeats_of
 from segray.train.transforms.instance import CropSettings, InstanceBatch, InstanceTransform, layered
 from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
@@ -267,7 +267,7 @@ def test_rare_kinds_come_more_often_and_the_rest_follows_from_the_seed() -> None
     assert np.mean(np.concatenate(orders) < 10) == pytest.approx(1 / 11, abs=0.01)
 
 
-def test_turns_count_what_came_before() -> None:
+def test_repeats_count_what_came_before() -> None:
     order = np.array([4, 1, 4, 4, 0, 1])
     expected = [list(order[:place]).count(item) for place, item in enumerate(order)]
-    assert turns_of(order).tolist() == expected
+    assert repeats_of(order).tolist() == expected

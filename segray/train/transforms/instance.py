@@ -89,7 +89,7 @@ class InstanceTransform:
     def target(self, example: CocoExample, epoch: int, item: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return uint8 pixels (3, crop, crop) and their `boxes`, `labels` and `masks`, see `target_of`."""
         kept = [each for each in example.instances if not each.crowd]
-        maps, places = layered(
+        maps, layer_of = layered(
             [each.mask for each in kept if each.mask is not None], example.pixels.shape[:2]
         )
         labels = torch.tensor([self.categories.index(each.category) + 1 for each in kept], dtype=torch.int64)
@@ -99,7 +99,7 @@ class InstanceTransform:
             pixels, layers = augmented(
                 torch.from_numpy(_chw(example.pixels)), torch.from_numpy(maps), transform
             )
-        target = target_of(layers, labels, self.crop.smallest_area, torch.from_numpy(places))
+        target = target_of(layers, labels, self.crop.smallest_area, torch.from_numpy(layer_of))
         pixel = self.crop.resize_to / min(example.pixels.shape[:2])
         return pixels, target | {"boxes": pasted_boxes(target["boxes"], pixel=pixel)}
 
@@ -134,17 +134,19 @@ def layered(masks: Sequence[Rle], size: tuple[int, int]) -> tuple[NDArray[np.int
     instances takes a map or two, not hundreds.
     """
     layers = [np.zeros(size, np.int32)]
-    places = np.zeros(len(masks), np.int64)
+    layer_of = np.zeros(len(masks), np.int64)
     for number, mask in enumerate(masks):
         x, y, width, height = map(int, coco_mask.toBbox(mask))
         window = (slice(y, y + height), slice(x, x + width))
         inside = coco_mask.decode(mask)[window] > 0
-        place = next((n for n, layer in enumerate(layers) if not layer[window][inside].any()), len(layers))
-        if place == len(layers):
+        layer_index = next(
+            (n for n, layer in enumerate(layers) if not layer[window][inside].any()), len(layers)
+        )
+        if layer_index == len(layers):
             layers.append(np.zeros(size, np.int32))
-        layers[place][window][inside] = number + 1
-        places[number] = place
-    return np.stack(layers), places
+        layers[layer_index][window][inside] = number + 1
+        layer_of[number] = layer_index
+    return np.stack(layers), layer_of
 
 
 def _chw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -245,19 +247,21 @@ def augmented(pixels: Tensor, layers: Tensor, transform: v2.Transform) -> tuple[
 
 
 def target_of(
-    layers: Tensor, labels: Tensor, smallest_area: int = 1, places: Tensor | None = None
+    layers: Tensor, labels: Tensor, smallest_area: int = 1, layer_of: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Expand maps of instances to `boxes`, `labels` and `masks` of torchvision's detectors.
 
     layers: (layers, height, width), or one map (height, width): the i-th instance is where it is i + 1.
-    places: the layer of each; default the first. `boxes` float32 (n, 4) x1, y1, x2, y2 half-open =
+    layer_of: the layer of each; default the first. `boxes` float32 (n, 4) x1, y1, x2, y2 half-open =
     pycocotools' `toBbox` of the mask; `labels` int64 (n,); `masks` uint8 (n, height, width). Instances below
     `smallest_area` pixels are left out.
     """
     layers = layers.reshape(-1, *layers.shape[-2:])
     areas = torch.bincount(layers.flatten().long(), minlength=len(labels) + 1)[1:]
     kept = torch.nonzero(areas >= max(1, smallest_area)).flatten()
-    masks = layers[torch.zeros_like(kept) if places is None else places[kept]] == (kept + 1)[:, None, None]
+    masks = (
+        layers[torch.zeros_like(kept) if layer_of is None else layer_of[kept]] == (kept + 1)[:, None, None]
+    )
     boxes = masks_to_boxes(masks) if len(kept) else torch.zeros(0, 4)
     boxes[:, 2:] += 1  # torchvision's function names the last pixel, a half-open box the first one outside
     return {"boxes": boxes, "labels": labels[kept], "masks": masks.to(torch.uint8)}
