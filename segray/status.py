@@ -12,12 +12,12 @@ from segray.log import answer
 from segray.machines import COST, HOURS, cost_in, hours_in, hours_line
 from segray.output.lease import NAME as LEASE
 from segray.output.lease import Lease, told_in
+from segray.output.names import METRICS, PLAN, RUN, SCORES
 from segray.output.progress import clock, pace
 from segray.output.store import Store
 from segray.settings import StatusSettings
 from segray.storage import StorageSettings, shown
 
-PLAN, RUN, METRICS, SCORES = "_segray/plan.json", "run.json", "metrics.jsonl", "metrics.json"
 LOOKS = 5
 AGAIN = "run the same command again to continue"
 

@@ -101,6 +101,9 @@ class LeaseSettings(_Part):
         return self
 
 
+_FIRST_ATTEMPTS = 3
+
+
 class StorageSettings(_Part):
     """How URLs are opened: endpoints, credentials, patience."""
 
@@ -110,6 +113,11 @@ class StorageSettings(_Part):
     lease: LeaseSettings = LeaseSettings()
     attempts: int = Field(9, ge=1, description="tries of a request before its error counts; 9 take 45 s")
     timeout_s: float = Field(60.0, gt=0, description="seconds a storage may stay silent")
+
+    @property
+    def hasty(self) -> "StorageSettings":
+        """The same with few attempts, for the first request: a wrong endpoint should be told in seconds."""
+        return self.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self.attempts)})
 
 
 def split_protocol(url: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import segray.models.device  # noqa: F401 - huge pages, as in every model of segray
 from jobs.benchmarks.loader import loaded, plan
-from jobs.benchmarks.pairs import SEED, framing, split_pairs
+from jobs.benchmarks.pairs import SEED, split_pairs, transform
 from segray.models.modelfile import SemanticCard, build_model, load_model_file
 
 CLIP = 1.0
@@ -42,7 +42,7 @@ def main(
     train, val = split_pairs(Path(data))
     fill = tuple(round(255 * each) for each in card.image_mean)
     steps = plan(train, val, batch_size, epochs, rank, workers)
-    batches = loaded(steps, framing(card.size, fill), processes)
+    batches = loaded(steps, transform(card.size, fill), processes)
 
     def loss_of(network: torch.nn.Module) -> torch.Tensor:
         pixels, classes = next(batches)

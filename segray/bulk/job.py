@@ -25,6 +25,7 @@ from segray.log import LOG, answer, say
 from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.lease import Lock
+from segray.output.names import PLAN, RUN
 from segray.output.progress import Progress, pace
 from segray.output.store import Store
 from segray.registry.runs import note_run
@@ -37,7 +38,6 @@ from segray.watching import Labels, exported, labels
 if TYPE_CHECKING:
     from segray.models.device import Precision
 
-PLAN, RUN = "_segray/plan.json", "run.json"
 
 T = TypeVar("T")
 

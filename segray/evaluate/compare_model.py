@@ -79,7 +79,7 @@ def classified(
 def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Tensor]:
     """uint8 pixels (3, height, width) and classes (height, width), both brought to `side` where there is one.
 
-    The arithmetic is that of `segray.train.transforms.paired` for a picture of which nothing is drawn.
+    The arithmetic is that of `segray.train.transforms.semantic` for a picture of which nothing is drawn.
     """
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     truth = torch.from_numpy(np.ascontiguousarray(classes))

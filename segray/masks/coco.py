@@ -14,7 +14,7 @@ from segray.errors import ItemError
 from segray.masks.types import Rle
 
 MOST_PIXELS = 2**32 - 1
-"""Where the run lengths of pycocotools end."""
+"""Where the run lengths of pycocotools end, which are unsigned 32-bit integers."""
 
 
 def rle_of(segmentation: object, height: int, width: int) -> Rle:

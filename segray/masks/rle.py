@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import expand_boxes
 
 from segray.errors import ItemError
+from segray.masks.coco import MOST_PIXELS
 
 THRESHOLD = 0.5
-MAX_PIXELS = 2**32 - 1  # pycocotools counts in unsigned 32-bit integers
 SMALL = 128  # up to so many rows and columns together torch resizes with a kernel that rounds otherwise
 _ROUNDING = np.float32(1e-6)  # above the error of a float32 sum of two products of numbers in 0..1
 
@@ -67,9 +67,9 @@ def encode_image_masks(masks: NDArray[Any], height: int, width: int) -> EncodedM
 
 def check_pixels(height: int, width: int) -> None:
     """Raise ItemError (`too_large`) where run lengths of the image would overflow."""
-    if height * width > MAX_PIXELS:
+    if height * width > MOST_PIXELS:
         raise ItemError(
-            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MAX_PIXELS:,} pixels"
+            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS:,} pixels"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from segray.atomic import put_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.output.names import SCORES
 from segray.retries import retrying
 from segray.sources.item import Source
 from segray.sources.listing import Listing
@@ -17,9 +18,6 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 T = TypeVar("T")
-METRICS = "metrics.json"
-_FIRST_ATTEMPTS = 3
-"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 
 
 def read_file(url: str, storage: StorageSettings, setting: str) -> bytes:
@@ -97,8 +95,8 @@ def check_output(url: str, storage: StorageSettings) -> None:
 def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) -> str:
     """Write metrics.json, whole or not at all; returns its address. Raises JobFailedError."""
     filesystem, root = open_filesystem(url, storage)
-    path, data = f"{root.rstrip('/')}/{METRICS}", json.dumps(record, indent=2, ensure_ascii=False).encode()
-    where = f"{canonical_uri(url).rstrip('/')}/{METRICS}"
+    path, data = f"{root.rstrip('/')}/{SCORES}", json.dumps(record, indent=2, ensure_ascii=False).encode()
+    where = f"{canonical_uri(url).rstrip('/')}/{SCORES}"
     try:
         retrying(lambda: put_atomically(filesystem, path, data + b"\n"), storage)
     except OSError as error:
@@ -108,9 +106,8 @@ def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) ->
 
 def _asked(what: str, call: Callable[[], T], storage: StorageSettings) -> T:
     """Raises FileNotFoundError as it is, everything else as SettingsError: work has not begun."""
-    hasty = storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, storage.attempts)})
     try:
-        return retrying(call, hasty)
+        return retrying(call, storage.hasty)
     except FileNotFoundError:
         raise
     except IsADirectoryError as error:

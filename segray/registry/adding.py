@@ -9,7 +9,8 @@ from segray.errors import SettingsError
 from segray.log import say
 from segray.models.weights import name_of, read_weights
 from segray.output.io import read_if_there
-from segray.registry.registry import CARD, METRICS, MODEL, SNAPSHOT
+from segray.output.names import MODEL, SCORES
+from segray.registry.registry import CARD, SNAPSHOT
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem
@@ -46,21 +47,21 @@ def _snapshot(training: str, storage: StorageSettings) -> bytes | None:
 
     from segray.data.coco_listing import list_coco
     from segray.data.pairs import FRAGMENT, list_pairs
-    from segray.data.scan import SURVEY
+    from segray.data.scan import SCAN
     from segray.retrain.labels import snapshot_of, to_bytes
 
     try:
-        names = {name: read_if_there(f"{training}/{name}", storage, "run") for name in (*_SPLITS, SURVEY)}
-        survey, manifest = names[SURVEY], names["splits.csv"]
-        if survey is None or manifest is None or FRAGMENT.encode() in manifest:
+        names = {name: read_if_there(f"{training}/{name}", storage, "run") for name in (*_SPLITS, SCAN)}
+        scan, manifest = names[SCAN], names["splits.csv"]
+        if scan is None or manifest is None or FRAGMENT.encode() in manifest:
             return None  # of an old training, or of scenes
         categories = None
         if names["splits.json"] is not None:
             found = list_coco(f"{training}/splits.json", storage)
-            listed, categories = found.listed.pairs, found.categories
+            listed, categories = found.pairs, found.categories
         else:
             listed = list_pairs(f"{training}/splits.csv", storage).pairs
-        known = pq.read_table(pa.BufferReader(survey))
+        known = pq.read_table(pa.BufferReader(scan))
         place_of = {image: place for place, image in enumerate(known["image"].to_pylist())}
         pairs = [pair for pair in listed if pair.image.uri in place_of]
         rows = known.take(pa.array([place_of[pair.image.uri] for pair in pairs], pa.int64()))
@@ -119,7 +120,7 @@ def files_of(
     return {
         MODEL: data,
         CARD: _card(about, run, metrics).encode(),
-        METRICS: json.dumps(metrics, indent=2, ensure_ascii=False).encode() + b"\n",
+        SCORES: json.dumps(metrics, indent=2, ensure_ascii=False).encode() + b"\n",
     }
 
 

@@ -5,7 +5,8 @@ import time
 from datetime import UTC, datetime
 
 from segray.errors import JobFailedError
-from segray.registry.registry import MODEL, RUN, Registry, Version
+from segray.output.names import MODEL, RUN
+from segray.registry.registry import Registry, Version
 
 _DAY_S = 86_400.0
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segray.registry.registry import METRICS, RUN, SNAPSHOT, Registry
+from segray.output.names import RUN, SCORES
+from segray.registry.registry import SNAPSHOT, Registry
 
 
 def difference(registry: Registry, one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
     """What is not alike in two versions, each (model, version): `metrics`, `settings`, `labels`."""
-    metrics = [_plain(registry.read_json(*each, METRICS) or {}) for each in (one, other)]
+    metrics = [_plain(registry.read_json(*each, SCORES) or {}) for each in (one, other)]
     settings = [_plain((registry.read_json(*each, RUN) or {}).get("settings") or {}) for each in (one, other)]
     return {
         "versions": ["@".join(one), "@".join(other)],

@@ -6,13 +6,14 @@ from typing import Any
 
 from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.log import answer, say
+from segray.output.names import SCORES
 from segray.registry.adding import version_of
 from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, check_model, check_which
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
 from segray.registry.comparing import difference, difference_lines
 from segray.registry.mirror import check_mirror, mirror
-from segray.registry.registry import METRICS, Registry, Version
+from segray.registry.registry import Registry, Version
 from segray.registry.settings import ACTIONS, RegistrySettings
 from segray.storage import shown
 
@@ -104,7 +105,7 @@ def _show_one(
         "model": model,
         "version": digest,
         "aliases": [alias for alias in ALIASES if aliases.of(alias) == digest],
-        "metrics": registry.read_json(model, digest, METRICS),
+        "metrics": registry.read_json(model, digest, SCORES),
         "run": version.run,
         "runs": used,
         "url": shown(registry.url_of(model, digest)),
@@ -115,12 +116,12 @@ def _show_one(
 
 
 def _row(registry: Registry, version: Version) -> dict[str, Any]:
-    metrics = registry.read_json(version.model, version.digest, METRICS)
+    metrics = registry.read_json(version.model, version.digest, SCORES)
     return {"version": version.digest, "added_at": version.added_at, "metrics": metrics}
 
 
 def _scores(registry: Registry, version: Version) -> str:
-    metrics = registry.read_json(version.model, version.digest, METRICS) or {}
+    metrics = registry.read_json(version.model, version.digest, SCORES) or {}
     found = metrics.get("figures") or metrics.get("val") or {}
     name = next((name for name in ("ap", "miou") if isinstance(found.get(name), float)), None)
     if name is None:
@@ -167,7 +168,7 @@ def _promote(registry: Registry, settings: RegistrySettings, words: Sequence[str
     name, which = _split(words[0], CHALLENGER)
     model = _model(registry, name)
     version = registry.resolve(model, which)
-    metrics = registry.read_json(model, version, METRICS) or {}
+    metrics = registry.read_json(model, version, SCORES) or {}
     decision = metrics.get("decision") or {}
 
     def edit(now: Aliases) -> Aliases | None:

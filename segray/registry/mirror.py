@@ -5,9 +5,10 @@ from typing import Any
 
 from segray.errors import SettingsError
 from segray.log import say
+from segray.output.names import SCORES
 from segray.registry.address import ALIASES
 from segray.registry.aliases import Aliases
-from segray.registry.registry import METRICS, Registry
+from segray.registry.registry import Registry
 from segray.sources.roundtrips import describe
 from segray.storage import shown
 
@@ -52,7 +53,7 @@ def _mirror(client: Any, registry: Registry, model: str, version: str, aliases: 
             raise
     there = {each.tags.get(_TAG): each.version for each in client.search_model_versions(f"name='{model}'")}
     if version not in there:
-        metrics = registry.read_json(model, version, METRICS) or {}
+        metrics = registry.read_json(model, version, SCORES) or {}
         found = metrics.get("figures") or metrics.get("val") or {}
         tags = {_TAG: version} | {
             f"segray.{name}": f"{value:.6f}" for name, value in found.items() if isinstance(value, float)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.output.names import MODEL, RUN, SCORES
 from segray.registry import aliases
 from segray.registry.address import ALIASES, RegistryAddress, check_model, parse
 from segray.registry.aliases import Aliases
@@ -26,7 +27,7 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, open_filesystem, shown
 
 T = TypeVar("T")
-MODEL, RUN, METRICS, CARD = "model.pt", "run.json", "metrics.json", "card.md"
+CARD = "card.md"
 SNAPSHOT, PROFILE, REPORT = "snapshot.parquet", "profile.json", "report.html"
 DIGITS = 12
 
@@ -235,7 +236,7 @@ class Registry:
 
 _PARTS = {
     RUN: ("registered", "registered.sha256", "settings"),
-    METRICS: ("holdout", "figures", "val", "decision", "champion"),
+    SCORES: ("holdout", "figures", "val", "decision", "champion"),
 }
 """Records within those of a version; each may be missing or null."""
 

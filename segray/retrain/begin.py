@@ -10,11 +10,11 @@ from segray.cluster import RayStart
 from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.log import say
 from segray.output.folder import Output
+from segray.output.names import MODEL, RUN, SCORES
 from segray.registry.adding import card_of
 from segray.registry.address import RegistryAddress
-from segray.registry.registry import METRICS, MODEL, Registry
-from segray.registry.registry import RUN as VERSION_RUN
 from segray.registry.registry import SNAPSHOT as KEPT_SNAPSHOT
+from segray.registry.registry import Registry
 from segray.retrain import data as data_of
 from segray.retrain.columns import values_by_image
 from segray.retrain.gate import Gate
@@ -87,7 +87,7 @@ def quick_news(job: Job, champion: str | None, before: pa.Table | None) -> tuple
     """(The most that can be new, pictures listed): nothing is opened, and no model is loaded."""
     known = data_of.train_settings(job.settings, job.settings.data, job.settings.output)
     if "arch" not in job.settings.train and champion is not None:
-        run = job.registry.read_json(job.settings.model, champion, VERSION_RUN) or {}
+        run = job.registry.read_json(job.settings.model, champion, RUN) or {}
         arch = (run.get("settings") or {}).get("arch")
         if arch is None:  # a file that somebody added
             return _unread(data_of.listed(job.settings, start_of(job, champion)), before)
@@ -109,7 +109,7 @@ def begin(job: Job, now: Round) -> None:
     start = start_of(job, champion)
     labels = data_of.listed(settings, start)
     unknown = _unknown_to(job, champion, labels)
-    pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
+    pairs, rows, rejected = data_of.scanned(labels, job.store, job.ray)
     check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
     holdout = _holdout(job, champion, before)
     trained = _trained(job, champion, before)
@@ -134,7 +134,7 @@ def begin(job: Job, now: Round) -> None:
         )
     name = data_of.freeze(labels, pairs, splits, job.store, now.folder)
     training = data_of.train_settings(settings, now.address(name), now.address("train"), start)
-    data_of.hand_over_survey(labels, pairs, rows, training)
+    data_of.hand_over_scan(labels, pairs, rows, training)
     now.write(SNAPSHOT, to_bytes(snapshot))
     now.write(
         ITEMS, manifest([pair.image.uri for pair, split in zip(pairs, splits, strict=True) if split == TEST])
@@ -193,7 +193,7 @@ def _holdout(job: Job, champion: str | None, before: pa.Table | None) -> Holdout
     if holdout.version or before is None or champion is None:
         return holdout
     holdout = holdout.joined_by(before)
-    metrics = job.registry.read_json(job.settings.model, champion, METRICS) or {}
+    metrics = job.registry.read_json(job.settings.model, champion, SCORES) or {}
     looks = int((metrics.get("holdout") or {}).get("looks") or 0)
     return holdout.looked_at(set(holdout.table["digest"].to_pylist()), looks)
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
 from segray.evaluate.report import without_nan
+from segray.output.names import METRICS, MODEL
 from segray.registry.registry import PROFILE
 from segray.retrain import data as data_of
 from segray.retrain.begin import Job, check_rejects, told_unknown, write_groups
@@ -18,7 +19,6 @@ from segray.retrain.report import report_page
 from segray.retrain.rounds import DECISION, GROUPS, HOLDOUT, ITEMS, REPORT, SNAPSHOT, Round, now_utc
 from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
 from segray.storage import canonical_uri, shown
-from segray.train.identity import METRICS, MODEL
 
 
 def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +108,12 @@ def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: st
         return score_instances(
             job.settings, weights, labels, now.address(ITEMS), now.address(f"scored/{name}")
         )
-    from segray.train.job import design_of, list_data
+    from segray.train.tasks import kind_of
 
     settings = data_of.train_settings(job.settings, labels, now.address("train"))
-    design: Any = design_of(settings, list_data(settings))
-    return score_semantic(job.settings, weights, labels, design.rules, design.names)
+    kind = kind_of(settings)
+    task: Any = kind.of(settings, kind.list_data(settings))
+    return score_semantic(job.settings, weights, labels, task.rules, task.names)
 
 
 def _page(

@@ -23,6 +23,7 @@ from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lock
+from segray.output.names import MODEL, PLAN, RUN
 from segray.registry.mirror import check_mirror
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
@@ -42,10 +43,8 @@ from segray.retrain.promotion import ChampionChangedError, keep, promote
 from segray.retrain.rounds import (
     DECISION,
     LABEL,
-    PLAN,
     REPORT,
     ROUND,
-    RUN,
     Round,
     check_plan,
     now_utc,
@@ -54,7 +53,6 @@ from segray.retrain.rounds import (
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.settings import AnnotateSettings
 from segray.storage import shown
-from segray.train.identity import MODEL
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from segray.sources.item import Source
 from segray.sources.manifest import look_up_rows
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.train.reporting.instance_samples import side_by_side
+from segray.train.reporting.samples import side_by_side
 
 SURE = 0.5
 """Detections with a higher score are drawn and counted."""

@@ -17,12 +17,12 @@ from typing import Any
 
 from segray.errors import JobFailedError, SettingsError
 from segray.output.folder import Output
+from segray.output.names import PLAN, RUN
 from segray.retrain.settings import RetrainSettings
 from segray.retries import retrying
 from segray.sources.roundtrips import describe
 from segray.storage import shown
 
-PLAN, RUN = "_segray/plan.json", "run.json"
 HOLDOUT, TRAINED = "holdout.parquet", "trained.parquet"
 ROUND, SNAPSHOT, DECISION, REPORT = "round.json", "snapshot.parquet", "decision.json", "report.html"
 ITEMS, GROUPS, LABEL = "items.parquet", "groups.json", "label.json"

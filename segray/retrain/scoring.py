@@ -11,8 +11,9 @@ from segray.data.labels import LabelRules
 from segray.errors import ExitCode, ItemError, JobFailedError
 from segray.evaluate.average_precision import InstanceScores
 from segray.evaluate.categories import CategoryMap
-from segray.evaluate.confusion_matrix import IGNORE_INDEX, SemanticScores
+from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
+from segray.palette import VOID
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
 from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
@@ -129,7 +130,7 @@ def score_semantic(
     from segray.models.weights import load_weights
 
     model = load_weights(weights, settings.storage, "semantic")
-    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table = np.full(256, VOID, np.uint8)
     for number, name in enumerate(model.classes):
         if name in names:
             table[number] = names.index(name)

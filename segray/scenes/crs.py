@@ -9,8 +9,7 @@ from pyproj import CRS, Transformer
 from pyproj.enums import TransformDirection
 from pyproj.exceptions import CRSError, ProjError
 
-CRS84 = "OGC:CRS84"
-"""Longitude, latitude in degrees on WGS 84: the default of GeoParquet and of a run."""
+from segray.schema import CRS84
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.scenes.crs import CRS84, Floats, map_of
+from segray.scenes.crs import Floats, map_of
+from segray.schema import CRS84
 
 
 def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.enums import TransformDirection
 
-from segray.scenes.crs import CRS84, Floats, can_place, half_turn, map_of, through, to_ground, transformer
+from segray.scenes.crs import Floats, can_place, half_turn, map_of, through, to_ground, transformer
+from segray.schema import CRS84
 
 Shapes = NDArray[np.object_]
 

@@ -18,7 +18,8 @@ from segray.drift.job import compare_runs, profile_of
 from segray.drift.page import page
 from segray.drift.profile import Profile
 from segray.errors import NothingToDoError
-from segray.registry.registry import MODEL, PROFILE, Registry
+from segray.output.names import MODEL
+from segray.registry.registry import PROFILE, Registry
 from segray.storage import StorageSettings
 from tests.drift.made import Archive, archive, halves, write
 from tests.servers import Server

@@ -20,11 +20,11 @@ from segray.models.architectures import complete_settings
 from segray.models.modelfile import SemanticCard, model_bytes
 from segray.models.weights import LoadedModel
 from segray.storage import StorageSettings
-from segray.train.collate import Batch, Framing
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import SemanticTransform
 from segray.train.transforms.strength import AugmentSettings
 
 CLASSES = ("ground", "tree", "roof")
@@ -61,11 +61,11 @@ def save(path: Path, pixels: Any) -> None:
 
 def trained(card: SemanticCard) -> SemanticTraining:
     """Random weights, with no class before the others on the mean."""
-    task = Task(
-        card,
-        LossSettings("ce_dice" if card.outputs > 1 else "bce_dice"),
-        OptimizerSettings("adamw", 0.01),
-        ScheduleSettings("constant"),
+    recipe = SemanticRecipe(
+        card=card,
+        loss=LossSettings("ce_dice" if card.outputs > 1 else "bce_dice"),
+        optimizer=OptimizerSettings("adamw", 0.01),
+        schedule=ScheduleSettings("constant"),
         epochs=1,
         steps_per_epoch=1,
         seed=5,
@@ -73,7 +73,7 @@ def trained(card: SemanticCard) -> SemanticTraining:
         clip=1.0,
         ema=0.0,
     )
-    training = SemanticTraining(task, torch.device("cpu"))
+    training = SemanticTraining(recipe, torch.device("cpu"))
     *_, bias = (each for name, each in training.model.named_parameters() if name.endswith("bias"))
     with torch.no_grad():
         noise = torch.rand((4, 3, 48, 48), generator=torch.Generator().manual_seed(1))
@@ -84,15 +84,14 @@ def trained(card: SemanticCard) -> SemanticTraining:
 
 def trainings_own(training: SemanticTraining, data: Path) -> SemanticScores:
     """What training says of the test pictures, from the same files."""
-    card = training.task.card
+    card = training.recipe.card
     rules = LabelRules(len(card.classes))
     pairs = [pair for pair in list_pairs(str(data), StorageSettings()).pairs if pair.split == "test"]
-    framing = Framing(card.size, card.fit, AugmentSettings(), 0, (0, 0, 0))  # type: ignore[arg-type]
+    transform = SemanticTransform(card.size, card.fit, AugmentSettings(), 0, (0, 0, 0))  # type: ignore[arg-type]
     batches = []
     for pair, example in zip(pairs, Reader(rules, 10**6, StorageSettings()).read(pairs), strict=True):
         assert not isinstance(example, Exception)
-        pixels, classes = framing.scoring(example)
-        batches.append(Batch(pixels[None], classes[None], [pair.name]))
+        batches.append(transform.collate([(pair.name, transform.scoring(example))]))
     return training.score(batches)[1]
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from segray.errors import JobFailedError, SettingsError
 from segray.models.weights import load_weights
+from segray.output.names import MODEL, RUN
 from segray.registry.address import RegistryAddress
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
-from segray.registry.registry import MODEL, RUN, Registry, pinned, read_model
+from segray.registry.registry import Registry, pinned, read_model
 from segray.storage import StorageSettings
 from tests.faults import flaky
 from tests.registry.models import write_model

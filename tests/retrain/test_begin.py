@@ -9,7 +9,8 @@ import pytest
 
 from segray.errors import SettingsError
 from segray.output.folder import Output
-from segray.registry.registry import MODEL, SNAPSHOT, Registry
+from segray.output.names import MODEL
+from segray.registry.registry import SNAPSHOT, Registry
 from segray.retrain import data as data_of
 from segray.retrain.begin import Job, _say_flattered, _trained, _unknown_to, write_groups
 from segray.retrain.labels import names_from, names_to_bytes, snapshot_of, to_bytes, trained_in

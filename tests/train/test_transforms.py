@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional
 from segray.errors import SettingsError
 from segray.settings import JobSettings, load_settings
 from segray.train.transforms.geometry import Axis
-from segray.train.transforms.paired import augmented, fitted
+from segray.train.transforms.semantic import augmented, fitted
 from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
 
 FILL = 200
