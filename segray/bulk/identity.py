@@ -4,6 +4,7 @@ from typing import Any
 
 from segray.bulk.task import Model, Verb
 from segray.errors import SettingsError
+from segray.run import check_same
 
 
 def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
@@ -36,19 +37,11 @@ def check_identity(there: Any, here: dict[str, Any], output: str) -> None:
     """Raise SettingsError naming every difference when the output was made with other settings."""
     if not isinstance(there, dict):
         raise SettingsError(f"output: {output} holds items, but its _segray/plan.json is gone or damaged")
-    names = [name for name in here if name != "model" and there.get(name) != here[name]]
-    if not names:
-        return
-    told = []
-    for name in names:
-        if name == "model_digest":
-            told.append(f"  weights: {_model(there)} there, {_model(here)} now")
-        else:
-            told.append(f"  {name}: {there.get(name)} there, {here[name]} now")
-    raise SettingsError(
-        f"output: {output} was made with other settings; use another --output, or the same settings:",
-        *told,
-    )
+    names = [name for name in here if name not in ("model", "model_digest")]
+    if there.get("model_digest") != here["model_digest"]:
+        there, here = ({**each, "weights": _model(each)} for each in (there, here))
+        names = ["weights", *names]
+    check_same(there, here, names, output, "made")
 
 
 def _model(identity: dict[str, Any]) -> str:

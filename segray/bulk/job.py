@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +18,16 @@ from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.ledger_db import Plan
 from segray.bulk.resources import Resources, share_out
 from segray.bulk.task import Model, Verb
-from segray.cluster import RayStart, set_environment
-from segray.errors import ExitCode, HeldError, JobFailedError, NothingToDoError, SegrayError, SettingsError
+from segray.cluster import RayStart
+from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
-from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.lease import Lock
 from segray.output.progress import Progress, pace
 from segray.output.store import Store
 from segray.registry.runs import note_run
+from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.sources.manifest import Wanted, shown_name
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from segray.models.device import Precision
 
 PLAN, RUN = "_segray/plan.json", "run.json"
-
-T = TypeVar("T")
 
 _ASK_EVERY_S = 2.0
 """Between two questions for the total, which archives that are not read to their end leave open."""
@@ -81,14 +79,8 @@ def done(verb: Verb) -> tuple[ExitCode, dict[str, Any]]:
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
-    set_environment()
     settings = verb.settings
-    with (
-        noise_to_file() as log,
-        INTERRUPTS,
-        Plan() as plan,
-        RayStart(settings.ray, log, _load_ray_data, settings.metrics_port) as ray,
-    ):
+    with Plan() as plan, on_ray(settings, _load_ray_data) as ray:
         prepared = _prepare(verb, ray)
         with Inventory(
             settings.sources, settings.storage, plan, settings.choice, settings.keep_columns
@@ -105,8 +97,7 @@ def done(verb: Verb) -> tuple[ExitCode, dict[str, Any]]:
         note_run(prepared.model.name, settings.output, record, settings.storage)
         LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
         LOG.outcome = outcome_of(record, "counts", "rates")
-        rejected_too_many = plan.rejected_share() > settings.max_rejects
-        return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE, record
+        return exit_code(plan.rejected_share(), settings.max_rejects), record
 
 
 def _load_ray_data() -> None:
@@ -115,25 +106,20 @@ def _load_ray_data() -> None:
 
 def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
-    problems: list[str] = []
-    settings = verb.settings
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except HeldError:  # who waits for the other run, as retrain does, must know it from bad settings
-            raise
-        except SettingsError as error:
-            problems.extend(error.lines)
-            return None
-
-    lock = attempt(lambda: _open_output(verb))
+    problems, settings = Problems(), verb.settings
+    attempt = problems.attempt
+    kept = settings.keep_columns
+    lock = attempt(
+        lambda: open_output(
+            Store(settings.output, settings.storage, settings.crs, verb.keeps_instances, kept)
+        )
+    )
     attempt(verb.check)
     attempt(ray.check)
     found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     touched = [each for each in found if each is not None]
     if len(touched) == len(found):  # else a manifest may be among those that cannot be read
-        attempt(lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched]))
+        attempt(lambda: _check_kept(kept, [listing.wanted for _, listing in touched]))
     empty = [
         (shown(source), each[1].ignored)
         for source, each in zip(settings.sources, found, strict=True)
@@ -147,13 +133,13 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
     if problems or lock is None:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
-        raise SettingsError(*problems)  # what is known without torch, before it is loaded
+        raise problems.error()  # what is known without torch, before it is loaded
     if not settings.dry_run and lock.store.read(RUN) is None:
         ray.begin()
     model = attempt(verb.load)
     where = attempt(lambda: _where(settings, ray))
     if problems or model is None or where is None:
-        raise SettingsError(*problems)
+        raise problems.error()
     device, precision = where
     identity = identity_of(verb, model, precision)
     _check_identity(lock.store, identity, settings)
@@ -183,27 +169,12 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(verb: Verb) -> Lock[Store]:
-    """The output, when it can be used and no other run is live."""
-    settings = verb.settings
-    kept = settings.keep_columns
-    store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances, kept)
-    store.check_usable()
-    lock = Lock(store)
-    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
-    return lock
-
-
 def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
-    from segray.models.device import resolve_device, resolve_precision
+    from segray.models.device import resolve_precision
 
-    if not ray.in_cluster:
-        device = resolve_device(settings.device)
-        return device, resolve_precision(settings.precision, device)
-    cluster = ray.cluster()
-    device = ("cuda" if cluster.gpus else "cpu") if settings.device == "auto" else settings.device
-    if device == "cuda" and settings.precision == "auto":
+    device = device_of(settings.device, ray)
+    if ray.in_cluster and device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
 

@@ -5,10 +5,9 @@ done again. What a later step reads is frozen when the round begins: labels, hol
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from segray.cluster import RayStart, set_environment
+from segray.cluster import RayStart
 from segray.errors import (
     ExitCode,
     HeldError,
@@ -17,9 +16,7 @@ from segray.errors import (
     SegrayError,
     SettingsError,
 )
-from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
-from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lock
@@ -52,11 +49,10 @@ from segray.retrain.rounds import (
     rounds,
 )
 from segray.retrain.settings import RetrainSettings, without_environment
+from segray.run import Problems, on_ray
 from segray.settings import AnnotateSettings
 from segray.storage import shown
 from segray.train.identity import MODEL
-
-T = TypeVar("T")
 
 
 def retrain(settings: RetrainSettings) -> ExitCode:
@@ -94,12 +90,7 @@ _OUTCOMES = {
 
 def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
     """The record of a round that is over; None for a dry run."""
-    set_environment()
-    with (
-        noise_to_file() as log,
-        INTERRUPTS,
-        RayStart(settings.ray, log, _load_ray, settings.metrics_port) as ray,
-    ):
+    with on_ray(settings, _load_ray) as ray:
         job, lock = _prepare(settings, ray)
         if settings.dry_run:
             _tell_plan(job)
@@ -120,17 +111,8 @@ def _load_ray() -> None:
 
 def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output]]:
     """Look at output and registry: all problems at once."""
-    problems: list[str] = []
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except HeldError:
-            raise
-        except SettingsError as error:
-            problems.extend(error.lines)
-            return None
-
+    problems = Problems()
+    attempt = problems.attempt
     store = Output(settings.output, settings.storage)
     registry = Registry(settings.registry, settings.storage)
     lock = Lock(store)
@@ -148,9 +130,9 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
             lambda: values_by_image(settings.data, settings.group_by or "", settings.root, settings.storage)
         )
     elif settings.gate.floors or settings.gate.group_drop is not None:
-        problems.append("gate.floors, gate.group_drop: say with group_by what the groups are")
+        problems.lines.append("gate.floors, gate.group_drop: say with group_by what the groups are")
     if problems:
-        raise SettingsError(*problems)
+        raise problems.error()
     gate = Gate(margin=settings.margin, **settings.gate.model_dump())
     return Job(settings, store, registry, ray, gate), lock
 
