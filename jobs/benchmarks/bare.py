@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from segray.annotate.predictor import Predictor
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk.resources import share_out
 from segray.cluster import Cluster
 from segray.models.device import resolve_precision
 from segray.models.weights import load_weights
-from segray.settings import AnnotateSettings
 from segray.sources.decoding import Decoder
 from segray.sources.fetch import fetch_files
 from segray.sources.listing import Listing

@@ -34,10 +34,10 @@ def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
 
     set_environment()  # before Ray is imported, as the job does
 
+    from segray.annotate.settings import AnnotateSettings
     from segray.bulk.ledger_db import Plan
     from segray.bulk.pipeline import decoded, tables_of
     from segray.bulk.resources import share_out
-    from segray.settings import AnnotateSettings
     from segray.sources.listing import Listing
 
     settings = AnnotateSettings(sources=[str(folder)], output="-", decoders=processes, device="cpu")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk.console import reading
-from segray.errors import SettingsError
-from segray.settings import AnnotateSettings
+from segray.errors import ExitCode, SettingsError
 
 if TYPE_CHECKING:
     from segray.annotate.predictor import Predictor
@@ -92,3 +92,10 @@ class Annotate:
     def opening(self, output: str) -> list[str]:
         """Instances of each category."""
         return [reading(f"{output}/instances", '.groupby("category").score.agg(["count", "mean"])')]
+
+
+def annotate(settings: AnnotateSettings) -> ExitCode:
+    """Annotate every image of the sources. Raises as `bulk.job.run`."""
+    from segray.bulk.job import run
+
+    return run(Annotate(settings))

@@ -17,6 +17,7 @@ from segray.bulk.console import dry_run_lines, run_record, summary_lines
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.ledger_db import Plan
 from segray.bulk.resources import Resources, share_out
+from segray.bulk.settings import BulkSettings
 from segray.bulk.task import Model, Verb
 from segray.cluster import RayStart
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SegrayError, SettingsError
@@ -28,7 +29,6 @@ from segray.output.progress import Progress, pace
 from segray.output.store import Store
 from segray.registry.runs import note_run
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
-from segray.settings import BulkSettings
 from segray.sources.listing import Listing
 from segray.sources.manifest import Wanted, shown_name
 from segray.storage import shown

@@ -31,11 +31,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray.bulk.attempts import Attempts
 from segray.bulk.ledger_db import Archive, Plan
 from segray.bulk.resources import READ_CPUS, Resources
+from segray.bulk.settings import BulkSettings
 from segray.bulk.task import Model, Verb
 from segray.columns import packed, unpacked
 from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
-from segray.settings import BulkSettings, RaySettings
+from segray.settings import RaySettings
 from segray.sources.archives import read_archive
 from segray.sources.byte_ranges import read_files, scene_id
 from segray.sources.choice import Choice

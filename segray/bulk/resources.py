@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from segray.bulk.settings import BulkSettings
 from segray.cluster import Cluster
 from segray.errors import SettingsError
-from segray.settings import BulkSettings
 
 READ_CPUS = 0.2
 """Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages

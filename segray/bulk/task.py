@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from segray.settings import BulkSettings
+from segray.bulk.settings import BulkSettings
 
 if TYPE_CHECKING:
     from segray.bulk.model_step import Predictor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from segray.bulk.console import reading
-from segray.errors import JobFailedError
+from segray.errors import ExitCode, JobFailedError
 from segray.output.folder import Output
 from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
@@ -97,3 +97,10 @@ class Predict:
     def opening(self, output: str) -> list[str]:
         """Labels beside the names of their pictures."""
         return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]
+
+
+def predict(settings: PredictSettings) -> ExitCode:
+    """Predict a label map for every image of the sources. Raises as `bulk.job.run`."""
+    from segray.bulk.job import run
+
+    return run(Predict(settings))

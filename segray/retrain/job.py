@@ -7,6 +7,7 @@ done again. What a later step reads is frozen when the round begins: labels, hol
 import time
 from typing import Any
 
+from segray.annotate.settings import AnnotateSettings
 from segray.cluster import RayStart
 from segray.errors import (
     ExitCode,
@@ -50,7 +51,6 @@ from segray.retrain.rounds import (
 )
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.run import Problems, on_ray
-from segray.settings import AnnotateSettings
 from segray.storage import shown
 from segray.train.identity import MODEL
 

@@ -16,6 +16,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.predictor import Predictor
+from segray.annotate.settings import AnnotateSettings
 from segray.annotate.task import Annotate
 from segray.bulk.attempts import Attempts
 from segray.bulk.identity import check_identity, identity_of
@@ -25,7 +26,6 @@ from segray.models.device import Precision, default_batch_size, resolve_device, 
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
 from segray.models.weights import LoadedModel, load_weights
 from segray.schema import ANNOTATED
-from segray.settings import AnnotateSettings
 from segray.storage import StorageSettings
 from tests.bulk.pictures import Image, decoded, failed_row, picture_row, smooth
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk import committer as sink_module
 from segray.bulk import job
 from segray.bulk.background_listing import Inventory
@@ -27,7 +28,6 @@ from segray.errors import SegrayError
 from segray.output import lease as lock_module
 from segray.output.lease import NAME, Lock
 from segray.output.store import Store
-from segray.settings import AnnotateSettings
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings, open_filesystem
 from tests.bulk.tables import answer, table
