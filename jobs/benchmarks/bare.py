@@ -21,9 +21,9 @@ from segray.bulk.resources import share_out
 from segray.cluster import Cluster
 from segray.models.device import resolve_precision
 from segray.models.weights import load_weights
-from segray.sources.decoding import Decoder
-from segray.sources.fetch import fetch_files
+from segray.sources.decode_step import Decoder
 from segray.sources.listing import Listing
+from segray.sources.read_step import fetch_files
 from segray.sources.sandbox import DecodeSandbox
 
 

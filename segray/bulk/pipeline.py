@@ -38,10 +38,10 @@ from segray.errors import JobFailedError, SegrayError
 from segray.scenes.scene import Tiling
 from segray.settings import RaySettings
 from segray.sources.archives import read_archive
-from segray.sources.byte_ranges import read_files, scene_id
 from segray.sources.choice import Choice
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
+from segray.sources.read_step import read_files, scene_id
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 from segray.watching import Labels, model_clock

@@ -13,9 +13,9 @@ from segray.annotate.merge_instances import joined_item
 from segray.annotate.predictor import Predictor
 from segray.models.weights import load_weights
 from segray.scenes.scene import Tiling
-from segray.sources.byte_ranges import read_files
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.listing import Listing
+from segray.sources.read_step import read_files
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 

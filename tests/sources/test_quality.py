@@ -17,7 +17,7 @@ from segray.errors import ItemError
 from segray.predict.predictor import Labelled
 from segray.scenes.scene import Tiling
 from segray.schema import ANNOTATED
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
 from segray.sources.quality import MOST, RUN, Quality, measure
 from segray.sources.rows import FetchedRows

@@ -1,7 +1,7 @@
 """FETCHED -> DECODED: encoded files become pixels, whole pictures or the tiles of scenes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,8 +14,9 @@ from segray.errors import ItemError
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
-from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
+from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges
 from segray.sources.decode import Decoded
+from segray.sources.file_headers import is_for_gdal, may_be_scene
 from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
@@ -125,6 +126,20 @@ class Decoder:
             place = building.room.file.place(building.room.used, part.size).reshape(part.shape)
             np.copyto(place, part)
             yield _Piece(row, Decoded(place, picture.frames), scene, tile)
+
+
+def decode_picture(
+    sandbox: DecodeSandbox, file: MemoryRanges, max_pixels: int, tiling: Tiling, room: Room | None = None
+) -> Decoded:
+    """As `DecodeSandbox.decode`; a sound picture that Pillow does not know is read by its bands."""
+    try:
+        return sandbox.decode(file.data, max_pixels, room)
+    except ItemError as error:
+        if not is_for_gdal(file.data, error):
+            raise
+    scene = sandbox.describe(file, replace(tiling, picture_pixels=0, resolution=None))
+    assert scene is not None
+    return sandbox.whole(file, scene, max_pixels, room)
 
 
 def _file_of(fetched: pa.Table, row: int, storage: StorageSettings) -> FileRanges:
