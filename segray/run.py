@@ -9,7 +9,7 @@ from segray.errors import ExitCode, HeldError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log_redirect import noise_to_file
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.settings import JobSettings
 
 T = TypeVar("T")
@@ -59,15 +59,15 @@ class Problems:
         return SettingsError(*self.lines)
 
 
-def open_output(store: O) -> Lock[O]:
+def open_output(store: O) -> Lease[O]:
     """Return the lease of an output, not entered yet.
 
     Raises SettingsError where the output cannot be used, HeldError where another run is live.
     """
     store.check_usable()
-    lock = Lock(store)
-    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
-    return lock
+    lease = Lease(store)
+    lease.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
+    return lease
 
 
 def device_of(device: str, ray: RayStart) -> str:

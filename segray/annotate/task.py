@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Annotate:
-    """See `bulk.verb.Verb`."""
+    """See `bulk.task.BulkTask`."""
 
     settings: AnnotateSettings
     name = "annotate"
     keeps_instances = True
     keeps_tiles = True
-    joins_in_workers = False
+    merges_in_workers = False
 
     def check(self) -> None:
         """Raises SettingsError."""
@@ -64,19 +64,19 @@ class Annotate:
             model, device, precision, settings.score_threshold, batch_size, threads, settings.proposals
         )
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
         """Seams closed, ids given, outlines on the map."""
         from segray.annotate.merge_instances import (
-            joined_item,  # not where nobody has scenes: it takes a while
+            merged_item,  # not where nobody has scenes: it takes a while
         )
 
-        return joined_item(tiles, self.settings.crs)
+        return merged_item(tiles, self.settings.crs)
 
     def under(self, generation: int) -> "Annotate":
         """Workers write nothing."""
         return self
 
-    def after_join(self, store: "Output", image_id: str) -> None:
+    def after_merge(self, store: "Output", image_id: str) -> None:
         """Tiles leave nothing behind."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:

@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from segray.bulk.task import Model, Verb
+from segray.bulk.task import BulkTask, Model
 from segray.errors import SettingsError
 from segray.run import check_same
 
 
-def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
+def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
     """What results depend on; never workers, batch size or reject limit.
 
     Raises SettingsError for settings that do not fit the model.
     """
-    settings = verb.settings
+    settings = task.settings
     return {
         "format": 2,
         "model": model.name,
         "model_digest": model.digest,
         "precision": precision,
-        **verb.identity(model, precision),
+        **task.identity(model, precision),
         "max_pixels": settings.max_pixels,
         "tile": settings.tile,
         "overlap": settings.overlap,

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
-from segray.output.store import TILE_ANSWERS, End, GoneError, Part, Store, ends_of
+from segray.output.store import TILE_RESULTS, End, GoneError, Part, Store, ends_of
 from segray.scenes.scene import scene_from
 from segray.schema import ANNOTATED
 from segray.sources.choice import kind_of
@@ -103,7 +103,7 @@ class Archive:
         return bool(self.done[member_index >> 3] >> (member_index & 7) & 1)
 
 
-class Plan:
+class LedgerDb:
     """Context manager around the scratch database; one that is full ends as JobFailedError."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Plan:
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
         )
 
-    def __enter__(self) -> "Plan":
+    def __enter__(self) -> "LedgerDb":
         return self
 
     def __exit__(
@@ -144,7 +144,7 @@ class Plan:
 
     def add_ledger(self, store: Store, part: Part) -> None:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
-        if part.folder == TILE_ANSWERS:
+        if part.folder == TILE_RESULTS:
             with suppress(GoneError):  # taken away, late, by a run before: else they are done again
                 self.add_tiles(store.answers(part), part)
             return
@@ -294,7 +294,7 @@ class Plan:
 
     def has_work(self) -> bool:
         """Whether any item of the listing has no answer."""
-        return bool(self.unanswered())
+        return bool(self.without_result())
 
     def is_finished(self) -> bool:
         """Whether the ledger already says all there is to say about the listing."""
@@ -366,7 +366,7 @@ class Plan:
         rows = self._db.execute(f"SELECT image_id, s.kept {_RELABELLED} AND part = ?", (part.number,))
         return {image_id: json.loads(text) if text else [None] * len(names) for image_id, text in rows}
 
-    def unanswered(self) -> list[str]:
+    def without_result(self) -> list[str]:
         """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
         files = [source.uri for source, _ in zip(self.todo_files(), range(10), strict=False)]
         archives = [archive.source.uri for archive, _ in zip(self.todo_archives(), range(10), strict=False)]

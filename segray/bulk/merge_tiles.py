@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.results import answers_table
+from segray.bulk.results import results_table
 from segray.errors import ItemError, JobFailedError
 from segray.scenes.scene import Scene, scene_from
 from segray.schema import ANNOTATED, DECODED, QUALITY
 from segray.sources.names import one_line
 
 
-def joined_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
+def merged_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
     """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
 
     `join` gives the row, which needs no account of its tiles yet. The item is rejected when every tile that
@@ -30,7 +30,7 @@ def joined_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Tab
         raise  # the storage, which would fail for all scenes
     except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
         said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
-        row = answers_table(item_of(tiles, scene), [ItemError("crashed", said)])
+        row = results_table(item_of(tiles, scene), [ItemError("crashed", said)])
         row = _account(row, tiles, scene)
         return with_column(row, "tiles_rejected", row["tiles"].combine_chunks())
 

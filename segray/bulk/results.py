@@ -10,7 +10,7 @@ from segray.errors import ErrorType, ItemError
 from segray.schema import ANNOTATED, QUALITY
 
 
-class Answered(Protocol):
+class Result(Protocol):
     """A row that the model answered."""
 
     @property
@@ -22,16 +22,16 @@ class Answered(Protocol):
         """How many were dropped because no pixel of them was left."""
 
 
-Outcome = Answered | ItemError | None
+Outcome = Result | ItemError | None
 """What became of a row: answered, rejected, or None for one without a picture: a control row, or a tile that
 holds no data."""
 
 
-_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
-"""Columns of an item that was joined from its tiles, null before that."""
+_OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
+"""Columns of an item that was merged from its tiles, null before that."""
 
 
-def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
+def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
     """DECODED and what became of each of its rows -> ANNOTATED, one row out for each row in, in order.
 
     Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
@@ -54,9 +54,9 @@ def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
         "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
         "vanished": [None if outcome is None else False for outcome in final],
         "crs": pa.nulls(decoded.num_rows, pa.string()),
-        **{field.name: _of_answered(decoded[field.name], final, field) for field in QUALITY},
+        **{field.name: _of_results(decoded[field.name], final, field) for field in QUALITY},
         "found": pa.array([[]] * decoded.num_rows, ANNOTATED.field("found").type) if found is None else found,
-        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
+        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_MERGED},
     }
     arrays = [columns[name] if name in columns else decoded[name] for name in ANNOTATED.names]
     return pa.table(arrays, schema=ANNOTATED)
@@ -65,12 +65,12 @@ def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
 def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.Table:
     """DECODED -> ANNOTATED with every picture rejected for one reason; other rows pass through."""
     error = ItemError(error_type, reason)
-    return answers_table(
+    return results_table(
         decoded, [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
     )
 
 
-def _of_answered(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
+def _of_results(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
     """What is known of images, null where one was rejected."""
     values = column.to_pylist()
     return pa.array(
@@ -86,5 +86,5 @@ def _earlier_error(error_type: ErrorType | None, reason: str | None) -> ItemErro
     return None if error_type is None else ItemError(error_type, reason or "")
 
 
-def _status(outcome: Answered | ItemError) -> str:
+def _status(outcome: Result | ItemError) -> str:
     return "rejected" if isinstance(outcome, ItemError) else "annotated"

@@ -33,7 +33,7 @@ class Model(Protocol):
         """See `Tiling.ranges`."""
 
 
-class Verb(Protocol):
+class BulkTask(Protocol):
     """Pickles to a worker."""
 
     @property
@@ -53,8 +53,8 @@ class Verb(Protocol):
         """Whether the tiles of an item stay where some are rejected, so that a retry does those alone."""
 
     @property
-    def joins_in_workers(self) -> bool:
-        """Whether `joined` takes so long for one item that several should be done at a time."""
+    def merges_in_workers(self) -> bool:
+        """Whether `merge_tiles` takes so long for one item that several should be done at a time."""
 
     def check(self) -> None:
         """Raise SettingsError for weights that are not there; torch is not loaded for it."""
@@ -70,13 +70,13 @@ class Verb(Protocol):
     ) -> "Predictor":
         """Called in a worker."""
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
         """All tiles of one item -> its row, both of schema ANNOTATED."""
 
-    def under(self, generation: int) -> "Verb":
+    def under(self, generation: int) -> "BulkTask":
         """The same, whose workers write to the output for the run with this lease."""
 
-    def after_join(self, store: "Output", image_id: str) -> None:
+    def after_merge(self, store: "Output", image_id: str) -> None:
         """The item is safe: what its tiles left behind can go."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:

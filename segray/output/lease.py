@@ -41,7 +41,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Holder:
     """What the object says; of a damaged one, a holder that nobody knows."""
 
     run_id: str = ""
@@ -58,7 +58,7 @@ class Lease:
     """The holder ended; the object stays so that the generation goes on."""
 
     @classmethod
-    def of(cls, data: bytes) -> "Lease":
+    def of(cls, data: bytes) -> "Holder":
         """Read a lease, those of earlier versions included."""
         try:
             found = json.loads(data)
@@ -84,7 +84,7 @@ class Lease:
         return started != "" and started == self.started
 
 
-class Lock(Generic[O_co]):
+class Lease(Generic[O_co]):
     """Context manager. Raises HeldError on entry while another run is live."""
 
     def __init__(self, store: O_co) -> None:
@@ -116,7 +116,7 @@ class Lock(Generic[O_co]):
         """Of this holder's lease."""
         return self._generation
 
-    def __enter__(self) -> "Lock[O_co]":
+    def __enter__(self) -> "Lease[O_co]":
         tries = 0
         while not self._take():  # another run was faster: the next look says which
             tries += 1
@@ -157,7 +157,7 @@ class Lock(Generic[O_co]):
         """Whether the lease became ours; False where another run was faster."""
         vacant = self._vacant(watches=True)
         asked = _now()
-        before = Lease() if vacant is None else Lease.of(vacant.data)
+        before = Holder() if vacant is None else Holder.of(vacant.data)
         self._generation = before.generation + 1
         self.hours = {} if vacant is None else hours_in(told_in(vacant.data))
         if not self._won(vacant):
@@ -206,20 +206,20 @@ class Lock(Generic[O_co]):
         found = self.store.read_versioned(NAME)
         if found is None:
             return None
-        lease = Lease.of(found.data)
-        if lease.released or found.version == self._expired:
+        holder = Holder.of(found.data)
+        if holder.released or found.version == self._expired:
             return found
-        if lease.is_of_this_machine:
-            if lease.is_running:
-                raise self._refusal(lease, "wait for it")
+        if holder.is_of_this_machine:
+            if holder.is_running:
+                raise self._refusal(holder, "wait for it")
             return found
-        return self._watched(found, lease) if watches else found
+        return self._watched(found, holder) if watches else found
 
-    def _watched(self, found: Versioned, lease: Lease) -> Versioned | None:
+    def _watched(self, found: Versioned, holder: Holder) -> Versioned | None:
         """The lease when it stayed unchanged for too long, or its holder ended meanwhile."""
-        patience = lease.expires_s if 0 < lease.expires_s < math.inf else self._settings.expires_s
+        patience = holder.expires_s if 0 < holder.expires_s < math.inf else self._settings.expires_s
         _say(
-            f"{self.store.root} is held by another run on {lease.host}; watching whether it is alive, "
+            f"{self.store.root} is held by another run on {holder.host}; watching whether it is alive, "
             f"up to {patience:g} s"
         )
         started = said = time.monotonic()
@@ -227,20 +227,20 @@ class Lock(Generic[O_co]):
             time.sleep(min(self._settings.renew_s / LOOKS, patience - waited))
             now = self.store.read_versioned(NAME)
             if now is None or now.version != found.version:
-                if now is not None and not Lease.of(now.data).released:
-                    raise self._refusal(Lease.of(now.data), "its lease was renewed just now; wait for it")
+                if now is not None and not Holder.of(now.data).released:
+                    raise self._refusal(Holder.of(now.data), "its lease was renewed just now; wait for it")
                 return now
             if time.monotonic() - said >= self._settings.renew_s:
                 said = time.monotonic()
-                _say(f"the lease of {lease.host} is unchanged for {said - started:.0f} s of {patience:g} s")
-        _say(f"the run on {lease.host} gave no sign of life for {patience:g} s; taking over")
+                _say(f"the lease of {holder.host} is unchanged for {said - started:.0f} s of {patience:g} s")
+        _say(f"the run on {holder.host} gave no sign of life for {patience:g} s; taking over")
         self._expired = found.version
         return found
 
-    def _refusal(self, lease: Lease, advice: str) -> HeldError:
+    def _refusal(self, holder: Holder, advice: str) -> HeldError:
         return HeldError(
-            f"output: {self.store.root} is being written by another run (process {lease.pid} on "
-            f"{lease.host}); {advice}"
+            f"output: {self.store.root} is being written by another run (process {holder.pid} on "
+            f"{holder.host}); {advice}"
         )
 
     # --- keeping -------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Lock(Generic[O_co]):
         return json.dumps(lease, indent=2).encode() + b"\n"
 
     def _is_ours(self, there: Versioned | None) -> bool:
-        return there is not None and Lease.of(there.data).run_id == self.run_id
+        return there is not None and Holder.of(there.data).run_id == self.run_id
 
     def _renew(self) -> None:
         while not self._stop.wait(self._settings.renew_s):
@@ -341,7 +341,7 @@ def told_in(data: bytes) -> dict[str, Any]:
 def newest_generation(store: Output) -> int:
     """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
     there = store.read_versioned(NAME)
-    return 0 if there is None else Lease.of(there.data).generation
+    return 0 if there is None else Holder.of(there.data).generation
 
 
 def follow(store: Output, generation: int, every_s: float = 0.0) -> None:

@@ -46,7 +46,7 @@ ROW_GROUP = 65_536
 """Rows: a reader that wants a part of the map leaves the other groups out."""
 
 _METADATA_KEY = b"segray"
-STAGING, TILE_ANSWERS = "_segray/staging", "_segray/tiles"
+STAGING, TILE_RESULTS = "_segray/staging", "_segray/tiles"
 TILES = "tiles"
 _PART = re.compile(
     r"(?:_segray/(?:staging|tiles)/|(?:images|instances|tiles)/part-)(\d{6,})(?:-g(\d+))?\.parquet"
@@ -142,10 +142,10 @@ class Store(Output):
             return self._recovered()
 
     def _recovered(self) -> list[Part]:
-        claimed = [part for part in self._parts(STAGING) + self._parts(TILE_ANSWERS) if not part.size]
+        claimed = [part for part in self._parts(STAGING) + self._parts(TILE_RESULTS) if not part.size]
         for part in claimed:  # the claim of a commit that was never written, see `atomic`
             self.discard(part)
-        parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_ANSWERS)
+        parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_RESULTS)
         absorbed = {
             name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]
         }
@@ -156,7 +156,7 @@ class Store(Output):
             TILES,
             IMAGES,
             STAGING,
-            TILE_ANSWERS,
+            TILE_RESULTS,
         ):  # instances first: without them, their part still says so
             for name in self.files(folder):
                 if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
@@ -184,7 +184,7 @@ class Store(Output):
 
     def has_items(self) -> bool:
         """Whether any item was ever committed here."""
-        return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_ANSWERS))
+        return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_RESULTS))
 
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""

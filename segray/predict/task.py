@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predict:
-    """See `bulk.verb.Verb`."""
+    """See `bulk.task.BulkTask`."""
 
     settings: PredictSettings
     generation: int = 0
@@ -28,7 +28,7 @@ class Predict:
     name = "predict"
     keeps_instances = False
     keeps_tiles = False  # windows are as large as their scene, many times over
-    joins_in_workers = True
+    merges_in_workers = True
 
     def check(self) -> None:
         """Raises SettingsError."""
@@ -60,21 +60,21 @@ class Predict:
         store = output_of_worker(self.settings, self.generation)
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
         """Windows blended, the map written."""
-        from segray.predict.merge_windows import joined_map
+        from segray.predict.merge_windows import merged_map
 
         store = output_of_worker(self.settings, self.generation)
         plan = store.read_json("_segray/plan.json")
         if not isinstance(plan, dict) or "classes" not in plan:
             raise JobFailedError(f"{self.settings.output}: its _segray/plan.json is gone or damaged")
-        return joined_map(tiles, self.settings, tuple(plan["classes"]), store)
+        return merged_map(tiles, self.settings, tuple(plan["classes"]), store)
 
     def under(self, generation: int) -> "Predict":
         """See `output_of_worker`."""
         return replace(self, generation=generation)
 
-    def after_join(self, store: Output, image_id: str) -> None:
+    def after_merge(self, store: Output, image_id: str) -> None:
         """Its windows go."""
         store.delete_folder(f"{FOLDER}/{image_id}")
 

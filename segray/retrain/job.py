@@ -20,7 +20,7 @@ from segray.errors import (
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.registry.mirror import check_mirror
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
@@ -91,14 +91,14 @@ _OUTCOMES = {
 def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
     """The record of a round that is over; None for a dry run."""
     with on_ray(settings, _load_ray) as ray:
-        job, lock = _prepare(settings, ray)
+        job, lease = _prepare(settings, ray)
         if settings.dry_run:
             _tell_plan(job)
             return None
         try:
-            with lock:
-                ray.machines.inherit(lock.hours)
-                lock.tell = ray.machines.record
+            with lease:
+                ray.machines.inherit(lease.hours)
+                lease.tell = ray.machines.record
                 job.store.write_json(PLAN, check_plan(job.store, settings))
                 return _round(job)
         except HeldError as error:
@@ -109,17 +109,17 @@ def _load_ray() -> None:
     from segray.bulk import pipeline  # noqa: F401
 
 
-def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output]]:
+def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lease[Output]]:
     """Look at output and registry: all problems at once."""
     problems = Problems()
     attempt = problems.attempt
     store = Output(settings.output, settings.storage)
     registry = Registry(settings.registry, settings.storage)
-    lock = Lock(store)
+    lease = Lease(store)
     try:
         attempt(store.check_usable)
         attempt(lambda: check_plan(store, settings))
-        attempt(lambda: lock.refuse_second_run(watches=False))
+        attempt(lambda: lease.refuse_second_run(watches=False))
     except HeldError as error:
         raise NothingToDoError(*error.lines) from error
     attempt(registry.check_usable)
@@ -134,7 +134,7 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
     if problems:
         raise problems.error()
     gate = Gate(margin=settings.margin, **settings.gate.model_dump())
-    return Job(settings, store, registry, ray, gate), lock
+    return Job(settings, store, registry, ray, gate), lease
 
 
 def _tell_plan(job: Job) -> None:

@@ -21,7 +21,7 @@ from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
 from segray.machines import outcome_of
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.progress import Progress
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.settings import printable
@@ -62,7 +62,7 @@ class Prepared:
     """What is known before work begins."""
 
     settings: TrainSettings
-    lock: Lock[Output]
+    lock: Lease[Output]
     """Not entered yet; its output's store is `store`."""
     listed: Pairs
     design: Design | InstanceDesign
@@ -206,7 +206,7 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
-def _run(prepared: Prepared, lock: Lock[Output]) -> tuple[Data, dict[str, Any]]:
+def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]:
     """Do what is left, under the lease; returns what was trained on, and the contents of run.json."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
@@ -295,7 +295,7 @@ def survey_pairs(
         survey.save()
 
 
-def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:
+def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) -> None:
     from segray.train.trainer import told, train
 
     settings = prepared.settings

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segray.annotate.merge_instances import joined_item
+from segray.annotate.merge_instances import merged_item
 from segray.annotate.predictor import Predictor
 from segray.models.weights import load_weights
 from segray.scenes.scene import Tiling
@@ -47,7 +47,7 @@ def annotated(
     path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str, crs: str = "OGC:CRS84"
 ) -> dict[str, Any]:
     """The item's row."""
-    (row,) = joined_item(answered(path, tiling, sandbox, model), crs).to_pylist()
+    (row,) = merged_item(answered(path, tiling, sandbox, model), crs).to_pylist()
     return dict(row)
 
 
