@@ -17,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, NothingToDoError, SettingsError
 from segray.interrupts import INTERRUPTS, handlers_kept
 from segray.log import say
 from segray.log_redirect import loggers_to
 from segray.machines import COST, HOURS, Machines, hours_line
+from segray.ray_private import job_config, print_with
 from segray.settings import RaySettings
 from segray.watching import REPORT_MS
 
@@ -89,7 +91,7 @@ class RayStart:
         self.machines = Machines(settings.prices)
         """Of the job; counted once Ray runs."""
         self._begun: Future[Cluster] | None = None
-        self._own: OwnRay | None = None
+        self._own: OwnRay | PlainRay | None = None
         self._given_up, self._ends, self._over = (threading.Event() for _ in range(3))
         self.in_cluster = _in_cluster(settings)
         self.exports = self.in_cluster or metrics_port is not None
@@ -152,10 +154,7 @@ class RayStart:
         import ray
 
         if not self.in_cluster:
-            from segray.own_ray import OwnRay
-
-            mib, port = self._settings.object_store_mib, self._metrics_port
-            self._own = OwnRay(mib, self._log, self._given_up, metrics_port=port)
+            self._own = self._new_ray()
             self._own.start()
         elif not ray.is_initialized():
             self._join(self._settings.address or os.environ["RAY_ADDRESS"])
@@ -163,6 +162,14 @@ class RayStart:
             self._wait_for_nodes()
         self._see_machines()
         return _look_around(self._log)
+
+    def _new_ray(self) -> "OwnRay | PlainRay":
+        mib = self._settings.object_store_mib
+        try:
+            from segray.own_ray import OwnRay
+        except (ImportError, AttributeError) as error:
+            return PlainRay(mib, f"{error}")
+        return OwnRay(mib, self._log, self._given_up, metrics_port=self._metrics_port)
 
     def _join(self, address: str) -> None:
         """As `connect`; where nodes are waited for, the head may not be there yet either."""
@@ -210,11 +217,45 @@ class RayStart:
         self._over.set()
 
 
+class PlainRay:
+    """A Ray as `ray.init` starts it: for a release that lacks what `own_ray` needs. Slower, and not quiet."""
+
+    def __init__(self, object_store_mib: int, reason: str) -> None:
+        """reason: what is missing, one line."""
+        self._object_store_mib, self._reason = object_store_mib, reason
+
+    def start(self) -> None:
+        """Start it, and say that it listens on all addresses of this machine. Raises JobFailedError."""
+        import ray
+
+        say(
+            f"ray {ray.__version__} is newer than segray knows ({self._reason}): started as it comes, "
+            "it listens on every address of this machine",
+            "warning",
+        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(2, whole_cpus()),
+                object_store_memory=self._object_store_mib << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=job_config(),
+            )
+        except Exception as error:
+            raise JobFailedError(f"Ray did not start here: {error}") from error
+
+    def stop(self, *, keep: bool) -> None:
+        """End its processes; keep: its logs are kept, which Ray always does."""
+        import ray
+
+        ray.shutdown()
+
+
 def connect(address: str) -> None:
     """Join a cluster that runs. Raises SettingsError."""
     import ray
-
-    from segray.own_ray import job_config
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=job_config())
@@ -228,7 +269,7 @@ def _look_around(log: Path) -> Cluster:
 
     loggers_to(log)
     # what a thread of Ray's prints of workers that died, and of an interrupted run's tasks, goes there too
-    ray._private.worker.print_to_stdstream = _to_log  # type: ignore[assignment]
+    print_with(_to_log)
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
     kind = "accelerator_type:"

@@ -32,6 +32,7 @@ from segray import shared_memory
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SettingsError
 from segray.log import say
+from segray.ray_private import job_config
 from segray.watching import REPORT_MS
 
 LOOPBACK = "127.0.0.1"
@@ -200,19 +201,6 @@ def _children(process: Any) -> list[psutil.Process]:
     with suppress(psutil.Error):
         return list(psutil.Process(process.process.pid).children(recursive=True))
     return []
-
-
-def job_config() -> Any:
-    """Workers find this package, and nothing that lies in the working folder: Ray would add that."""
-    import segray
-
-    class _Fixed(list[str]):
-        def extend(self, _: Any) -> None:
-            """Ray adds the folder of the script and the working folder."""
-
-    config = ray.job_config.JobConfig()
-    config._py_driver_sys_path = _Fixed([str(Path(segray.__file__).parents[1])])
-    return config
 
 
 @contextmanager

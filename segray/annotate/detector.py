@@ -21,12 +21,16 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.ops.poolers import _setup_scales
 
 from segray.annotate.fpn import InPlacePyramid
 from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.models.device import DTYPES, Precision, arithmetic
+
+try:
+    from torchvision.ops.poolers import _setup_scales
+except ImportError:  # another torchvision: only what is very narrow finds less
+    _setup_scales = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,10 @@ class MaskRCNNDetector:
         for pool in _pools(self.model):
             maps = [each for name, each in features.items() if name in pool.featmap_names]
             size = (padded.shape[2], padded.shape[3])
-            pool.scales, pool.map_levels = _setup_scales(
-                maps, [size], pool.canonical_scale, pool.canonical_level
-            )
+            if _setup_scales is not None:
+                pool.scales, pool.map_levels = _setup_scales(
+                    maps, [size], pool.canonical_scale, pool.canonical_level
+                )
 
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> ImageList:
         transform = self.model.transform

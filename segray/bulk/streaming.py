@@ -8,13 +8,9 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-try:  # private: where a later Ray has it elsewhere, only speed is lost
-    from ray.data._internal.execution import streaming_executor_state
-except ImportError:
-    streaming_executor_state = None  # type: ignore[assignment]
-
 from segray.columns import unpacked
 from segray.errors import JobFailedError, SegrayError
+from segray.ray_private import poll_every
 from segray.settings import RaySettings
 
 POLL_S = (0.02, 0.5)
@@ -63,9 +59,7 @@ def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, 
 
 
 def _poll_every(seconds: float) -> None:
-    if streaming_executor_state is not None:
-        least, most = POLL_S
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = min(max(seconds, least), most)
+    poll_every(min(max(seconds, POLL_S[0]), POLL_S[1]))
 
 
 def cause(error: BaseException) -> str:

@@ -112,7 +112,7 @@ def read_scene(path: Path, *, reduce: int) -> Scene:
         bands = source.read([1, 2, 3])
         crs, to_map = pyproj.CRS.from_wkt(source.crs.to_wkt()), source.transform
     pixels = block_means(np.ascontiguousarray(bands.transpose(1, 2, 0)), reduce)
-    return Scene(pixels, to_map * Affine.scale(reduce), crs)
+    return Scene(pixels, to_map @ Affine.scale(reduce), crs)
 
 
 def block_means(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -141,7 +141,7 @@ def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
 
     def placed(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
         map_x, map_y = project.transform(coordinates[:, 0], coordinates[:, 1])
-        return np.column_stack(to_pixels * (map_x, map_y))
+        return np.column_stack(to_pixels @ (map_x, map_y))
 
     outlines = [areas_of(shapely.transform(shapely.force_2d(each), placed)) for each in shapes]
     return sorted((each for each in outlines if each.area > 0), key=lambda each: -each.area)

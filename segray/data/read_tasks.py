@@ -8,11 +8,11 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, Datasource, ReadTask
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
 from segray.cluster import READ_TASK_CPUS
 from segray.columns import packed, unpacked
+from segray.ray_private import find
 
 PAUSE_S = 0.1
 """Between two looks of Ray's loop, of 1.5 ms of CPU each; what moves in one is BUFFERED and loader.AHEAD."""
@@ -62,7 +62,8 @@ def configure(stall_timeout_s: float) -> None:
     """Set this process's context of Ray Data; it fails when nothing moves for `stall_timeout_s` seconds."""
     context = DataContext.get_current()
     context.target_max_block_size = 1  # a table is a block: neither gathered nor cut
-    context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
+    if hasattr(context, "_max_num_blocks_in_streaming_gen_buffer"):  # a private name: see `ray_private`
+        context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = stall_timeout_s
@@ -70,7 +71,10 @@ def configure(stall_timeout_s: float) -> None:
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 
 
-class Pause(ExecutionCallback):
+_Callback: Any = find("callback") or object
+
+
+class Pause(_Callback):  # type: ignore[misc]
     """Between two looks of Ray's loop, which runs in the process that trains.
 
     Where all that runs has results that nobody takes yet, Ray looks again at once, for ever: training, which

@@ -123,7 +123,7 @@ class SceneReader:
                 "too_large",
                 f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS:,}; --resolution helps",
             )
-        transform = data.transform * Affine.scale(data.width / width, data.height / height)
+        transform = data.transform @ Affine.scale(data.width / width, data.height / height)
         bands = self._bands(tiling.bands)
         self._masked, told = self._alpha(bands)
         return Scene(
@@ -209,7 +209,7 @@ class SceneReader:
         from pyproj import Transformer
 
         middle = (data.width / 2, data.height / 2)
-        corners = [data.transform * point for point in (middle, (middle[0] + 1, middle[1] + 1))]
+        corners = [data.transform @ point for point in (middle, (middle[0] + 1, middle[1] + 1))]
         to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
         (lon0, lat0), (lon1, lat1) = (to_degrees.transform(*corner) for corner in corners)
         _, _, diagonal = (crs.get_geod() or Geod(ellps="WGS84")).inv(lon0, lat0, lon1, lat1)

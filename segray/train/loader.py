@@ -27,6 +27,7 @@ from segray.data.read_tasks import MAPPED, SCORING, Pause, configure, read_place
 from segray.train.sampler import Order, Part
 from segray.data.scan import PASSING
 from segray.data.scan_stream import Reading
+from segray.ray_private import find
 from segray.train.resources import LOADER_CPUS
 from segray.train.reporting.samples import chosen
 
@@ -55,7 +56,7 @@ def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) ->
     configure(feed.stall_timeout_s)
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [Pause]
+    context.custom_execution_callback_classes = [Pause] if find("callback") else []
     tasks = [partial(feed.order.epoch, epoch, position * (epoch == epochs.start), part) for epoch in epochs]
     loaded = read_places(tasks).map_batches(
         _Load,

@@ -8,12 +8,20 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import ray
+import torch
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+from segray.log import say
+from segray.ray_private import find
+
+_TorchBackend: Any = find("backend") or object
+_HANDLERS = "_rendezvous_handlers"
+"""Torch's private table of the ways to find each other, by the scheme of the address."""
 
 
-class _Backend(_TorchBackend):
+class _Backend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_use_one_address)
         super().on_start(worker_group, backend_config)
@@ -23,15 +31,24 @@ class OneAddressConfig(TorchConfig):
     """As Ray's; rank 0 listens on the address of its node alone, loopback for a Ray of our own."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """What Ray asks for."""
+    def backend_cls(self) -> Any:
+        """Return what Ray asks for."""
+        if _TorchBackend is object or not hasattr(_rendezvous_module(), _HANDLERS):
+            say(
+                f"ray {ray.__version__}, torch {torch.__version__}: training listens on all addresses",
+                "warning",
+            )
+            return super().backend_cls
         return _Backend
 
 
 def _use_one_address() -> None:
     """In each worker, before the group is made: torch has no setting for it."""
-    module = importlib.import_module("torch.distributed.rendezvous")  # its function has the same name
-    module._rendezvous_handlers["env"] = _rendezvous
+    getattr(_rendezvous_module(), _HANDLERS)["env"] = _rendezvous
+
+
+def _rendezvous_module() -> Any:
+    return importlib.import_module("torch.distributed.rendezvous")  # its function has the same name
 
 
 def _rendezvous(

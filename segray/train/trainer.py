@@ -17,12 +17,10 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from segray import ray_private
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
 from segray.output.folder import Output
@@ -70,9 +68,8 @@ class _Trainer(TorchTrainer):
         controller's share: so does the driver's end, and it asks a dashboard that our own Ray lacks, which
         takes 12 s at the end of each training.
         """
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [each for each in made if not isinstance(each, unused)]
+        return [each for each in made if not isinstance(each, ray_private.idle_train_callbacks())]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller
@@ -121,8 +118,7 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
 
 def told(run: Run) -> str | None:
     """What the workers want a person to know."""
-    word = _internal_kv_get(run.attempt, namespace=_TOLD)
-    return None if word is None else word.decode()
+    return ray_private.get(_TOLD, run.attempt)
 
 
 def _raise_failure(run: Run) -> None:
@@ -136,14 +132,14 @@ class _WorkerError(Exception):
 
 def _failure(run: Run) -> Any:
     """Why a worker of this run failed, if it would again: `lines`, `traceback`; None if none did."""
-    told = _internal_kv_get(run.attempt, namespace=_FAILED)
+    told = ray_private.get(_FAILED, run.attempt)
     return None if told is None else json.loads(told)
 
 
 def _leave_word(run: Run, error: SegrayError) -> None:
     """For the driver and the workers of this run, on whatever machine and in whatever folder they are."""
     word = {"lines": error.lines, "traceback": "".join(traceback.format_exception(error))}
-    _internal_kv_put(run.attempt, json.dumps(word), namespace=_FAILED)
+    ray_private.put(_FAILED, run.attempt, json.dumps(word))
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -182,7 +178,7 @@ def _train(run: Run, pairs: Any, store: Output) -> None:
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
     loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown, run.generation)
     if (word := loop.restore()) and part.rank == 0:
-        _internal_kv_put(run.attempt, word, namespace=_TOLD)
+        ray_private.put(_TOLD, run.attempt, word)
     epochs = range(training.epoch, run.task.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)
     loop.run(stream, run.feed.order.train, len(part.scored(run.feed.order.val)))

@@ -60,7 +60,7 @@ def write_scene(path: Path, pixels: np.ndarray[Any, Any], *, crs: str | None = "
 def write_outlines(path: Path, rings: list[list[tuple[float, float]]], *, crs: str | None = None) -> Path:
     """Write polygons, given in pixels of the scene, as GeoJSON in `crs`, or in degrees that name none."""
     project = pyproj.Transformer.from_crs("EPSG:32636", crs or "EPSG:4326", always_xy=True)
-    placed = [[project.transform(*(TO_MAP * corner)) for corner in ring] for ring in rings]
+    placed = [[project.transform(*(TO_MAP @ corner)) for corner in ring] for ring in rings]
     geometries = [{"type": "Polygon", "coordinates": [ring]} for ring in placed]
     features = [{"type": "Feature", "properties": {}, "geometry": each} for each in geometries]
     content: dict[str, Any] = {"type": "FeatureCollection", "features": features}
@@ -312,5 +312,5 @@ def test_the_command_writes_the_folder_and_says_what_is_in_it(
 
 def test_a_scene_keeps_its_place_when_reduced(scene: Path) -> None:
     read: Scene = read_scene(scene, reduce=4)
-    assert read.to_map * (25, 25) == TO_MAP * (100, 100)
+    assert read.to_map @ (25, 25) == TO_MAP @ (100, 100)
     assert read.crs == pyproj.CRS("EPSG:32636")

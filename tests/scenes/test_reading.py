@@ -294,7 +294,7 @@ def test_palette(tmp_path: Path) -> None:
     assert np.array_equal(pixels, wanted)
 
 
-@pytest.mark.parametrize("transform", [Affine.rotation(30) * Affine.scale(0.5), Affine(0.5, 0, 7, 0, 0.5, 9)])
+@pytest.mark.parametrize("transform", [Affine.rotation(30) @ Affine.scale(0.5), Affine(0.5, 0, 7, 0, 0.5, 9)])
 def test_rotated_and_south_up(transform: Affine, tmp_path: Path) -> None:
     values = noise(3)
     scene, pixels, _ = seen(write(tmp_path / "a.tif", values, transform=transform))
