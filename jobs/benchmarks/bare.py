@@ -51,9 +51,9 @@ def main(folder: str, weights: str, precision: str, device: str, count: str) -> 
         threads=resources.threads,
     )
     pictures = list(tables(folder, resources.table_rows))
-    predictor.answer(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
+    predictor.predict(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
     started = time.perf_counter()
-    found = [predictor.answer(table) for table in pictures]
+    found = [predictor.predict(table) for table in pictures]
     seconds = time.perf_counter() - started
     rows = pa.concat_tables(found).slice(0, int(count)).to_pylist()
     strings = {

@@ -66,7 +66,7 @@ class Committer:
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
         self._buffer: list[pa.Table] = []
-        self._started, self._committed = time.monotonic(), -math.inf  # the first answers are safe at once
+        self._started, self._committed = time.monotonic(), -math.inf  # the first results are safe at once
 
     def add(self, table: pa.Table) -> None:
         """Keep rows; commit when the last commit is old enough or much is in memory."""
@@ -102,8 +102,8 @@ class Committer:
         whole = self.ledger.whole()
         for some in _batches(whole, WHOLE_ITEMS):
             numbers = sorted({number for image_id in some for number in whole[image_id]})
-            answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
-            of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
+            results = pa.concat_tables([self.store.results(self._tiles[number]) for number in numbers])
+            of_item = [results.filter(pc.equal(results["image_id"], image_id)) for image_id in some]
             merged = self.merge_tiles([tiles.select(schema.ANNOTATED.names) for tiles in of_item])
             kept = pa.concat_tables([tiles.slice(0, 1).select(self.store.kept) for tiles in of_item])
             self._commit_items(_beside(pa.concat_tables(merged), kept))
@@ -130,7 +130,7 @@ class Committer:
         """Merge what is staged, drop rows that were replaced, mark what vanished, relabel what a manifest
         says otherwise now.
 
-        Raises JobFailedError when an item of the listing has no answer.
+        Raises JobFailedError when an item of the listing has no result.
         """
         self.commit()
         if lost := self.ledger.without_result():

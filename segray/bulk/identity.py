@@ -38,7 +38,7 @@ def check_identity(there: Any, here: dict[str, Any], output: str) -> None:
     if not isinstance(there, dict):
         raise SettingsError(f"output: {output} holds items, but its _segray/plan.json is gone or damaged")
     names = [name for name in here if name not in ("model", "model_digest")]
-    if there.get("model_digest") != here["model_digest"]:
+    if there.get("model_digest") != here.get("model_digest"):
         there, here = ({**each, "weights": _model(each)} for each in (there, here))
         names = ["weights", *names]
     check_same(there, here, names, output, "made")

@@ -57,15 +57,15 @@ CREATE VIEW listed AS SELECT * FROM source s WHERE s.version != '' OR s.error_ty
 """
 _PARTLY = "(SELECT image_id FROM ledger WHERE status = 'annotated' AND tiles_rejected > 0)"
 """Items whose tiles are worth keeping."""
-_ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
-"""How many items of a source's present version have an answer."""
+_RESULTS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
+"""How many items of a source's present version have a result."""
 
 _OPEN_ARCHIVES = """
     SELECT s.* FROM listed s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
     WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > (
         SELECT count(l.member_index) + (e.broken AND count(*) > count(l.member_index)) FROM ledger l
         WHERE l.uri = s.uri AND l.version = s.version AND l.done)) ORDER BY s.uri"""
-"""Archives whose end was not seen, or that have members (or, broken, the archive's own row) to answer."""
+"""Archives whose end was not seen, or with members (or, broken, the archive's own row) without a result."""
 
 
 _MARKS = """
@@ -146,7 +146,7 @@ class LedgerDb:
         """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
         if part.folder == TILE_RESULTS:
             with suppress(GoneError):  # taken away, late, by a run before: else they are done again
-                self.add_tiles(store.answers(part), part)
+                self.add_tiles(store.results(part), part)
             return
         for batch in store.ledger(part, [*LEDGER_COLUMNS, *store.kept]):
             self._add_rows(batch, part.number, store.kept)
@@ -227,7 +227,7 @@ class LedgerDb:
     def forget_rejected(self) -> None:
         """Rejected items, and those with rejected tiles, count as not done.
 
-        Their rows become stale when a new answer is there.
+        Their rows become stale when a new result is there.
         """
         self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected' OR tiles_rejected > 0")
         self._db.execute("DELETE FROM tile WHERE kept AND rejected")
@@ -253,8 +253,10 @@ class LedgerDb:
         return number, ": ".join(first or ())
 
     def units(self) -> tuple[int, int, dict[str, int]]:
-        """(Answered images, answered tiles, item of which some tiles are answered -> those that are not), of
-        the present listing."""
+        """Return how many images and tiles of the present listing have a result, and which items are begun.
+
+        Of these: image_id -> number of tiles without a result.
+        """
         images, tiles = self._db.execute(
             "SELECT count(*), total(coalesce(tiles, 0)) FROM ledger l"
             " JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
@@ -262,8 +264,8 @@ class LedgerDb:
         begun = self._db.execute(
             "SELECT image_id, max(tiles), count(*) FROM tile WHERE NOT kept GROUP BY image_id"
         ).fetchall()
-        answered = int(tiles) + sum(have for _, _, have in begun)
-        return int(images), answered, {item: tiles - have for item, tiles, have in begun}
+        done = int(tiles) + sum(have for _, _, have in begun)
+        return int(images), done, {item: tiles - have for item, tiles, have in begun}
 
     def with_kept(self, rows: pa.Table, names: Sequence[str]) -> pa.Table:
         """Rows of ANNOTATED with the columns that `--keep-columns` names behind them, from the listing.
@@ -293,7 +295,7 @@ class LedgerDb:
         return files + int(ended[1]) if ended[0] == archives else None
 
     def has_work(self) -> bool:
-        """Whether any item of the listing has no answer."""
+        """Whether any item of the listing has no result."""
         return bool(self.without_result())
 
     def is_finished(self) -> bool:
@@ -304,9 +306,9 @@ class LedgerDb:
         )
 
     def todo_files(self) -> Iterator[Source]:
-        """Files without an answer for their present version, by address."""
+        """Files without a result for their present version, by address."""
         for row in self._db.execute(
-            f"SELECT * FROM listed s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
+            f"SELECT * FROM listed s WHERE kind = 'file' AND {_RESULTS} = 0 ORDER BY uri"
         ):
             yield Source(*row)
 
@@ -343,14 +345,14 @@ class LedgerDb:
         return bool(self._db.execute(query, (image_id,)).fetchone()[0])
 
     def todo_archives(self) -> Iterator[Archive]:
-        """Archives of which not every member has an answer."""
+        """Archives of which not every member has a result."""
         rows = self._db.execute(_OPEN_ARCHIVES)
         for row in rows:
             source = Source(*row)
             yield Archive(source, self._done_bitmap(source))
 
     def stale(self, parts: Iterable[Part]) -> dict[int, list[str]]:
-        """Rows that a newer answer or a newer version of their source replaces: part number -> image_ids."""
+        """Rows that a newer result or a newer version of their source replaces: part number -> image_ids."""
         query = (
             f"SELECT image_id FROM stale WHERE part = ?1 UNION SELECT image_id {_REPLACED} AND l.part = ?1"
         )
@@ -367,7 +369,7 @@ class LedgerDb:
         return {image_id: json.loads(text) if text else [None] * len(names) for image_id, text in rows}
 
     def without_result(self) -> list[str]:
-        """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
+        """Up to ten addresses that have no result: empty when items = annotated + rejected."""
         files = [source.uri for source, _ in zip(self.todo_files(), range(10), strict=False)]
         archives = [archive.source.uri for archive, _ in zip(self.todo_archives(), range(10), strict=False)]
         return (files + archives)[:10]

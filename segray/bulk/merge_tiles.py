@@ -36,7 +36,7 @@ def merged_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Tab
 
 
 def all_rejected(tiles: pa.Table) -> ItemError | None:
-    """Why the item is rejected, where no tile was answered and one is rejected: for what most of them are."""
+    """Why the item is rejected, where no tile has a result and one is rejected: for what most of them are."""
     statuses = Counter(tiles["status"].to_pylist())
     if statuses["annotated"] or not statuses["rejected"]:
         return None
@@ -66,7 +66,7 @@ def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
-    """Sorted by tile; of two answers the first that is no rejection, which a retry has overcome."""
+    """Sorted by tile; of two results the first that is no rejection, which a retry has overcome."""
     rejected = pc.equal(tiles["status"], "rejected").to_numpy(zero_copy_only=False)
     order = np.lexsort((rejected, tiles["tile"].to_numpy()))
     _, first = np.unique(tiles["tile"].to_numpy()[order], return_index=True)

@@ -29,7 +29,7 @@ class Resources:
 
     @property
     def table_rows(self) -> int:
-        """Most pictures that the model answers together: few, since a kill costs what is not answered."""
+        """Most pictures that the model gets together: few, since a kill costs those without results."""
         return max(16, 8 * self.batch_size)
 
 

@@ -11,7 +11,7 @@ from segray.schema import ANNOTATED, QUALITY
 
 
 class Result(Protocol):
-    """A row that the model answered."""
+    """What the model found in a row."""
 
     @property
     def instances(self) -> int:
@@ -23,7 +23,7 @@ class Result(Protocol):
 
 
 Outcome = Result | ItemError | None
-"""What became of a row: answered, rejected, or None for one without a picture: a control row, or a tile that
+"""What became of a row: a result, rejected, or None for one without a picture: a control row, or a tile that
 holds no data."""
 
 

@@ -22,7 +22,7 @@ ones. A constant of Ray's, not an option."""
 BLOCK_BYTES = 1
 """Ray hands a block on once it is larger than this, and cuts it between rows. Our tables are one row each
 (see `packed`), so every block is one table as a stage made it: neither gathered nor cut, by Ray's bytes, to
-hundreds of small pictures that the model answers all at once or not at all."""
+hundreds of small pictures that the model gets all at once or not at all."""
 
 
 def configure(settings: RaySettings) -> None:

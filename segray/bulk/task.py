@@ -1,4 +1,4 @@
-"""What a verb adds to the job that all bulk verbs share: a model, an answer, and how tiles become an item."""
+"""What annotate and predict each add to the bulk job: a model, its results, how tiles become an item."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol

@@ -127,7 +127,7 @@ class Store(Output):
         super().__init__(url, storage)
         self.kept = list(kept)
         self._images = schema.with_kept(schema.IMAGES, kept)
-        self._answers = schema.with_kept(schema.ANNOTATED, kept)
+        self._results_schema = schema.with_kept(schema.ANNOTATED, kept)
         self.crs, self.keeps_instances = crs, keeps_instances
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
@@ -207,9 +207,9 @@ class Store(Output):
             return [End(*row) for row in self.metadata(part)["ends"]]
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
-    def answers(self, part: Part) -> pa.Table:
+    def results(self, part: Part) -> pa.Table:
         """All that one commit holds (schema ANNOTATED and the kept columns)."""
-        return schema.completed(self._parquet_file(part.name).read(), self._answers)
+        return schema.completed(self._parquet_file(part.name).read(), self._results_schema)
 
     def discard(self, part: Part) -> None:
         """Take away a commit that is no longer needed."""
@@ -222,7 +222,7 @@ class Store(Output):
         `table` has the schema ANNOTATED and the kept columns behind it.
         """
         part = Part(folder, self._take_number(), 0, self.generation)
-        data = _parquet(table.cast(self._answers))
+        data = _parquet(table.cast(self._results_schema))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
@@ -290,7 +290,7 @@ class Store(Output):
     def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table, pa.Table]:
         """(ledger rows, instance rows, tile rows) of one part."""
         if part.folder != IMAGES:
-            nested = self.answers(part)
+            nested = self.results(part)
             nested = nested.filter(pc.is_valid(nested["image_id"]))
             return nested.select(self._images.names), flatten(nested), flatten_tiles(nested)
         images = schema.completed(self._parquet_file(part.name).read(), self._images)

@@ -79,7 +79,7 @@ class MapPredictor:
         self._store = store
         self._threads = ThreadPoolExecutor(WRITERS)
 
-    def answer(self, table: pa.Table) -> pa.Table:
+    def predict(self, table: pa.Table) -> pa.Table:
         """DECODED -> ANNOTATED, in the order of the rows, once all maps are written.
 
         Raises JobFailedError where the output cannot be written, and whatever the model raises.

@@ -40,7 +40,7 @@ def answered(path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str) -> 
         score_threshold=0.5,
         batch_size=1,
     )
-    return pa.concat_tables([predictor.answer(table) for table in tiles(path, tiling, sandbox)])
+    return pa.concat_tables([predictor.predict(table) for table in tiles(path, tiling, sandbox)])
 
 
 def annotated(
