@@ -57,7 +57,7 @@ class Prepared:
 
 
 def run(task: BulkTask) -> ExitCode:
-    """Answer every item of the sources, into `settings.output`. Raises as `done` does."""
+    """Run the model over every item of the sources, into `settings.output`. Raises as `done` does."""
     code, _ = done(task)
     return code
 
@@ -97,28 +97,10 @@ def _prepare(task: BulkTask, ray: RayStart) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
     problems, settings = Problems(), task.settings
     attempt = problems.attempt
-    kept = settings.keep_columns
-    lease = attempt(
-        lambda: open_output(
-            Store(settings.output, settings.storage, settings.crs, task.keeps_instances, kept)
-        )
-    )
+    lease = attempt(lambda: open_output(_store(task)))
     attempt(task.check)
     attempt(ray.check)
-    found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
-    touched = [each for each in found if each is not None]
-    if len(touched) == len(found):  # else a manifest may be among those that cannot be read
-        attempt(lambda: _check_kept(kept, [listing.wanted for _, listing in touched]))
-    empty = [
-        (shown(source), each[1].ignored)
-        for source, each in zip(settings.sources, found, strict=True)
-        if each and not each[0]
-    ]
-    if not problems and len(empty) == len(found):
-        named, ignored = ", ".join(source for source, _ in empty), sum(number for _, number in empty)
-        raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
-    for source, ignored in empty:
-        say(f"no image in {source} ({ignored:,} other names ignored)", "warning")
+    _check_sources(settings, problems)
     if problems or lease is None:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
@@ -133,6 +115,35 @@ def _prepare(task: BulkTask, ray: RayStart) -> Prepared:
     identity = identity_of(task, model, precision)
     _check_identity(lease.store, identity, settings)
     return Prepared(task, lease, model, device, precision, identity, ray)
+
+
+def _store(task: BulkTask) -> Store:
+    """Return the output of this run."""
+    given = task.settings
+    return Store(given.output, given.storage, given.crs, task.keeps_instances, given.keep_columns)
+
+
+def _check_sources(settings: BulkSettings, problems: Problems) -> None:
+    """Touch every source, and collect what is wrong with them.
+
+    Raises NothingToDoError where all else is right, and none holds an image.
+    """
+    found = [problems.attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
+    touched = [each for each in found if each is not None]
+    if len(touched) == len(found):  # else a manifest may be among those that cannot be read
+        problems.attempt(
+            lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched])
+        )
+    empty = [
+        (shown(source), each[1].ignored)
+        for source, each in zip(settings.sources, found, strict=True)
+        if each and not each[0]
+    ]
+    if not problems and len(empty) == len(found):
+        named, ignored = ", ".join(source for source, _ in empty), sum(number for _, number in empty)
+        raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
+    for source, ignored in empty:
+        say(f"no image in {source} ({ignored:,} other names ignored)", "warning")
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, Listing]:
