@@ -33,7 +33,7 @@ def settings_of(verb: str, arguments: Sequence[str], program: str = "segray") ->
 
 
 def load_settings(cls: type[S], arguments: Sequence[str], program: str) -> S:
-    """Settings from flags, environment and file.
+    """Return settings from flags, environment and file.
 
     Raises SettingsError with one line for every problem at once. `--help` prints and exits 0.
     """
@@ -83,7 +83,7 @@ def load_settings(cls: type[S], arguments: Sequence[str], program: str) -> S:
 
 
 def _take_literally(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:
-    """A source is one name, whatever is in it: pydantic would split it at commas, and read `[ab]` as JSON.
+    """Keep a source as one name: pydantic would split it at commas, and read `[ab]` as JSON.
 
     Quotes keep it from that; what holds quotes itself stays as it is, so that a list in JSON may be typed.
     """
@@ -94,7 +94,7 @@ def _take_literally(parser: argparse.ArgumentParser, namespace: argparse.Namespa
 
 
 def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
-    """What the YAML file holds, and what is wrong with it."""
+    """Return what the YAML file holds, and what is wrong with it."""
     if not path:
         return {}, []
     try:
@@ -140,7 +140,7 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
 
 
 def _known(cls: type[BaseModel]) -> list[str]:
-    """All setting names, nested ones dotted and by their last part."""
+    """Return all setting names, nested ones dotted and by their last part."""
     names: list[str] = []
     for name, field in cls.model_fields.items():
         names.append(name)
@@ -156,7 +156,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _only_names(unknown: Sequence[str]) -> list[str]:
-    """Arguments nobody knows, without the values that belong to an unknown flag."""
+    """Return arguments nobody knows, without the values that belong to an unknown flag."""
     return [
         argument
         for before, argument in zip(["", *unknown], unknown, strict=False)
@@ -175,7 +175,7 @@ def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
 
 
 def _known_to_any_verb() -> list[str]:
-    """One environment serves all verbs: a setting of another one is no mistake."""
+    """Return the settings of all verbs: one environment serves them, another verb's is no mistake."""
     return list(dict.fromkeys(name for verb in VERBS for name in _known_to(verb)))
 
 

@@ -27,7 +27,7 @@ _STOP_S = 5.0
 
 
 class BackgroundListing:
-    """Context manager: lists `sources` into `ledger` from entry on."""
+    """List `sources` into `ledger` in a thread, as a context manager."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class BackgroundListing:
 
     @property
     def ended(self) -> bool:
-        """Whether everything is listed."""
+        """Return whether everything is listed."""
         return self._ended.is_set()
 
     def complete(self, progress: Progress) -> None:
@@ -92,7 +92,7 @@ class BackgroundListing:
         return True
 
     def _wait(self, progress: Progress | None) -> bool:
-        """Until all is listed (True), or until the next look at what there is."""
+        """Wait until all is listed, and return True, or until the next round."""
         while (left := self._next - time.monotonic()) > 0 and not self._ended.wait(min(left, 0.5)):
             if progress is not None:
                 progress.add(self._listed - progress.images)

@@ -29,7 +29,7 @@ class Batches:
     def run(
         self, pictures: Mapping[int, Image], predict: Callable[[Sequence[Image]], Sequence[T | ItemError]]
     ) -> Iterator[tuple[int, T | ItemError]]:
-        """(Row number, what `predict` gives for its picture), batch by batch.
+        """Yield (row number, what `predict` gives for its image), batch by batch.
 
         Out of memory halves the batches, for good; one image alone that does not fit is rejected.
         """
@@ -65,7 +65,7 @@ class Batches:
 
 
 def pictures_of(table: pa.Table) -> dict[int, Image]:
-    """(height, width, 3) uint8 by row number, views into the table; rows without a picture are left out."""
+    """Return images (height, width, 3) uint8 by row number, views into the table; rows without one lack."""
     columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()
     return {
         row: pixels.reshape(height, width, 3)

@@ -43,7 +43,7 @@ ask, because each start costs seconds besides; old ones less often, so that they
 
 
 class Committer:
-    """Takes tables of schema ANNOTATED, keeps `ledger` and the output in step."""
+    """Take tables of schema ANNOTATED, and keep `ledger` and the output in step."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Committer:
         ]
         """All tiles of each item -> its row."""
         self.items = 0
-        """How many became safe."""
+        """Number of items that were committed."""
         self._tiles = {part.number: part for part in parts if part.folder == TILE_RESULTS}
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
@@ -78,7 +78,7 @@ class Committer:
             self.commit()
 
     def commit(self) -> None:
-        """Everything that was added is safe after this."""
+        """Make everything that was added safe."""
         self.lease.check()
         self._committed = time.monotonic()
         if not self._buffer:
@@ -98,7 +98,7 @@ class Committer:
         self.merge_whole_items()
 
     def merge_whole_items(self) -> None:
-        """Items all of whose tiles are here become rows like any other, and their tiles are taken away."""
+        """Make a row of each item all of whose tiles are here, and delete its tiles."""
         whole = self.ledger.whole()
         for some in _batches(whole, WHOLE_ITEMS):
             numbers = sorted({number for image_id in some for number in whole[image_id]})
@@ -187,7 +187,7 @@ def commit(
     progress: Progress,
     known_total: Callable[[], int | None],
 ) -> None:
-    """The last step: make results (schema ANNOTATED) safe as they come; an interrupt loses none that came.
+    """Make results (schema ANNOTATED) safe as they come, the last step; an interrupt loses none that came.
 
     known_total: of the images, None while nobody knows it.
     """
@@ -239,15 +239,14 @@ def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _beside(rows: pa.Table, more: pa.Table) -> pa.Table:
-    """As many rows of both, the columns of one behind those of the other."""
+    """Return the columns of both tables, which have as many rows."""
     for name in more.column_names:
         rows = rows.append_column(name, more[name])
     return rows
 
 
 def _once_each(rows: pa.Table) -> pa.Table:
-    """Without rows of an item or tile that is there already: Ray may deliver a block again after a worker
-    died."""
+    """Drop rows of an item or tile that came before: Ray may deliver a block again after a worker died."""
     seen: set[tuple[str, int | None]] = set()
     keep = []
     for key in zip(rows["image_id"].to_pylist(), rows["tile"].to_pylist(), strict=True):

@@ -1,4 +1,4 @@
-"""What is said at the end, and what run.json keeps."""
+"""What a bulk job prints at its end, and what run.json keeps."""
 
 import json
 import shlex
@@ -27,7 +27,7 @@ def run_record(
     seconds: float,
     items: int,
 ) -> dict[str, Any]:
-    """The contents of run.json: settings without secrets, versions, model, counts and rates.
+    """Return the contents of run.json: settings without secrets, versions, model, counts and rates.
 
     `seconds` and `items` are those of the run that finished; counts are those of the whole output.
     """
@@ -52,7 +52,7 @@ def run_record(
 def summary_lines(
     task: BulkTask, ledger: LedgerDb, record: dict[str, Any], did: str, hours: Sequence[str] = ()
 ) -> list[str]:
-    """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
+    """Return the summary of a run: counts, rejects by type, where the output is and how to open it."""
     counts = record["counts"]
     output = shown(task.settings.output).rstrip("/")
     found = f"{counts['instances']:,} instances; " if task.keeps_instances else ""
@@ -82,7 +82,7 @@ def summary_lines(
 
 
 def reading(table: str, then: str) -> str:
-    """A command that shows a table of the output with pandas, which Ray Data brings; as it must be typed."""
+    """Return a shell command that prints a table of the output with pandas, which Ray Data brings."""
     code = f"import pandas; print(pandas.read_parquet({json.dumps(table, ensure_ascii=False)}){then})"
     return f"uv run python -P -c {shlex.quote(code)}"
 
@@ -97,7 +97,7 @@ def _ignored(kinds: Counter[str]) -> str:
 
 
 def _kinds(kinds: Counter[str]) -> str:
-    """` (7 .md, 2 .txt)`, the most frequent ones."""
+    """Return ` (7 .md, 2 .txt)`, the most frequent suffixes."""
     named = [f"{number:,} {kind}" for kind, number in kinds.most_common(_KINDS) if kind and number]
     named += ["…"] * (len(kinds) > _KINDS)
     return f" ({', '.join(named)})" if named else ""
@@ -106,7 +106,7 @@ def _kinds(kinds: Counter[str]) -> str:
 def dry_run_lines(
     task: BulkTask, ledger: LedgerDb, left_out: Counter[str], model: str, where: str
 ) -> list[str]:
-    """What a run would do."""
+    """Return what a run would do."""
     files, archives = ledger.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {_ignored(left_out)}",

@@ -8,7 +8,7 @@ from segray.run import check_same
 
 
 def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
-    """What results depend on; never workers, batch size or reject limit.
+    """Return the settings that results depend on; never workers, batch size or reject limit.
 
     Raises SettingsError for settings that do not fit the model.
     """

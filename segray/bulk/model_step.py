@@ -23,7 +23,7 @@ class Predictor(Protocol):
     """One model on one device."""
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, one row out for each row in, in order. May raise anything."""
+        """Turn DECODED into ANNOTATED, one row for each row, in order. May raise anything."""
 
 
 class ModelStep:
@@ -48,7 +48,7 @@ class ModelStep:
         self._successes = self._failures = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row out for each row in, in order."""
+        """Return one row for each row, in order."""
         ids = _names(table.filter(pc.is_valid(table["pixels"])))
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
@@ -72,7 +72,7 @@ class ModelStep:
             self._computed(time.monotonic() - started)
 
     def _one_by_one(self, table: pa.Table) -> pa.Table:
-        """After a death or an error: alone, the item that is to blame can be told from its neighbours."""
+        """Do each row alone after a death or an error, to find the one that is to blame."""
         return pa.concat_tables([self._alone(table.slice(row, 1)) for row in range(table.num_rows)])
 
     def _alone(self, row: pa.Table) -> pa.Table:
@@ -103,7 +103,7 @@ class ModelStep:
 
 
 def _names(rows: pa.Table) -> list[str]:
-    """Of the pictures and tiles that the model gets."""
+    """Return the names of the images and tiles that the model gets."""
     columns = rows["image_id"].to_pylist(), rows["tile"].to_pylist()
     return [item if tile is None else f"{item}/{tile}" for item, tile in zip(*columns, strict=True)]
 
@@ -113,7 +113,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _leave_if_device_is_lost(error: Exception) -> None:
-    """After a CUDA error (not: out of memory) the process cannot compute any more; a new one can."""
+    """End this process after a CUDA error other than out of memory: only a new one can compute again."""
     text = str(error)
     if "CUDA error" in text and "out of memory" not in text:
         import os

@@ -15,11 +15,11 @@ class Result(Protocol):
 
     @property
     def instances(self) -> int:
-        """How many were found."""
+        """Number of instances found."""
 
     @property
     def empty_masks(self) -> int:
-        """How many were dropped because no pixel of them was left."""
+        """Number of masks that were dropped because no pixel was left."""
 
 
 Outcome = Result | ItemError | None
@@ -32,7 +32,7 @@ _OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
 
 
 def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
-    """DECODED and what became of each of its rows -> ANNOTATED, one row out for each row in, in order.
+    """Turn DECODED and the outcome of each row into ANNOTATED, one row for each row, in order.
 
     Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
     with, and all else in them is null or empty. `found`: the column of that name; None: empty lists.
@@ -63,7 +63,7 @@ def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
 
 
 def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.Table:
-    """DECODED -> ANNOTATED with every picture rejected for one reason; other rows pass through."""
+    """Turn DECODED into ANNOTATED with every image rejected for one reason; other rows pass through."""
     error = ItemError(error_type, reason)
     return results_table(
         decoded, [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
@@ -71,7 +71,7 @@ def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.T
 
 
 def _of_results(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
-    """What is known of images, null where one was rejected."""
+    """Return the column with null where an image was rejected."""
     values = column.to_pylist()
     return pa.array(
         [

@@ -34,7 +34,7 @@ class Model(Protocol):
 
 
 class BulkTask(Protocol):
-    """Pickles to a worker."""
+    """A bulk verb; it pickles to a worker."""
 
     @property
     def name(self) -> str:
@@ -60,33 +60,33 @@ class BulkTask(Protocol):
         """Raise SettingsError for weights that are not there; torch is not loaded for it."""
 
     def load(self) -> Model:
-        """Raises SettingsError."""
+        """Return the model, loaded. Raises SettingsError."""
 
     def identity(self, model: Any, precision: str) -> dict[str, Any]:
-        """The settings of this verb alone that results depend on. Raises SettingsError."""
+        """Return the settings of this verb alone that results depend on. Raises SettingsError."""
 
     def predictor(
         self, model: Any, device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "Predictor":
-        """Called in a worker."""
+        """Return the model on its device; called in a worker."""
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
-        """All tiles of one item -> its row, both of schema ANNOTATED."""
+        """Merge all tiles of one item into its row, both of schema ANNOTATED."""
 
     def under(self, generation: int) -> "BulkTask":
-        """The same, whose workers write to the output for the run with this lease."""
+        """Return the same for workers that write to the output under the lease of this generation."""
 
     def after_merge(self, store: "Output", image_id: str) -> None:
-        """The item is safe: what its tiles left behind can go."""
+        """Delete what the tiles of an item left behind; the item is safe."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
-        """These items were replaced: what was written for them outside the tables goes."""
+        """Delete what was written outside the tables for items that were replaced."""
 
     def finish(self, store: "Output") -> None:
-        """Every item is safe."""
+        """Clean up; every item is safe."""
 
     def about(self) -> str:
-        """What a dry run says beside the model's name."""
+        """Return what a dry run prints with the model's name."""
 
     def opening(self, output: str) -> list[str]:
-        """Commands with which to open the output."""
+        """Return shell commands that open the output."""

@@ -73,25 +73,25 @@ class Holder:
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Whether its process can be asked for."""
+        """Return whether its process can be looked up here."""
         known = self.pid > 0 and self.boot != ""
         return known and self.host == socket.gethostname() and self.boot == _boot_id()
 
     @property
     def is_running(self) -> bool:
-        """Whether its process, of this machine, is alive."""
+        """Return whether its process, of this machine, is alive."""
         started = _process_start(self.pid)
         return started != "" and started == self.started
 
 
 class Lease(Generic[O_co]):
-    """Context manager. Raises HeldError on entry while another run is live."""
+    """Hold the output, as a context manager. Raises HeldError on entry while another run is live."""
 
     def __init__(self, store: O_co) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
         self.tell: Callable[[], dict[str, Any]] = dict
-        """What stands in the lease beside it, for `segray status`."""
+        """What the lease says besides, for `segray status`."""
         self.hours = dict[str, float]()
         """Machine-hours of earlier attempts, as the lease that was taken over told them."""
         self._settings = store.storage.lease
@@ -113,7 +113,7 @@ class Lease(Generic[O_co]):
 
     @property
     def generation(self) -> int:
-        """Of this holder's lease."""
+        """Return the generation of this holder's lease."""
         return self._generation
 
     def __enter__(self) -> "Lease[O_co]":
@@ -154,7 +154,7 @@ class Lease(Generic[O_co]):
     # --- taking --------------------------------------------------------------------------------------
 
     def _take(self) -> bool:
-        """Whether the lease became ours; False where another run was faster."""
+        """Return whether the lease became ours; False where another run was faster."""
         vacant = self._vacant(watches=True)
         asked = _now()
         before = Holder() if vacant is None else Holder.of(vacant.data)
@@ -168,7 +168,7 @@ class Lease(Generic[O_co]):
         return True
 
     def _won(self, vacant: Versioned | None) -> bool:
-        """Whether our conditional write was the one that counts."""
+        """Return whether our conditional write was the one that counts."""
         data = self._lease()
         try:
             self.store.replace(NAME, data, None if vacant is None else vacant.version)
@@ -202,7 +202,7 @@ class Lease(Generic[O_co]):
     # --- looking -------------------------------------------------------------------------------------
 
     def _vacant(self, watches: bool) -> Versioned | None:
-        """The lease that may be replaced; None where there is none. Raises SettingsError while it is held."""
+        """Return the lease that may be replaced; None where there is none. Raises HeldError."""
         found = self.store.read_versioned(NAME)
         if found is None:
             return None
@@ -216,7 +216,7 @@ class Lease(Generic[O_co]):
         return self._watched(found, holder) if watches else found
 
     def _watched(self, found: Versioned, holder: Holder) -> Versioned | None:
-        """The lease when it stayed unchanged for too long, or its holder ended meanwhile."""
+        """Return the lease once it stayed unchanged for too long, or its holder ended."""
         patience = holder.expires_s if 0 < holder.expires_s < math.inf else self._settings.expires_s
         _say(
             f"{self.store.root} is held by another run on {holder.host}; watching whether it is alive, "
@@ -280,7 +280,7 @@ class Lease(Generic[O_co]):
                 self._lost.set()
 
     def _rewrite(self, *, released: bool = False) -> bool:
-        """Whether the lease was still ours and now stands there anew."""
+        """Renew it; return whether it was still ours."""
         with self._writing:
             there = self.store.read_versioned(NAME)
             if there is None or not self._is_ours(there):
@@ -301,12 +301,12 @@ class Lease(Generic[O_co]):
                 self.store.remove(NAME, there.version)
 
     def _age(self) -> float:
-        """Seconds since the last renewal that counted was begun."""
+        """Return seconds since the last renewal that counted was begun."""
         return _now() - self._renewed
 
 
 def ignored_condition(output: Output, name: str, data: Callable[[], bytes]) -> str | None:
-    """What a storage ignores of the conditions of writes, tried on an object that is there.
+    """Return what a storage ignores of the conditions of writes, tried on an object that is there.
 
     data: anew for each write. None: it keeps them, or has none of its own and compares here.
     """
@@ -331,7 +331,7 @@ def _say(line: str) -> None:
 
 
 def told_in(data: bytes) -> dict[str, Any]:
-    """What a holder told beside its lease; empty of a damaged one."""
+    """Return what a holder wrote into its lease for `segray status`; empty for a damaged one."""
     with suppress(ValueError, AttributeError):
         told = json.loads(data).get("told")
         return told if isinstance(told, dict) else {}
@@ -339,7 +339,7 @@ def told_in(data: bytes) -> dict[str, Any]:
 
 
 def newest_generation(store: Output) -> int:
-    """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
+    """Return the generation of the lease in an output, 0 without one: writers of older ones must stop."""
     there = store.read_versioned(NAME)
     return 0 if there is None else Holder.of(there.data).generation
 
@@ -364,7 +364,7 @@ def follow(store: Output, generation: int, every_s: float = 0.0) -> None:
 
 
 def _boot_id() -> str:
-    """Tells this boot (and, as the PID namespace, this container) from others; empty where unknown."""
+    """Return what tells this boot and container (by its PID namespace) from others; empty: unknown."""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + namespace
@@ -373,7 +373,7 @@ def _boot_id() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Tells a process from a later one of the same number; empty when it does not run.
+    """Return what tells a process from a later one of the same number; empty when it does not run.
 
     Clock ticks since boot where /proc has them; elsewhere the number alone must do.
     """

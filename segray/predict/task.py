@@ -31,13 +31,13 @@ class Predict:
     merges_in_workers = True
 
     def check(self) -> None:
-        """Raises SettingsError."""
+        """Raise SettingsError for weights that are not there."""
         from segray.models.semanticweights import check_semantic_weights
 
         check_semantic_weights(self.settings.weights, self.settings.storage)
 
     def load(self) -> "SemanticModel":
-        """Raises SettingsError."""
+        """Return the model, loaded. Raises SettingsError."""
         from segray.models.imports import import_torchvision
 
         import_torchvision()
@@ -46,7 +46,7 @@ class Predict:
         return load_semantic_weights(self.settings.weights, self.settings.storage)
 
     def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
-        """What a map depends on, and which files there are."""
+        """Return what a map depends on, and which files there are."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         # maps 2: windows in 16 bits; those that a run of before left behind are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
@@ -54,14 +54,14 @@ class Predict:
     def predictor(
         self, model: "SemanticModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MapPredictor":
-        """The model on its device."""
+        """Return the model on its device."""
         from segray.predict.predictor import MapPredictor
 
         store = output_of_worker(self.settings, self.generation)
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
-        """Windows blended, the map written."""
+        """Blend windows and write the map."""
         from segray.predict.merge_windows import merged_map
 
         store = output_of_worker(self.settings, self.generation)
@@ -71,31 +71,31 @@ class Predict:
         return merged_map(tiles, self.settings, tuple(plan["classes"]), store)
 
     def under(self, generation: int) -> "Predict":
-        """See `output_of_worker`."""
+        """Return the same with the generation of the lease; see `output_of_worker`."""
         return replace(self, generation=generation)
 
     def after_merge(self, store: Output, image_id: str) -> None:
-        """Its windows go."""
+        """Delete its windows."""
         store.delete_folder(f"{FOLDER}/{image_id}")
 
     def discard(self, store: Output, image_ids: Sequence[str]) -> None:
-        """Maps of items that were replaced: no later run writes them, unless a file becomes what it was."""
+        """Delete maps of items that were replaced: no later run writes them."""
         for image_id in image_ids:
             for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
                 store.delete(name)
 
     def finish(self, store: Output) -> None:
-        """No window is needed any more."""
+        """Delete all windows."""
         store.delete_folder(FOLDER)
 
     def about(self) -> str:
-        """What is written."""
+        """Return what is written."""
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
         return " and ".join(["label maps", *more])
 
     def opening(self, output: str) -> list[str]:
-        """Labels beside the names of their pictures."""
+        """Return a command that lists the images of the label maps."""
         return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]
 
 

@@ -39,7 +39,7 @@ class FileRanges:
         """What was asked for ahead."""
 
     def read(self, ranges: Sequence[Range]) -> Sequence[bytes]:
-        """The bytes of each. Raises ItemError of the first that cannot be read."""
+        """Return the bytes of each range. Raises ItemError of the first that cannot be read."""
         found = self._request([each for each in ranges if each not in self._coming])
         for each in ranges:
             if each in self._coming:

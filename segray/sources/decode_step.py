@@ -41,7 +41,7 @@ class _Piece:
 
 @dataclass
 class Decoder:
-    """Holds what decoding needs; `tables` is the stage."""
+    """Hold what decoding needs; `tables` is the step."""
 
     sandbox: DecodeSandbox
     max_pixels: int
@@ -52,7 +52,7 @@ class Decoder:
     table_rows: int = TABLE_ROWS
 
     def tables(self, fetched: pa.Table) -> Iterator[pa.Table]:
-        """FETCHED -> tables of DECODED in order, a row for each row, or one for each tile.
+        """Turn FETCHED into tables of DECODED in order, a row for each row, or one for each tile.
 
         Error and control rows pass through. A table is cut at `table_rows`, and before its pixels would
         exceed `table_bytes` (one picture may, alone): pictures have the same size in every run, so the cuts
@@ -117,7 +117,7 @@ class Decoder:
             yield _Piece(row, picture)
 
     def _cut(self, building: "_Building", row: int, picture: Decoded) -> Iterator[_Piece]:
-        """A large picture, window by window."""
+        """Cut a large image into its windows."""
         pixels = picture.pixels.copy()  # its room is wanted
         height, width, _ = pixels.shape
         scene = Scene(height, width, self.tiling.tile, self.tiling.overlap, told=picture.note)
@@ -131,7 +131,7 @@ class Decoder:
 def decode_picture(
     sandbox: DecodeSandbox, file: MemoryRanges, max_pixels: int, tiling: Tiling, room: Room | None = None
 ) -> Decoded:
-    """As `DecodeSandbox.decode`; a sound picture that Pillow does not know is read by its bands."""
+    """Decode as `DecodeSandbox.decode`; a sound image that Pillow does not know is read by its bands."""
     try:
         return sandbox.decode(file.data, max_pixels, room)
     except ItemError as error:
@@ -177,7 +177,7 @@ class _Building:
             self.room = self._decoder.sandbox.room()
 
     def rest(self) -> Iterator[pa.Table]:
-        """The last table, where anything is left."""
+        """Yield the last table, where anything is left."""
         if self._pieces:
             yield self._take()
 
@@ -187,7 +187,7 @@ class _Building:
 
 
 def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
-    """The rows that the pieces are of, with their pictures in place of the encoded bytes."""
+    """Return the rows that the pieces are of, with pixels in place of the encoded bytes."""
     rows = [piece.row for piece in pieces]
     whole = all(after == before + 1 for before, after in pairwise(rows))
     part = fetched.slice(rows[0], len(rows)) if whole else fetched.drop(["data"]).take(pa.array(rows))
@@ -224,7 +224,7 @@ def _measured(one: Decoded) -> Quality:
 
 
 def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:
-    """The room's pixels as a column, without a copy."""
+    """Return the room's pixels as a column, without a copy."""
     sizes = [0 if one is None else one.pixels.nbytes for one in found]
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     valid = pa.array([one is not None for one in found]).buffers()[1]

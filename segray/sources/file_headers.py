@@ -23,13 +23,13 @@ _FOR_GDAL = (34887, 50000, 50001)
 
 
 def has_scene_name(source: Source) -> bool:
-    """By its name."""
+    """Return whether its name ends as those of scenes do."""
     return source.uri.lower().endswith(_SUFFIXES)
 
 
 def may_be_scene(data: memoryview) -> bool:
-    """Whether the first directory of a TIFF has a tag that gives it a place, control points or RPCs, or JPEG
-    2000 a box that does.
+    """Return whether a TIFF's first directory has a tag for its position on Earth (control points, RPCs), or
+    JPEG 2000 a box.
 
     Others are pictures, and come near GDAL only where Pillow does not know what they hold.
     """
@@ -43,7 +43,7 @@ def may_be_scene(data: memoryview) -> bool:
 
 
 def is_for_gdal(data: memoryview, error: ItemError) -> bool:
-    """Whether Pillow refused a sound picture for its bands, depth or compression: GDAL reads it by bands."""
+    """Return whether Pillow refused a sound image for its bands, depth or compression: for GDAL."""
     if bytes(data[:8]) == _JP2:
         header = bytes(data[:_HEAD_BYTES]).partition(b"ihdr")[2]  # height, width, components, bits less one
         return error.error_type in ("unsupported", "corrupt") and len(header) > 10 and header[10] & 0x7F > 7
@@ -59,7 +59,7 @@ def is_for_gdal(data: memoryview, error: ItemError) -> bool:
 
 
 def _tags(data: memoryview) -> Iterator[tuple[int, int]]:
-    """(Number, first value where it is one of 16 bits, else of no use)."""
+    """Yield (number, first value where it has 16 bits, else of no use)."""
     if bytes(data[:4]) not in _TIFF:
         return
     order = "<" if bytes(data[:1]) == b"I" else ">"

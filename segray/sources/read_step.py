@@ -39,7 +39,7 @@ def read_files(
     tiling: Tiling,
     max_bytes: int,
 ) -> Iterator[pa.Table]:
-    """Files as tables of FETCHED: their bytes, and, of large scenes, a row for each square of tiles.
+    """Read files into tables of FETCHED: their bytes, and, of large scenes, a row for each square of tiles.
 
     `done`: image_id -> tiles that have an answer; `max_bytes`: the largest file that is fetched whole.
     Ends and contents of the tables depend on the files alone.
@@ -81,7 +81,7 @@ def _scene_or_picture(
 def fetch_files(
     sources: Sequence[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
 ) -> Iterator[pa.Table]:
-    """The bytes of each source, in order, as tables of FETCHED; what cannot be read becomes an error row.
+    """Read sources, in order, into tables of FETCHED; what cannot be read becomes an error row.
 
     Tables end where the listed sizes say, whatever the reads give, so that the same sources always make the
     same tables. `max_bytes` is the largest file that is read.
@@ -94,7 +94,7 @@ def fetch_files(
 
 
 def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]:
-    """Neighbours that share a table by their listed sizes."""
+    """Yield neighbours that share a table by their listed sizes."""
     group, held = list[Source](), 0
     for source in sources:
         size = _UNKNOWN_SIZE if source.size < 0 else source.size if source.size <= max_bytes else 0
@@ -110,7 +110,7 @@ def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]
 def read_all(
     group: list[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
 ) -> list[bytes | ItemError]:
-    """The bytes of each source, or why there are none; one after the other in memory, all at once."""
+    """Return the bytes of each source, or why there are none; all are requested at once."""
     results: list[bytes | ItemError] = [_known_error(source, max_bytes) or b"" for source in group]
     by_storage: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for place, source in enumerate(group):
@@ -132,7 +132,7 @@ def _contents(
     storage: StorageSettings,
     max_bytes: int,
 ) -> list[bytes | Exception]:
-    """Each file's content, at most one byte more than `max_bytes`, or its error.
+    """Return each file's content, at most one byte more than `max_bytes`, or its error.
 
     Asked for as a range one byte longer than the listed size, because s3fs looks a file up before it reads it
     without a range. A file that is not as long as listed is read again: it has changed, or the storage
