@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, rest: Sequence[str]) -> int:
-    """The exit code; what went wrong is said."""
+    """Return the exit code; print what went wrong."""
     if verb not in VERBS:
         say(f"unknown verb {verb!r}\n{USAGE}" if verb else f"no verb\n{USAGE}", "error")
         return ExitCode.USAGE

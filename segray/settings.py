@@ -31,7 +31,7 @@ ENV_PREFIX = "SEGRAY_"
 
 
 def _absolute_weights(spec: str) -> str:
-    """A file's address; names and `python:module:factory` stay, wrong ones too: they are told later."""
+    """Return a file's absolute address; names and `python:module:factory` stay, wrong ones too."""
     if is_registry(spec):
         return absolute(spec)
     try:
@@ -197,7 +197,7 @@ class SceneSettings(JobSettings):
 
 
 def printable(settings: CommonSettings, *, without_defaults: bool = False) -> str:
-    """The settings in force as YAML that `--config` reads back; secrets and unset values are left out.
+    """Return the settings in force as YAML that `--config` reads back; secrets and unset values are left out.
 
     URLs come without credentials and query strings.
     """

@@ -73,7 +73,7 @@ def annotated_table(
 
 
 def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]) -> pa.Array:
-    """The column `found`: a list of instance structs for each row, empty where nothing was found."""
+    """Return the column `found`: a list of instance structs for each row, empty where nothing was found."""
     rows = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Found)]
     found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
     sizes = np.zeros(len(outcomes) + 1, np.int32)

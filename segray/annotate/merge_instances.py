@@ -33,7 +33,7 @@ def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
 
 
 def _views(tiles: pa.Table, scene: Scene) -> Views:
-    """What was found in each tile, moved to where it lies in the scene."""
+    """Return what was found in each tile, moved to where it lies in the scene."""
     found = tiles["found"].combine_chunks()
     rows = pc.list_flatten(found)
     parents = pc.list_parent_indices(found).to_numpy()

@@ -1,4 +1,4 @@
-"""The model step: DECODED -> ANNOTATED, one row out for each row in. No Ray; a worker holds one Predictor."""
+"""DECODED -> ANNOTATED: batches, detector, masks -> COCO run lengths. No Ray; a worker has one Predictor."""
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ class Predictor:
         self.batches = Batches(most, self.detector.batch_key)
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, in the order of the rows; see `Batches`.
+        """Turn DECODED into ANNOTATED, in the order of the rows; see `Batches`.
 
         Raises JobFailedError for results of a model of the user's own that break its interface, and whatever
         such a model raises.

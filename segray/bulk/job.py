@@ -63,7 +63,7 @@ def run(task: BulkTask) -> ExitCode:
 
 
 def done(task: BulkTask) -> tuple[ExitCode, dict[str, Any]]:
-    """The same, with the contents of run.json; of a dry run there are none.
+    """Do the same as `run`; also return the contents of run.json, none for a dry run.
 
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
@@ -248,7 +248,7 @@ def _work(
 
 
 def _finished(store: Store) -> dict[str, Any] | None:
-    """The record of a run that came to its end; a damaged one is written anew."""
+    """Return the record of a finished run; None where there is none, or a damaged one."""
     try:
         record = store.read_json(RUN)
     except JobFailedError:

@@ -108,7 +108,7 @@ def read(ledger: LedgerDb, settings: BulkSettings, tiling: Tiling, resources: Re
 def decode(
     encoded: ray.data.Dataset, settings: BulkSettings, tiling: Tiling, resources: Resources
 ) -> ray.data.Dataset:
-    """FETCHED -> packed tables of schema DECODED: uint8 pixels of whole images, or of tiles."""
+    """Turn FETCHED into packed tables of schema DECODED: uint8 pixels of whole images, or of tiles."""
     return encoded.map_batches(
         _Decode,
         fn_constructor_args=(settings, tiling, resources.table_rows),
@@ -120,7 +120,7 @@ def decode(
 
 
 def predict(pixels: ray.data.Dataset, work: Work, attempts: Any) -> ray.data.Dataset:
-    """DECODED -> packed tables of schema ANNOTATED. attempts: the actor of `attempts_of_all`."""
+    """Turn DECODED into packed tables of schema ANNOTATED. attempts: the actor of `attempts_of_all`."""
     resources = work.resources
     return pixels.map_batches(
         _Predict,
@@ -141,7 +141,7 @@ def predict(pixels: ray.data.Dataset, work: Work, attempts: Any) -> ray.data.Dat
 
 @contextmanager
 def attempts_of_all() -> Iterator[Any]:
-    """An actor on this node that holds `Attempts`; it outlives the processes of the model."""
+    """Start an actor on this node that holds `Attempts`, and outlives the processes of the model."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
     attempts = actor.options(scheduling_strategy=here).remote()
@@ -208,7 +208,7 @@ def _get(work: Any) -> Any:
 
 
 def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
-    """Runs of files: short at first, so that work starts at once and small jobs spread, then long."""
+    """Yield runs of files: short at first, so that work starts at once and small jobs spread, then long."""
     size, stretch, made = 1, [], 0
     for file in files:
         stretch.append(file)

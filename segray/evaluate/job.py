@@ -39,7 +39,7 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 
 
 def find(settings: EvaluateSettings) -> Evaluation:
-    """What is to be compared, by the settings: a model, instances or label maps."""
+    """Return what is to be compared, by the settings: a model, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
         from segray.models.semanticweights import check_semantic_weights
 

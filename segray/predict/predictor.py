@@ -80,7 +80,7 @@ class MapPredictor:
         self._threads = ThreadPoolExecutor(WRITERS)
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, in the order of the rows, once all maps are written.
+        """Turn DECODED into ANNOTATED, in the order of the rows, once all maps are written.
 
         Raises JobFailedError where the output cannot be written, and whatever the model raises.
         """

@@ -89,7 +89,7 @@ _OUTCOMES = {
 
 
 def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
-    """The record of a round that is over; None for a dry run."""
+    """Return the record of a round that is over; None for a dry run."""
     with on_ray(settings, _load_ray) as ray:
         job, lease = _prepare(settings, ray)
         if settings.dry_run:
@@ -138,7 +138,7 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lease[Outpu
 
 
 def _tell_plan(job: Job) -> None:
-    """What a dry run says."""
+    """Print what a round would do."""
     open_rounds = [each for each in rounds(job.store, job.settings.output) if not each.is_over]
     champion, before = job.champion(), snapshot_before(job)
     found, listed = quick_news(job, champion, before)
@@ -201,7 +201,7 @@ def _way_out(now: Round, frozen: dict[str, Any]) -> str:
 
 
 def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
-    """The challenger; returns the training's record."""
+    """Train the challenger; return the training's record."""
     from segray.train.job import trained
 
     done: dict[str, Any] | None = now.read_json(f"train/{RUN}")

@@ -159,7 +159,7 @@ class _Building:
         self.most_rows = decoder.table_rows
 
     def add(self, piece: _Piece) -> Iterator[pa.Table]:
-        """A piece whose pixels, if any, lie in `room` behind its `used` bytes; yields a full table."""
+        """Add a piece whose pixels, if any, lie in `room` after its `used` bytes; yield a full table."""
         size = piece.outcome.pixels.nbytes if isinstance(piece.outcome, Decoded) else 0
         room = self.room
         if room.used and size and room.used + size > self._decoder.table_bytes:
