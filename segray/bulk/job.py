@@ -69,7 +69,7 @@ def done(task: BulkTask) -> tuple[ExitCode, dict[str, Any]]:
     an empty listing, JobFailedError for what broke later.
     """
     settings = task.settings
-    with LedgerDb() as ledger, on_ray(settings, _load_ray_data) as ray:
+    with on_ray(settings, _load_ray_data) as ray, LedgerDb() as ledger:  # a full disk has room after it
         prepared = _prepare(task, ray)
         with BackgroundListing(
             settings.sources, settings.storage, ledger, settings.choice, settings.keep_columns
