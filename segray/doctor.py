@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import cache_from_source, find_spec
@@ -21,6 +20,7 @@ from segray.errors import ExitCode
 from segray.storage import EXTRAS, shown
 
 if TYPE_CHECKING:
+    from segray.settings import DoctorSettings
     from segray.storage import StorageSettings
 
 
@@ -41,12 +41,9 @@ def findings() -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
-def show(as_json: bool, places: Sequence[str] = (), storage: "StorageSettings | None" = None) -> ExitCode:
-    """Print the report; DONE when everything needed works, else FAILED.
-
-    places: where outputs are to be written, with these settings.
-    """
-    found = [*findings(), *(_place(each, storage) for each in places if storage is not None)]
+def show(settings: "DoctorSettings", as_json: bool) -> ExitCode:
+    """Print the report; return DONE when everything needed works, else FAILED."""
+    found = [*findings(), *(_place(each, settings.storage) for each in settings.outputs)]
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:

@@ -11,7 +11,7 @@ from segray.errors import ExitCode, JobFailedError, NothingToDoError
 from segray.log import answer
 from segray.machines import COST, HOURS, cost_in, hours_in, hours_line
 from segray.output.lease import NAME as LEASE
-from segray.output.lease import Lease, told_in
+from segray.output.lease import Holder, told_in
 from segray.output.names import METRICS, PLAN, RUN, SCORES
 from segray.output.progress import clock, pace
 from segray.output.store import Store
@@ -77,7 +77,7 @@ def status_of(run: str, storage: StorageSettings) -> Status:
 
 def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
     there = store.read_versioned(LEASE)
-    lease = Lease() if there is None else Lease.of(there.data)
+    lease = Holder() if there is None else Holder.of(there.data)
     told = {} if there is None else told_in(there.data)
     verb = _verb(plan, record)
     holder = None if there is None or lease.released else _holder(lease, there.data)
@@ -140,7 +140,7 @@ def _verb(plan: Any, record: Any) -> str:
     return "train" if "data" in (plan if isinstance(plan, dict) else record) else "annotate"
 
 
-def _state(is_over: bool, held: bool, lease: Lease) -> str:
+def _state(is_over: bool, held: bool, lease: Holder) -> str:
     if not held or lease.released:
         return _FINISHED if is_over else _STOPPED
     if lease.is_of_this_machine:
@@ -148,7 +148,7 @@ def _state(is_over: bool, held: bool, lease: Lease) -> str:
     return _HELD
 
 
-def _holder(lease: Lease, data: bytes) -> dict[str, Any]:
+def _holder(lease: Holder, data: bytes) -> dict[str, Any]:
     renewed_at = json.loads(data).get("renewed_at") if lease.run_id else None
     return {"host": lease.host, "pid": lease.pid, "run_id": lease.run_id, "renewed_at": renewed_at}
 

@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from segray.address import absolute_address
+from segray.annotate.settings import AnnotateSettings
+from segray.command_line import load_settings
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
-from segray.settings import AnnotateSettings, JobSettings, load_settings, printable
+from segray.settings import JobSettings, printable
 from segray.train.settings import TrainSettings
 
 URLS = ("s3://bucket/./a", "gs://b/a?x", "az://c@account/a", "https://user@host/a.csv?sig=1")

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from segray.cli import VERBS, main
+from segray.cli import main
+from segray.verbs import VERBS
 
 HEAVY = ("torch", "torchvision", "ray", "segmentation_models_pytorch", "timm", "pyarrow", "pandas", "numpy")
 
@@ -61,3 +62,8 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
     assert "usage: " in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_table_names_what_runs_the_verb(verb: str) -> None:
+    assert callable(VERBS[verb].function())

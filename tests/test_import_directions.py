@@ -22,7 +22,8 @@ NEVER = {
 """What the files of a room do not import, not even inside a function."""
 
 RAY = {
-    "bulk.pipeline", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows", "own_ray",
+    "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
+    "own_ray",
     "ray_private", "submit.following", "submit.ray_cluster", "train.loader", "train.process_group",
     "train.sampler", "train.trainer", "watching",
 }  # fmt: skip

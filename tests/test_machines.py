@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from segray.machines import Machines, cost_of, hours_in, hours_line, kind_of
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from tests.bulk.runs import MODELS, annotate, make_images
@@ -75,7 +75,7 @@ def test_what_is_no_number_of_hours_is_none(told: dict[str, Any]) -> None:
 
 def dead(run: Path, told: dict[str, Any]) -> None:
     """The lease of an attempt that was killed."""
-    lock = Lock(Store(str(run), StorageSettings()))
+    lock = Lease(Store(str(run), StorageSettings()))
     lock.tell = lambda: told
     (run / "_segray").mkdir(parents=True)
     (run / "_segray/lease.json").write_text(json.dumps(json.loads(lock._lease()) | {"pid": 2**22 + 1}))
@@ -84,7 +84,7 @@ def dead(run: Path, told: dict[str, Any]) -> None:
 def test_a_lease_hands_the_hours_on(tmp_path: Path) -> None:
     """Also through an attempt that is killed before it tells any of its own."""
     dead(tmp_path, {"machine_hours": {"16 CPU": 5.0}, "total": 3})
-    lock = Lock(Store(str(tmp_path), StorageSettings()))
+    lock = Lease(Store(str(tmp_path), StorageSettings()))
     with lock:
         assert lock.hours == {"16 CPU": 5.0}
         told = json.loads((tmp_path / "_segray/lease.json").read_bytes())["told"]

@@ -15,7 +15,7 @@ from segray.data.coco import read_truth, score_of
 from segray.data.vector_files import find_file, open_features
 from segray.errors import ItemError, JobFailedError, SettingsError
 from segray.log_redirect import loggers_to, noise_to_file
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.sources.decode import decode_rgb
 from segray.storage import StorageSettings
@@ -107,7 +107,7 @@ def test_a_picture_that_is_too_large_names_the_limit_and_the_setting(tmp_path: P
 def test_an_output_that_takes_nothing_is_bad_usage() -> None:
     with (
         pytest.raises(SettingsError, match=r"^output: cannot write /proc/segray/_segray/lease.json: "),
-        Lock(Store("/proc/segray", STORAGE)),
+        Lease(Store("/proc/segray", STORAGE)),
     ):
         pass
 

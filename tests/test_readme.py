@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from segray.cli import VERBS, main
+from segray.cli import main
+from segray.verbs import VERBS
 from tests.readme_data import ROOT, lay
 from tests.servers import Server
 

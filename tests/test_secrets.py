@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from segray.annotate.settings import AnnotateSettings
+from segray.command_line import load_settings
 from segray.data.vector_files import find_file, open_features
 from segray.errors import ItemError, SegrayError, SettingsError
-from segray.settings import AnnotateSettings, load_settings, printable
+from segray.settings import printable
 from segray.sources.decode import decode_rgb
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings

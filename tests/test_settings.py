@@ -7,11 +7,13 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from segray.annotate.settings import AnnotateSettings
+from segray.command_line import load_settings
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
-from segray.settings import AnnotateSettings, load_settings, printable
+from segray.settings import printable
 from segray.train.settings import TrainSettings
 
 

@@ -14,13 +14,13 @@ import boto3
 import pytest
 from pydantic import SecretStr
 
+from segray.annotate.settings import AnnotateSettings
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import SettingsError
 from segray.retries import error_type, is_transient, retrying
-from segray.settings import AnnotateSettings
-from segray.sources.fetch import read_all
 from segray.sources.item import Source
 from segray.sources.listing import Listing
+from segray.sources.read_step import read_all
 from segray.sources.reader import open_source
 from segray.sources.remote import list_files
 from segray.storage import (

@@ -15,7 +15,7 @@ import pytest
 
 from segray.atomic import create_atomically
 from segray.errors import SettingsError
-from segray.output.lease import NAME, Lease, Lock
+from segray.output.lease import NAME, Holder, Lease
 from segray.output.store import STAGING, Store
 from segray.schema import ANNOTATED
 from segray.storage import LeaseSettings, StorageSettings, open_filesystem
@@ -97,13 +97,13 @@ def test_a_full_disk_leaves_no_claim(place: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_lease_and_commits(place: Path) -> None:
     store = Store(str(place / "out"), QUICK)
-    with Lock(store):
+    with Lease(store):
         assert store.recover() == []
         parts = [store.commit(ANNOTATED.empty_table()) for _ in range(2)]
         with pytest.raises(SettingsError, match="is being written by another run"):
-            Lock(store).refuse_second_run()
+            Lease(store).refuse_second_run()
         assert store.recover() == parts
-    assert Lease.of((place / "out" / NAME).read_bytes()).released
+    assert Holder.of((place / "out" / NAME).read_bytes()).released
 
 
 def test_a_kill_between_claim_and_contents_costs_a_commit_and_nothing_else(place: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_kill_between_claim_and_contents_costs_a_commit_and_nothing_else(place
     (place / "out" / STAGING / ".000002.parquet.0123abcd.tmp").write_bytes(b"PAR1")
     (place / "out" / NAME).touch()  # likewise
     again = Store(str(place / "out"), QUICK)
-    with Lock(again):
+    with Lease(again):
         assert again.recover() == [part]
         assert again.commit(ANNOTATED.empty_table()).number > part.number
     names = sorted(path.name for path in (place / "out" / STAGING).iterdir())

@@ -16,14 +16,14 @@ from typing import Any
 import pyarrow as pa
 
 from segray.annotate.predictor import Predictor
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk.resources import share_out
 from segray.cluster import Cluster
 from segray.models.device import resolve_precision
 from segray.models.weights import load_weights
-from segray.settings import AnnotateSettings
-from segray.sources.decoding import Decoder
-from segray.sources.fetch import fetch_files
+from segray.sources.decode_step import Decoder
 from segray.sources.listing import Listing
+from segray.sources.read_step import fetch_files
 from segray.sources.sandbox import DecodeSandbox
 
 
@@ -51,9 +51,9 @@ def main(folder: str, weights: str, precision: str, device: str, count: str) -> 
         threads=resources.threads,
     )
     pictures = list(tables(folder, resources.table_rows))
-    predictor.answer(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
+    predictor.predict(pictures[0].slice(0, 1))  # the first call allocates and chooses kernels
     started = time.perf_counter()
-    found = [predictor.answer(table) for table in pictures]
+    found = [predictor.predict(table) for table in pictures]
     seconds = time.perf_counter() - started
     rows = pa.concat_tables(found).slice(0, int(count)).to_pylist()
     strings = {

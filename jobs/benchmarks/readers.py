@@ -29,22 +29,23 @@ BATCH = 8
 
 
 def by_segray(folder: Path, processes: int) -> Iterator[Picture]:
-    """The job's own plan and stages; only the model is missing."""
+    """The job's own ledger and stages; only the model is missing."""
     from segray.cluster import RayStart, set_environment
 
     set_environment()  # before Ray is imported, as the job does
 
-    from segray.bulk.ledger_db import Plan
-    from segray.bulk.pipeline import decoded, tables_of
+    from segray.annotate.settings import AnnotateSettings
+    from segray.bulk.ledger_db import LedgerDb
+    from segray.bulk.pipeline import decode, read
     from segray.bulk.resources import share_out
-    from segray.settings import AnnotateSettings
+    from segray.bulk.streaming import stream
     from segray.sources.listing import Listing
 
     settings = AnnotateSettings(sources=[str(folder)], output="-", decoders=processes, device="cpu")
-    with Plan() as plan, RayStart(settings.ray, Path(tempfile.mkdtemp()) / "log") as start:
-        plan.add_sources(Listing(settings.sources, settings.storage))
-        pictures = decoded(plan, settings, settings.tiling, share_out(settings, "cpu", start.cluster()))
-        for table in tables_of(pictures, prefetch=1):
+    with LedgerDb() as ledger, RayStart(settings.ray, Path(tempfile.mkdtemp()) / "log") as start:
+        ledger.add_sources(Listing(settings.sources, settings.storage))
+        given = settings, settings.tiling, share_out(settings, "cpu", start.cluster())
+        for table in stream(decode(read(ledger, *given), *given), prefetch=1):
             columns = [table[name].to_pylist() for name in ("uri", "height", "width")]
             for uri, height, width, pixels in zip(*columns, byte_views(table["pixels"]), strict=True):
                 yield Path(uri).name, score_of(pixels.reshape(height, width, 3))

@@ -28,9 +28,9 @@ Window = tuple[int, NDArray[np.uint8]]
 def by_segray(url: str, endpoint: str, tiling: Tiling) -> Iterator[Window]:
     """Squares of neighbouring windows; blocks are fetched together and kept."""
     from segray.columns import byte_views
-    from segray.sources.byte_ranges import read_files
-    from segray.sources.decoding import Decoder
+    from segray.sources.decode_step import Decoder
     from segray.sources.listing import Listing
+    from segray.sources.read_step import read_files
     from segray.sources.sandbox import DecodeSandbox
     from segray.storage import S3Settings, StorageSettings
 

@@ -41,7 +41,7 @@ class CustomDetector:
         return height, width
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Detections above the threshold of each image (height, width, 3).
+        """Return detections above the threshold of each image (height, width, 3).
 
         Raises JobFailedError where the model's answer is not what its interface promises, ValueError where
         it has the form but holds numbers that cannot be: that may be one picture's fault.

@@ -95,7 +95,7 @@ class MaskRCNNDetector:
         return math.ceil(rows / step) * step, math.ceil(cols / step) * step
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Detections of each image (height, width, 3); the images have one `batch_key`."""
+        """Return detections of each image (height, width, 3); the images have one `batch_key`."""
         with arithmetic(self.device, self.precision):
             batch = self._batch(images)
             features = self.model.backbone(batch.tensors)
@@ -117,7 +117,7 @@ class MaskRCNNDetector:
         return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
     def _set_scales(self, features: dict[str, Tensor], padded: Tensor) -> None:
-        """What torchvision infers from the first image, unpadded, for all that come after it.
+        """Set what torchvision infers from the first image, unpadded, for all that come after it.
 
         Where that one is very narrow, its padding makes the scales wrong.
         """

@@ -17,7 +17,7 @@ class InPlacePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
     """torchvision's FeaturePyramidNetwork, equal to it bit by bit; for inference."""
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The maps by name, as torchvision's own."""
+        """Return the maps by name, as torchvision's own."""
         names, maps = list(x), list(x.values())
         results: list[Tensor] = []
         above: Tensor | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segray.bulk.results import Outcome, answers_table
+from segray.bulk.results import Outcome, results_table
 from segray.masks.rle import EncodedMasks
 from segray.schema import ANNOTATED, BOX, NESTED_INSTANCE, RLE
 
@@ -65,15 +65,15 @@ def found_instances(
 def annotated_table(
     decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]
 ) -> pa.Table:
-    """As `answers_table`, with the instances of each row in `found`.
+    """As `results_table`, with the instances of each row in `found`.
 
     `categories`: id to name; an id without one gets a null.
     """
-    return answers_table(decoded, outcomes, _nested(decoded, outcomes, categories))
+    return results_table(decoded, outcomes, _nested(decoded, outcomes, categories))
 
 
 def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]) -> pa.Array:
-    """The column `found`: a list of instance structs for each row, empty where nothing was found."""
+    """Return the column `found`: a list of instance structs for each row, empty where nothing was found."""
     rows = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Found)]
     found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
     sizes = np.zeros(len(outcomes) + 1, np.int32)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segray.annotate.instances import annotated_table, found_instances
-from segray.bulk.merge_tiles import all_rejected, item_of, joined_or_rejected, with_column
+from segray.bulk.merge_tiles import all_rejected, item_of, merged_or_rejected, with_column
 from segray.bulk.results import Outcome
 from segray.masks.polygonize import outlines
 from segray.masks.rle import EncodedMasks
@@ -20,9 +20,9 @@ from segray.scenes.seams import Joined, Views, join
 from segray.schema import GEOMETRY_BBOX, NESTED_INSTANCE
 
 
-def joined_item(tiles: pa.Table, crs: str) -> pa.Table:
+def merged_item(tiles: pa.Table, crs: str) -> pa.Table:
     """All tiles of one item (schema ANNOTATED) -> its row; `crs`: of the outlines."""
-    return joined_or_rejected(tiles, partial(_joined, crs=crs))
+    return merged_or_rejected(tiles, partial(_joined, crs=crs))
 
 
 def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
@@ -33,7 +33,7 @@ def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
 
 
 def _views(tiles: pa.Table, scene: Scene) -> Views:
-    """What was found in each tile, moved to where it lies in the scene."""
+    """Return what was found in each tile, moved to where it lies in the scene."""
     found = tiles["found"].combine_chunks()
     rows = pc.list_flatten(found)
     parents = pc.list_parent_indices(found).to_numpy()

@@ -1,4 +1,4 @@
-"""The model step: DECODED -> ANNOTATED, one row out for each row in. No Ray; a worker holds one Predictor."""
+"""DECODED -> ANNOTATED: batches, detector, masks -> COCO run lengths. No Ray; a worker has one Predictor."""
 
 import numpy as np
 import pyarrow as pa
@@ -45,10 +45,10 @@ class Predictor:
         most = min(batch_size, getattr(model.module, "batch_size", batch_size))
         self.batches = Batches(most, self.detector.batch_key)
 
-    def answer(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, in the order of the rows; see `Batches`.
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Turn DECODED into ANNOTATED, in the order of the rows; see `Batches`.
 
-        Raises JobFailedError for answers of a model of the user's own that break its interface, and whatever
+        Raises JobFailedError for results of a model of the user's own that break its interface, and whatever
         such a model raises.
         """
         outcomes: list[Outcome] = [None] * table.num_rows

@@ -52,7 +52,7 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         return cells.view(len(rois), *self.output_size, table.shape[1]).permute(0, 3, 1, 2)
 
     def _table(self, x: dict[str, Tensor], maps: list[Tensor]) -> Tensor:
-        """The pixels of all maps, one a row; left in `x`, where the masks' pool finds them."""
+        """Return the pixels of all maps, one a row; left in `x`, where the masks' pool finds them."""
         name = f"rows of {self.featmap_names}"
         if name not in x:
             x[name] = torch.cat([each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps])

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk.console import reading
-from segray.errors import SettingsError
-from segray.settings import AnnotateSettings
+from segray.errors import ExitCode, SettingsError
 
 if TYPE_CHECKING:
     from segray.annotate.predictor import Predictor
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Annotate:
-    """See `bulk.verb.Verb`."""
+    """See `bulk.task.BulkTask`."""
 
     settings: AnnotateSettings
     name = "annotate"
     keeps_instances = True
     keeps_tiles = True
-    joins_in_workers = False
+    merges_in_workers = False
 
     def check(self) -> None:
-        """Raises SettingsError."""
+        """Raise SettingsError for weights that are not there."""
         from segray.models.weights import check_weights
 
         check_weights(self.settings.weights, self.settings.storage, "instance")
 
     def load(self) -> "LoadedModel":
-        """Raises SettingsError."""
+        """Return the model, loaded. Raises SettingsError."""
         from segray.models.imports import import_torchvision
 
         import_torchvision()
@@ -43,7 +43,10 @@ class Annotate:
         return load_weights(self.settings.weights, self.settings.storage, "instance")
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
-        """Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's."""
+        """Return what instances depend on.
+
+        Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
+        """
         if self.settings.proposals is not None:
             from segray.annotate.detector import is_plain_maskrcnn
 
@@ -56,7 +59,7 @@ class Annotate:
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "Predictor":
-        """The model on its device."""
+        """Return the model on its device."""
         from segray.annotate.predictor import Predictor
 
         settings = self.settings
@@ -64,31 +67,38 @@ class Annotate:
             model, device, precision, settings.score_threshold, batch_size, threads, settings.proposals
         )
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
-        """Seams closed, ids given, outlines on the map."""
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
+        """Close seams, give ids, put outlines on the map."""
         from segray.annotate.merge_instances import (
-            joined_item,  # not where nobody has scenes: it takes a while
+            merged_item,  # not where nobody has scenes: it takes a while
         )
 
-        return joined_item(tiles, self.settings.crs)
+        return merged_item(tiles, self.settings.crs)
 
     def under(self, generation: int) -> "Annotate":
-        """Workers write nothing."""
+        """Return itself: workers write nothing."""
         return self
 
-    def after_join(self, store: "Output", image_id: str) -> None:
-        """Tiles leave nothing behind."""
+    def after_merge(self, store: "Output", image_id: str) -> None:
+        """Do nothing: tiles leave nothing behind."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
-        """Everything is in the tables."""
+        """Do nothing: everything is in the tables."""
 
     def finish(self, store: "Output") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def about(self) -> str:
-        """The threshold."""
+        """Return the threshold, in words."""
         return f"score threshold {self.settings.score_threshold:g}"
 
     def opening(self, output: str) -> list[str]:
-        """Instances of each category."""
+        """Return a command that counts the instances of each category."""
         return [reading(f"{output}/instances", '.groupby("category").score.agg(["count", "mean"])')]
+
+
+def annotate(settings: AnnotateSettings) -> ExitCode:
+    """Annotate every image of the sources. Raises as `bulk.job.run`."""
+    from segray.bulk.job import run
+
+    return run(Annotate(settings))

@@ -1,4 +1,4 @@
-"""The listing goes into the plan in a thread of its own: work begins before a large one has ended.
+"""The listing goes into the ledger in a thread of its own: work begins before a large one has ended.
 
 A bucket tells 1,000 names a request, so a million take minutes. Work is done in rounds: what is listed so
 far, then what was listed meanwhile. Each round waits for four times the listing of the one before, so even
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from segray.bulk.ledger_db import Plan
+from segray.bulk.ledger_db import LedgerDb
 from segray.errors import JobFailedError, SegrayError
 from segray.output.progress import Progress
 from segray.sources.choice import EVERYTHING, Choice
@@ -26,26 +26,26 @@ _STOP_S = 5.0
 """Seconds that a request of the listing gets to end when the job ends before it."""
 
 
-class Inventory:
-    """Context manager: lists `sources` into `plan` from entry on."""
+class BackgroundListing:
+    """List `sources` into `ledger` in a thread, as a context manager."""
 
     def __init__(
         self,
         sources: Sequence[str],
         storage: StorageSettings,
-        plan: Plan,
+        ledger: LedgerDb,
         choice: Choice = EVERYTHING,
         keep_columns: Sequence[str] = (),
     ) -> None:
         self.listing = Listing(sources, storage, choice, keep_columns)
-        self._plan = plan
+        self._ledger = ledger
         self._listed = 0
         self._error: Exception | None = None
         self._ended, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._list, name="segray-listing", daemon=True)
         self._rounds, self._was_last = 0, False
 
-    def __enter__(self) -> "Inventory":
+    def __enter__(self) -> "BackgroundListing":
         self._started = time.monotonic()
         self._next = self._started + FIRST_ROUND_S
         self._thread.start()
@@ -59,7 +59,7 @@ class Inventory:
 
     @property
     def ended(self) -> bool:
-        """Whether everything is listed."""
+        """Return whether everything is listed."""
         return self._ended.is_set()
 
     def complete(self, progress: Progress) -> None:
@@ -72,18 +72,18 @@ class Inventory:
     def next_round(self, progress: Progress | None = None) -> bool:
         """Wait until there is enough work to begin with; False when there is none left.
 
-        Answers must be in the plan before this is asked again. Raises what the listing raises, once work has
-        begun as JobFailedError.
+        Results must be in the ledger before this is asked again. Raises what the listing raises, once work
+        has begun as JobFailedError.
         """
         while not self._wait(progress):
             asked = time.monotonic()
-            if self._plan.has_work():
+            if self._ledger.has_work():
                 break
             now = time.monotonic()
             self._next = now + max(1.0, _LONGER * (now - asked))
         if self._error is not None:
             raise self._failure(self._error)
-        if self._was_last or not self._plan.has_work():
+        if self._was_last or not self._ledger.has_work():
             return False
         self._was_last = self.ended
         self._rounds += 1
@@ -92,7 +92,7 @@ class Inventory:
         return True
 
     def _wait(self, progress: Progress | None) -> bool:
-        """Until all is listed (True), or until the next look at what there is."""
+        """Wait until all is listed, and return True, or until the next round."""
         while (left := self._next - time.monotonic()) > 0 and not self._ended.wait(min(left, 0.5)):
             if progress is not None:
                 progress.add(self._listed - progress.images)
@@ -106,7 +106,7 @@ class Inventory:
 
     def _list(self) -> None:
         try:
-            self._plan.add_sources(self._until_stopped())
+            self._ledger.add_sources(self._until_stopped())
         except Exception as error:  # noqa: BLE001 - raised where the listing is waited for
             self._error = error
         self._ended.set()

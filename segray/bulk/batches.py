@@ -27,14 +27,14 @@ class Batches:
         self._key = key
 
     def run(
-        self, pictures: Mapping[int, Image], answer: Callable[[Sequence[Image]], Sequence[T | ItemError]]
+        self, pictures: Mapping[int, Image], predict: Callable[[Sequence[Image]], Sequence[T | ItemError]]
     ) -> Iterator[tuple[int, T | ItemError]]:
-        """(Row number, what `answer` gives for its picture), batch by batch.
+        """Yield (row number, what `predict` gives for its image), batch by batch.
 
         Out of memory halves the batches, for good; one image alone that does not fit is rejected.
         """
         for rows in self._rows(pictures):
-            yield from zip(rows, self._tried([pictures[row] for row in rows], answer), strict=True)
+            yield from zip(rows, self._tried([pictures[row] for row in rows], predict), strict=True)
 
     def _rows(self, pictures: Mapping[int, Image]) -> Iterator[list[int]]:
         groups: dict[Hashable, list[int]] = {}
@@ -47,10 +47,10 @@ class Batches:
                 rows = rows[size:]
 
     def _tried(
-        self, images: Sequence[Image], answer: Callable[[Sequence[Image]], Sequence[T | ItemError]]
+        self, images: Sequence[Image], predict: Callable[[Sequence[Image]], Sequence[T | ItemError]]
     ) -> Sequence[T | ItemError]:
         try:
-            return answer(images)
+            return predict(images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -61,11 +61,11 @@ class Batches:
             return [ItemError("memory", f"no room for the model's work on this image: {reason}")]
         half = len(images) // 2
         self.size = min(self.size, half)
-        return [*self._tried(images[:half], answer), *self._tried(images[half:], answer)]
+        return [*self._tried(images[:half], predict), *self._tried(images[half:], predict)]
 
 
 def pictures_of(table: pa.Table) -> dict[int, Image]:
-    """(height, width, 3) uint8 by row number, views into the table; rows without a picture are left out."""
+    """Return images (height, width, 3) uint8 by row number, views into the table; rows without one lack."""
     columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()
     return {
         row: pixels.reshape(height, width, 3)

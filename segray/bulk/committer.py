@@ -1,12 +1,13 @@
 """Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer.
 
-Tiles wait in commits of their own until all of their item are there; then they are joined into one row, and
+Tiles wait in commits of their own until all of their item are there; then they are merged into one row, and
 the item is like any other. So its instances become visible at once, and a kill in the middle costs no tile.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -15,52 +16,57 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray import schema
-from segray.bulk.ledger_db import Plan
-from segray.bulk.task import Verb
-from segray.errors import JobFailedError
+from segray.bulk.ledger_db import LedgerDb
+from segray.bulk.task import BulkTask
+from segray.errors import JobFailedError, SegrayError
+from segray.interrupts import INTERRUPTS
 from segray.output.folder import IMAGES, INSTANCES
-from segray.output.lease import Lock
-from segray.output.store import MERGE_BYTES, STAGING, TILE_ANSWERS, Part, Store
+from segray.output.lease import Lease
+from segray.output.progress import Progress
+from segray.output.store import MERGE_BYTES, STAGING, TILE_RESULTS, Part, Store
 from segray.sources.item import Kept
 
 BUFFER_BYTES = 64 << 20
 SMALL_BYTES, MOST_SMALL = 1 << 20, 8
 """So many parts below this size, instances included, are merged at the end of a run."""
 
+ASK_EVERY_S = 2.0
+"""Between two questions for the total, which archives that are not read to their end leave open."""
+
 _NONE: Mapping[str, Any] = MappingProxyType({})
 WHOLE_ITEMS = 64
-"""Most items that are joined from their tiles at a time; one large scene is done alone or nearly."""
+"""Most items that are merged from their tiles at a time; one large scene is done alone or nearly."""
 
 SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
 """A kill costs at most about these shares of the time so far: young runs commit more often than the settings
 ask, because each start costs seconds besides; old ones less often, so that they make few commits."""
 
 
-class Sink:
-    """Takes tables of schema ANNOTATED, keeps `plan` and the output in step."""
+class Committer:
+    """Take tables of schema ANNOTATED, and keep `ledger` and the output in step."""
 
     def __init__(
         self,
         store: Store,
-        plan: Plan,
-        lock: Lock[Store],
+        ledger: LedgerDb,
+        lease: Lease[Store],
         parts: Sequence[Part],
         every_s: float,
-        verb: Verb,
+        task: BulkTask,
     ) -> None:
-        self.store, self.plan, self.lock, self.verb = store, plan, lock, verb
+        self.store, self.ledger, self.lease, self.task = store, ledger, lease, task
         self.every_s = every_s
-        self.joined: Callable[[Sequence[pa.Table]], Sequence[pa.Table]] = lambda items: [
-            verb.joined(tiles) for tiles in items
+        self.merge_tiles: Callable[[Sequence[pa.Table]], Sequence[pa.Table]] = lambda items: [
+            task.merge_tiles(tiles) for tiles in items
         ]
         """All tiles of each item -> its row."""
         self.items = 0
-        """How many became safe."""
-        self._tiles = {part.number: part for part in parts if part.folder == TILE_ANSWERS}
+        """Number of items that were committed."""
+        self._tiles = {part.number: part for part in parts if part.folder == TILE_RESULTS}
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
         self._buffer: list[pa.Table] = []
-        self._started, self._committed = time.monotonic(), -math.inf  # the first answers are safe at once
+        self._started, self._committed = time.monotonic(), -math.inf  # the first results are safe at once
 
     def add(self, table: pa.Table) -> None:
         """Keep rows; commit when the last commit is old enough or much is in memory."""
@@ -72,49 +78,49 @@ class Sink:
             self.commit()
 
     def commit(self) -> None:
-        """Everything that was added is safe after this."""
-        self.lock.check()
+        """Make everything that was added safe."""
+        self.lease.check()
         self._committed = time.monotonic()
         if not self._buffer:
             return
         rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
-        rows = self.plan.with_kept(rows, self.store.kept)
+        rows = self.ledger.with_kept(rows, self.store.kept)
         is_tile = pc.is_valid(rows["tile"])
         tiles = rows.filter(is_tile)
         items = [rows.filter(pc.invert(is_tile))]
         if tiles.num_rows:
-            part = self.store.commit(tiles, TILE_ANSWERS)
+            part = self.store.commit(tiles, TILE_RESULTS)
             self._tiles[part.number] = part
-            self.plan.add_tiles(tiles, part)
+            self.ledger.add_tiles(tiles, part)
         self._buffer = []
         if items[0].num_rows:
             self._commit_items(items[0])
-        self.join_whole()
+        self.merge_whole_items()
 
-    def join_whole(self) -> None:
-        """Items all of whose tiles are here become rows like any other, and their tiles are taken away."""
-        whole = self.plan.whole()
+    def merge_whole_items(self) -> None:
+        """Make a row of each item all of whose tiles are here, and delete its tiles."""
+        whole = self.ledger.whole()
         for some in _batches(whole, WHOLE_ITEMS):
             numbers = sorted({number for image_id in some for number in whole[image_id]})
-            answers = pa.concat_tables([self.store.answers(self._tiles[number]) for number in numbers])
-            of_item = [answers.filter(pc.equal(answers["image_id"], image_id)) for image_id in some]
-            joined = self.joined([tiles.select(schema.ANNOTATED.names) for tiles in of_item])
+            results = pa.concat_tables([self.store.results(self._tiles[number]) for number in numbers])
+            of_item = [results.filter(pc.equal(results["image_id"], image_id)) for image_id in some]
+            merged = self.merge_tiles([tiles.select(schema.ANNOTATED.names) for tiles in of_item])
             kept = pa.concat_tables([tiles.slice(0, 1).select(self.store.kept) for tiles in of_item])
-            self._commit_items(_beside(pa.concat_tables(joined), kept))
+            self._commit_items(_beside(pa.concat_tables(merged), kept))
             for image_id in some:
-                self.plan.forget_tiles(image_id, keeps=self.verb.keeps_tiles)
-                self.verb.after_join(self.store, image_id)
+                self.ledger.forget_tiles(image_id, keeps=self.task.keeps_tiles)
+                self.task.after_merge(self.store, image_id)
         if whole:
             self._discard_tiles()
 
     def _discard_tiles(self) -> None:
         for number, part in list(self._tiles.items()):
-            if not self.plan.holds_tiles(part):
+            if not self.ledger.holds_tiles(part):
                 self.store.discard(self._tiles.pop(number))
 
     def _commit_items(self, rows: pa.Table) -> None:
         part = self.store.commit(rows)
-        self.plan.add_committed(rows, part)
+        self.ledger.add_committed(rows, part)
         self.items += len(rows) - rows["image_id"].null_count
         self._staged.append(part)
         if sum(part.size for part in self._staged) >= MERGE_BYTES:
@@ -124,19 +130,19 @@ class Sink:
         """Merge what is staged, drop rows that were replaced, mark what vanished, relabel what a manifest
         says otherwise now.
 
-        Raises JobFailedError when an item of the listing has no answer.
+        Raises JobFailedError when an item of the listing has no result.
         """
         self.commit()
-        if lost := self.plan.unanswered():
+        if lost := self.ledger.without_result():
             raise JobFailedError(
                 *(f"{uri}: no answer came back for it" for uri in lost),
                 "the job lost items; run it again to do them",
             )
         self._merge_staged()
         for part in list(self._merged):
-            vanished = self.plan.vanished(part)
-            kept = self.plan.relabelled(part, self.store.kept)
-            if vanished or kept or self.plan.stale([part])[part.number]:
+            vanished = self.ledger.vanished(part)
+            kept = self.ledger.relabelled(part, self.store.kept)
+            if vanished or kept or self.ledger.stale([part])[part.number]:
                 self._merged.remove(part)
                 self._merge([part], vanished, kept)
         instances = self.store.files(INSTANCES)
@@ -148,9 +154,9 @@ class Sink:
         if len(small) >= MOST_SMALL:  # what many short runs leave behind
             self._merged = [part for part in self._merged if part not in small]
             self._merge(small)
-        self.plan.forget_useless_tiles()  # of items that changed or vanished before they were whole
+        self.ledger.forget_useless_tiles()  # of items that changed or vanished before they were whole
         self._discard_tiles()
-        self.verb.finish(self.store)
+        self.task.finish(self.store)
 
     def _merge_staged(self) -> None:
         group: list[Part] = []
@@ -166,13 +172,64 @@ class Sink:
     def _merge(
         self, parts: Sequence[Part], vanished: Mapping[str, bool] = _NONE, kept: Mapping[str, Kept] = _NONE
     ) -> None:
-        self.lock.check()
-        stale = self.plan.stale(parts)  # asked once: the listing may go on meanwhile
+        self.lease.check()
+        stale = self.ledger.stale(parts)  # asked once: the listing may go on meanwhile
         merged = self.store.merge(parts, stale, vanished, kept)
-        self.plan.moved(stale, merged, vanished, kept)
+        self.ledger.moved(stale, merged, vanished, kept)
         self._merged.append(merged)
-        replaced = [gone for ids in stale.values() for gone in ids if not self.plan.holds(gone)]
-        self.verb.discard(self.store, replaced)
+        replaced = [gone for ids in stale.values() for gone in ids if not self.ledger.holds(gone)]
+        self.task.discard(self.store, replaced)
+
+
+def commit(
+    results: Generator[pa.Table, None, None],
+    committer: Committer,
+    progress: Progress,
+    known_total: Callable[[], int | None],
+) -> None:
+    """Make results (schema ANNOTATED) safe as they come, the last step; an interrupt loses none that came.
+
+    known_total: of the images, None while nobody knows it.
+    """
+    asked = _tell_total(progress, known_total, -math.inf)
+    with closing(results):  # else Ray Data would go on, in its thread, while its Ray is stopped
+        try:
+            for table in results:
+                asked = _tell_total(progress, known_total, asked)
+                committer.add(table)
+                _count(table, progress)
+                _raise_interrupt()
+            committer.commit()
+            _raise_interrupt()
+        except (KeyboardInterrupt, SegrayError):
+            INTERRUPTS.ignore()
+            committer.commit()  # what came back is not done again
+            if INTERRUPTS.struck.is_set():  # whatever a library made of it
+                raise KeyboardInterrupt from None
+            raise
+
+
+def _raise_interrupt() -> None:
+    """Raise KeyboardInterrupt where a library has swallowed one."""
+    if INTERRUPTS.struck.is_set():
+        raise KeyboardInterrupt
+
+
+def _count(results: pa.Table, progress: Progress) -> None:
+    items = results.filter(pc.is_valid(results["image_id"]))
+    rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
+    tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
+    instances = pc.sum(items["instances"]).as_py() or 0
+    progress.add(items.num_rows - tiles, instances, rejected, tiles)
+
+
+def _tell_total(progress: Progress, known_total: Callable[[], int | None], asked: float) -> float:
+    """Set the total once it is known; return when it was last asked for."""
+    now = time.monotonic()
+    if progress.total is not None or now - asked <= ASK_EVERY_S:
+        return asked
+    progress.total = known_total()
+    return now
 
 
 def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -182,15 +239,14 @@ def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _beside(rows: pa.Table, more: pa.Table) -> pa.Table:
-    """As many rows of both, the columns of one behind those of the other."""
+    """Return the columns of both tables, which have as many rows."""
     for name in more.column_names:
         rows = rows.append_column(name, more[name])
     return rows
 
 
 def _once_each(rows: pa.Table) -> pa.Table:
-    """Without rows of an item or tile that is there already: Ray may deliver a block again after a worker
-    died."""
+    """Drop rows of an item or tile that came before: Ray may deliver a block again after a worker died."""
     seen: set[tuple[str, int | None]] = set()
     keep = []
     for key in zip(rows["image_id"].to_pylist(), rows["tile"].to_pylist(), strict=True):

@@ -1,4 +1,4 @@
-"""What is said at the end, and what run.json keeps."""
+"""What a bulk job prints at its end, and what run.json keeps."""
 
 import json
 import shlex
@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from segray.bulk.ledger_db import Plan
-from segray.bulk.task import Verb
+from segray.bulk.ledger_db import LedgerDb
+from segray.bulk.task import BulkTask
 from segray.settings import printable
 from segray.storage import canonical_uri, shown
 from segray.versions import versions
@@ -20,22 +20,22 @@ _KINDS = 5
 
 
 def run_record(
-    verb: Verb,
+    task: BulkTask,
     identity: dict[str, Any],
-    plan: Plan,
+    ledger: LedgerDb,
     left_out: Counter[str],
     seconds: float,
     items: int,
 ) -> dict[str, Any]:
-    """The contents of run.json: settings without secrets, versions, model, counts and rates.
+    """Return the contents of run.json: settings without secrets, versions, model, counts and rates.
 
     `seconds` and `items` are those of the run that finished; counts are those of the whole output.
     """
-    settings, counts = verb.settings, plan.counts()
+    settings, counts = task.settings, ledger.counts()
     kinds = left_out + Counter({"in archives": counts.pop("ignored_members")})
     counts |= {"ignored": kinds.total(), "ignored_by_kind": dict(kinds.most_common())}
     return {
-        "verb": verb.name,
+        "verb": task.name,
         "settings": yaml.safe_load(printable(settings)),
         "identity": identity,
         "versions": versions(),
@@ -50,12 +50,12 @@ def run_record(
 
 
 def summary_lines(
-    verb: Verb, plan: Plan, record: dict[str, Any], did: str, hours: Sequence[str] = ()
+    task: BulkTask, ledger: LedgerDb, record: dict[str, Any], did: str, hours: Sequence[str] = ()
 ) -> list[str]:
-    """The end of a run for a person: counts, rejects by type, where the output is and how to open it."""
+    """Return the summary of a run: counts, rejects by type, where the output is and how to open it."""
     counts = record["counts"]
-    output = shown(verb.settings.output).rstrip("/")
-    found = f"{counts['instances']:,} instances; " if verb.keeps_instances else ""
+    output = shown(task.settings.output).rstrip("/")
+    found = f"{counts['instances']:,} instances; " if task.keeps_instances else ""
     lines = [
         f"{did}",
         f"  {counts['items']:,} items: {counts['annotated']:,} annotated, {counts['rejected']:,} rejected; "
@@ -66,30 +66,30 @@ def summary_lines(
             f"  {counts['vanished']:,} items are no longer in the sources, or cannot be reached; "
             "kept and marked `vanished`"
         )
-    number, example = plan.unreached()
+    number, example = ledger.unreached()
     if number:
         lines.append(f"  {number:,} sources cannot be reached now, what was found is kept: {example}")
-    lines += _twins(plan)
+    lines += _twins(ledger)
     if counts["tiles"]:
         rejected, skipped = counts["tiles_rejected"], counts["tiles_skipped"]
         lines.append(f"  {counts['tiles']:,} tiles: {rejected:,} rejected, {skipped:,} without data")
-    lines += [f"  {number:,} item{'s' * (number > 1)}: {note}" for note, number in plan.notes().items()]
+    lines += [f"  {number:,} item{'s' * (number > 1)}: {note}" for note, number in ledger.notes().items()]
     for kind, number in counts["rejects_by_type"].items():
         lines.append(f"  rejected as {kind}: {number:,}{_kinds(Counter(counts['rejects_by_kind'][kind]))}")
-    lines += [f"    for example {example}" for example in plan.rejected_examples()]
+    lines += [f"    for example {example}" for example in ledger.rejected_examples()]
     lines += [f"  {line}" for line in hours]
-    return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in verb.opening(output))]
+    return [*lines, f"output: {canonical_uri(output)}", *(f"  {line}" for line in task.opening(output))]
 
 
 def reading(table: str, then: str) -> str:
-    """A command that shows a table of the output with pandas, which Ray Data brings; as it must be typed."""
+    """Return a shell command that prints a table of the output with pandas, which Ray Data brings."""
     code = f"import pandas; print(pandas.read_parquet({json.dumps(table, ensure_ascii=False)}){then})"
     return f"uv run python -P -c {shlex.quote(code)}"
 
 
-def _twins(plan: Plan) -> list[str]:
+def _twins(ledger: LedgerDb) -> list[str]:
     told = "rows differ from an earlier one in their query string alone: one item with it"
-    return [f"  {plan.query_twins:,} {told}"] if plan.query_twins else []
+    return [f"  {ledger.query_twins:,} {told}"] if ledger.query_twins else []
 
 
 def _ignored(kinds: Counter[str]) -> str:
@@ -97,19 +97,21 @@ def _ignored(kinds: Counter[str]) -> str:
 
 
 def _kinds(kinds: Counter[str]) -> str:
-    """` (7 .md, 2 .txt)`, the most frequent ones."""
+    """Return ` (7 .md, 2 .txt)`, the most frequent suffixes."""
     named = [f"{number:,} {kind}" for kind, number in kinds.most_common(_KINDS) if kind and number]
     named += ["…"] * (len(kinds) > _KINDS)
     return f" ({', '.join(named)})" if named else ""
 
 
-def dry_run_lines(verb: Verb, plan: Plan, left_out: Counter[str], model: str, where: str) -> list[str]:
-    """What a run would do."""
-    files, archives = plan.kinds()
+def dry_run_lines(
+    task: BulkTask, ledger: LedgerDb, left_out: Counter[str], model: str, where: str
+) -> list[str]:
+    """Return what a run would do."""
+    files, archives = ledger.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {_ignored(left_out)}",
-        *_twins(plan),
-        f"model: {model} on {where}, {verb.about()}",
-        f"output: {canonical_uri(verb.settings.output)}",
+        *_twins(ledger),
+        f"model: {model} on {where}, {task.about()}",
+        f"output: {canonical_uri(task.settings.output)}",
         "dry run: nothing was written",
     ]

@@ -2,22 +2,23 @@
 
 from typing import Any
 
-from segray.bulk.task import Model, Verb
+from segray.bulk.task import BulkTask, Model
 from segray.errors import SettingsError
+from segray.run import check_same
 
 
-def identity_of(verb: Verb, model: Model, precision: str) -> dict[str, Any]:
-    """What results depend on; never workers, batch size or reject limit.
+def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
+    """Return the settings that results depend on; never workers, batch size or reject limit.
 
     Raises SettingsError for settings that do not fit the model.
     """
-    settings = verb.settings
+    settings = task.settings
     return {
         "format": 2,
         "model": model.name,
         "model_digest": model.digest,
         "precision": precision,
-        **verb.identity(model, precision),
+        **task.identity(model, precision),
         "max_pixels": settings.max_pixels,
         "tile": settings.tile,
         "overlap": settings.overlap,
@@ -36,19 +37,11 @@ def check_identity(there: Any, here: dict[str, Any], output: str) -> None:
     """Raise SettingsError naming every difference when the output was made with other settings."""
     if not isinstance(there, dict):
         raise SettingsError(f"output: {output} holds items, but its _segray/plan.json is gone or damaged")
-    names = [name for name in here if name != "model" and there.get(name) != here[name]]
-    if not names:
-        return
-    told = []
-    for name in names:
-        if name == "model_digest":
-            told.append(f"  weights: {_model(there)} there, {_model(here)} now")
-        else:
-            told.append(f"  {name}: {there.get(name)} there, {here[name]} now")
-    raise SettingsError(
-        f"output: {output} was made with other settings; use another --output, or the same settings:",
-        *told,
-    )
+    names = [name for name in here if name not in ("model", "model_digest")]
+    if there.get("model_digest") != here.get("model_digest"):
+        there, here = ({**each, "weights": _model(each)} for each in (there, here))
+        names = ["weights", *names]
+    check_same(there, here, names, output, "made")
 
 
 def _model(identity: dict[str, Any]) -> str:

@@ -1,35 +1,27 @@
 """A bulk job, step by step: check, list, compare with the ledger, run, account."""
 
-import math
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from segray.bulk.background_listing import Inventory
-from segray.bulk.committer import Sink
+from segray.bulk.background_listing import BackgroundListing
+from segray.bulk.committer import Committer
 from segray.bulk.console import dry_run_lines, run_record, summary_lines
 from segray.bulk.identity import check_identity, identity_of
-from segray.bulk.ledger_db import Plan
+from segray.bulk.ledger_db import LedgerDb
 from segray.bulk.resources import Resources, share_out
-from segray.bulk.task import Model, Verb
-from segray.cluster import RayStart, set_environment
-from segray.errors import ExitCode, HeldError, JobFailedError, NothingToDoError, SegrayError, SettingsError
-from segray.interrupts import INTERRUPTS
+from segray.bulk.settings import BulkSettings
+from segray.bulk.task import BulkTask, Model
+from segray.cluster import RayStart
+from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
 from segray.log import LOG, answer, say
-from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import PLAN, RUN
 from segray.output.progress import Progress, pace
 from segray.output.store import Store
 from segray.registry.runs import note_run
-from segray.settings import BulkSettings
+from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.sources.listing import Listing
 from segray.sources.manifest import Wanted, shown_name
 from segray.storage import shown
@@ -39,18 +31,12 @@ if TYPE_CHECKING:
     from segray.models.device import Precision
 
 
-T = TypeVar("T")
-
-_ASK_EVERY_S = 2.0
-"""Between two questions for the total, which archives that are not read to their end leave open."""
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What is known before work begins."""
 
-    verb: Verb
-    lock: Lock[Store]
+    task: BulkTask
+    lease: Lease[Store]
     """Not entered yet; its output's store is `store`."""
     model: Model
     device: str
@@ -61,79 +47,92 @@ class Prepared:
     @property
     def store(self) -> Store:
         """The output."""
-        return self.lock.store
+        return self.lease.store
 
     @property
     def watched(self) -> Labels | None:
         """How metrics name this run; None where nobody looks at them."""
-        return labels(self.verb.name, self.verb.settings.output) if self.ray.exports else None
+        return labels(self.task.name, self.task.settings.output) if self.ray.exports else None
 
 
-def run(verb: Verb) -> ExitCode:
-    """Answer every item of the sources, into `settings.output`. Raises as `done` does."""
-    code, _ = done(verb)
+def run(task: BulkTask) -> ExitCode:
+    """Run the model over every item of the sources, into `settings.output`. Raises as `done` does."""
+    code, _ = done(task)
     return code
 
 
-def done(verb: Verb) -> tuple[ExitCode, dict[str, Any]]:
-    """The same, with the contents of run.json; of a dry run there are none.
+def done(task: BulkTask) -> tuple[ExitCode, dict[str, Any]]:
+    """Do the same as `run`; also return the contents of run.json, none for a dry run.
 
     Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
     an empty listing, JobFailedError for what broke later.
     """
-    set_environment()
-    settings = verb.settings
-    with (
-        noise_to_file() as log,
-        INTERRUPTS,
-        Plan() as plan,
-        RayStart(settings.ray, log, _load_ray_data, settings.metrics_port) as ray,
-    ):
-        prepared = _prepare(verb, ray)
-        with Inventory(
-            settings.sources, settings.storage, plan, settings.choice, settings.keep_columns
-        ) as inventory:
+    settings = task.settings
+    with on_ray(settings, _load_ray_data) as ray, LedgerDb() as ledger:  # a full disk has room after it
+        prepared = _prepare(task, ray)
+        with BackgroundListing(
+            settings.sources, settings.storage, ledger, settings.choice, settings.keep_columns
+        ) as background:
             if settings.dry_run:
                 with Progress("listing") as progress:
-                    inventory.complete(progress)
-                left_out = inventory.listing.left_out
-                answer(dry_run_lines(verb, plan, left_out, prepared.model.name, prepared.device))
+                    background.complete(progress)
+                left_out = background.listing.left_out
+                answer(dry_run_lines(task, ledger, left_out, prepared.model.name, prepared.device))
                 return ExitCode.DONE, {}
-            with prepared.lock as lock:
-                under = replace(prepared, verb=verb.under(lock.generation))
-                record, did = _run(under, plan, inventory, lock)
+            with prepared.lease as lease:
+                under = replace(prepared, task=task.under(lease.generation))
+                record, did = _run(under, ledger, background, lease)
         note_run(prepared.model.name, settings.output, record, settings.storage)
-        LOG.conclude(summary_lines(verb, plan, record, did, ray.hours_lines(record)))
+        LOG.conclude(summary_lines(task, ledger, record, did, ray.hours_lines(record)))
         LOG.outcome = outcome_of(record, "counts", "rates")
-        rejected_too_many = plan.rejected_share() > settings.max_rejects
-        return ExitCode.REJECTED if rejected_too_many else ExitCode.DONE, record
+        return exit_code(ledger.rejected_share(), settings.max_rejects), record
 
 
 def _load_ray_data() -> None:
     from segray.bulk import pipeline  # noqa: F401
 
 
-def _prepare(verb: Verb, ray: RayStart) -> Prepared:
+def _prepare(task: BulkTask, ray: RayStart) -> Prepared:
     """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
-    problems: list[str] = []
-    settings = verb.settings
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except HeldError:  # who waits for the other run, as retrain does, must know it from bad settings
-            raise
-        except SettingsError as error:
-            problems.extend(error.lines)
-            return None
-
-    lock = attempt(lambda: _open_output(verb))
-    attempt(verb.check)
+    problems, settings = Problems(), task.settings
+    attempt = problems.attempt
+    lease = attempt(lambda: open_output(_store(task)))
+    attempt(task.check)
     attempt(ray.check)
-    found = [attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
+    _check_sources(settings, problems)
+    if problems or lease is None:
+        if settings.device == "cuda":
+            attempt(lambda: _where(settings, ray))  # only torch knows
+        raise problems.error()  # what is known without torch, before it is loaded
+    if not settings.dry_run and lease.store.read(RUN) is None:
+        ray.begin()
+    model = attempt(task.load)
+    where = attempt(lambda: _where(settings, ray))
+    if problems or model is None or where is None:
+        raise problems.error()
+    device, precision = where
+    identity = identity_of(task, model, precision)
+    _check_identity(lease.store, identity, settings)
+    return Prepared(task, lease, model, device, precision, identity, ray)
+
+
+def _store(task: BulkTask) -> Store:
+    """Return the output of this run."""
+    given = task.settings
+    return Store(given.output, given.storage, given.crs, task.keeps_instances, given.keep_columns)
+
+
+def _check_sources(settings: BulkSettings, problems: Problems) -> None:
+    """Touch every source, and collect what is wrong with them.
+
+    Raises NothingToDoError where all else is right, and none holds an image.
+    """
+    found = [problems.attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     touched = [each for each in found if each is not None]
     if len(touched) == len(found):  # else a manifest may be among those that cannot be read
-        attempt(lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched]))
+        problems.attempt(
+            lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched])
+        )
     empty = [
         (shown(source), each[1].ignored)
         for source, each in zip(settings.sources, found, strict=True)
@@ -144,20 +143,6 @@ def _prepare(verb: Verb, ray: RayStart) -> Prepared:
         raise NothingToDoError(f"no image in {named} ({ignored:,} other names ignored)")
     for source, ignored in empty:
         say(f"no image in {source} ({ignored:,} other names ignored)", "warning")
-    if problems or lock is None:
-        if settings.device == "cuda":
-            attempt(lambda: _where(settings, ray))  # only torch knows
-        raise SettingsError(*problems)  # what is known without torch, before it is loaded
-    if not settings.dry_run and lock.store.read(RUN) is None:
-        ray.begin()
-    model = attempt(verb.load)
-    where = attempt(lambda: _where(settings, ray))
-    if problems or model is None or where is None:
-        raise SettingsError(*problems)
-    device, precision = where
-    identity = identity_of(verb, model, precision)
-    _check_identity(lock.store, identity, settings)
-    return Prepared(verb, lock, model, device, precision, identity, ray)
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, Listing]:
@@ -183,84 +168,86 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
         check_identity(store.read_json(PLAN), identity, shown(settings.output))
 
 
-def _open_output(verb: Verb) -> Lock[Store]:
-    """The output, when it can be used and no other run is live."""
-    settings = verb.settings
-    kept = settings.keep_columns
-    store = Store(settings.output, settings.storage, settings.crs, verb.keeps_instances, kept)
-    store.check_usable()
-    lock = Lock(store)
-    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
-    return lock
-
-
 def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
     """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
-    from segray.models.device import resolve_device, resolve_precision
+    from segray.models.device import resolve_precision
 
-    if not ray.in_cluster:
-        device = resolve_device(settings.device)
-        return device, resolve_precision(settings.precision, device)
-    cluster = ray.cluster()
-    device = ("cuda" if cluster.gpus else "cpu") if settings.device == "auto" else settings.device
-    if device == "cuda" and settings.precision == "auto":
+    device = device_of(settings.device, ray)
+    if ray.in_cluster and device == "cuda" and settings.precision == "auto":
         return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
     return device, resolve_precision(settings.precision, device)
 
 
 def _run(
-    prepared: Prepared, plan: Plan, inventory: Inventory, lock: Lock[Store]
+    prepared: Prepared, ledger: LedgerDb, background: BackgroundListing, lease: Lease[Store]
 ) -> tuple[dict[str, Any], str]:
     """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
-    settings, store, machines = prepared.verb.settings, prepared.store, prepared.ray.machines
-    machines.inherit(lock.hours)
-    lock.tell = machines.record
+    settings, store, machines = prepared.task.settings, prepared.store, prepared.ray.machines
+    machines.inherit(lease.hours)
+    lease.tell = machines.record
     _check_identity(store, prepared.identity, settings)  # again: another run may have finished meanwhile
     parts = store.recover()
     for part in parts:
-        plan.add_ledger(store, part)
-    plan.settle(keeps=prepared.verb.keeps_tiles)
+        ledger.add_ledger(store, part)
+    ledger.settle(keeps=prepared.task.keeps_tiles)
     if settings.retry_rejected:
-        plan.forget_rejected()
-    sink = Sink(store, plan, lock, parts, settings.commit_every_s, prepared.verb)
-    sink.join_whole()
+        ledger.forget_rejected()
+    committer = Committer(store, ledger, lease, parts, settings.commit_every_s, prepared.task)
+    committer.merge_whole_items()
     with Progress("listing") as listing:
-        work = inventory.next_round(listing)
+        work = background.next_round(listing)
     finished = _finished(store)
-    if not work and finished is not None and plan.is_finished():
-        lock.check()  # else all that was read may be another run's
+    if not work and finished is not None and ledger.is_finished():
+        lease.check()  # else all that was read may be another run's
         return finished, "nothing to do, finished before"
     resources = _ready(prepared) if work else None  # what cannot start changes nothing
     store.retract(RUN)
     store.write_json(PLAN, prepared.identity)
-    if resources is not None and prepared.verb.joins_in_workers:
-        from segray.bulk.pipeline import joined_in_workers
-
-        sink.joined = joined_in_workers(prepared.verb)
-    finds = prepared.verb.keeps_instances
+    finds = prepared.task.keeps_instances
     watched = prepared.watched if resources is not None else None
-    with Progress(prepared.verb.name, finds=finds) as progress, exported(watched, progress.exported):
-        lock.tell = lambda: progress.told() | machines.record()
-        progress.recount(*plan.units())
-        while resources is not None and work:
-            _take(_answers(prepared, plan, inventory, resources, progress), sink, progress)
-            work = inventory.next_round()
-            progress.recount(*plan.units())
-        sink.finish()
-    if not plan.counts()["items"]:
+    with Progress(prepared.task.name, finds=finds) as progress, exported(watched, progress.exported):
+        lease.tell = lambda: progress.told() | machines.record()
+        progress.recount(*ledger.units())
+        if resources is not None:
+            _work(prepared, ledger, resources, background, committer, progress)
+        committer.finish()
+    if not ledger.counts()["items"]:
         named = ", ".join(map(shown, settings.sources))
         raise NothingToDoError(f"no image in {named}: the archives hold none")
-    left_out = inventory.listing.left_out
-    record = run_record(prepared.verb, prepared.identity, plan, left_out, progress.seconds, sink.items)
+    left_out = background.listing.left_out
+    record = run_record(prepared.task, prepared.identity, ledger, left_out, progress.seconds, committer.items)
     record |= machines.record()
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     at = f", {pace(rate)}" if rate else ""
-    return record, f"done, {sink.items:,} images in {progress.seconds:,.1f} s{at}"
+    return record, f"done, {committer.items:,} images in {progress.seconds:,.1f} s{at}"
+
+
+def _work(
+    prepared: Prepared,
+    ledger: LedgerDb,
+    resources: Resources,
+    background: BackgroundListing,
+    committer: Committer,
+    progress: Progress,
+) -> None:
+    """Do what is listed so far, then what was listed meanwhile, until nothing is left."""
+    from segray.bulk.pipeline import Work, merged_in_workers, process
+
+    task, model = prepared.task, prepared.model
+    if task.merges_in_workers:
+        committer.merge_tiles = merged_in_workers(task)
+    work = Work(task, ledger, model, prepared.precision, resources, prepared.watched)
+    while True:
+        process(work, committer, progress, lambda: ledger.known_total() if background.ended else None)
+        is_left = background.next_round()
+        progress.recount(*ledger.units())
+        if not is_left:
+            return
 
 
 def _finished(store: Store) -> dict[str, Any] | None:
-    """The record of a run that came to its end; a damaged one is written anew."""
+    """Return the record of a finished run; None where there is none, or a damaged one."""
     try:
         record = store.read_json(RUN)
     except JobFailedError:
@@ -268,53 +255,11 @@ def _finished(store: Store) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("counts"), dict) else None
 
 
-def _take(answers: Generator[pa.Table, None, None], sink: Sink, progress: Progress) -> None:
-    with closing(answers):  # else Ray Data would go on, in its thread, while its Ray is stopped
-        try:
-            for table in answers:
-                sink.add(table)
-                items = table.filter(pc.is_valid(table["image_id"]))
-                rejected = pc.sum(pc.equal(items["status"], "rejected")).as_py() or 0
-                tiles = progress.see_tiles(items["image_id"].to_pylist(), items["scene"].to_pylist())
-                instances = pc.sum(items["instances"]).as_py() or 0
-                progress.add(items.num_rows - tiles, instances, rejected, tiles)
-                if INTERRUPTS.struck.is_set():
-                    raise KeyboardInterrupt
-            sink.commit()
-            if INTERRUPTS.struck.is_set():
-                raise KeyboardInterrupt
-        except (KeyboardInterrupt, SegrayError):
-            INTERRUPTS.ignore()
-            sink.commit()  # what came back is not done again
-            if INTERRUPTS.struck.is_set():  # whatever a library made of it
-                raise KeyboardInterrupt from None
-            raise
-
-
 def _ready(prepared: Prepared) -> Resources:
     """Ray runs and what is asked for fits into it."""
-    resources = share_out(prepared.verb.settings, prepared.device, prepared.ray.cluster())
+    resources = share_out(prepared.task.settings, prepared.device, prepared.ray.cluster())
     say(
         f"{prepared.model.name} in {prepared.precision} on {resources.device}, up to "
         f"{resources.actors} model actors x {resources.threads} threads and {resources.decoders} decoders"
     )
     return resources
-
-
-def _answers(
-    prepared: Prepared, plan: Plan, inventory: Inventory, resources: Resources, progress: Progress
-) -> Generator[pa.Table, None, None]:
-    """One round of work; tells `progress` the total as soon as it is known."""
-    from segray.bulk import pipeline
-
-    asked = -math.inf
-    for table in chain(
-        [None],
-        pipeline.answered(
-            prepared.verb, plan, prepared.model, prepared.precision, resources, prepared.watched
-        ),
-    ):
-        if progress.total is None and inventory.ended and time.monotonic() - asked > _ASK_EVERY_S:
-            progress.total, asked = plan.known_total(), time.monotonic()
-        if table is not None:
-            yield table

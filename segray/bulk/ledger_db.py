@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
-from segray.output.store import TILE_ANSWERS, End, GoneError, Part, Store, ends_of
+from segray.output.store import TILE_RESULTS, End, GoneError, Part, Store, ends_of
 from segray.scenes.scene import scene_from
 from segray.schema import ANNOTATED
 from segray.sources.choice import kind_of
@@ -57,15 +57,15 @@ CREATE VIEW listed AS SELECT * FROM source s WHERE s.version != '' OR s.error_ty
 """
 _PARTLY = "(SELECT image_id FROM ledger WHERE status = 'annotated' AND tiles_rejected > 0)"
 """Items whose tiles are worth keeping."""
-_ANSWERS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
-"""How many items of a source's present version have an answer."""
+_RESULTS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
+"""How many items of a source's present version have a result."""
 
 _OPEN_ARCHIVES = """
     SELECT s.* FROM listed s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
     WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > (
         SELECT count(l.member_index) + (e.broken AND count(*) > count(l.member_index)) FROM ledger l
         WHERE l.uri = s.uri AND l.version = s.version AND l.done)) ORDER BY s.uri"""
-"""Archives whose end was not seen, or that have members (or, broken, the archive's own row) to answer."""
+"""Archives whose end was not seen, or with members (or, broken, the archive's own row) without a result."""
 
 
 _MARKS = """
@@ -97,14 +97,14 @@ class Archive:
     """Bitmap over member indices: bit `i % 8` of byte `i // 8` is set where the member is in the ledger."""
 
     def __contains__(self, member_index: object) -> bool:
-        """Whether a member is done; what `read_archive` asks."""
+        """Return whether a member is done; what `read_archive` asks."""
         if not isinstance(member_index, int) or member_index >> 3 >= len(self.done):
             return False
         return bool(self.done[member_index >> 3] >> (member_index & 7) & 1)
 
 
-class Plan:
-    """Context manager around the scratch database; one that is full ends as JobFailedError."""
+class LedgerDb:
+    """The scratch database, as a context manager; a full disk becomes JobFailedError."""
 
     def __init__(self) -> None:
         self._filling = threading.Lock()
@@ -117,7 +117,7 @@ class Plan:
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _TABLES
         )
 
-    def __enter__(self) -> "Plan":
+    def __enter__(self) -> "LedgerDb":
         return self
 
     def __exit__(
@@ -133,7 +133,7 @@ class Plan:
     # --- filling -------------------------------------------------------------------------------------
 
     def add_sources(self, sources: Iterable[Source]) -> None:
-        """The listing, or more of it; an address that comes twice is one source. Any thread may call it."""
+        """Add some of the listing; an address that comes twice is one source. Any thread may call it."""
         rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error, s.kept) for s in sources)
         while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
             self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?)", some)
@@ -143,17 +143,17 @@ class Plan:
                     self.query_twins += int(self._db.execute(other, (uri, address)).fetchone()[0])
 
     def add_ledger(self, store: Store, part: Part) -> None:
-        """One part's ledger rows; parts must come oldest first, so that a newer row makes an older stale."""
-        if part.folder == TILE_ANSWERS:
+        """Add one part's ledger rows; the oldest part must come first: newer rows make older ones stale."""
+        if part.folder == TILE_RESULTS:
             with suppress(GoneError):  # taken away, late, by a run before: else they are done again
-                self.add_tiles(store.answers(part), part)
+                self.add_tiles(store.results(part), part)
             return
         for batch in store.ledger(part, [*LEDGER_COLUMNS, *store.kept]):
             self._add_rows(batch, part.number, store.kept)
         self.add_ends(store.ends(part))
 
     def add_committed(self, table: pa.Table, part: Part) -> None:
-        """The rows of a commit of this run (schema ANNOTATED, and the kept columns)."""
+        """Add the rows of a commit of this run (schema ANNOTATED, and the kept columns)."""
         kept = [name for name in table.column_names if name not in ANNOTATED.names]
         rows = table.filter(pc.is_valid(table["image_id"])).select(["image_id", *LEDGER_COLUMNS, *kept])
         for batch in rows.to_batches():
@@ -161,7 +161,7 @@ class Plan:
         self.add_ends(ends_of(table))
 
     def add_tiles(self, table: pa.Table, part: Part) -> None:
-        """Tiles that came back (schema ANNOTATED), of items that are not whole yet."""
+        """Add tiles that came back (schema ANNOTATED), of items that are not whole yet."""
         columns = (table[name].to_pylist() for name in ("image_id", "tile", "scene", "status"))
         self._many(
             "INSERT INTO tile VALUES (?,?,?,?,?,0) ON CONFLICT (image_id, tile) DO UPDATE SET"
@@ -173,13 +173,13 @@ class Plan:
         )
 
     def settle(self, *, keeps: bool) -> None:
-        """Tiles of items that are whole count no more; `keeps`: those of which some are rejected stay."""
+        """Forget tiles of items that are whole; `keeps`: those of which some are rejected stay."""
         if keeps:
             self._db.execute(f"UPDATE tile SET kept = 1 WHERE image_id IN {_PARTLY}")
         self._db.execute("DELETE FROM tile WHERE NOT kept AND image_id IN (SELECT image_id FROM ledger)")
 
     def forget_tiles(self, image_id: str, *, keeps: bool) -> None:
-        """The item is whole."""
+        """Forget the tiles of an item that is whole; `keeps`: as of `settle`."""
         if keeps:
             self._db.execute(
                 f"UPDATE tile SET kept = 1 WHERE image_id = ? AND image_id IN {_PARTLY}", (image_id,)
@@ -187,12 +187,11 @@ class Plan:
         self._db.execute("DELETE FROM tile WHERE image_id = ? AND NOT kept", (image_id,))
 
     def forget_useless_tiles(self) -> None:
-        """At the end of a run: of all tiles only those stay that a retry can use, now or when a source that
-        cannot be reached is back."""
+        """Keep, at the end of a run, only tiles that a retry can use, now or when a source is back."""
         self._db.execute(f"DELETE FROM tile WHERE image_id NOT IN {_PARTLY}")
 
     def add_ends(self, ends: Sequence[End]) -> None:
-        """Archives that were read to their end; a whole reading beats a broken one, whichever came first."""
+        """Add archives that were read to their end; a whole reading beats a broken one."""
         self._many(
             "INSERT INTO ended VALUES (?,?,?,?,?) ON CONFLICT (uri, version) DO UPDATE SET"
             " items = excluded.items, ignored = excluded.ignored, broken = excluded.broken"
@@ -211,7 +210,7 @@ class Plan:
         vanished: Mapping[str, bool],
         kept: Mapping[str, Kept],
     ) -> None:
-        """The rows of merged parts are in another part now, without those that were `stale` then."""
+        """Move the rows of merged parts to another part, without those that were `stale` then."""
         for part, dropped in stale.items():
             self._many(
                 "DELETE FROM ledger WHERE part = ? AND image_id = ?",
@@ -225,9 +224,9 @@ class Plan:
         self._many("UPDATE ledger SET kept = ? WHERE image_id = ?", texts)
 
     def forget_rejected(self) -> None:
-        """Rejected items, and those with rejected tiles, count as not done.
+        """Count rejected items, and those with rejected tiles, as not done.
 
-        Their rows become stale when a new answer is there.
+        Their rows become stale when a new result is there.
         """
         self._db.execute("UPDATE ledger SET done = 0 WHERE status = 'rejected' OR tiles_rejected > 0")
         self._db.execute("DELETE FROM tile WHERE kept AND rejected")
@@ -236,25 +235,27 @@ class Plan:
     # --- asking --------------------------------------------------------------------------------------
 
     def sources(self) -> int:
-        """How many addresses the listing holds."""
+        """Return the number of addresses in the listing."""
         return self._one("SELECT count(*) FROM source")
 
     def kinds(self) -> tuple[int, int]:
-        """(files, archives) of the listing."""
+        """Return the numbers of files and archives in the listing."""
         files, archives = self._db.execute(
             "SELECT total(kind = 'file'), total(kind != 'file') FROM listed"
         ).fetchone()
         return int(files), int(archives)
 
     def unreached(self) -> tuple[int, str]:
-        """(Sources that cannot be reached now and whose rows of an earlier run are kept, one and why)."""
+        """Return how many sources with rows of an earlier run cannot be reached now, and one error."""
         number = self._one("SELECT count(*) FROM unreached")
         first = self._db.execute("SELECT uri, error FROM unreached LIMIT 1").fetchone()
         return number, ": ".join(first or ())
 
     def units(self) -> tuple[int, int, dict[str, int]]:
-        """(Answered images, answered tiles, item of which some tiles are answered -> those that are not), of
-        the present listing."""
+        """Return how many images and tiles of the present listing have a result, and which items are begun.
+
+        Of these: image_id -> number of tiles without a result.
+        """
         images, tiles = self._db.execute(
             "SELECT count(*), total(coalesce(tiles, 0)) FROM ledger l"
             " JOIN source s USING (uri) WHERE l.version = s.version AND l.done"
@@ -262,11 +263,11 @@ class Plan:
         begun = self._db.execute(
             "SELECT image_id, max(tiles), count(*) FROM tile WHERE NOT kept GROUP BY image_id"
         ).fetchall()
-        answered = int(tiles) + sum(have for _, _, have in begun)
-        return int(images), answered, {item: tiles - have for item, tiles, have in begun}
+        done = int(tiles) + sum(have for _, _, have in begun)
+        return int(images), done, {item: tiles - have for item, tiles, have in begun}
 
     def with_kept(self, rows: pa.Table, names: Sequence[str]) -> pa.Table:
-        """Rows of ANNOTATED with the columns that `--keep-columns` names behind them, from the listing.
+        """Return rows of ANNOTATED with the columns of the listing that `--keep-columns` names.
 
         Of an address that is listed twice, what was listed first counts.
         """
@@ -285,7 +286,7 @@ class Plan:
         return found
 
     def known_total(self) -> int | None:
-        """Items of the listing; None while an archive was not read to its end."""
+        """Return the number of items; None while an archive was not read to its end."""
         files, archives = self.kinds()
         ended = self._db.execute(
             "SELECT count(*), coalesce(sum(items), 0) FROM ended JOIN source s USING (uri, version)"
@@ -293,25 +294,25 @@ class Plan:
         return files + int(ended[1]) if ended[0] == archives else None
 
     def has_work(self) -> bool:
-        """Whether any item of the listing has no answer."""
-        return bool(self.unanswered())
+        """Return whether any item of the listing has no result."""
+        return bool(self.without_result())
 
     def is_finished(self) -> bool:
-        """Whether the ledger already says all there is to say about the listing."""
+        """Return whether the ledger agrees with the listing."""
         return not self.has_work() and not any(
             self._one(f"SELECT EXISTS (SELECT 1 {rows})")
             for rows in ("FROM stale", _REPLACED, _MARKS, _RELABELLED)
         )
 
     def todo_files(self) -> Iterator[Source]:
-        """Files without an answer for their present version, by address."""
+        """Yield files without a result for their present version, by address."""
         for row in self._db.execute(
-            f"SELECT * FROM listed s WHERE kind = 'file' AND {_ANSWERS} = 0 ORDER BY uri"
+            f"SELECT * FROM listed s WHERE kind = 'file' AND {_RESULTS} = 0 ORDER BY uri"
         ):
             yield Source(*row)
 
     def done_tiles(self) -> dict[str, list[int]]:
-        """Of items that are not whole: image_id -> the tiles that came back."""
+        """Return the tiles that came back of items that are not whole, by image_id."""
         done: dict[str, list[int]] = {}
         query = "SELECT image_id, tile FROM tile WHERE NOT kept ORDER BY image_id, tile"
         for image_id, tile in self._db.execute(query):
@@ -319,7 +320,7 @@ class Plan:
         return done
 
     def whole(self) -> dict[str, list[int]]:
-        """Items all of whose tiles came back: image_id -> numbers of the parts that hold them."""
+        """Return items all of whose tiles came back: image_id -> numbers of the parts that hold them."""
         query = """
             SELECT DISTINCT image_id, part FROM tile WHERE image_id IN
             (SELECT image_id FROM tile WHERE NOT kept GROUP BY image_id HAVING count(*) = max(tiles))
@@ -330,7 +331,7 @@ class Plan:
         return parts
 
     def holds_tiles(self, part: Part) -> bool:
-        """Whether a commit has tiles that are needed."""
+        """Return whether a commit has tiles that are needed."""
         return bool(
             self._db.execute("SELECT EXISTS (SELECT 1 FROM tile WHERE part = ?)", (part.number,)).fetchone()[
                 0
@@ -338,42 +339,42 @@ class Plan:
         )
 
     def holds(self, image_id: str) -> bool:
-        """Whether the ledger has a row of that name."""
+        """Return whether the ledger has a row of that image_id."""
         query = "SELECT EXISTS (SELECT 1 FROM ledger WHERE image_id = ?)"
         return bool(self._db.execute(query, (image_id,)).fetchone()[0])
 
     def todo_archives(self) -> Iterator[Archive]:
-        """Archives of which not every member has an answer."""
+        """Yield archives of which not every member has a result."""
         rows = self._db.execute(_OPEN_ARCHIVES)
         for row in rows:
             source = Source(*row)
             yield Archive(source, self._done_bitmap(source))
 
     def stale(self, parts: Iterable[Part]) -> dict[int, list[str]]:
-        """Rows that a newer answer or a newer version of their source replaces: part number -> image_ids."""
+        """Return rows that a newer result or version replaces: part number -> image_ids."""
         query = (
             f"SELECT image_id FROM stale WHERE part = ?1 UNION SELECT image_id {_REPLACED} AND l.part = ?1"
         )
         return {part.number: [row[0] for row in self._db.execute(query, (part.number,))] for part in parts}
 
     def vanished(self, part: Part) -> dict[str, bool]:
-        """Rows of a part whose mark must change, since their source is gone or back: image_id -> mark."""
+        """Return rows of a part whose source is gone or back: image_id -> new mark `vanished`."""
         rows = self._db.execute(f"SELECT image_id, gone {_MARKS} AND part = ?", (part.number,))
         return {image_id: bool(gone) for image_id, gone in rows}
 
     def relabelled(self, part: Part, names: Sequence[str]) -> dict[str, Kept]:
-        """Rows of a part whose kept columns must change: image_id -> values."""
+        """Return rows of a part whose kept columns must change: image_id -> values."""
         rows = self._db.execute(f"SELECT image_id, s.kept {_RELABELLED} AND part = ?", (part.number,))
         return {image_id: json.loads(text) if text else [None] * len(names) for image_id, text in rows}
 
-    def unanswered(self) -> list[str]:
-        """Up to ten addresses that have no answer: empty when items = annotated + rejected."""
+    def without_result(self) -> list[str]:
+        """Return up to ten addresses that have no result: none when items = annotated + rejected."""
         files = [source.uri for source, _ in zip(self.todo_files(), range(10), strict=False)]
         archives = [archive.source.uri for archive, _ in zip(self.todo_archives(), range(10), strict=False)]
         return (files + archives)[:10]
 
     def counts(self) -> dict[str, Any]:
-        """The account of the ledger: items, annotated, rejected (by type and suffix), instances and so on."""
+        """Return the counts of the ledger: items, annotated, rejected by type and suffix, and so on."""
         sums = ("instances", "vanished", "empty_masks", "tiles", "tiles_rejected", "tiles_skipped")
         items, instances, vanished, empty, *tiles = self._db.execute(
             f"SELECT count(*), {', '.join(f'coalesce(sum({name}), 0)' for name in sums)} FROM ledger"
@@ -402,7 +403,7 @@ class Plan:
         }
 
     def rejected_share(self) -> float:
-        """Rejected items and tiles over all (a tiled item counts by its tiles), of those still listed.
+        """Return rejected over all items and tiles still listed (a tiled item counts by its tiles).
 
         A source that cannot be reached counts as one, though what an earlier run found in it is kept.
         """
@@ -413,11 +414,11 @@ class Plan:
         return float(self._db.execute(query).fetchone()[0])
 
     def notes(self) -> dict[str, int]:
-        """What is to be said of scenes, and of how many."""
+        """Return the notes on scenes, and the number of each."""
         return dict(self._db.execute("SELECT note, count(*) FROM ledger WHERE note IS NOT NULL GROUP BY 1"))
 
     def rejected_examples(self, most: int = 3) -> list[str]:
-        """Some rejected items as `address member: reason`, one of each type first."""
+        """Return some rejected items as `address member: reason`, one of each type first."""
         rows = self._db.execute(
             "SELECT uri, member, error FROM ledger WHERE status = 'rejected'"
             " GROUP BY error_type ORDER BY count(*) DESC LIMIT ?",

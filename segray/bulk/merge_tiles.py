@@ -1,4 +1,4 @@
-"""The tiles of one item become one row: what every verb does about it. No Ray, no storage."""
+"""The tiles of one item become one row: what annotate and predict share of that. No Ray, no storage."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,35 +8,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.results import answers_table
+from segray.bulk.results import results_table
 from segray.errors import ItemError, JobFailedError
 from segray.scenes.scene import Scene, scene_from
 from segray.schema import ANNOTATED, DECODED, QUALITY
 from segray.sources.names import one_line
 
 
-def joined_or_rejected(tiles: pa.Table, join: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
-    """All tiles of one item (schema ANNOTATED, a tile that came twice is taken once) -> its row.
+def merged_or_rejected(tiles: pa.Table, merge: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
+    """Merge all tiles of one item (schema ANNOTATED; a tile that came twice is taken once) into its row.
 
-    `join` gives the row, which needs no account of its tiles yet. The item is rejected when every tile that
-    holds data is, and when joining fails: else the job would end there, and at each start again.
+    `merge` gives the row, which needs no account of its tiles yet. The item is rejected when every tile that
+    holds data is, and when merging fails: else the job would end there, and at each start again.
     """
     tiles = _each_once(tiles)
     scene = scene_from(tiles["scene"][0].as_py())
     try:
-        row = with_column(join(tiles, scene), "crs", pa.array([_name(scene.crs)], pa.string()))
+        row = with_column(merge(tiles, scene), "crs", pa.array([_name(scene.crs)], pa.string()))
         return _account(row, tiles, scene)
     except JobFailedError:
         raise  # the storage, which would fail for all scenes
     except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
         said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
-        row = answers_table(item_of(tiles, scene), [ItemError("crashed", said)])
+        row = results_table(item_of(tiles, scene), [ItemError("crashed", said)])
         row = _account(row, tiles, scene)
         return with_column(row, "tiles_rejected", row["tiles"].combine_chunks())
 
 
 def all_rejected(tiles: pa.Table) -> ItemError | None:
-    """Why the item is rejected, where no tile was answered and one is rejected: for what most of them are."""
+    """Return why an item is rejected that has no tile with a result: the most frequent error, else None."""
     statuses = Counter(tiles["status"].to_pylist())
     if statuses["annotated"] or not statuses["rejected"]:
         return None
@@ -49,7 +49,7 @@ def all_rejected(tiles: pa.Table) -> ItemError | None:
 
 
 def item_of(tiles: pa.Table, scene: Scene) -> pa.Table:
-    """The item as a row of DECODED, without pixels and without its tiles' errors."""
+    """Return the item as a row of DECODED, without pixels and without its tiles' errors."""
     first = tiles.slice(0, 1)
     columns: dict[str, Any] = {name: first[name] for name in DECODED.names if name in first.schema.names}
     columns |= {"height": [scene.height], "width": [scene.width], "frames": [1]}
@@ -61,12 +61,12 @@ def item_of(tiles: pa.Table, scene: Scene) -> pa.Table:
 
 
 def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    """A table of schema ANNOTATED with another column of that name."""
+    """Replace a column of a table of schema ANNOTATED."""
     return table.set_column(table.schema.get_field_index(name), ANNOTATED.field(name), column)
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
-    """Sorted by tile; of two answers the first that is no rejection, which a retry has overcome."""
+    """Sort by tile; take of two results the first that is no rejection, which a retry has overcome."""
     rejected = pc.equal(tiles["status"], "rejected").to_numpy(zero_copy_only=False)
     order = np.lexsort((rejected, tiles["tile"].to_numpy()))
     _, first = np.unique(tiles["tile"].to_numpy()[order], return_index=True)
@@ -74,7 +74,7 @@ def _each_once(tiles: pa.Table) -> pa.Table:
 
 
 def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
-    """The item's row with what became of its tiles."""
+    """Return the item's row with what became of its tiles."""
     statuses = Counter(tiles["status"].to_pylist())
     row = with_column(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
     row = with_column(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
@@ -89,7 +89,7 @@ def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
 
 
 def _weighted(tiles: pa.Table, name: str) -> float | None:
-    """Mean over the tiles in which it is known, weighted by their pixels; what tiles share counts twice."""
+    """Return the mean over the tiles where it is known, weighted by pixels; shared ones count twice."""
     known = tiles.filter(pc.is_valid(tiles[name]))
     if not known.num_rows:
         return None
@@ -111,7 +111,7 @@ def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
 
 
 def _name(crs: str | None) -> str | None:
-    """EPSG:32616 where it has such a name, else its WKT."""
+    """Return `EPSG:32616` where it has such a name, else its WKT."""
     if crs is None:
         return None
     from pyproj import CRS

@@ -22,8 +22,8 @@ HOPELESS = 20
 class Predictor(Protocol):
     """One model on one device."""
 
-    def answer(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, one row out for each row in, in order. May raise anything."""
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Turn DECODED into ANNOTATED, one row for each row, in order. May raise anything."""
 
 
 class ModelStep:
@@ -48,12 +48,12 @@ class ModelStep:
         self._successes = self._failures = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row out for each row in, in order."""
+        """Return one row for each row, in order."""
         ids = _names(table.filter(pc.is_valid(table["pixels"])))
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
         try:
-            answer = self._answer(table)
+            results = self._predict(table)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
@@ -62,27 +62,27 @@ class ModelStep:
             return self._one_by_one(table)
         self.attempts.end(ids)
         self._successes += len(ids)
-        return answer
+        return results
 
-    def _answer(self, table: pa.Table) -> pa.Table:
+    def _predict(self, table: pa.Table) -> pa.Table:
         started = time.monotonic()
         try:
-            return self.predictor.answer(table)
+            return self.predictor.predict(table)
         finally:
             self._computed(time.monotonic() - started)
 
     def _one_by_one(self, table: pa.Table) -> pa.Table:
-        """After a death or an error: alone, the item that is to blame can be told from its neighbours."""
+        """Do each row alone after a death or an error, to find the one that is to blame."""
         return pa.concat_tables([self._alone(table.slice(row, 1)) for row in range(table.num_rows)])
 
     def _alone(self, row: pa.Table) -> pa.Table:
         if not row["pixels"][0].is_valid:
-            return self._answer(row)
+            return self._predict(row)
         ids = _names(row)
         if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
-            answer = self._answer(row)
+            results = self._predict(row)
         except JobFailedError:
             raise  # the model breaks its interface: no item is to blame
         except Exception as error:  # noqa: BLE001 - see above
@@ -91,7 +91,7 @@ class ModelStep:
             return self._failed(row, error)
         self.attempts.end(ids)
         self._successes += 1
-        return answer
+        return results
 
     def _failed(self, row: pa.Table, error: Exception) -> pa.Table:
         self._failures += 1
@@ -103,7 +103,7 @@ class ModelStep:
 
 
 def _names(rows: pa.Table) -> list[str]:
-    """Of the pictures and tiles that the model answers."""
+    """Return the names of the images and tiles that the model gets."""
     columns = rows["image_id"].to_pylist(), rows["tile"].to_pylist()
     return [item if tile is None else f"{item}/{tile}" for item, tile in zip(*columns, strict=True)]
 
@@ -113,7 +113,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _leave_if_device_is_lost(error: Exception) -> None:
-    """After a CUDA error (not: out of memory) the process cannot compute any more; a new one can."""
+    """End this process after a CUDA error other than out of memory: only a new one can compute again."""
     text = str(error)
     if "CUDA error" in text and "out of memory" not in text:
         import os

@@ -1,55 +1,49 @@
-"""The Ray side of a bulk job: read -> decode -> model, streamed by Ray Data; the only Ray file here.
+"""The steps of a bulk job, streamed by Ray Data: read -> decode -> predict -> commit.
 
-    read    tasks; one a stretch of files or an archive; tables of encoded bytes
-    decode  actors; tables of uint8 pixels, cut so that no block is large
-    model   actors that load the weights once; one row an item with its instances inside
+    read     tasks; one a stretch of files or an archive; tables of encoded bytes
+    decode   actors; tables of uint8 pixels, cut so that no block is large
+    predict  actors that load the weights once; one row an item with its results inside
+    commit   the process of the job, the only writer (see `committer`)
 
-The rows come back to the caller, which is the only writer (see `store`). Ray re-runs what a lost worker or
-node had in hand; every stage gives the same tables for the same input, so a re-run changes nothing. Ray's
-own retries never end for an item that kills its worker: `attempts` ends them.
+Ray re-runs what a lost worker or node had in hand; every step gives the same tables for the same input, so a
+re-run changes nothing. Ray's own retries never end for an item that kills its worker: `attempts` ends them.
 """
 
-import math
 import os
 import pickle
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.bulk.attempts import Attempts
-from segray.bulk.ledger_db import Archive, Plan
+from segray.bulk.committer import Committer, commit
+from segray.bulk.ledger_db import Archive, LedgerDb
 from segray.bulk.resources import READ_CPUS, Resources
-from segray.bulk.task import Model, Verb
+from segray.bulk.settings import BulkSettings
+from segray.bulk.streaming import cause, configure, stream
+from segray.bulk.task import BulkTask, Model
 from segray.columns import packed, unpacked
-from segray.errors import JobFailedError, SegrayError
-from segray.ray_private import poll_every
+from segray.errors import JobFailedError
+from segray.output.progress import Progress
 from segray.scenes.scene import Tiling
-from segray.settings import BulkSettings, RaySettings
 from segray.sources.archives import read_archive
-from segray.sources.byte_ranges import read_files, scene_id
 from segray.sources.choice import Choice
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
+from segray.sources.read_step import read_files, scene_id
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 from segray.watching import Labels, model_clock
-
-TICKS_S = (0.02, 0.5)
-"""Least and most seconds between two looks of Ray Data for blocks that are ready. It lets a worker be at most
-two blocks ahead: at its own 0.1 s, decoders that fill two in less stood idle; and each look takes 3 ms of a
-core, which a slow model on two cores misses. So it looks four times while a table is made, by the mean of
-the last ones. A constant of Ray's, not an option: where a later Ray has another name, only speed is lost."""
 
 QUEUED = 4
 """Tables that are with a model actor at a time; with Ray's two, a quick one waited between two looks."""
@@ -57,30 +51,143 @@ QUEUED = 4
 FILES_A_TASK = 1024
 """Most files one read task fetches; fewer where that would leave CPUs without a task."""
 
-BLOCK_BYTES = 1
-"""Ray hands a block on once it is larger than this, and cuts it between rows. Our tables are one row each
-(see `packed`), so every block is one table as a stage made it: neither gathered nor cut, by Ray's bytes, to
-hundreds of small pictures that the model answers all at once or not at all."""
-
 if TYPE_CHECKING:  # workers that read or decode must not load torch
     from segray.models.device import Precision
 
 
-class _Work(Datasource):
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the steps are to do, and with what."""
+
+    task: BulkTask
+    ledger: LedgerDb
+    model: Model
+    precision: "Precision"
+    resources: Resources
+    watched: Labels | None = None
+    """See `watching.labels`."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """How scenes are cut, with what the model says of bands and sizes."""
+        settings = self.task.settings
+        tiling = replace(settings.tiling, ranges=self.model.band_ranges)
+        if self.model.resized_to is None:
+            return tiling
+        return replace(tiling, picture_pixels=settings.max_pixels)  # a window shows things in another size
+
+
+def process(
+    work: Work, committer: Committer, progress: Progress, known_total: Callable[[], int | None]
+) -> None:
+    """Do one round: all that the ledger has to do now, in no particular order.
+
+    Raises JobFailedError when a step breaks; what was committed before stays.
+    """
+    settings, tiling, resources = work.task.settings, work.tiling, work.resources
+    with attempts_of_all() as attempts:
+        encoded = read(work.ledger, settings, tiling, resources)
+        pixels = decode(encoded, settings, tiling, resources)
+        results = predict(pixels, work, attempts)
+        commit(stream(results), committer, progress, known_total)
+
+
+def read(ledger: LedgerDb, settings: BulkSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
+    """Return what is to do as packed tables of schema FETCHED: encoded bytes, of scenes which tiles."""
+    configure(settings.ray)
+    source = _Reads(ledger, settings, tiling, resources.cpus)
+    encoded: ray.data.Dataset = ray.data.read_datasource(
+        source,
+        num_cpus=READ_CPUS,
+        concurrency=resources.readers,
+        override_num_blocks=len(source.get_read_tasks()),
+    )
+    return encoded
+
+
+def decode(
+    encoded: ray.data.Dataset, settings: BulkSettings, tiling: Tiling, resources: Resources
+) -> ray.data.Dataset:
+    """Turn FETCHED into packed tables of schema DECODED: uint8 pixels of whole images, or of tiles."""
+    return encoded.map_batches(
+        _Decode,
+        fn_constructor_args=(settings, tiling, resources.table_rows),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
+        num_cpus=resources.decoder_cpus,
+    )
+
+
+def predict(pixels: ray.data.Dataset, work: Work, attempts: Any) -> ray.data.Dataset:
+    """Turn DECODED into packed tables of schema ANNOTATED. attempts: the actor of `attempts_of_all`."""
+    resources = work.resources
+    return pixels.map_batches(
+        _Predict,
+        fn_constructor_args=(
+            *(work.task, ray.put(work.model), attempts, resources, work.precision, work.watched),
+        ),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            min_size=resources.min_actors,
+            max_size=resources.actors,
+            max_tasks_in_flight_per_actor=QUEUED,
+        ),
+        num_cpus=resources.actor_cpus,
+        num_gpus=resources.actor_gpus or None,
+    )
+
+
+@contextmanager
+def attempts_of_all() -> Iterator[Any]:
+    """Start an actor on this node that holds `Attempts`, and outlives the processes of the model."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
+    attempts = actor.options(scheduling_strategy=here).remote()
+    try:
+        yield attempts
+    finally:
+        with suppress(ray.exceptions.RayError):
+            ray.kill(attempts)
+
+
+def merged_in_workers(task: BulkTask) -> Callable[[Sequence[pa.Table]], Sequence[pa.Table]]:
+    """Return what does `BulkTask.merge_tiles` for each of several items, each in a Ray task."""
+
+    def merge(tiles: pa.Table) -> pa.Table:
+        return task.merge_tiles(tiles)
+
+    # no CPUs: the pipeline holds them all, and what it made waits for this
+    in_worker: Any = ray.remote(num_cpus=0, max_retries=3)(merge)
+
+    def all_of(items: Sequence[pa.Table]) -> Sequence[pa.Table]:
+        try:
+            return list(ray.get([in_worker.remote(tiles) for tiles in items]))
+        except ray.exceptions.RayError as error:
+            raise JobFailedError(f"a scene's tiles cannot be put together: {cause(error)}") from error
+
+    return all_of
+
+
+# --- in the workers ----------------------------------------------------------------------------------
+
+
+class _Reads(Datasource):
     """What is to do, as read tasks: their sources lie in Ray's object store, not in the driver's memory."""
 
-    def __init__(self, plan: Plan, settings: BulkSettings, tiling: Tiling, cpus: float) -> None:
+    def __init__(self, ledger: LedgerDb, settings: BulkSettings, tiling: Tiling, cpus: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks = [
             partial(
                 _read_archive, _put(archive), settings.storage, settings.max_file_mib << 20, settings.choice
             )
-            for archive in plan.todo_archives()
+            for archive in ledger.todo_archives()
         ]
-        done = plan.done_tiles()
+        done = ledger.done_tiles()
         self._tasks += [
             partial(_fetch, _put((files, _of(files, done))), settings, tiling)
-            for files in _stretches(plan.todo_files(), cpus)
+            for files in _stretches(ledger.todo_files(), cpus)
         ]
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -101,7 +208,7 @@ def _get(work: Any) -> Any:
 
 
 def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
-    """Runs of files: short at first, so that work starts at once and small jobs spread, then long."""
+    """Yield runs of files: short at first, so that work starts at once and small jobs spread, then long."""
     size, stretch, made = 1, [], 0
     for file in files:
         stretch.append(file)
@@ -167,12 +274,12 @@ class _Decode:
             yield from map(packed, self._decoder.tables(table))
 
 
-class _Annotate:
+class _Predict:
     """DECODED -> ANNOTATED; see `model_step`."""
 
     def __init__(
         self,
-        verb: Verb,
+        task: BulkTask,
         model: Any,
         attempts: Any,
         resources: Resources,
@@ -190,7 +297,7 @@ class _Annotate:
         from segray.bulk.model_step import ModelStep, Predictor
 
         def make_predictor() -> Predictor:
-            return verb.predictor(
+            return task.predictor(
                 ray.get(model), resources.device, precision, resources.batch_size, resources.threads
             )
 
@@ -200,118 +307,3 @@ class _Annotate:
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
             yield packed(self._step(table))
-
-
-def answered(
-    verb: Verb,
-    plan: Plan,
-    model: Model,
-    precision: "Precision",
-    resources: Resources,
-    watched: Labels | None = None,
-) -> Iterator[pa.Table]:
-    """Everything the plan has to do, as tables of schema ANNOTATED, in no particular order.
-
-    watched: see `watching.labels`.
-    Raises JobFailedError when the pipeline breaks; what was yielded before stays valid.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts)
-    attempts = actor.options(scheduling_strategy=here).remote()
-    tiling = replace(verb.settings.tiling, ranges=model.band_ranges)
-    if model.resized_to is not None:  # a window of a picture shows it things in another size
-        tiling = replace(tiling, picture_pixels=verb.settings.max_pixels)
-    answers = decoded(plan, verb.settings, tiling, resources).map_batches(
-        _Annotate,
-        fn_constructor_args=(verb, ray.put(model), attempts, resources, precision, watched),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=resources.min_actors,
-            max_size=resources.actors,
-            max_tasks_in_flight_per_actor=QUEUED,
-        ),
-        num_cpus=resources.actor_cpus,
-        num_gpus=resources.actor_gpus or None,
-    )
-    try:
-        # a prefetched block is one that waits for the next before it can be made safe
-        yield from tables_of(answers, prefetch=0)
-    except SegrayError:
-        raise
-    except Exception as error:
-        raise JobFailedError(f"the pipeline broke: {_cause(error)}") from error
-    finally:
-        with suppress(ray.exceptions.RayError):
-            ray.kill(attempts)
-
-
-def joined_in_workers(verb: Verb) -> Callable[[Sequence[pa.Table]], Sequence[pa.Table]]:
-    """As `Verb.joined` for each of several items, each in a task."""
-
-    def join(tiles: pa.Table) -> pa.Table:
-        return verb.joined(tiles)
-
-    # no CPUs: the pipeline holds them all, and what it made waits for this
-    task: Any = ray.remote(num_cpus=0, max_retries=3)(join)
-
-    def all_of(items: Sequence[pa.Table]) -> Sequence[pa.Table]:
-        try:
-            return list(ray.get([task.remote(tiles) for tiles in items]))
-        except ray.exceptions.RayError as error:
-            raise JobFailedError(f"a scene's tiles cannot be put together: {_cause(error)}") from error
-
-    return all_of
-
-
-def decoded(plan: Plan, settings: BulkSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
-    """The first two stages, read and decode: tables of schema DECODED, packed."""
-    _configure(settings.ray)
-    work = _Work(plan, settings, tiling, resources.cpus)
-    pictures: ray.data.Dataset = ray.data.read_datasource(
-        work,
-        num_cpus=READ_CPUS,
-        concurrency=resources.readers,
-        override_num_blocks=len(work.get_read_tasks()),
-    ).map_batches(
-        _Decode,
-        fn_constructor_args=(settings, tiling, resources.table_rows),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=resources.decoders),
-        num_cpus=resources.decoder_cpus,
-    )
-    return pictures
-
-
-def tables_of(dataset: ray.data.Dataset, prefetch: int) -> Iterator[pa.Table]:
-    """Its tables as they come; `prefetch` more are fetched beside the one that is given."""
-    last, mean = math.inf, 0.0
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
-        now = time.monotonic()
-        mean, last = mean + (max(now - last, 0.0) - mean) / 8, now  # the first is no measure: Ray started
-        _look_every(mean / 4)
-        yield from unpacked(block)
-
-
-def _look_every(seconds: float) -> None:
-    poll_every(min(max(seconds, TICKS_S[0]), TICKS_S[1]))
-
-
-def _configure(settings: RaySettings) -> None:
-    context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Pools grow with the work: a start of one actor each is quickest. They do not shrink: Ray would, while
-    # it holds work back for want of memory, and one decoder alone is slow.
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
-    context.execution_no_progress_timeout_s = settings.stall_timeout_s
-    _look_every(0)
-
-
-def _cause(error: BaseException) -> str:
-    """What broke, in one line: Ray gives the last frames and the user's error at the end of a long text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if ": " in last else f"{type(error).__name__}: {last}"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from segray.bulk.settings import BulkSettings
 from segray.cluster import Cluster
 from segray.errors import SettingsError
-from segray.settings import BulkSettings
 
 READ_CPUS = 0.2
 """Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
@@ -13,7 +13,7 @@ and one big archive is decoded by the one worker that reads it."""
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each stage gets."""
+    """What each step gets."""
 
     device: str
     cpus: float
@@ -29,12 +29,12 @@ class Resources:
 
     @property
     def table_rows(self) -> int:
-        """Most pictures that the model answers together: few, since a kill costs what is not answered."""
+        """Most images that the model gets together: few, since a kill costs those without results."""
         return max(16, 8 * self.batch_size)
 
 
 def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resources:
-    """Shares with which all model actors, a decoder and a reader fit at the same time.
+    """Return shares with which all model actors, a decoder and a reader fit at the same time.
 
     Raises SettingsError when the fewest model actors, one decoder and one reader do not: Ray would wait for
     ever without a word.
@@ -74,7 +74,7 @@ def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resource
 
 
 def _gpu_slots(gpus_per_actor: float, cluster: Cluster) -> int:
-    """How many actors the GPUs hold: a share must lie on one GPU, whole ones on one node."""
+    """Return how many actors the GPUs hold: a share must lie on one GPU, whole ones on one node."""
     if gpus_per_actor > cluster.node_gpus:
         return 0
     if gpus_per_actor < 1:

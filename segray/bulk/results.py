@@ -10,29 +10,29 @@ from segray.errors import ErrorType, ItemError
 from segray.schema import ANNOTATED, QUALITY
 
 
-class Answered(Protocol):
-    """A row that the model answered."""
+class Result(Protocol):
+    """What the model found in a row."""
 
     @property
     def instances(self) -> int:
-        """How many were found."""
+        """Number of instances found."""
 
     @property
     def empty_masks(self) -> int:
-        """How many were dropped because no pixel of them was left."""
+        """Number of masks that were dropped because no pixel was left."""
 
 
-Outcome = Answered | ItemError | None
-"""What became of a row: answered, rejected, or None for one without a picture: a control row, or a tile that
+Outcome = Result | ItemError | None
+"""What became of a row: a result, rejected, or None for one without a picture: a control row, or a tile that
 holds no data."""
 
 
-_OF_JOINED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
-"""Columns of an item that was joined from its tiles, null before that."""
+_OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
+"""Columns of an item that was merged from its tiles, null before that."""
 
 
-def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
-    """DECODED and what became of each of its rows -> ANNOTATED, one row out for each row in, in order.
+def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
+    """Turn DECODED and the outcome of each row into ANNOTATED, one row for each row, in order.
 
     Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
     with, and all else in them is null or empty. `found`: the column of that name; None: empty lists.
@@ -54,24 +54,24 @@ def answers_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
         "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
         "vanished": [None if outcome is None else False for outcome in final],
         "crs": pa.nulls(decoded.num_rows, pa.string()),
-        **{field.name: _of_answered(decoded[field.name], final, field) for field in QUALITY},
+        **{field.name: _of_results(decoded[field.name], final, field) for field in QUALITY},
         "found": pa.array([[]] * decoded.num_rows, ANNOTATED.field("found").type) if found is None else found,
-        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_JOINED},
+        **{name: pa.nulls(decoded.num_rows, ANNOTATED.field(name).type) for name in _OF_MERGED},
     }
     arrays = [columns[name] if name in columns else decoded[name] for name in ANNOTATED.names]
     return pa.table(arrays, schema=ANNOTATED)
 
 
 def rejected_rows(decoded: pa.Table, error_type: ErrorType, reason: str) -> pa.Table:
-    """DECODED -> ANNOTATED with every picture rejected for one reason; other rows pass through."""
+    """Turn DECODED into ANNOTATED with every image rejected for one reason; other rows pass through."""
     error = ItemError(error_type, reason)
-    return answers_table(
+    return results_table(
         decoded, [error if valid else None for valid in pc.is_valid(decoded["pixels"]).to_pylist()]
     )
 
 
-def _of_answered(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
-    """What is known of images, null where one was rejected."""
+def _of_results(column: pa.ChunkedArray, outcomes: Sequence[Outcome], field: pa.Field) -> pa.Array:
+    """Return the column with null where an image was rejected."""
     values = column.to_pylist()
     return pa.array(
         [
@@ -86,5 +86,5 @@ def _earlier_error(error_type: ErrorType | None, reason: str | None) -> ItemErro
     return None if error_type is None else ItemError(error_type, reason or "")
 
 
-def _status(outcome: Answered | ItemError) -> str:
+def _status(outcome: Result | ItemError) -> str:
     return "rejected" if isinstance(outcome, ItemError) else "annotated"

@@ -1,11 +1,11 @@
-"""What a verb adds to the job that all bulk verbs share: a model, an answer, and how tiles become an item."""
+"""What annotate and predict each add to the bulk job: a model, its results, how tiles become an item."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from segray.settings import BulkSettings
+from segray.bulk.settings import BulkSettings
 
 if TYPE_CHECKING:
     from segray.bulk.model_step import Predictor
@@ -33,8 +33,8 @@ class Model(Protocol):
         """See `Tiling.ranges`."""
 
 
-class Verb(Protocol):
-    """Pickles to a worker."""
+class BulkTask(Protocol):
+    """A bulk verb; it pickles to a worker."""
 
     @property
     def name(self) -> str:
@@ -53,40 +53,40 @@ class Verb(Protocol):
         """Whether the tiles of an item stay where some are rejected, so that a retry does those alone."""
 
     @property
-    def joins_in_workers(self) -> bool:
-        """Whether `joined` takes so long for one item that several should be done at a time."""
+    def merges_in_workers(self) -> bool:
+        """Whether `merge_tiles` takes so long for one item that several should be done at a time."""
 
     def check(self) -> None:
         """Raise SettingsError for weights that are not there; torch is not loaded for it."""
 
     def load(self) -> Model:
-        """Raises SettingsError."""
+        """Return the model, loaded. Raises SettingsError."""
 
     def identity(self, model: Any, precision: str) -> dict[str, Any]:
-        """The settings of this verb alone that results depend on. Raises SettingsError."""
+        """Return the settings of this verb alone that results depend on. Raises SettingsError."""
 
     def predictor(
         self, model: Any, device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "Predictor":
-        """Called in a worker."""
+        """Return the model on its device; called in a worker."""
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
-        """All tiles of one item -> its row, both of schema ANNOTATED."""
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
+        """Merge all tiles of one item into its row, both of schema ANNOTATED."""
 
-    def under(self, generation: int) -> "Verb":
-        """The same, whose workers write to the output for the run with this lease."""
+    def under(self, generation: int) -> "BulkTask":
+        """Return the same for workers that write to the output under the lease of this generation."""
 
-    def after_join(self, store: "Output", image_id: str) -> None:
-        """The item is safe: what its tiles left behind can go."""
+    def after_merge(self, store: "Output", image_id: str) -> None:
+        """Delete what the tiles of an item left behind; the item is safe."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
-        """These items were replaced: what was written for them outside the tables goes."""
+        """Delete what was written outside the tables for items that were replaced."""
 
     def finish(self, store: "Output") -> None:
-        """Every item is safe."""
+        """Clean up; every item is safe."""
 
     def about(self) -> str:
-        """What a dry run says beside the model's name."""
+        """Return what a dry run prints with the model's name."""
 
     def opening(self, output: str) -> list[str]:
-        """Commands with which to open the output."""
+        """Return shell commands that open the output."""

@@ -19,9 +19,9 @@ from segray.data.pair_folders import SPLIT_NAMES, folder_uri
 from segray.data.pair_lists import look_up
 from segray.data.pairs import Pair, Pairs, Rejected
 from segray.errors import ItemError, SettingsError
-from segray.sources.fetch import read_all
 from segray.sources.item import Source
 from segray.sources.manifest import base_of
+from segray.sources.read_step import read_all
 from segray.storage import StorageSettings, canonical_uri
 
 FOLDER_FILE, FOLDER_IMAGES = "instances.json", "images"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from segray.data.labels import Decision, decide_values
-from segray.sources.fetch import read_all
 from segray.sources.item import Source
+from segray.sources.read_step import read_all
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 

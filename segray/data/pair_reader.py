@@ -15,8 +15,9 @@ from segray.data.labels import LabelRules, fit_to, read_label
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling
-from segray.sources.byte_ranges import MemoryRanges, decode_picture
-from segray.sources.fetch import read_all
+from segray.sources.byte_ranges import MemoryRanges
+from segray.sources.decode_step import decode_picture
+from segray.sources.read_step import read_all
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 

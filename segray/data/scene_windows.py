@@ -38,7 +38,8 @@ from segray.palette import VOID
 from segray.scenes.crs import can_place
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
-from segray.sources.byte_ranges import FileRanges, has_scene_name
+from segray.sources.byte_ranges import FileRanges
+from segray.sources.file_headers import has_scene_name
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox

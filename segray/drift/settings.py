@@ -28,6 +28,14 @@ class DriftSettings(CommonSettings):
     """
 
     basic = ("run", "against", "group_by", "output", "psi", "js", "min_images", *CommonSettings.basic)
+    usage = "RUN --against RUN [--json]"
+    examples = """examples:
+  segray drift out/november --against out/october
+  segray drift s3://bucket/labels --against registry://bucket/models#buildings@champion --json
+  segray drift out/november --against out/october --group-by camera --output out/drift
+
+exit codes:
+  0 no drift   1 failed, run again   2 bad settings   3 drift: a threshold is crossed   4 no run there"""
 
     run: CliPositionalArg[list[Address]] = Field(
         default=[],

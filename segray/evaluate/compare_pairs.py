@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from segray.data.labels import LabelRules, ReadStored, fit_to, read_label
 from segray.errors import ItemError, NothingToDoError
 from segray.evaluate.confusion_matrix import SemanticScores
-from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
 from segray.sources.label_image import read_stored
+from segray.sources.read_step import fetch_files
 from segray.storage import StorageSettings
 
 Labels = NDArray[np.uint8]

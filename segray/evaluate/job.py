@@ -8,6 +8,7 @@ from segray.evaluate.settings import EvaluateSettings
 from segray.log import LOG, answer
 from segray.output.io import check_output, write_metrics
 from segray.registry.runs import note_run
+from segray.run import exit_code
 
 
 def evaluate(settings: EvaluateSettings) -> ExitCode:
@@ -34,11 +35,11 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
     )
     LOG.conclude(summary_lines(outcome, where, seconds))
     LOG.outcome = {"counts": record["counts"]}
-    return ExitCode.REJECTED if outcome.failed_share > settings.max_rejects else ExitCode.DONE
+    return exit_code(outcome.failed_share, settings.max_rejects)
 
 
 def find(settings: EvaluateSettings) -> Evaluation:
-    """What is to be compared, by the settings: a model, instances or label maps."""
+    """Return what is to be compared, by the settings: a model, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
         from segray.models.weights import check_weights
 

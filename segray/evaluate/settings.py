@@ -24,6 +24,15 @@ class EvaluateSettings(JobSettings):
         *("predictions", "labels", "weights", "data", "output", "split", "root", "classes", "void"),
         *("max_rejects", *JobSettings.basic[1:]),
     )
+    usage = "{--predictions P --labels L | --weights W --data D} --output URL"
+    examples = """examples:
+  segray evaluate --predictions out/maps --labels streets/labels/test --classes road,tree --output out/scores
+  segray evaluate --predictions out/labels --labels s3://bucket/instances.json --output s3://bucket/scores
+  segray evaluate --weights out/people/model.pt --data out/people/splits.csv --split test --output out/scores
+
+exit codes:
+  0 done   1 failed, run again   2 bad settings   3 too many labels in no score   4 nothing to compare
+  130 interrupted, run again"""
 
     predictions: Address | None = Field(
         None,

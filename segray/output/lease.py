@@ -41,7 +41,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Holder:
     """What the object says; of a damaged one, a holder that nobody knows."""
 
     run_id: str = ""
@@ -58,7 +58,7 @@ class Lease:
     """The holder ended; the object stays so that the generation goes on."""
 
     @classmethod
-    def of(cls, data: bytes) -> "Lease":
+    def of(cls, data: bytes) -> "Holder":
         """Read a lease, those of earlier versions included."""
         try:
             found = json.loads(data)
@@ -73,25 +73,25 @@ class Lease:
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Whether its process can be asked for."""
+        """Return whether its process can be looked up here."""
         known = self.pid > 0 and self.boot != ""
         return known and self.host == socket.gethostname() and self.boot == _boot_id()
 
     @property
     def is_running(self) -> bool:
-        """Whether its process, of this machine, is alive."""
+        """Return whether its process, of this machine, is alive."""
         started = _process_start(self.pid)
         return started != "" and started == self.started
 
 
-class Lock(Generic[O_co]):
-    """Context manager. Raises HeldError on entry while another run is live."""
+class Lease(Generic[O_co]):
+    """Hold the output, as a context manager. Raises HeldError on entry while another run is live."""
 
     def __init__(self, store: O_co) -> None:
         self.store = store
         self.run_id = uuid.uuid4().hex
         self.tell: Callable[[], dict[str, Any]] = dict
-        """What stands in the lease beside it, for `segray status`."""
+        """What the lease says besides, for `segray status`."""
         self.hours = dict[str, float]()
         """Machine-hours of earlier attempts, as the lease that was taken over told them."""
         self._settings = store.storage.lease
@@ -113,10 +113,10 @@ class Lock(Generic[O_co]):
 
     @property
     def generation(self) -> int:
-        """Of this holder's lease."""
+        """Return the generation of this holder's lease."""
         return self._generation
 
-    def __enter__(self) -> "Lock[O_co]":
+    def __enter__(self) -> "Lease[O_co]":
         tries = 0
         while not self._take():  # another run was faster: the next look says which
             tries += 1
@@ -154,10 +154,10 @@ class Lock(Generic[O_co]):
     # --- taking --------------------------------------------------------------------------------------
 
     def _take(self) -> bool:
-        """Whether the lease became ours; False where another run was faster."""
+        """Return whether the lease became ours; False where another run was faster."""
         vacant = self._vacant(watches=True)
         asked = _now()
-        before = Lease() if vacant is None else Lease.of(vacant.data)
+        before = Holder() if vacant is None else Holder.of(vacant.data)
         self._generation = before.generation + 1
         self.hours = {} if vacant is None else hours_in(told_in(vacant.data))
         if not self._won(vacant):
@@ -168,7 +168,7 @@ class Lock(Generic[O_co]):
         return True
 
     def _won(self, vacant: Versioned | None) -> bool:
-        """Whether our conditional write was the one that counts."""
+        """Return whether our conditional write was the one that counts."""
         data = self._lease()
         try:
             self.store.replace(NAME, data, None if vacant is None else vacant.version)
@@ -202,24 +202,24 @@ class Lock(Generic[O_co]):
     # --- looking -------------------------------------------------------------------------------------
 
     def _vacant(self, watches: bool) -> Versioned | None:
-        """The lease that may be replaced; None where there is none. Raises SettingsError while it is held."""
+        """Return the lease that may be replaced; None where there is none. Raises HeldError."""
         found = self.store.read_versioned(NAME)
         if found is None:
             return None
-        lease = Lease.of(found.data)
-        if lease.released or found.version == self._expired:
+        holder = Holder.of(found.data)
+        if holder.released or found.version == self._expired:
             return found
-        if lease.is_of_this_machine:
-            if lease.is_running:
-                raise self._refusal(lease, "wait for it")
+        if holder.is_of_this_machine:
+            if holder.is_running:
+                raise self._refusal(holder, "wait for it")
             return found
-        return self._watched(found, lease) if watches else found
+        return self._watched(found, holder) if watches else found
 
-    def _watched(self, found: Versioned, lease: Lease) -> Versioned | None:
-        """The lease when it stayed unchanged for too long, or its holder ended meanwhile."""
-        patience = lease.expires_s if 0 < lease.expires_s < math.inf else self._settings.expires_s
+    def _watched(self, found: Versioned, holder: Holder) -> Versioned | None:
+        """Return the lease once it stayed unchanged for too long, or its holder ended."""
+        patience = holder.expires_s if 0 < holder.expires_s < math.inf else self._settings.expires_s
         _say(
-            f"{self.store.root} is held by another run on {lease.host}; watching whether it is alive, "
+            f"{self.store.root} is held by another run on {holder.host}; watching whether it is alive, "
             f"up to {patience:g} s"
         )
         started = said = time.monotonic()
@@ -227,20 +227,20 @@ class Lock(Generic[O_co]):
             time.sleep(min(self._settings.renew_s / LOOKS, patience - waited))
             now = self.store.read_versioned(NAME)
             if now is None or now.version != found.version:
-                if now is not None and not Lease.of(now.data).released:
-                    raise self._refusal(Lease.of(now.data), "its lease was renewed just now; wait for it")
+                if now is not None and not Holder.of(now.data).released:
+                    raise self._refusal(Holder.of(now.data), "its lease was renewed just now; wait for it")
                 return now
             if time.monotonic() - said >= self._settings.renew_s:
                 said = time.monotonic()
-                _say(f"the lease of {lease.host} is unchanged for {said - started:.0f} s of {patience:g} s")
-        _say(f"the run on {lease.host} gave no sign of life for {patience:g} s; taking over")
+                _say(f"the lease of {holder.host} is unchanged for {said - started:.0f} s of {patience:g} s")
+        _say(f"the run on {holder.host} gave no sign of life for {patience:g} s; taking over")
         self._expired = found.version
         return found
 
-    def _refusal(self, lease: Lease, advice: str) -> HeldError:
+    def _refusal(self, holder: Holder, advice: str) -> HeldError:
         return HeldError(
-            f"output: {self.store.root} is being written by another run (process {lease.pid} on "
-            f"{lease.host}); {advice}"
+            f"output: {self.store.root} is being written by another run (process {holder.pid} on "
+            f"{holder.host}); {advice}"
         )
 
     # --- keeping -------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Lock(Generic[O_co]):
         return json.dumps(lease, indent=2).encode() + b"\n"
 
     def _is_ours(self, there: Versioned | None) -> bool:
-        return there is not None and Lease.of(there.data).run_id == self.run_id
+        return there is not None and Holder.of(there.data).run_id == self.run_id
 
     def _renew(self) -> None:
         while not self._stop.wait(self._settings.renew_s):
@@ -280,7 +280,7 @@ class Lock(Generic[O_co]):
                 self._lost.set()
 
     def _rewrite(self, *, released: bool = False) -> bool:
-        """Whether the lease was still ours and now stands there anew."""
+        """Renew it; return whether it was still ours."""
         with self._writing:
             there = self.store.read_versioned(NAME)
             if there is None or not self._is_ours(there):
@@ -301,12 +301,12 @@ class Lock(Generic[O_co]):
                 self.store.remove(NAME, there.version)
 
     def _age(self) -> float:
-        """Seconds since the last renewal that counted was begun."""
+        """Return seconds since the last renewal that counted was begun."""
         return _now() - self._renewed
 
 
 def ignored_condition(output: Output, name: str, data: Callable[[], bytes]) -> str | None:
-    """What a storage ignores of the conditions of writes, tried on an object that is there.
+    """Return what a storage ignores of the conditions of writes, tried on an object that is there.
 
     data: anew for each write. None: it keeps them, or has none of its own and compares here.
     """
@@ -331,7 +331,7 @@ def _say(line: str) -> None:
 
 
 def told_in(data: bytes) -> dict[str, Any]:
-    """What a holder told beside its lease; empty of a damaged one."""
+    """Return what a holder wrote into its lease for `segray status`; empty for a damaged one."""
     with suppress(ValueError, AttributeError):
         told = json.loads(data).get("told")
         return told if isinstance(told, dict) else {}
@@ -339,9 +339,9 @@ def told_in(data: bytes) -> dict[str, Any]:
 
 
 def newest_generation(store: Output) -> int:
-    """The generation of the lease in an output, 0 without one: a writer of an older one must stop."""
+    """Return the generation of the lease in an output, 0 without one: writers of older ones must stop."""
     there = store.read_versioned(NAME)
-    return 0 if there is None else Lease.of(there.data).generation
+    return 0 if there is None else Holder.of(there.data).generation
 
 
 def follow(store: Output, generation: int, every_s: float = 0.0) -> None:
@@ -364,7 +364,7 @@ def follow(store: Output, generation: int, every_s: float = 0.0) -> None:
 
 
 def _boot_id() -> str:
-    """Tells this boot (and, as the PID namespace, this container) from others; empty where unknown."""
+    """Return what tells this boot and container (by its PID namespace) from others; empty: unknown."""
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + namespace
@@ -373,7 +373,7 @@ def _boot_id() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Tells a process from a later one of the same number; empty when it does not run.
+    """Return what tells a process from a later one of the same number; empty when it does not run.
 
     Clock ticks since boot where /proc has them; elsewhere the number alone must do.
     """

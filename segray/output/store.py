@@ -46,7 +46,7 @@ ROW_GROUP = 65_536
 """Rows: a reader that wants a part of the map leaves the other groups out."""
 
 _METADATA_KEY = b"segray"
-STAGING, TILE_ANSWERS = "_segray/staging", "_segray/tiles"
+STAGING, TILE_RESULTS = "_segray/staging", "_segray/tiles"
 TILES = "tiles"
 _PART = re.compile(
     r"(?:_segray/(?:staging|tiles)/|(?:images|instances|tiles)/part-)(\d{6,})(?:-g(\d+))?\.parquet"
@@ -127,7 +127,7 @@ class Store(Output):
         super().__init__(url, storage)
         self.kept = list(kept)
         self._images = schema.with_kept(schema.IMAGES, kept)
-        self._answers = schema.with_kept(schema.ANNOTATED, kept)
+        self._results_schema = schema.with_kept(schema.ANNOTATED, kept)
         self.crs, self.keeps_instances = crs, keeps_instances
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
@@ -142,10 +142,10 @@ class Store(Output):
             return self._recovered()
 
     def _recovered(self) -> list[Part]:
-        claimed = [part for part in self._parts(STAGING) + self._parts(TILE_ANSWERS) if not part.size]
+        claimed = [part for part in self._parts(STAGING) + self._parts(TILE_RESULTS) if not part.size]
         for part in claimed:  # the claim of a commit that was never written, see `atomic`
             self.discard(part)
-        parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_ANSWERS)
+        parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_RESULTS)
         absorbed = {
             name for part in parts if part.folder == IMAGES for name in self.metadata(part)["replaces"]
         }
@@ -156,7 +156,7 @@ class Store(Output):
             TILES,
             IMAGES,
             STAGING,
-            TILE_ANSWERS,
+            TILE_RESULTS,
         ):  # instances first: without them, their part still says so
             for name in self.files(folder):
                 if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
@@ -184,7 +184,7 @@ class Store(Output):
 
     def has_items(self) -> bool:
         """Whether any item was ever committed here."""
-        return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_ANSWERS))
+        return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_RESULTS))
 
     def metadata(self, part: Part) -> dict[str, Any]:
         """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
@@ -207,9 +207,9 @@ class Store(Output):
             return [End(*row) for row in self.metadata(part)["ends"]]
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
-    def answers(self, part: Part) -> pa.Table:
+    def results(self, part: Part) -> pa.Table:
         """All that one commit holds (schema ANNOTATED and the kept columns)."""
-        return schema.completed(self._parquet_file(part.name).read(), self._answers)
+        return schema.completed(self._parquet_file(part.name).read(), self._results_schema)
 
     def discard(self, part: Part) -> None:
         """Take away a commit that is no longer needed."""
@@ -222,7 +222,7 @@ class Store(Output):
         `table` has the schema ANNOTATED and the kept columns behind it.
         """
         part = Part(folder, self._take_number(), 0, self.generation)
-        data = _parquet(table.cast(self._answers))
+        data = _parquet(table.cast(self._results_schema))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
@@ -290,7 +290,7 @@ class Store(Output):
     def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table, pa.Table]:
         """(ledger rows, instance rows, tile rows) of one part."""
         if part.folder != IMAGES:
-            nested = self.answers(part)
+            nested = self.results(part)
             nested = nested.filter(pc.is_valid(nested["image_id"]))
             return nested.select(self._images.names), flatten(nested), flatten_tiles(nested)
         images = schema.completed(self._parquet_file(part.name).read(), self._images)

@@ -85,7 +85,7 @@ class Maps:
             path.unlink()
 
     def plain(self, kind: str) -> Path:
-        """The file that `write` wrote."""
+        """Return the file that `write` wrote."""
         return self._folder / f"{kind}.tif"
 
     @contextmanager
@@ -110,7 +110,7 @@ class Maps:
 
 @contextmanager
 def growing(scene: Scene, names: tuple[str, ...], probabilities: bool) -> Iterator[Maps]:
-    """The maps of a scene in a folder of their own, which goes with them."""
+    """Write the maps of a scene into a temporary folder of their own."""
     with TemporaryDirectory(prefix="segray-map-") as folder:
         yield Maps(Path(folder), scene, names, probabilities)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import rasterio
 
-from segray.bulk.merge_tiles import all_rejected, item_of, joined_or_rejected, with_column
-from segray.bulk.results import Outcome, answers_table
+from segray.bulk.merge_tiles import all_rejected, item_of, merged_or_rejected, with_column
+from segray.bulk.results import Outcome, results_table
 from segray.output.folder import Output
 from segray.predict.blend import blended
 from segray.predict.maps import TOGETHER, Maps, growing, png
@@ -17,12 +17,12 @@ from segray.predict.windows import Windows
 from segray.scenes.scene import Scene
 
 
-def joined_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Output) -> pa.Table:
+def merged_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Output) -> pa.Table:
     """All tiles of one item (schema ANNOTATED) -> its row, once its map is written.
 
     Raises JobFailedError where the output cannot be read or written.
     """
-    return joined_or_rejected(tiles, partial(_joined, settings=settings, names=names, store=store))
+    return merged_or_rejected(tiles, partial(_joined, settings=settings, names=names, store=store))
 
 
 def _joined(
@@ -40,7 +40,7 @@ def _joined(
                 from segray.predict.polygons import write_polygons
 
                 write_polygons(maps.plain("labels"), store, image_id, scene, names, settings.crs)
-    row = answers_table(item_of(tiles, scene), [outcome])
+    row = results_table(item_of(tiles, scene), [outcome])
     note = "; ".join(filter(None, (scene.note, scene.told))) or None
     return with_column(row, "note", pa.array([note], pa.string()))
 

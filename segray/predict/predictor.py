@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from segray.bulk.batches import Batches, Image, pictures_of
-from segray.bulk.results import Outcome, answers_table
+from segray.bulk.results import Outcome, results_table
 from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel
@@ -79,8 +79,8 @@ class MapPredictor:
         self._store = store
         self._threads = ThreadPoolExecutor(WRITERS)
 
-    def answer(self, table: pa.Table) -> pa.Table:
-        """DECODED -> ANNOTATED, in the order of the rows, once all maps are written.
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Turn DECODED into ANNOTATED, in the order of the rows, once all maps are written.
 
         Raises JobFailedError where the output cannot be written, and whatever the model raises.
         """
@@ -103,7 +103,7 @@ class MapPredictor:
                 writing.append(self._threads.submit(self._write_window, table, row, borders[row].cut(found)))
         for each in writing:
             each.result()
-        return answers_table(table, outcomes)
+        return results_table(table, outcomes)
 
     def _maps(self, images: Sequence[Image]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]:
         """Labels (h, w), and probabilities (classes, h, w) where they are wanted."""

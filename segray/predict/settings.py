@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from segray.settings import BulkSettings, WeightsAddress
+from segray.bulk.settings import BulkSettings
+from segray.settings import WeightsAddress
 
 
 class PredictSettings(BulkSettings):
@@ -19,6 +20,14 @@ class PredictSettings(BulkSettings):
         *("sources", "output", "weights", "tta", "probabilities", "polygons", "max_rejects"),
         *BulkSettings.basic[1:],
     )
+    examples = """examples:
+  segray predict photos/ --weights out/people/model.pt --output out/maps
+  segray predict s3://bucket/scenes --weights s3://bucket/model/model.pt --output s3://bucket/maps --tta flip
+  segray predict scene.tif --weights model.pt --output out/roads --probabilities --polygons
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
+  130 interrupted, run again to continue"""
 
     weights: WeightsAddress = Field(
         description="model.pt of `segray train`, a path or URL, registry://BUCKET/PATH#MODEL@ALIAS, or "

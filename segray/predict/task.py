@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from segray.bulk.console import reading
-from segray.errors import JobFailedError
+from segray.errors import ExitCode, JobFailedError
 from segray.output.folder import Output
 from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predict:
-    """See `bulk.verb.Verb`."""
+    """See `bulk.task.BulkTask`."""
 
     settings: PredictSettings
     generation: int = 0
@@ -28,16 +28,16 @@ class Predict:
     name = "predict"
     keeps_instances = False
     keeps_tiles = False  # windows are as large as their scene, many times over
-    joins_in_workers = True
+    merges_in_workers = True
 
     def check(self) -> None:
-        """Raises SettingsError."""
+        """Raise SettingsError for weights that are not there."""
         from segray.models.weights import check_weights
 
         check_weights(self.settings.weights, self.settings.storage, "semantic")
 
     def load(self) -> "LoadedModel":
-        """Raises SettingsError."""
+        """Return the model, loaded. Raises SettingsError."""
         from segray.models.imports import import_torchvision
 
         import_torchvision()
@@ -46,7 +46,7 @@ class Predict:
         return load_weights(self.settings.weights, self.settings.storage, "semantic")
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
-        """What a map depends on, and which files there are."""
+        """Return what a map depends on, and which files there are."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         # maps 2: windows in 16 bits; those that a run of before left behind are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
@@ -54,46 +54,53 @@ class Predict:
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MapPredictor":
-        """The model on its device."""
+        """Return the model on its device."""
         from segray.predict.predictor import MapPredictor
 
         store = output_of_worker(self.settings, self.generation)
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
-        """Windows blended, the map written."""
-        from segray.predict.merge_windows import joined_map
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
+        """Blend windows and write the map."""
+        from segray.predict.merge_windows import merged_map
 
         store = output_of_worker(self.settings, self.generation)
         plan = store.read_json("_segray/plan.json")
         if not isinstance(plan, dict) or "classes" not in plan:
             raise JobFailedError(f"{self.settings.output}: its _segray/plan.json is gone or damaged")
-        return joined_map(tiles, self.settings, tuple(plan["classes"]), store)
+        return merged_map(tiles, self.settings, tuple(plan["classes"]), store)
 
     def under(self, generation: int) -> "Predict":
-        """See `output_of_worker`."""
+        """Return the same with the generation of the lease; see `output_of_worker`."""
         return replace(self, generation=generation)
 
-    def after_join(self, store: Output, image_id: str) -> None:
-        """Its windows go."""
+    def after_merge(self, store: Output, image_id: str) -> None:
+        """Delete its windows."""
         store.delete_folder(f"{FOLDER}/{image_id}")
 
     def discard(self, store: Output, image_ids: Sequence[str]) -> None:
-        """Maps of items that were replaced: no later run writes them, unless a file becomes what it was."""
+        """Delete maps of items that were replaced: no later run writes them."""
         for image_id in image_ids:
             for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
                 store.delete(name)
 
     def finish(self, store: Output) -> None:
-        """No window is needed any more."""
+        """Delete all windows."""
         store.delete_folder(FOLDER)
 
     def about(self) -> str:
-        """What is written."""
+        """Return what is written."""
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
         return " and ".join(["label maps", *more])
 
     def opening(self, output: str) -> list[str]:
-        """Labels beside the names of their pictures."""
+        """Return a command that lists the images of the label maps."""
         return [reading(f"{output}/images", '[["uri", "image_id", "status"]]')]
+
+
+def predict(settings: PredictSettings) -> ExitCode:
+    """Predict a label map for every image of the sources. Raises as `bulk.job.run`."""
+    from segray.bulk.job import run
+
+    return run(Predict(settings))

@@ -29,7 +29,7 @@ _NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
 
 
 def output_of_worker(settings: PredictSettings, generation: int) -> Output:
-    """The output, for a process that works for the run with this lease."""
+    """Return the output, for a process that works for the run with this lease."""
     store = Output(settings.output, settings.storage)
     follow(store, generation, LOOK_EVERY_S)
     return store
@@ -54,7 +54,7 @@ def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] |
 
 
 def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
-    """What `packed_window` packed."""
+    """Return what `packed_window` packed."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         raw = io.BytesIO(stream.read())
     probabilities: NDArray[np.uint16] = np.load(raw)

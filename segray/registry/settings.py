@@ -6,18 +6,6 @@ from pydantic_settings import CliPositionalArg
 from segray.address import Address
 from segray.settings import CommonSettings
 
-EXAMPLES = """examples:
-  segray registry list --registry s3://bucket/models
-  segray registry add roads out/roads --registry models --why "first labels"
-  segray registry promote roads@challenger --registry models
-  segray registry show roads --registry models
-  segray registry rollback roads --registry models --why "worse at night"
-  segray registry gc roads --registry models --keep 10 --older-than-days 90
-
-exit codes:
-  0 done   1 failed, or verify found damage   2 bad settings   4 nothing there   5 promotion refused"""
-USAGE = "ACTION [MODEL[@ALIAS|@VERSION]] ... --registry URL"
-
 ACTIONS = {
     "list": "[MODEL]",
     "show": "MODEL[@ALIAS|@VERSION]",
@@ -43,6 +31,17 @@ class RegistrySettings(CommonSettings):
     """
 
     basic = ("words", "registry", *CommonSettings.basic)
+    usage = "ACTION [MODEL[@ALIAS|@VERSION]] ... --registry URL [--json]"
+    examples = """examples:
+  segray registry list --registry s3://bucket/models
+  segray registry add roads out/roads --registry models --why "first labels"
+  segray registry promote roads@challenger --registry models
+  segray registry show roads --registry models
+  segray registry rollback roads --registry models --why "worse at night"
+  segray registry gc roads --registry models --keep 10 --older-than-days 90
+
+exit codes:
+  0 done   1 failed, or verify found damage   2 bad settings   4 nothing there   5 promotion refused"""
 
     words: CliPositionalArg[list[str]] = Field(
         default=[],

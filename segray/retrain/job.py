@@ -5,10 +5,10 @@ done again. What a later step reads is frozen when the round begins: labels, hol
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from segray.cluster import RayStart, set_environment
+from segray.annotate.settings import AnnotateSettings
+from segray.cluster import RayStart
 from segray.errors import (
     ExitCode,
     HeldError,
@@ -17,12 +17,10 @@ from segray.errors import (
     SegrayError,
     SettingsError,
 )
-from segray.interrupts import INTERRUPTS
 from segray.log import LOG, answer, say
-from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import MODEL, PLAN, RUN
 from segray.registry.mirror import check_mirror
 from segray.registry.registry import Registry
@@ -51,10 +49,8 @@ from segray.retrain.rounds import (
     rounds,
 )
 from segray.retrain.settings import RetrainSettings, without_environment
-from segray.settings import AnnotateSettings
+from segray.run import Problems, on_ray
 from segray.storage import shown
-
-T = TypeVar("T")
 
 
 def retrain(settings: RetrainSettings) -> ExitCode:
@@ -91,21 +87,16 @@ _OUTCOMES = {
 
 
 def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
-    """The record of a round that is over; None for a dry run."""
-    set_environment()
-    with (
-        noise_to_file() as log,
-        INTERRUPTS,
-        RayStart(settings.ray, log, _load_ray, settings.metrics_port) as ray,
-    ):
-        job, lock = _prepare(settings, ray)
+    """Return the record of a round that is over; None for a dry run."""
+    with on_ray(settings, _load_ray) as ray:
+        job, lease = _prepare(settings, ray)
         if settings.dry_run:
             _tell_plan(job)
             return None
         try:
-            with lock:
-                ray.machines.inherit(lock.hours)
-                lock.tell = ray.machines.record
+            with lease:
+                ray.machines.inherit(lease.hours)
+                lease.tell = ray.machines.record
                 job.store.write_json(PLAN, check_plan(job.store, settings))
                 return _round(job)
         except HeldError as error:
@@ -116,26 +107,17 @@ def _load_ray() -> None:
     from segray.bulk import pipeline  # noqa: F401
 
 
-def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output]]:
+def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lease[Output]]:
     """Look at output and registry: all problems at once."""
-    problems: list[str] = []
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except HeldError:
-            raise
-        except SettingsError as error:
-            problems.extend(error.lines)
-            return None
-
+    problems = Problems()
+    attempt = problems.attempt
     store = Output(settings.output, settings.storage)
     registry = Registry(settings.registry, settings.storage)
-    lock = Lock(store)
+    lease = Lease(store)
     try:
         attempt(store.check_usable)
         attempt(lambda: check_plan(store, settings))
-        attempt(lambda: lock.refuse_second_run(watches=False))
+        attempt(lambda: lease.refuse_second_run(watches=False))
     except HeldError as error:
         raise NothingToDoError(*error.lines) from error
     attempt(registry.check_usable)
@@ -146,15 +128,15 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lock[Output
             lambda: values_by_image(settings.data, settings.group_by or "", settings.root, settings.storage)
         )
     elif settings.gate.floors or settings.gate.group_drop is not None:
-        problems.append("gate.floors, gate.group_drop: say with group_by what the groups are")
+        problems.lines.append("gate.floors, gate.group_drop: say with group_by what the groups are")
     if problems:
-        raise SettingsError(*problems)
+        raise problems.error()
     gate = Gate(margin=settings.margin, **settings.gate.model_dump())
-    return Job(settings, store, registry, ray, gate), lock
+    return Job(settings, store, registry, ray, gate), lease
 
 
 def _tell_plan(job: Job) -> None:
-    """What a dry run says."""
+    """Print what a round would do."""
     open_rounds = [each for each in rounds(job.store, job.settings.output) if not each.is_over]
     champion, before = job.champion(), snapshot_before(job)
     found, listed = quick_news(job, champion, before)
@@ -217,7 +199,7 @@ def _way_out(now: Round, frozen: dict[str, Any]) -> str:
 
 
 def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
-    """The challenger; returns the training's record."""
+    """Train the challenger; return the training's record."""
     from segray.train.job import trained
 
     done: dict[str, Any] | None = now.read_json(f"train/{RUN}")

@@ -13,10 +13,11 @@ from segray.errors import ItemError
 from segray.retrain.matches import InstanceMatches
 from segray.retrain.scoring import Scored
 from segray.scenes.scene import Tiling
-from segray.sources.byte_ranges import MemoryRanges, decode_picture
-from segray.sources.fetch import read_all
+from segray.sources.byte_ranges import MemoryRanges
+from segray.sources.decode_step import decode_picture
 from segray.sources.item import Source
 from segray.sources.manifest import look_up_rows
+from segray.sources.read_step import read_all
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 from segray.train.reporting.samples import side_by_side

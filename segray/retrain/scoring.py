@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from segray.annotate.settings import AnnotateSettings
 from segray.data.labels import LabelRules
 from segray.errors import ExitCode, ItemError, JobFailedError
 from segray.evaluate.average_precision import InstanceScores
@@ -17,7 +18,6 @@ from segray.palette import VOID
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
 from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
-from segray.settings import AnnotateSettings
 
 DETECTIONS = 500
 """Of an image and category that count, as in training; COCO's 100 are below the truth of dense images."""

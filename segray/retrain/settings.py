@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from segray.address import Address
+from segray.annotate.settings import AnnotateSettings
 from segray.data.look_alikes import LookAlikes
 from segray.errors import SettingsError
 from segray.registry.address import check_model
-from segray.settings import AnnotateSettings, JobSettings
+from segray.settings import JobSettings
 from segray.train.settings import TrainSettings
 
 GIVEN = frozenset(
@@ -64,6 +65,15 @@ class RetrainSettings(JobSettings):
         *("data", "registry", "model", "output", "min_new", "start", "train", "group_by", "margin", "notify"),
         *JobSettings.basic[1:],
     )
+    usage = "--data URL --registry URL --model NAME --output URL"
+    examples = """examples:
+  segray retrain --config retrain.yaml
+  segray retrain --data s3://bucket/labels --registry s3://bucket/models --model roofs --output s3://bucket/rounds
+  segray retrain --config retrain.yaml --min-new 200 --group-by camera --if-drift s3://bucket/tonight
+
+exit codes:
+  0 promoted   1 failed, run again to continue   2 bad settings   3 too many rejects
+  4 nothing new, or another run has the output   5 refused, with reasons   130 interrupted, run again"""
 
     data: Address = Field(description="labels, as `segray train --data` takes them")
     root: Address | None = Field(None, description="what the paths in DATA are relative to")

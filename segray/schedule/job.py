@@ -5,26 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segray.command_line import load_settings, settings_of
 from segray.errors import ExitCode, SettingsError
 from segray.log import say
+from segray.run import Problems
 from segray.schedule import airflow, crontab, k8s, kuberay, slurm, systemd
 from segray.schedule.cron import cron
 from segray.schedule.plan import Plan
 from segray.schedule.settings import USED, ScheduleOptions, ScheduleSettings, World
-from segray.settings import ENV_PREFIX, CommonSettings, JobSettings
+from segray.settings import ENV_PREFIX, CommonSettings, JobSettings, printable
 from segray.submit.job import check_words
 from segray.submit.job import split as split_at_verb
 from segray.submit.order import order_of
 from segray.submit.settings import ClusterJobSettings, SubmitSettings
-
-EXAMPLES = """examples:
-  segray schedule train --config train.yaml --cron "0 3 * * *" --as systemd --time-zone Europe/Berlin
-  segray schedule annotate s3://bucket/photos --output s3://bucket/labels --cron "0 * * * *" --as k8s
-  segray schedule --cron "30 2 * * 1-5" --as crontab --into out annotate /data/photos --output /data/labels
-
-exit codes:
-  0 printed or written   2 bad settings, of the verb too, or what that scheduler cannot say"""
-USAGE = "VERB ... --cron TIMES --as SCHEDULER"
+from segray.verbs import ON_DATA
 
 FILES: dict[World, Callable[[Plan], dict[str, str]]] = {
     "crontab": crontab.files,
@@ -62,6 +56,33 @@ def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
             to.append(left.pop(0))
     check_words(own, verb)
     return own, verb, rest
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Return the exit code of `segray schedule` with these arguments. Raises as `schedule`."""
+    own, verb, rest = split(arguments)
+    problems = Problems()
+    settings: ScheduleOptions | None = problems.attempt(
+        lambda: load_settings(ScheduleSettings, own, "segray schedule")
+    )
+    if settings is not None and settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    job = problems.attempt(lambda: _job(verb, rest))
+    if settings is None or job is None:
+        raise problems.error()
+    if job.print_config:
+        print(printable(job), end="")
+        return ExitCode.DONE
+    return schedule(settings, verb, job)
+
+
+def _job(verb: str, arguments: Sequence[str]) -> JobSettings:
+    """Return the settings of what is scheduled. Raises SettingsError."""
+    if not verb:
+        raise SettingsError(f"say what is to be run: one of {', '.join(ON_DATA)}, and its settings")
+    settings: JobSettings = settings_of(verb, arguments, "segray schedule ...")
+    return settings
 
 
 def schedule(settings: ScheduleOptions, verb: str, job: JobSettings) -> int:

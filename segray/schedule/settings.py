@@ -54,6 +54,14 @@ class ScheduleOptions(ClusterJobSettings):
         *("cron", "as", "name", "time_zone", "into", "retries", "nodes", "image"),
         *CommonSettings.basic,
     )
+    usage = "VERB ... --cron TIMES --as SCHEDULER"
+    examples = """examples:
+  segray schedule train --config train.yaml --cron "0 3 * * *" --as systemd --time-zone Europe/Berlin
+  segray schedule annotate s3://bucket/photos --output s3://bucket/labels --cron "0 * * * *" --as k8s
+  segray schedule --cron "30 2 * * 1-5" --as crontab --into out annotate /data/photos --output /data/labels
+
+exit codes:
+  0 printed or written   2 bad settings, of the verb too, or what that scheduler cannot say"""
 
     cron: Annotated[str, AfterValidator(_checked)] = Field(
         description='when, in the five fields of crontab(5): "0 3 * * *" is every night at three'

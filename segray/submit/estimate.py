@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from segray.bulk.settings import BulkSettings
 from segray.errors import JobFailedError, SettingsError
 from segray.output.folder import Output
 from segray.output.progress import clock, pace
-from segray.settings import BulkSettings, JobSettings
+from segray.settings import JobSettings
 from segray.sources.listing import Listing
 from segray.storage import shown
 from segray.submit.settings import SubmitSettings

@@ -4,25 +4,14 @@ import difflib
 import json
 from collections.abc import Callable, Sequence
 
+from segray.command_line import load_settings, settings_of
 from segray.errors import ExitCode, SettingsError
-from segray.settings import CommonSettings, JobSettings
+from segray.settings import CommonSettings, JobSettings, printable
 from segray.submit import kuberay, sky, slurm
 from segray.submit.order import Order, order_of
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import say
-
-EXAMPLES = """examples:
-  segray submit --address http://localhost:8265 annotate s3://bucket/photos --output s3://bucket/labels
-  segray submit --address http://localhost:8265 --name nightly train --config train.yaml
-  segray submit --slurm --nodes 4 --gpus 2 --shared-filesystem annotate /data/photos --output /data/labels
-  segray submit --kuberay --image registry/segray:1 predict s3://b/scenes --weights s3://b/model.pt --output s3://b/maps
-
-exit codes:
-  the job's own: 0 done   1 failed, submit again to continue   2 bad settings   3 too many rejects
-  4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
-USAGE = "(--address URL | --slurm | --kuberay | --sky) [--name ID] [--detach] [--dry-run] VERB ..."
-
-VERBS = ("annotate", "train", "predict", "evaluate", "retrain")
+from segray.verbs import ON_DATA
 
 
 def split(
@@ -35,19 +24,39 @@ def split(
     for at, word in enumerate(arguments):
         before = arguments[at - 1] if at else ""
         is_value = before.startswith("-") and "=" not in before and before not in switches
-        if word in VERBS and not is_value:
+        if word in ON_DATA and not is_value:
             return list(arguments[:at]), word, list(arguments[at + 1 :])
     return list(arguments), "", []
 
 
 def check_words(own: Sequence[str], verb: str) -> None:
     """Raise SettingsError where the verb is misspelt, or what belongs behind it stands before it."""
-    likely = [close[0] for word in own if (close := difflib.get_close_matches(word, VERBS, 1, 0.7))]
+    likely = [close[0] for word in own if (close := difflib.get_close_matches(word, ON_DATA, 1, 0.7))]
     if likely and not verb:
         raise SettingsError(f"no verb is among the words; did you mean {likely[0]}?")
     for word in own:
         if verb and word.startswith("--storage."):
             raise SettingsError(f"{word.partition('=')[0]}: belongs to {verb}; put it behind that word")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Return the exit code of `segray submit` with these arguments. Raises as `submit`."""
+    own, verb, rest = split(arguments)
+    check_words(own, verb)
+    settings = load_settings(SubmitSettings, own, "segray submit")
+    if settings.print_config:
+        print(printable(settings), end="")
+        return ExitCode.DONE
+    if not verb:
+        raise SettingsError(
+            f"say what to do there: one of {', '.join(ON_DATA)}, and its settings",
+            f"usage: segray submit {SubmitSettings.usage}",
+        )
+    job: JobSettings = settings_of(verb, rest, "segray submit ...")
+    if job.print_config:
+        print(printable(job), end="")
+        return ExitCode.DONE
+    return submit(settings, verb, job)
 
 
 def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:

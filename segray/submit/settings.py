@@ -63,6 +63,16 @@ class SubmitSettings(ClusterJobSettings):
         *("address", "slurm", "kuberay", "sky", "name", "detach", "dry_run"),
         *CommonSettings.basic,
     )
+    usage = "(--address URL | --slurm | --kuberay | --sky) [--name ID] [--detach] [--dry-run] VERB ..."
+    examples = """examples:
+  segray submit --address http://localhost:8265 annotate s3://bucket/photos --output s3://bucket/labels
+  segray submit --address http://localhost:8265 --name nightly train --config train.yaml
+  segray submit --slurm --nodes 4 --gpus 2 --shared-filesystem annotate /data/photos --output /data/labels
+  segray submit --kuberay --image registry/segray:1 predict s3://b/scenes --weights s3://b/model.pt --output s3://b/maps
+
+exit codes:
+  the job's own: 0 done   1 failed, submit again to continue   2 bad settings   3 too many rejects
+  4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
 
     address: str | None = Field(
         None,

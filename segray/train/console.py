@@ -10,7 +10,7 @@ from typing import Any
 from segray.errors import JobFailedError
 from segray.log import say
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import METRICS
 from segray.output.progress import clock, pace
 
@@ -35,7 +35,7 @@ class Watch:
     """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
 
     def __init__(
-        self, store: Output, epochs: int, lock: Lock[Output], told: Callable[[], str | None]
+        self, store: Output, epochs: int, lock: Lease[Output], told: Callable[[], str | None]
     ) -> None:
         """told: what the workers say; asked when they have begun, and at the end."""
         self._told: Callable[[], str | None] | None = told

@@ -6,6 +6,7 @@ from typing import Any
 from segray.errors import SettingsError
 from segray.output.folder import Output
 from segray.output.names import MODEL, PLAN
+from segray.run import check_same
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
 CHECKPOINT, BEFORE = "checkpoints/last.pt", "checkpoints/before.pt"
@@ -77,12 +78,7 @@ def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool
                 )
         return False
     kept = there["settings"]
-    names = [name for name in {**kept, **identity} if kept.get(name) != identity.get(name)]
-    if names:
-        raise SettingsError(
-            f"output: {output} was begun with other settings; use another --output, or the same settings:",
-            *(f"  {name}: {kept.get(name)} there, {identity.get(name)} now" for name in names),
-        )
+    check_same(kept, identity, {**kept, **identity}, output, "begun")
     return True
 
 

@@ -2,28 +2,27 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from segray.cluster import RayStart, set_environment
+from segray.cluster import RayStart
 from segray.data.dataset import Data, assign_splits, splits_csv
 from segray.data.pair_table import pair_table
 from segray.data.pairs import Pair, Pairs
 from segray.data.scan import Scan
 from segray.data.splits import SplitRule
-from segray.errors import ExitCode, HeldError, JobFailedError, SettingsError
+from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
-from segray.log_redirect import noise_to_file
 from segray.machines import outcome_of
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import METRICS, MODEL, RUN
 from segray.output.progress import Progress
+from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.settings import printable
 from segray.storage import shown
 from segray.train.console import Watch, figure, metrics
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from segray.models.start import Start
     from segray.train.trainer import Run
 
-T = TypeVar("T")
 _CROWD = 8, 0.2
 """Look-alikes in one group that are worth a word: more than so many, and than this share of all."""
 
@@ -57,7 +55,7 @@ class Prepared:
     """What is known before work begins."""
 
     settings: TrainSettings
-    lock: Lock[Output]
+    lock: Lease[Output]
     """Not entered yet; its output's store is `store`."""
     listed: Pairs
     task: TrainingTask
@@ -92,19 +90,13 @@ def trained(settings: TrainSettings) -> tuple[ExitCode, dict[str, Any]]:
 
     Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
     """
-    set_environment()
-    with (
-        noise_to_file() as log,
-        INTERRUPTS,
-        RayStart(settings.ray, log, _load_ray_train, settings.metrics_port) as ray,
-    ):
+    with on_ray(settings, _load_ray_train) as ray:
         prepared = _prepare(settings, ray)
         if settings.dry_run:
             return ExitCode.DONE, {}
         with prepared.lock as lock:
             data, record = _run(prepared, lock)
-    code = ExitCode.REJECTED if data.rejected_share > settings.max_rejects else ExitCode.DONE
-    return code, record
+    return exit_code(data.rejected_share, settings.max_rejects), record
 
 
 def _load_ray_train() -> None:
@@ -113,18 +105,9 @@ def _load_ray_train() -> None:
 
 def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     """Look at the output, list the data, see what the labels hold: all problems at once."""
-    problems: list[str] = []
-
-    def attempt(step: Callable[[], T]) -> T | None:
-        try:
-            return step()
-        except HeldError:  # who waits for the other run, as retrain does, must know it from bad settings
-            raise
-        except SettingsError as error:
-            problems.extend(error.lines)
-            return None
-
-    lock = attempt(lambda: _open_output(settings))
+    problems = Problems()
+    attempt = problems.attempt
+    lock = attempt(lambda: open_output(Output(settings.output, settings.storage)))
     begun = attempt(lambda: with_start(settings))
     settings, start = begun or (settings, None)
     kind = kind_of(settings)
@@ -133,26 +116,17 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
-        raise SettingsError(*problems)  # what is known without torch, before it is loaded
+        raise problems.error()  # what is known without torch, before it is loaded
     task = attempt(lambda: kind.of(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
     if problems or task is None or where is None:
-        raise SettingsError(*problems)
+        raise problems.error()
     device, precision = where
     if device == "cpu" and task.arch_settings.get("norm") == "sync":
         raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
     identity = identity_of(settings, task.resolved() | {"precision": precision})
     check_settings(lock.store, identity, shown(settings.output))
     return Prepared(settings, lock, found, task, device, precision, identity, ray)
-
-
-def _open_output(settings: TrainSettings) -> Lock[Output]:
-    """The output, when it can be used and no other run is live."""
-    store = Output(settings.output, settings.storage)
-    store.check_usable()
-    lock = Lock(store)
-    lock.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
-    return lock
 
 
 def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
@@ -173,14 +147,9 @@ def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     """(device, precision): the cluster's where there is one, else this machine's."""
-    from segray.models.device import resolve_device, resolve_precision
+    from segray.models.device import resolve_precision
 
-    if not ray.in_cluster:
-        device = resolve_device(settings.device)
-    elif settings.device == "auto":
-        device = "cuda" if ray.cluster().gpus else "cpu"
-    else:
-        device = settings.device
+    device = device_of(settings.device, ray)
     if ray.in_cluster:
         share_out(settings.workers, settings.loaders, device, ray.cluster(), settings.min_workers)
     if settings.precision == "fp16" and device == "cpu":
@@ -192,7 +161,7 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
     return device, resolve_precision("auto", device) if device == "cuda" else "fp32"
 
 
-def _run(prepared: Prepared, lock: Lock[Output]) -> tuple[Data, dict[str, Any]]:
+def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]:
     """Do what is left, under the lease; returns what was trained on, and the contents of run.json."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
@@ -279,7 +248,7 @@ def scan_pairs(scan: Scan, pairs: list[Pair], reading: Any, cpus: float, setting
         scan.save()
 
 
-def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lock[Output]) -> None:
+def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) -> None:
     from segray.train.trainer import told, train
 
     settings = prepared.settings

@@ -36,6 +36,16 @@ class TrainSettings(SceneSettings):
         *("batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
         *SceneSettings.basic[1:],
     )
+    usage = "--data URL --output URL"
+    examples = """examples:
+  segray train --data people/train.csv --output out/people --epochs 30 --size 320 --fit resize
+  segray train --data s3://bucket/streets --output s3://bucket/model --arch unet:resnet50 --workers 4
+  segray train --data nuclei/instances.json --root nuclei/images --output out/nuclei --arch compact-maskrcnn
+  segray train --config train.yaml
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects
+  130 interrupted, run again to continue"""
 
     data: Address = Field(
         description="folder, manifest, list, COCO JSON or corrected output of annotate; with footprints, "

@@ -16,6 +16,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.predictor import Predictor
+from segray.annotate.settings import AnnotateSettings
 from segray.annotate.task import Annotate
 from segray.bulk.attempts import Attempts
 from segray.bulk.identity import check_identity, identity_of
@@ -25,7 +26,6 @@ from segray.models.device import Precision, default_batch_size, resolve_device, 
 from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
 from segray.models.weights import LoadedModel, load_weights
 from segray.schema import ANNOTATED
-from segray.settings import AnnotateSettings
 from segray.storage import StorageSettings
 from tests.bulk.pictures import Image, decoded, failed_row, picture_row, smooth
 
@@ -146,7 +146,7 @@ def assert_like_torchvision(model: MaskRCNN, row: dict[str, Any], image: Image, 
 @pytest.mark.parametrize("threshold", [0.05, 0.6])
 def test_compact_equals_torchvision(compact: MaskRCNN, pictures: list[Image], threshold: float) -> None:
     compact.roi_heads.score_thresh = 0.05
-    out = predictor(compact, threshold).answer(table_of(pictures))
+    out = predictor(compact, threshold).predict(table_of(pictures))
     assert compact.roi_heads.score_thresh == 0.05, "the caller's model must stay as it was"
     for row, image in zip(out.to_pylist(), pictures, strict=True):
         assert_like_torchvision(compact, row, image, threshold)
@@ -154,13 +154,13 @@ def test_compact_equals_torchvision(compact: MaskRCNN, pictures: list[Image], th
 
 
 def test_resnet_equals_torchvision(resnet: MaskRCNN, pictures: list[Image]) -> None:
-    out = predictor(resnet, 0.3).answer(table_of(pictures[:2]))
+    out = predictor(resnet, 0.3).predict(table_of(pictures[:2]))
     for row, image in zip(out.to_pylist(), pictures, strict=False):
         assert_like_torchvision(resnet, row, image, 0.3)
 
 
 def test_bundled_model_equals_torchvision(nuclei: LoadedModel, nuclei_pictures: list[Image]) -> None:
-    out = Predictor(nuclei, "cpu", "fp32", 0.5, 1, threads=1).answer(table_of(nuclei_pictures)).to_pylist()
+    out = Predictor(nuclei, "cpu", "fp32", 0.5, 1, threads=1).predict(table_of(nuclei_pictures)).to_pylist()
     for row, image in zip(out, nuclei_pictures, strict=True):
         assert_like_torchvision(nuclei.module, row, image, 0.5)
     assert {each["category"] for row in out for each in row["found"]} == {"nucleus"}
@@ -171,7 +171,7 @@ def test_bundled_model_finds_the_same_in_low_precision(
 ) -> None:
     """Of the instances with a clear score, each has its like: masks that agree, here 0.99 on average."""
     high, low = (
-        Predictor(nuclei, "cpu", precision, threshold, 1, threads=1).answer(table_of(nuclei_pictures))
+        Predictor(nuclei, "cpu", precision, threshold, 1, threads=1).predict(table_of(nuclei_pictures))
         for precision, threshold in PRECISIONS
     )
     for exact, rough in zip(high.to_pylist(), low.to_pylist(), strict=True):
@@ -191,7 +191,7 @@ def test_batches_hold_one_shape_and_change_nothing(compact: MaskRCNN, pictures: 
     seen: list[int] = []
     network: Any = many.detector.model
     network.backbone.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
-    together, alone = many.answer(decoded(*rows)), single.answer(decoded(*rows))
+    together, alone = many.predict(decoded(*rows)), single.predict(decoded(*rows))
     assert sorted(seen) == [1, 1, 2, 3]
     assert together.schema.equals(ANNOTATED)
     assert together["image_id"].to_pylist() == [row.get("image_id") for row in rows]
@@ -206,7 +206,7 @@ def test_batches_hold_one_shape_and_change_nothing(compact: MaskRCNN, pictures: 
 
 def test_twice_the_same(compact: MaskRCNN, pictures: list[Image]) -> None:
     step = predictor(compact, batch_size=2)
-    assert step.answer(table_of(pictures)).equals(step.answer(table_of(pictures)))
+    assert step.predict(table_of(pictures)).equals(step.predict(table_of(pictures)))
 
 
 def test_low_precision_only_inside_the_networks(resnet: MaskRCNN, pictures: list[Image]) -> None:
@@ -217,7 +217,7 @@ def test_low_precision_only_inside_the_networks(resnet: MaskRCNN, pictures: list
         model: Any = step.detector.model
         for part in (model.backbone, model.rpn.anchor_generator, model.rpn, model.roi_heads.box_predictor):
             part.register_forward_hook(lambda _m, _i, output: kept.append(output))
-        assert step.answer(table_of(pictures[:1]))["status"].to_pylist() == ["annotated"]
+        assert step.predict(table_of(pictures[:1]))["status"].to_pylist() == ["annotated"]
     features, anchors, proposals, (logits, deltas), exact_features, exact_anchors = kept[:6]
     assert {each.dtype for each in features.values()} == {torch.bfloat16}
     assert {each.dtype for each in (*anchors, *proposals[0], logits, deltas)} == {torch.float32}
@@ -231,10 +231,10 @@ def test_fewer_proposals(compact: MaskRCNN, pictures: list[Image]) -> None:
     """As torchvision's own model that was built so; and the caller's model stays as it was."""
     few = copy.deepcopy(compact)
     few.rpn._post_nms_top_n["testing"] = 20
-    expected = predictor(few, 0.05).answer(table_of(pictures[:2]))
+    expected = predictor(few, 0.05).predict(table_of(pictures[:2]))
     step = Predictor(loaded(compact), "cpu", "fp32", 0.05, 1, threads=1, proposals=20)
-    assert step.answer(table_of(pictures[:2])).equals(expected)
-    assert not predictor(compact, 0.05).answer(table_of(pictures[:2])).equals(expected)
+    assert step.predict(table_of(pictures[:2])).equals(expected)
+    assert not predictor(compact, 0.05).predict(table_of(pictures[:2])).equals(expected)
 
 
 def test_proposals_belong_to_the_identity(compact: MaskRCNN) -> None:
@@ -252,9 +252,9 @@ def test_a_narrow_image_before_changes_nothing(compact: MaskRCNN, pictures: list
     """torchvision infers the scales of its maps from the first image it sees; of this one it gets 1/2."""
     narrow = np.zeros((8, 300, 3), np.uint8)
     step = predictor(compact, 0.05)
-    step.answer(table_of([narrow]))
-    alone = predictor(compact, 0.05).answer(table_of(pictures[:1]))
-    assert step.answer(table_of(pictures[:1])).equals(alone)
+    step.predict(table_of([narrow]))
+    alone = predictor(compact, 0.05).predict(table_of(pictures[:1]))
+    assert step.predict(table_of(pictures[:1])).equals(alone)
 
 
 def test_images_too_narrow_for_torchvision(compact: MaskRCNN) -> None:
@@ -262,7 +262,7 @@ def test_images_too_narrow_for_torchvision(compact: MaskRCNN) -> None:
     thin = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((1, 2000, 3), (3000, 2, 3), (1, 1, 3))]
     with pytest.raises(RuntimeError, match="size"):
         compact([torch.tensor(thin[0]).permute(2, 0, 1).float()])
-    out = predictor(compact).answer(table_of(thin))
+    out = predictor(compact).predict(table_of(thin))
     assert out["status"].to_pylist() == ["annotated"] * 3
 
 
@@ -295,7 +295,7 @@ class OneSquare:
 
 @pytest.mark.parametrize("frame", ["image", "roi"])
 def test_foreign_model(frame: str, pictures: list[Image]) -> None:
-    rows = predictor(OneSquare(frame), batch_size=3).answer(table_of(pictures)).to_pylist()
+    rows = predictor(OneSquare(frame), batch_size=3).predict(table_of(pictures)).to_pylist()
     for row, image in zip(rows, pictures, strict=True):
         height, width, _ = image.shape
         (found,) = row["found"]
@@ -310,9 +310,9 @@ def test_mask_frame_decides_where_the_sizes_are_equal() -> None:
     """Masks of 28 x 28 for an image of 28 x 28: of the image, unless the model says otherwise."""
     picture = np.zeros((28, 28, 3), np.uint8)
     model = OneSquare("roi")
-    (image,) = predictor(model).answer(table_of([picture])).to_pylist()
+    (image,) = predictor(model).predict(table_of([picture])).to_pylist()
     model.mask_frame = "roi"  # type: ignore[attr-defined]
-    (roi,) = predictor(model).answer(table_of([picture])).to_pylist()
+    (roi,) = predictor(model).predict(table_of([picture])).to_pylist()
     assert image["found"][0]["area"] == 28 * 28
     assert 13 * 13 <= roi["found"][0]["area"] <= 15 * 15
 
@@ -324,11 +324,11 @@ def test_foreign_model_below_the_threshold_and_without_instances(pictures: list[
         "scores": torch.zeros(0),
         "masks": torch.zeros(0),
     }
-    assert predictor(OneSquare(), 0.7).answer(table_of(pictures))["instances"].to_pylist() == [0] * 5
+    assert predictor(OneSquare(), 0.7).predict(table_of(pictures))["instances"].to_pylist() == [0] * 5
     empty = predictor(
         OneSquare(change=lambda _answer: {**nothing, "labels": torch.zeros(0, dtype=torch.int64)})
     )
-    assert empty.answer(table_of(pictures))["instances"].to_pylist() == [0] * 5
+    assert empty.predict(table_of(pictures))["instances"].to_pylist() == [0] * 5
 
 
 def changed(**values: Any) -> Callable[[Answer], Answer]:
@@ -350,7 +350,7 @@ def changed(**values: Any) -> Callable[[Answer], Answer]:
 )
 def test_wrong_answers_are_told(change: Any, message: str, pictures: list[Image]) -> None:
     with pytest.raises(JobFailedError, match=f"test: .*{message}"):
-        predictor(OneSquare(change=change)).answer(table_of(pictures[:1]))
+        predictor(OneSquare(change=change)).predict(table_of(pictures[:1]))
 
 
 @pytest.mark.parametrize(
@@ -396,17 +396,17 @@ def test_out_of_memory_halves_the_batch(pictures: list[Image]) -> None:
     images = [pictures[0]] * 11
     model = Narrow(2)
     step = predictor(model, batch_size=8)
-    assert step.answer(table_of(images)).equals(predictor(OneSquare()).answer(table_of(images)))
+    assert step.predict(table_of(images)).equals(predictor(OneSquare()).predict(table_of(images)))
     assert step.batches.size == model.largest == 2
-    out = predictor(Narrow(0), batch_size=4).answer(table_of(pictures[:2]))
+    out = predictor(Narrow(0), batch_size=4).predict(table_of(pictures[:2]))
     assert out["error_type"].to_pylist() == ["memory"] * 2
     assert "CUDA out of memory" in out["error"][0].as_py()
 
 
 def test_labels_become_the_categories_of_the_model(compact: MaskRCNN, pictures: list[Image]) -> None:
     model = loaded(compact, category_ids=(10, 20, 30))
-    out = Predictor(model, "cpu", "fp32", 0.05, 1, threads=1).answer(table_of(pictures[:1])).to_pylist()
-    plain = predictor(compact, 0.05).answer(table_of(pictures[:1])).to_pylist()
+    out = Predictor(model, "cpu", "fp32", 0.05, 1, threads=1).predict(table_of(pictures[:1])).to_pylist()
+    plain = predictor(compact, 0.05).predict(table_of(pictures[:1])).to_pylist()
     assert sorted(each["category_id"] for each in out[0]["found"]) == sorted(
         10 * each["category_id"] for each in plain[0]["found"]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.sources.byte_ranges import WHOLE_BYTES
+from segray.sources.read_step import WHOLE_BYTES
 from tests.bulk.runs import MODELS, TILING, annotate, make_images
 from tests.scenes.made import town, write
 

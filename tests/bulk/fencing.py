@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segray.bulk import committer as sink_module
-from segray.bulk import job
-from segray.bulk.background_listing import Inventory
-from segray.bulk.ledger_db import Plan
+from segray.annotate.settings import AnnotateSettings
+from segray.bulk import committer as committer_module
+from segray.bulk import job, pipeline
+from segray.bulk.background_listing import BackgroundListing
+from segray.bulk.committer import Committer, commit
+from segray.bulk.ledger_db import LedgerDb
+from segray.bulk.task import BulkTask
 from segray.cluster import RayStart
 from segray.errors import SegrayError
-from segray.output import lease as lock_module
-from segray.output.lease import NAME, Lock
+from segray.output import lease as lease_module
+from segray.output.lease import NAME, Lease
+from segray.output.progress import Progress
 from segray.output.store import Store
-from segray.settings import AnnotateSettings
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings, open_filesystem
 from tests.bulk.tables import answer, table
@@ -75,16 +78,18 @@ class Attempt:
         settings = AnnotateSettings.model_validate(options | {"retry_rejected": self.retry})
         store = self.store = StoppedStore(self.url, self.storage)
         store.at, store.wakes = self.at, lambda: self.meanwhile(self)
-        self.lock = Lock(store)
+        self.lease = Lease(store)
         try:
             with ExitStack() as stack:
-                plan = stack.enter_context(Plan())
-                inventory = stack.enter_context(Inventory([str(self.sources)], StorageSettings(), plan))
+                ledger = stack.enter_context(LedgerDb())
+                background = stack.enter_context(
+                    BackgroundListing([str(self.sources)], StorageSettings(), ledger)
+                )
                 verb, identity = Joining(settings), {"verb": "annotate", "weights": self.identity}
                 ray = RayStart(settings.ray, Path("no-messages"))  # which is not started
-                prepared = job.Prepared(verb, self.lock, Model(), "cpu", "fp32", identity, ray)
+                prepared = job.Prepared(verb, self.lease, Model(), "cpu", "fp32", identity, ray)
                 job._check_identity(store, identity, settings)
-                record, did = job._run(prepared, plan, inventory, stack.enter_context(self.lock))
+                record, did = job._run(prepared, ledger, background, stack.enter_context(self.lease))
                 return json.loads(json.dumps(record)), did
         finally:
             self.asked = store.asked
@@ -92,10 +97,10 @@ class Attempt:
     def sleeps(self) -> None:
         """Its lease looks like one of another machine, and runs out."""
         filesystem, root = open_filesystem(self.url, self.storage)
-        self.lock._renewed -= LONG_S
+        self.lease._renewed -= LONG_S
         if filesystem.exists(f"{root}/{NAME}"):
             lease = json.loads(filesystem.cat_file(f"{root}/{NAME}"))
-            if lease["run_id"] == self.lock.run_id:
+            if lease["run_id"] == self.lease.run_id:
                 lease |= {"host": "elsewhere", "expires_s": 0.01}
                 filesystem.pipe_file(f"{root}/{NAME}", json.dumps(lease).encode())
 
@@ -146,16 +151,23 @@ class Model:
     resized_to = band_ranges = None
 
 
-def answers(prepared: job.Prepared, plan: Plan, *_: object) -> Iterator[pa.Table]:
+def process(
+    work: pipeline.Work, committer: Committer, progress: Progress, known_total: Callable[[], int | None]
+) -> None:
     """In the place of Ray's."""
-    done = plan.done_tiles()
-    for source in list(plan.todo_files()):
+    commit(results(work.task, work.ledger), committer, progress, known_total)
+
+
+def results(task: BulkTask, ledger: LedgerDb) -> Generator[pa.Table, None, None]:
+    """What a model would say."""
+    done = ledger.done_tiles()
+    for source in list(ledger.todo_files()):
         if Path(source.uri).stem != "scene":
             yield table(answer(source.uri, source.version))
             continue
         item = image_id(source.uri, None, 0, source.version)
         for number in sorted(set(TILES) - set(done.get(item, []))):
-            yield table(tile(source, number, bad=not prepared.verb.settings.retry_rejected))
+            yield table(tile(source, number, bad=not task.settings.retry_rejected))
 
 
 def tile(source: Source, number: int, *, bad: bool) -> dict[str, Any]:
@@ -169,10 +181,10 @@ def tile(source: Source, number: int, *, bad: bool) -> dict[str, Any]:
 def without_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers come from a table, two commits make a part, no power fails, no other machine is near."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(lock_module, "SETTLE_S", 0.01)
+    monkeypatch.setattr(lease_module, "SETTLE_S", 0.01)
     monkeypatch.setattr(job, "_ready", lambda _: object())
-    monkeypatch.setattr(job, "_answers", answers)
-    monkeypatch.setattr(sink_module, "MERGE_BYTES", 20_000)
+    monkeypatch.setattr(pipeline, "process", process)
+    monkeypatch.setattr(committer_module, "MERGE_BYTES", 20_000)
 
 
 def listed(folder: Path, names: str) -> Path:

@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 
 from segray import schema
+from segray.annotate.settings import AnnotateSettings
 from segray.annotate.task import Annotate
-from segray.settings import AnnotateSettings
 from segray.sources.item import image_id
 
 

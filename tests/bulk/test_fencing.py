@@ -17,7 +17,7 @@ import pytest
 
 from segray.errors import JobFailedError
 from segray.output.folder import UNPUBLISHED
-from segray.output.lease import Lock, follow
+from segray.output.lease import Lease, follow
 from segray.output.store import Store
 from segray.predict.windows import FOLDER, Windows, packed_window, window_name
 from segray.storage import LeaseSettings, StorageSettings
@@ -168,12 +168,12 @@ def late(url: str, storage: StorageSettings, kind: str) -> int:
         here = f"{url}/{kind}-{at}"
         Store(here, storage).put("other", b"another object")
         Store(here, storage).put("run.json", b"of before")
-        with Lock(Store(here, storage)) as lock:
+        with Lease(Store(here, storage)) as lock:
             store = Stopping(here, storage)
             follow(store, lock.generation)
 
         def meanwhile(here: str = here) -> None:
-            with Lock(Store(here, storage)) as second:
+            with Lease(Store(here, storage)) as second:
                 second.store.write("run.json", b"of the second")
 
         store.at, store.meanwhile = at, meanwhile
@@ -185,7 +185,7 @@ def late(url: str, storage: StorageSettings, kind: str) -> int:
             return told
         after = Store(here, storage)
         assert after.read("run.json") == b"of the second", f"{kind}, request {at}"
-        with Lock(after):
+        with Lease(after):
             assert after.files(UNPUBLISHED) == {}
 
 

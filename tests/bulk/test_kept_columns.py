@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from segray.bulk.committer import Sink
-from segray.bulk.ledger_db import Plan
+from segray.bulk.committer import Committer
+from segray.bulk.ledger_db import LedgerDb
 from segray.cli import main
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.reader import ledger_files, read_ledger
 from segray.output.store import STAGING, Store
 from segray.sources.item import Source
@@ -29,21 +29,21 @@ def test_a_scene_keeps_them_though_it_is_joined_when_it_is_listed_no_more(tmp_pa
     """A run that was killed between its last tile and the joining: the next one begins with that."""
     kept = json.dumps(["east", None])
     store = Store(str(tmp_path), StorageSettings(), kept=["camera", "region"])
-    with Plan() as plan:
-        plan.add_sources(
+    with LedgerDb() as ledger:
+        ledger.add_sources(
             [Source("scene", "scene", "file", "1", 1, kept=kept), Source("a", "a", "file", "1", 1)]
         )
         tiles = [Job(tmp_path, ()).tile(number) for number in range(len(SCENE.grid))]
-        store.commit(plan.with_kept(table(*tiles), store.kept), "_segray/tiles")
-    with Plan() as plan:
+        store.commit(ledger.with_kept(table(*tiles), store.kept), "_segray/tiles")
+    with LedgerDb() as ledger:
         parts = store.recover()
         for part in parts:
-            plan.add_ledger(store, part)
-        sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=Joining(VERB.settings))
-        sink.join_whole()
-        plan.add_sources([Source("a", "a", "file", "1", 1)])
-        sink.add(table(answer("a")))
-        sink.finish()
+            ledger.add_ledger(store, part)
+        committer = Committer(store, ledger, Lease(store), parts, every_s=0, task=Joining(VERB.settings))
+        committer.merge_whole_items()
+        ledger.add_sources([Source("a", "a", "file", "1", 1)])
+        committer.add(table(answer("a")))
+        committer.finish()
     found = {row["uri"]: (row["camera"], row["region"], row["vanished"]) for row in rows(tmp_path, "images")}
     assert found == {"scene": ("east", None, True), "a": (None, None, False)}
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from segray.annotate.task import Annotate
-from segray.bulk.committer import Sink
-from segray.bulk.ledger_db import Plan
-from segray.bulk.merge_tiles import all_rejected, item_of, joined_or_rejected
-from segray.bulk.results import answers_table
-from segray.output.lease import Lock
+from segray.bulk.committer import Committer
+from segray.bulk.ledger_db import LedgerDb
+from segray.bulk.merge_tiles import all_rejected, item_of, merged_or_rejected
+from segray.bulk.results import results_table
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.predict.predictor import Labelled
 from segray.scenes.scene import Scene
@@ -31,10 +31,10 @@ PLAIN = "a", "b"
 class Joining(Annotate):
     """A scene's row without instances."""
 
-    def joined(self, tiles: pa.Table) -> pa.Table:
-        return joined_or_rejected(
+    def merge_tiles(self, tiles: pa.Table) -> pa.Table:
+        return merged_or_rejected(
             tiles,
-            lambda tiles, scene: answers_table(item_of(tiles, scene), [all_rejected(tiles) or Labelled()]),
+            lambda tiles, scene: results_table(item_of(tiles, scene), [all_rejected(tiles) or Labelled()]),
         )
 
 
@@ -51,27 +51,27 @@ class Job:
 
     def run(self, store: Store | None = None) -> None:
         store = store or open_store(self.root)
-        with Plan() as plan:
-            plan.add_sources(Source(uri, uri, "file", "1", 1) for uri in PLAIN)
+        with LedgerDb() as ledger:
+            ledger.add_sources(Source(uri, uri, "file", "1", 1) for uri in PLAIN)
             if self.listed:
-                plan.add_sources([Source("scene", "scene", "file", self.version, 1)])
+                ledger.add_sources([Source("scene", "scene", "file", self.version, 1)])
             parts = store.recover()
             for part in parts:
-                plan.add_ledger(store, part)
-            plan.settle(keeps=True)
+                ledger.add_ledger(store, part)
+            ledger.settle(keeps=True)
             if self.retry:
-                plan.forget_rejected()
-            sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=Joining(VERB.settings))
-            sink.join_whole()
-            for source in list(plan.todo_files()):
+                ledger.forget_rejected()
+            committer = Committer(store, ledger, Lease(store), parts, every_s=0, task=Joining(VERB.settings))
+            committer.merge_whole_items()
+            for source in list(ledger.todo_files()):
                 if source.uri != "scene":
-                    sink.add(table(answer(source.uri)))
+                    committer.add(table(answer(source.uri)))
                     continue
-                done = plan.done_tiles().get(image_id("scene", None, 0, self.version), [])
+                done = ledger.done_tiles().get(image_id("scene", None, 0, self.version), [])
                 for tile in set(TILES) - set(done):
                     self.computed.append(tile)
-                    sink.add(table(self.tile(tile)))
-            sink.finish()
+                    committer.add(table(self.tile(tile)))
+            committer.finish()
 
     def tile(self, number: int) -> dict[str, Any]:
         window = SCENE.grid.window(number)

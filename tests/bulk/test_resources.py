@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 
+from segray.annotate.settings import AnnotateSettings
 from segray.bulk.resources import READ_CPUS, Resources, share_out
 from segray.cluster import Cluster
 from segray.errors import SettingsError
-from segray.settings import AnnotateSettings
 
 
 def settings(**given: float | None) -> AnnotateSettings:

@@ -15,13 +15,13 @@ from PIL import Image
 
 from jobs.benchmarks.processes import SAMPLE_S, held_bytes, started, tree
 from segray import schema
-from segray.bulk import background_listing as inventory_module
-from segray.bulk.background_listing import Inventory
-from segray.bulk.committer import Sink
-from segray.bulk.ledger_db import Plan
+from segray.bulk import background_listing as background_listing_module
+from segray.bulk.background_listing import BackgroundListing
+from segray.bulk.committer import Committer
+from segray.bulk.ledger_db import LedgerDb
 from segray.errors import JobFailedError
 from segray.output.folder import IMAGES, INSTANCES
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import MERGE_BYTES, Store
 from segray.sources.item import Source, image_id
 from segray.storage import StorageSettings
@@ -46,22 +46,22 @@ def memory_bytes() -> int:
 
 
 @pytest.fixture
-def plan() -> Iterator[Plan]:
-    with Plan() as plan:
-        yield plan
+def ledger() -> Iterator[LedgerDb]:
+    with LedgerDb() as ledger:
+        yield ledger
 
 
-def test_a_large_bucket_is_listed_in_flat_memory(plan: Plan, request: pytest.FixtureRequest) -> None:
+def test_a_large_bucket_is_listed_in_flat_memory(ledger: LedgerDb, request: pytest.FixtureRequest) -> None:
     keys = request.config.getoption("--keys")
     with many_keys(keys, REAL[0]) as storage:
-        plan.add_sources([])
+        ledger.add_sources([])
         before = memory_bytes()
-        with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
+        with BackgroundListing([f"s3://{BUCKET}/photos"], storage, ledger) as background:
             begun = time.monotonic()
-            assert inventory.next_round()
+            assert background.next_round()
             assert time.monotonic() - begun < START_S
-            wait_for(lambda: inventory.ended, 600, "the listing")
-        assert plan.sources() == keys
+            wait_for(lambda: background.ended, 600, "the listing")
+        assert ledger.sources() == keys
         assert memory_bytes() - before < BYTES_AT_MOST
 
 
@@ -148,66 +148,66 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def test_work_begins_before_the_listing_ends_and_nothing_is_done_twice(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: LedgerDb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inventory_module, "FIRST_ROUND_S", 0.5)
+    monkeypatch.setattr(background_listing_module, "FIRST_ROUND_S", 0.5)
     done: list[int] = []
     with many_keys(6_000, REAL[0], seconds=0.5) as storage:
         store = Store(str(tmp_path), storage)
-        sink = Sink(store, plan, Lock(store), [], every_s=0, verb=VERB)
-        with Inventory([f"s3://{BUCKET}/photos"], storage, plan) as inventory:
+        committer = Committer(store, ledger, Lease(store), [], every_s=0, task=VERB)
+        with BackgroundListing([f"s3://{BUCKET}/photos"], storage, ledger) as background:
             began_early = False
-            while inventory.next_round():
-                began_early = began_early or not inventory.ended
-                files = list(plan.todo_files())
+            while background.next_round():
+                began_early = began_early or not background.ended
+                files = list(ledger.todo_files())
                 done.append(len(files))
-                sink.add(table(*(answer(file.uri, file.version, instances=1) for file in files)))
-                sink.commit()
+                committer.add(table(*(answer(file.uri, file.version, instances=1) for file in files)))
+                committer.commit()
     assert began_early
     assert len(done) >= 2
-    assert sum(done) == plan.units()[0] == 6_000
-    sink.finish()
+    assert sum(done) == ledger.units()[0] == 6_000
+    committer.finish()
 
 
-def test_an_item_without_an_answer_does_not_keep_the_rounds_going(plan: Plan, images: Path) -> None:
-    with Inventory([str(images)], StorageSettings(), plan) as inventory:
-        assert inventory.next_round()
-        assert plan.has_work()
-        assert not inventory.next_round()
+def test_an_item_without_an_answer_does_not_keep_the_rounds_going(ledger: LedgerDb, images: Path) -> None:
+    with BackgroundListing([str(images)], StorageSettings(), ledger) as background:
+        assert background.next_round()
+        assert ledger.has_work()
+        assert not background.next_round()
 
 
 def test_a_listing_that_breaks_off_after_work_began_fails_the_job(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    ledger: LedgerDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inventory_module, "FIRST_ROUND_S", 0.1)
+    monkeypatch.setattr(background_listing_module, "FIRST_ROUND_S", 0.1)
     with many_keys(3_000, REAL[0], seconds=1.0) as storage:
         impatient = storage.model_copy(update={"attempts": 1, "timeout_s": 0.3})
-        with Inventory([f"s3://{BUCKET}/photos"], impatient, plan) as inventory:
-            plan.add_sources([Source("a", "a", "file", "1", 1)])
-            assert inventory.next_round()
-            wait_for(lambda: inventory.ended, 60, "the listing to break off")
+        with BackgroundListing([f"s3://{BUCKET}/photos"], impatient, ledger) as background:
+            ledger.add_sources([Source("a", "a", "file", "1", 1)])
+            assert background.next_round()
+            wait_for(lambda: background.ended, 60, "the listing to break off")
             with pytest.raises(JobFailedError, match="run again to continue"):
-                inventory.next_round()
+                background.next_round()
 
 
 def test_a_source_that_is_listed_while_its_old_row_is_merged_leaves_one_row(
-    plan: Plan, tmp_path: Path
+    ledger: LedgerDb, tmp_path: Path
 ) -> None:
     class Overtaken(Store):
         def merge(self, *arguments: object) -> object:  # type: ignore[override]
             merged = super().merge(*arguments)  # type: ignore[arg-type]
-            plan.add_sources([Source("a", "a", "file", "2", 1)])
+            ledger.add_sources([Source("a", "a", "file", "2", 1)])
             return merged
 
     store = Overtaken(str(tmp_path), StorageSettings())
     parts = [store.commit(table(answer("a"), answer("b")))]
-    plan.add_ledger(store, parts[0])
-    plan.add_sources([Source("b", "b", "file", "1", 1)])
-    sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=VERB)
-    sink._merge_staged()
-    assert [file.version for file in plan.todo_files()] == ["2"]
-    sink.add(table(answer("a", "2")))
-    sink.finish()
+    ledger.add_ledger(store, parts[0])
+    ledger.add_sources([Source("b", "b", "file", "1", 1)])
+    committer = Committer(store, ledger, Lease(store), parts, every_s=0, task=VERB)
+    committer._merge_staged()
+    assert [file.version for file in ledger.todo_files()] == ["2"]
+    committer.add(table(answer("a", "2")))
+    committer.finish()
     rows = [
         row
         for part in store.recover()
@@ -260,27 +260,29 @@ def _fixed(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
 
 
 def test_a_large_output_has_few_files_and_is_resumed_in_flat_memory(
-    plan: Plan, tmp_path: Path, request: pytest.FixtureRequest
+    ledger: LedgerDb, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     rows = request.config.getoption("--ledger-rows")
     store = Store(str(tmp_path), StorageSettings())
-    with Plan() as first, Lock(store) as lock:
-        sink = Sink(store, first, lock, [], every_s=0, verb=VERB)
+    with LedgerDb() as first, Lease(store) as lock:
+        committer = Committer(store, first, lock, [], every_s=0, task=VERB)
         for start in range(0, rows, A_PIECE):
             piece = many_answers(start, min(A_PIECE, rows - start))
             first.add_sources(_source(uri) for uri in piece["uri"].to_pylist())
-            sink.add(piece)
-        sink.finish()
+            committer.add(piece)
+        committer.finish()
     sizes = list(store.files(INSTANCES).values())
     assert len(sizes) == len(store.files(IMAGES)) <= 1 + sum(sizes) // (MERGE_BYTES // 2)
     before, begun = memory_bytes(), time.monotonic()
     for part in store.recover():
-        plan.add_ledger(store, part)
-    plan.add_sources(_source(f"s3://{BUCKET}/photos/{index:09d}.png") for index in range(rows + 10))
-    assert plan.has_work()
+        ledger.add_ledger(store, part)
+    ledger.add_sources(_source(f"s3://{BUCKET}/photos/{index:09d}.png") for index in range(rows + 10))
+    assert ledger.has_work()
     assert time.monotonic() - begun < START_S
-    assert [file.uri[-13:-4] for file in plan.todo_files()] == [f"{rows + index:09d}" for index in range(10)]
-    assert plan.units()[0] == rows
+    assert [file.uri[-13:-4] for file in ledger.todo_files()] == [
+        f"{rows + index:09d}" for index in range(10)
+    ]
+    assert ledger.units()[0] == rows
     assert memory_bytes() - before < BYTES_AT_MOST
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segray.cli import main
-from segray.output.lease import Lease, Lock
+from segray.output.lease import Holder, Lease
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from tests.bulk.runs import tables
@@ -35,7 +35,7 @@ def unfinished(expected: Path, tmp_path: Path) -> Path:
 
 
 def write_lease(run: Path, **others: object) -> None:
-    lock = Lock(Store(str(run), StorageSettings()))
+    lock = Lease(Store(str(run), StorageSettings()))
     worked = {"machine_hours": {"8 CPU": 1.5}, "cost": {"8 CPU": 3.0, "total": 3.0}}
     lock.tell = lambda: {"total": 123, "images_per_s": 0.5, **worked}
     (run / "_segray/lease.json").write_text(json.dumps(json.loads(lock._lease()) | others))
@@ -94,7 +94,7 @@ def test_a_damaged_lease_is_of_nobody_known(
     (unfinished / "_segray/lease.json").write_bytes(damage)
     found, _ = told(capsys, unfinished)
     assert (found["state"], found["counts"]["done"]) == ("held", 100)
-    assert found["holder"]["host"] == Lease().host
+    assert found["holder"]["host"] == Holder().host
 
 
 def test_an_item_that_was_done_again_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.sources.byte_ranges import WHOLE_BYTES
+from segray.sources.read_step import WHOLE_BYTES
 from segray.storage import open_filesystem
 from tests.bulk.runs import MODELS, TILING, annotate, by_base_name, tables
 from tests.faults import wanting

@@ -20,9 +20,9 @@ from PIL import Image
 
 from segray.data.pairs import Pairs, list_pairs
 from segray.errors import SettingsError
-from segray.sources.fetch import fetch_files
 from segray.sources.item import Source
 from segray.sources.listing import Listing
+from segray.sources.read_step import fetch_files
 from segray.storage import StorageSettings
 from tests.servers import LoopbackServer, Server
 

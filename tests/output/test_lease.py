@@ -18,7 +18,7 @@ import pytest
 
 from segray import schema
 from segray.errors import JobFailedError, SettingsError
-from segray.output.lease import NAME, Lease, Lock, newest_generation
+from segray.output.lease import NAME, Holder, Lease, newest_generation
 from segray.output.store import Store
 from segray.storage import LeaseSettings, StorageSettings
 from tests.faults import failing, ignoring
@@ -31,22 +31,22 @@ ELSEWHERE = {"run_id": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started
 
 HOLD = """
 import sys, time
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.storage import StorageSettings
-with Lock(Store(sys.argv[1], StorageSettings.model_validate_json(sys.argv[2]))):
+with Lease(Store(sys.argv[1], StorageSettings.model_validate_json(sys.argv[2]))):
     print("held", flush=True)
     time.sleep(60)
 """
-AWAY = HOLD.replace("with Lock", "import socket\nsocket.gethostname = lambda: 'elsewhere'\nwith Lock")
+AWAY = HOLD.replace("with Lease", "import socket\nsocket.gethostname = lambda: 'elsewhere'\nwith Lease")
 
 
 def quick(storage: StorageSettings | None = None) -> StorageSettings:
     return (storage or StorageSettings()).model_copy(update={"lease": QUICK})
 
 
-def make_lock(root: Path | str, storage: StorageSettings | None = None) -> Lock[Store]:
-    return Lock(Store(str(root), quick(storage)))
+def make_lock(root: Path | str, storage: StorageSettings | None = None) -> Lease[Store]:
+    return Lease(Store(str(root), quick(storage)))
 
 
 @contextmanager
@@ -68,8 +68,8 @@ def left_behind(root: Path, **fields: Any) -> None:
     (root / NAME).write_text(json.dumps(ELSEWHERE | fields))
 
 
-def lease_in(root: Path) -> Lease:
-    return Lease.of((root / NAME).read_bytes())
+def lease_in(root: Path) -> Holder:
+    return Holder.of((root / NAME).read_bytes())
 
 
 def test_a_second_run_is_refused_while_the_first_lives_and_not_after_its_death(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_of_many_that_take_over_at_once_one_does(
         locks = [make_lock(server.url(f"lock/{tmp_path.name}"), server.storage) for _ in range(4)]
     results: list[bool] = []
 
-    def take(lock: Lock[Store]) -> None:
+    def take(lock: Lease[Store]) -> None:
         try:
             with lock:
                 results.append(True)
@@ -229,7 +229,7 @@ def test_a_run_that_slept_asks_before_it_writes(tmp_path: Path) -> None:
 
 
 SLEEPER = (
-    HOLD.replace("with Lock", "from segray.errors import JobFailedError\nwith Lock")
+    HOLD.replace("with Lease", "from segray.errors import JobFailedError\nwith Lease")
     .replace(
         "(Store(sys.argv[1], StorageSettings.model_validate_json(sys.argv[2]))):",
         "(Store(sys.argv[1], StorageSettings.model_validate_json(sys.argv[2]))) as lock:",
@@ -320,7 +320,7 @@ def test_a_storage_that_ignores_conditions_is_refused_by_name(
             make_lock(url, storage).__enter__()
         assert server.names(f"lock/{tmp_path.name}/") == []
         trusting = storage.model_copy(update={"lease": QUICK.model_copy(update={"probe": False})})
-        with Lock(Store(url, trusting)) as lock:
+        with Lease(Store(url, trusting)) as lock:
             lock.check()
 
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from segray import schema
-from segray.bulk import committer as sink_module
-from segray.bulk.committer import Sink
-from segray.bulk.ledger_db import Plan
+from segray.bulk import committer as committer_module
+from segray.bulk.committer import Committer
+from segray.bulk.ledger_db import LedgerDb
 from segray.errors import JobFailedError, SettingsError
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.sources.item import Source
 from segray.storage import StorageSettings
@@ -72,29 +72,29 @@ def seed(root: Path) -> None:
 
 def run(store: Store) -> None:
     """The job of today, with as many commits and merges as possible."""
-    with Plan() as plan:
+    with LedgerDb() as ledger:
         names = [("old", "2"), ("bad", "1"), ("kept", "1"), ("new", "1"), ("newer", "1")]
-        plan.add_sources(Source(uri, uri, "file", version, 1) for uri, version in names)
-        plan.add_sources([Source("t.tar", "t.tar", "tar", "1", 1)])
+        ledger.add_sources(Source(uri, uri, "file", version, 1) for uri, version in names)
+        ledger.add_sources([Source("t.tar", "t.tar", "tar", "1", 1)])
         parts = store.recover()
         for part in parts:
-            plan.add_ledger(store, part)
-        plan.forget_rejected()
-        sink = Sink(store, plan, Lock(store), parts, every_s=0, verb=VERB)
-        for file in list(plan.todo_files()):
-            sink.add(table(answer(file.uri, file.version)))
-        for archive in list(plan.todo_archives()):
-            sink.add(table(end("t.tar", 2)))
+            ledger.add_ledger(store, part)
+        ledger.forget_rejected()
+        committer = Committer(store, ledger, Lease(store), parts, every_s=0, task=VERB)
+        for file in list(ledger.todo_files()):
+            committer.add(table(answer(file.uri, file.version)))
+        for archive in list(ledger.todo_archives()):
+            committer.add(table(end("t.tar", 2)))
             for index in (1, 4):
                 if index not in archive:
-                    sink.add(table(answer("t.tar", member=index)))
-        sink.finish()
+                    committer.add(table(answer("t.tar", member=index)))
+        committer.finish()
 
 
 def test_a_cut_anywhere_ends_with_the_rows_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_module, "MERGE_BYTES", 20_000)  # about two commits
+    monkeypatch.setattr(committer_module, "MERGE_BYTES", 20_000)  # about two commits
     seed(tmp_path / "whole")
     run(open_store(tmp_path / "whole"))
     cuts = 0
@@ -198,10 +198,10 @@ def test_a_start_reads_each_part_for_what_it_replaces_and_for_its_rows(tmp_path:
             return super().read(name)
 
     store = Asked(str(tmp_path), StorageSettings())
-    with Plan() as plan:
+    with LedgerDb() as ledger:
         for part in store.recover():
-            plan.add_ledger(store, part)
-        assert plan.counts()["items"] == 3
+            ledger.add_ledger(store, part)
+        assert ledger.counts()["items"] == 3
     assert len(asked) == 3
     assert max(asked.values()) == 2
 

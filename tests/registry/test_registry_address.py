@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from segray.annotate.settings import AnnotateSettings
 from segray.errors import SettingsError
 from segray.registry.address import RegistryAddress, absolute, parse
-from segray.settings import AnnotateSettings, printable
+from segray.settings import printable
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from segray.cli import main
 from segray.drift.profile import Profile
 from segray.drift.reading import profile_of
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.registry.registry import Registry
 from segray.retrain.holdout import Holdout
 from segray.retrain.labels import from_bytes
@@ -182,9 +182,9 @@ def test_another_run_holds_the_lease(
 ) -> None:
     here = copied(first, tmp_path, monkeypatch)
     write_labels(here / "cells", MORE)
-    with Lock(Output(str(here / "rounds"), StorageSettings())):
+    with Lease(Output(str(here / "rounds"), StorageSettings())):
         assert retrain() == 4
-    with Lock(Output(str(here / "rounds/rounds/0002/train"), StorageSettings())):
+    with Lease(Output(str(here / "rounds/rounds/0002/train"), StorageSettings())):
         assert retrain() == 4  # of a run that has lost the output, and still trains
     assert "is being written by another run" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from segray.errors import HeldError
 from segray.output.folder import Output
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import MODEL
 from segray.registry.registry import Registry
 from segray.retrain.promotion import promote
@@ -32,7 +32,7 @@ def end_of_round(given: RetrainSettings, number: int, start: threading.Barrier, 
     store = Output(given.output, given.storage)
     start.wait()
     try:
-        with Lock(store):
+        with Lease(store):
             now = Round(store, number, given.output)
             if now.is_over:
                 return

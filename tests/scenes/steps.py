@@ -9,13 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segray.annotate.merge_instances import joined_item
+from segray.annotate.merge_instances import merged_item
 from segray.annotate.predictor import Predictor
 from segray.models.weights import load_weights
 from segray.scenes.scene import Tiling
-from segray.sources.byte_ranges import read_files
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.listing import Listing
+from segray.sources.read_step import read_files
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 
@@ -40,14 +40,14 @@ def answered(path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str) -> 
         score_threshold=0.5,
         batch_size=1,
     )
-    return pa.concat_tables([predictor.answer(table) for table in tiles(path, tiling, sandbox)])
+    return pa.concat_tables([predictor.predict(table) for table in tiles(path, tiling, sandbox)])
 
 
 def annotated(
     path: Path, tiling: Tiling, sandbox: DecodeSandbox, model: str, crs: str = "OGC:CRS84"
 ) -> dict[str, Any]:
     """The item's row."""
-    (row,) = joined_item(answered(path, tiling, sandbox, model), crs).to_pylist()
+    (row,) = merged_item(answered(path, tiling, sandbox, model), crs).to_pylist()
     return dict(row)
 
 

@@ -22,7 +22,7 @@ from segray.errors import ItemError
 from segray.scenes import reading as reading_module
 from segray.scenes.reading import SceneReader
 from segray.scenes.scene import Scene, Tiling, patches, scene_from
-from segray.sources.byte_ranges import may_be_scene
+from segray.sources.file_headers import may_be_scene
 
 HERE = from_origin(500_000, 40_000, 0.5, 0.5)
 SMALL = Tiling(128, 32)

@@ -15,7 +15,7 @@ import rasterio
 import shapely
 from PIL import Image
 
-from segray.sources.byte_ranges import WHOLE_BYTES
+from segray.sources.read_step import WHOLE_BYTES
 from segray.storage import open_filesystem
 from tests.bulk.runs import TILING, annotate, kill_tree, running, tables, tiles, wait_for
 from tests.scenes.made import METRES, Numbers, masks, town, write

@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from jobs.benchmarks.commands import ENVIRONMENT
 from jobs.benchmarks.processes import peak_bytes, started
-from segray.sources.byte_ranges import WHOLE_BYTES
+from segray.sources.read_step import WHOLE_BYTES
 from tests.bulk.runs import tables
 from tests.faults import distant
 from tests.scenes.made import METRES, town

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segray.annotate.merge_instances import joined_item
+from segray.annotate.merge_instances import merged_item
 from segray.scenes.scene import Tiling
 from segray.schema import ANNOTATED
 from segray.sources.sandbox import DecodeSandbox
@@ -81,7 +81,7 @@ def test_a_scene_that_cannot_be_joined_is_rejected_alone(tmp_path: Path, sandbox
     answers = answered(write(tmp_path / "town.tif", town(300, 300)), Tiling(256, 64), sandbox, "exact")
     rows = answers.to_pylist()
     rows[0]["found"][0]["segmentation"]["counts"] = ""  # no pixel, which nothing that we write holds
-    (row,) = joined_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
+    (row,) = merged_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
     assert (row["status"], row["error_type"], row["found"]) == ("rejected", "crashed", [])
     assert "its tiles cannot be joined" in row["error"]
     assert row["tiles"] == row["tiles_rejected"] == 4

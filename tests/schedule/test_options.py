@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segray.annotate.settings import AnnotateSettings
 from segray.cli import main
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
 from segray.schedule.job import split
 from segray.schedule.settings import USED, WORLDS, ScheduleSettings
-from segray.settings import AnnotateSettings, CommonSettings
-from segray.submit.job import VERBS
+from segray.settings import CommonSettings
 from segray.train.settings import TrainSettings
+from segray.verbs import ON_DATA
 from tests.schedule.made import REMOTE, written
 
 OWN = ("--cron", "0 3 * * *", "--as")
@@ -66,7 +67,7 @@ def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], f"one of {', '.join(VERBS)}"),
+        ([], f"one of {', '.join(ON_DATA)}"),
         ([*OWN, "k8s"], "say what is to be run"),
         ([*OWN, "k8s", "anotate", "x"], "did you mean annotate?"),
         ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "belongs to annotate"),

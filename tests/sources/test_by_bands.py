@@ -20,8 +20,8 @@ from segray.data.pair_reader import Example, Reader
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling
-from segray.sources.byte_ranges import MemoryRanges, decode_picture
-from segray.sources.decoding import Decoder
+from segray.sources.byte_ranges import MemoryRanges
+from segray.sources.decode_step import Decoder, decode_picture
 from segray.sources.item import Source
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox, _Child

@@ -30,8 +30,9 @@ from segray.errors import ERROR_TYPES, ItemError, SettingsError
 from segray.scenes.scene import Tiling
 from segray.schema import FETCHED
 from segray.sources.archives import read_archive
-from segray.sources.byte_ranges import MemoryRanges, may_be_scene
+from segray.sources.byte_ranges import MemoryRanges
 from segray.sources.decode import Decoded, decode_rgb
+from segray.sources.file_headers import may_be_scene
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.annotate.merge_instances import joined_item
-from segray.bulk.results import Outcome, answers_table
+from segray.annotate.merge_instances import merged_item
+from segray.bulk.results import Outcome, results_table
 from segray.errors import ItemError
 from segray.predict.predictor import Labelled
 from segray.scenes.scene import Tiling
 from segray.schema import ANNOTATED
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
 from segray.sources.quality import MOST, RUN, Quality, measure
 from segray.sources.rows import FetchedRows
@@ -112,7 +112,7 @@ def test_the_decoder_measures_and_rejected_rows_have_none(sandbox: DecodeSandbox
     assert found[3:] == expected[3:]
     assert np.allclose(np.array(found[:3]), np.array(expected[:3]))
     outcomes: list[Outcome] = [Labelled(), ItemError("crashed", "the model failed"), Labelled(), None, None]
-    rows_out = answers_table(decoded, outcomes)
+    rows_out = results_table(decoded, outcomes)
     assert rows_out["brightness"].is_valid().to_pylist() == [True, False, True, False, False]
     assert rows_out["sharpness"].is_valid().to_pylist() == [True, False, True, False, False]
 
@@ -132,7 +132,7 @@ def test_windows_weigh_by_their_pixels_and_those_without_data_nothing(tmp_path: 
     rows[0] |= {"brightness": 10.0, "height": 10, "width": 30}
     rows[1] |= {"brightness": 20.0, "height": 10, "width": 10}
     rows[2] |= {"status": "skipped"}
-    (row,) = Joining(VERB.settings).joined(table(*rows)).to_pylist()
+    (row,) = Joining(VERB.settings).merge_tiles(table(*rows)).to_pylist()
     assert (row["status"], row["brightness"], row["sharpness"]) == ("annotated", 12.5, None)
 
 
@@ -140,5 +140,5 @@ def test_a_scene_that_is_rejected_has_none(tmp_path: Path, sandbox: DecodeSandbo
     answers = answered(write(tmp_path / "town.tif", town(300, 300)), Tiling(256, 64), sandbox, "exact")
     rows = answers.to_pylist()
     rows[0]["found"][0]["segmentation"]["counts"] = ""
-    (row,) = joined_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
+    (row,) = merged_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
     assert (row["status"], row["brightness"], row["sharpness"]) == ("rejected", None, None)

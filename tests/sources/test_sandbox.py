@@ -22,7 +22,7 @@ from PIL import Image
 from segray.data.labels import LabelRules, read_label
 from segray.errors import ItemError, JobFailedError
 from segray.schema import DECODED
-from segray.sources.decoding import Decoder
+from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
 from segray.sources.label_image import read_stored
 from segray.sources.rows import FetchedRows

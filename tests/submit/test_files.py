@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from segray.settings import AnnotateSettings, load_settings
+from segray.annotate.settings import AnnotateSettings
+from segray.command_line import load_settings
 from segray.submit import kuberay, sky, slurm
 from segray.submit.order import order_of
 from segray.submit.settings import SubmitSettings

@@ -12,12 +12,14 @@ import yaml
 from pydantic import AfterValidator
 
 from segray.address import absolute_address
+from segray.annotate.settings import AnnotateSettings
 from segray.cli import main
+from segray.command_line import load_settings
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
-from segray.settings import AnnotateSettings, WeightsAddress, load_settings
+from segray.settings import WeightsAddress
 from segray.submit import slurm
 from segray.submit.job import split
 from segray.submit.order import ADDRESSES, SETTINGS, Order, members, order_of
@@ -313,9 +315,11 @@ def test_wrong_commands(words: tuple[str, ...], said: str, capsys: pytest.Captur
 
 
 def test_examples_of_the_help_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    from segray.submit.job import EXAMPLES
-
-    lines = [line.split()[1:] for line in EXAMPLES.splitlines() if line.lstrip().startswith("segray ")]
+    lines = [
+        line.split()[1:]
+        for line in SubmitSettings.examples.splitlines()
+        if line.lstrip().startswith("segray ")
+    ]
     assert len(lines) >= 4
     for words in lines:
         own, verb, rest = split(words[1:])

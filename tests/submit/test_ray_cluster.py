@@ -45,7 +45,7 @@ def make():
 
 FOLLOW = """
 import sys
-from segray.settings import load_settings
+from segray.command_line import load_settings
 from segray.submit.ray_cluster import RayCluster
 from segray.submit.settings import SubmitSettings
 

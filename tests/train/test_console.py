@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train import console
@@ -24,7 +24,7 @@ def test_what_is_left_is_told_after_two_epochs_of_this_run(
     ]
     store = Store(str(tmp_path), StorageSettings())
     store.write("metrics.jsonl", lines[0].encode())
-    with Lock(store) as lock, Watch(store, 10, lock, lambda: "one word"):
+    with Lease(store) as lock, Watch(store, 10, lock, lambda: "one word"):
         store.write("metrics.jsonl", "".join(lines).encode())
     assert capsys.readouterr().err.splitlines() == [
         "segray: one word",
@@ -41,7 +41,7 @@ def test_what_cannot_be_shown_ends_no_training(
     monkeypatch.setattr(console, "_LOOK_EVERY_S", 0.05)
     store = Store(str(tmp_path), StorageSettings())
     line = {"epoch": 1, "train_loss": 0.5, "miou": None, "images_per_s": 4.0, "time": 0.0}
-    with Lock(store) as lock, Watch(store, 1, lock, lambda: None):
+    with Lease(store) as lock, Watch(store, 1, lock, lambda: None):
         (tmp_path / "metrics.jsonl").mkdir()
         time.sleep(0.5)
         (tmp_path / "metrics.jsonl").rmdir()

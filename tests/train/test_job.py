@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from segray import cluster
 from segray.models.modelfile import load_model_file
 from segray.models.semantic import classes_of
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.status import lines as lines_of
 from segray.status import status_of
@@ -143,7 +143,7 @@ def test_a_model_of_unknown_origin_is_not_written_over(
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_second_live_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Lock(Store(str(tmp_path), StorageSettings())):
+    with Lease(Store(str(tmp_path), StorageSettings())):
         assert train(data, tmp_path) == 2
     assert "is being written by another run (process " in capsys.readouterr().err
 

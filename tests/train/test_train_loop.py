@@ -13,7 +13,7 @@ from torch import Tensor
 from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
 from segray.models.modelfile import SemanticCard, load_model_file
-from segray.output.lease import Lock
+from segray.output.lease import Lease
 from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
@@ -271,9 +271,9 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
 def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
     """Its driver may be gone and stop nobody."""
     store = Store(str(tmp_path), StorageSettings())
-    with Lock(store):
+    with Lease(store):
         loop = begin(tmp_path, Mortal())
-    with Lock(store), pytest.raises(JobFailedError, match=r"another run took .* over"):
+    with Lease(store), pytest.raises(JobFailedError, match=r"another run took .* over"):
         loop.run(stream(0, 0, EPOCHS, Mortal()), STEPS * BATCH, SCORED)
     assert [path.name for path in tmp_path.iterdir()] == ["_segray"]
 

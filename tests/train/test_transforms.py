@@ -26,8 +26,9 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional
 
+from segray.command_line import load_settings
 from segray.errors import SettingsError
-from segray.settings import JobSettings, load_settings
+from segray.settings import JobSettings
 from segray.train.transforms.geometry import Axis
 from segray.train.transforms.semantic import augmented, fitted
 from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength

@@ -1,7 +1,7 @@
 """FETCHED -> DECODED: encoded files become pixels, whole pictures or the tiles of scenes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,8 +14,9 @@ from segray.errors import ItemError
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.schema import DECODED
-from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges, decode_picture, may_be_scene
+from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges
 from segray.sources.decode import Decoded
+from segray.sources.file_headers import is_for_gdal, may_be_scene
 from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
@@ -40,7 +41,7 @@ class _Piece:
 
 @dataclass
 class Decoder:
-    """Holds what decoding needs; `tables` is the stage."""
+    """Hold what decoding needs; `tables` is the step."""
 
     sandbox: DecodeSandbox
     max_pixels: int
@@ -51,7 +52,7 @@ class Decoder:
     table_rows: int = TABLE_ROWS
 
     def tables(self, fetched: pa.Table) -> Iterator[pa.Table]:
-        """FETCHED -> tables of DECODED in order, a row for each row, or one for each tile.
+        """Turn FETCHED into tables of DECODED in order, a row for each row, or one for each tile.
 
         Error and control rows pass through. A table is cut at `table_rows`, and before its pixels would
         exceed `table_bytes` (one picture may, alone): pictures have the same size in every run, so the cuts
@@ -116,7 +117,7 @@ class Decoder:
             yield _Piece(row, picture)
 
     def _cut(self, building: "_Building", row: int, picture: Decoded) -> Iterator[_Piece]:
-        """A large picture, window by window."""
+        """Cut a large image into its windows."""
         pixels = picture.pixels.copy()  # its room is wanted
         height, width, _ = pixels.shape
         scene = Scene(height, width, self.tiling.tile, self.tiling.overlap, told=picture.note)
@@ -125,6 +126,20 @@ class Decoder:
             place = building.room.file.place(building.room.used, part.size).reshape(part.shape)
             np.copyto(place, part)
             yield _Piece(row, Decoded(place, picture.frames), scene, tile)
+
+
+def decode_picture(
+    sandbox: DecodeSandbox, file: MemoryRanges, max_pixels: int, tiling: Tiling, room: Room | None = None
+) -> Decoded:
+    """Decode as `DecodeSandbox.decode`; a sound image that Pillow does not know is read by its bands."""
+    try:
+        return sandbox.decode(file.data, max_pixels, room)
+    except ItemError as error:
+        if not is_for_gdal(file.data, error):
+            raise
+    scene = sandbox.describe(file, replace(tiling, picture_pixels=0, resolution=None))
+    assert scene is not None
+    return sandbox.whole(file, scene, max_pixels, room)
 
 
 def _file_of(fetched: pa.Table, row: int, storage: StorageSettings) -> FileRanges:
@@ -144,7 +159,7 @@ class _Building:
         self.most_rows = decoder.table_rows
 
     def add(self, piece: _Piece) -> Iterator[pa.Table]:
-        """A piece whose pixels, if any, lie in `room` behind its `used` bytes; yields a full table."""
+        """Add a piece whose pixels, if any, lie in `room` after its `used` bytes; yield a full table."""
         size = piece.outcome.pixels.nbytes if isinstance(piece.outcome, Decoded) else 0
         room = self.room
         if room.used and size and room.used + size > self._decoder.table_bytes:
@@ -162,7 +177,7 @@ class _Building:
             self.room = self._decoder.sandbox.room()
 
     def rest(self) -> Iterator[pa.Table]:
-        """The last table, where anything is left."""
+        """Yield the last table, where anything is left."""
         if self._pieces:
             yield self._take()
 
@@ -172,7 +187,7 @@ class _Building:
 
 
 def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
-    """The rows that the pieces are of, with their pictures in place of the encoded bytes."""
+    """Return the rows that the pieces are of, with pixels in place of the encoded bytes."""
     rows = [piece.row for piece in pieces]
     whole = all(after == before + 1 for before, after in pairwise(rows))
     part = fetched.slice(rows[0], len(rows)) if whole else fetched.drop(["data"]).take(pa.array(rows))
@@ -209,7 +224,7 @@ def _measured(one: Decoded) -> Quality:
 
 
 def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:
-    """The room's pixels as a column, without a copy."""
+    """Return the room's pixels as a column, without a copy."""
     sizes = [0 if one is None else one.pixels.nbytes for one in found]
     offsets = np.cumsum([0, *sizes], dtype=np.int64)
     valid = pa.array([one is not None for one in found]).buffers()[1]

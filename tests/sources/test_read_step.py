@@ -8,9 +8,9 @@ import pytest
 
 from segray.schema import FETCHED
 from segray.sources import rows
-from segray.sources.fetch import fetch_files
 from segray.sources.item import Source, image_id
 from segray.sources.listing import Listing
+from segray.sources.read_step import fetch_files
 from segray.storage import StorageSettings
 from tests.faults import Fault, failing
 from tests.servers import Server

@@ -1,0 +1,35 @@
+"""What `segray annotate` can be told; flags, environment, YAML and help come from here."""
+
+from pydantic import Field
+
+from segray.bulk.settings import BulkSettings
+from segray.settings import JobSettings, WeightsAddress
+
+
+class AnnotateSettings(BulkSettings):
+    """Mask R-CNN over a collection of images, into Parquet instance annotations.
+
+    A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
+    Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
+    with the same command, does only what is missing.
+    """
+
+    basic = (*("sources", "output", "weights", "score_threshold", "max_rejects"), *JobSettings.basic[1:])
+    examples = """examples:
+  segray annotate photos/ --weights nuclei-small --output out/
+  segray annotate s3://bucket/shards/ --output s3://bucket/labels --weights coco-v2 --actors 8
+  segray annotate list.parquet more.tar --config annotate.yaml --max-rejects 0.01
+
+exit codes:
+  0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
+  130 interrupted, run again to continue"""
+
+    weights: WeightsAddress = Field(
+        "coco-v2",
+        description="model: a name (see `segray models`), a path or URL, registry://BUCKET/PATH#MODEL@ALIAS, "
+        "or python:module:factory",
+    )
+    score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
+    proposals: int | None = Field(
+        None, ge=1, description="most regions an image that a Mask R-CNN looks at; default the model's own"
+    )

@@ -1,0 +1,69 @@
+"""Ray Data as this job wants it: one table a block, no noise, quick to hand on what is ready."""
+
+import math
+import time
+from collections.abc import Generator
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext
+
+from segray.columns import unpacked
+from segray.errors import JobFailedError, SegrayError
+from segray.ray_private import poll_every
+from segray.settings import RaySettings
+
+POLL_S = (0.02, 0.5)
+"""Minimum and maximum polling interval of Ray Data's scheduler, in seconds. It lets a worker be at most two
+blocks ahead: at its own 0.1 s, decoders that fill two in less stood idle; and each poll takes 3 ms of a core,
+which a slow model on two cores misses. So it polls four times while a table is made, by the mean of the last
+ones. A constant of Ray's, not an option."""
+
+BLOCK_BYTES = 1
+"""Ray hands a block on once it is larger than this, and cuts it between rows. Our tables are one row each
+(see `packed`), so every block is one table as a stage made it: neither gathered nor cut, by Ray's bytes, to
+hundreds of small pictures that the model gets all at once or not at all."""
+
+
+def configure(settings: RaySettings) -> None:
+    """Set this process's context of Ray Data."""
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Pools grow with the work: a start of one actor each is quickest. They do not shrink: Ray would, while
+    # it holds work back for want of memory, and one decoder alone is slow.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+    context.execution_no_progress_timeout_s = settings.stall_timeout_s
+    _poll_every(0)
+
+
+def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, None, None]:
+    """Run the steps, and yield their tables as they come; `prefetch` more are fetched meanwhile.
+
+    A prefetched block is one that waits for the next before it can be committed.
+    Raises JobFailedError when a step breaks; what was yielded before stays valid.
+    """
+    last, mean = math.inf, 0.0
+    blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch)
+    try:
+        for block in blocks:
+            now = time.monotonic()
+            mean, last = mean + (max(now - last, 0.0) - mean) / 8, now  # not from the first: Ray started
+            _poll_every(mean / 4)
+            yield from unpacked(block)
+    except SegrayError:
+        raise
+    except Exception as error:
+        raise JobFailedError(f"the pipeline broke: {cause(error)}") from error
+
+
+def _poll_every(seconds: float) -> None:
+    poll_every(min(max(seconds, POLL_S[0]), POLL_S[1]))
+
+
+def cause(error: BaseException) -> str:
+    """Return what broke in one line: Ray gives the user's error at the end of a long text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if ": " in last else f"{type(error).__name__}: {last}"

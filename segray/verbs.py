@@ -1,0 +1,58 @@
+"""The verbs: what each can be told, and what runs it. Nothing is imported before it is asked for."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segray.settings import CommonSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One line of the table; `module:name` is below the package."""
+
+    settings: str | None
+    """Its class of settings; None where it has none."""
+    run: str
+    """The function that is given the settings and returns the exit code."""
+    reads: str = ""
+    """Of verbs that work on data: what they look at first."""
+    json: bool = False
+    """Whether there is a flag --json; `run` is given `as_json`."""
+    splits: bool = False
+    """Whether `run` is given the arguments instead: some of them are another verb's."""
+
+    def settings_class(self) -> "type[CommonSettings] | None":
+        """Return the class of its settings, imported."""
+        return None if self.settings is None else _named(self.settings)
+
+    def function(self) -> Any:
+        """Return what runs it, imported."""
+        return _named(self.run)
+
+
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(f"segray.{module}"), attribute)
+
+
+_SOURCES = "the sources, the weights and the output"
+VERBS: dict[str, Verb] = {
+    "annotate": Verb("annotate.settings:AnnotateSettings", "annotate.task:annotate", _SOURCES),
+    "train": Verb("train.settings:TrainSettings", "train.job:train", "the data and the output"),
+    "predict": Verb("predict.settings:PredictSettings", "predict.task:predict", _SOURCES),
+    "evaluate": Verb("evaluate.settings:EvaluateSettings", "evaluate.job:evaluate", "what is to be compared"),
+    "retrain": Verb(
+        "retrain.settings:RetrainSettings", "retrain.job:retrain", "the labels, the registry and the output"
+    ),
+    "submit": Verb("submit.settings:SubmitSettings", "submit.job:run", splits=True),
+    "schedule": Verb("schedule.settings:ScheduleSettings", "schedule.job:run", splits=True),
+    "status": Verb("settings:StatusSettings", "status:show", json=True),
+    "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
+    "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
+    "models": Verb(None, "models.catalog:show", json=True),
+    "doctor": Verb("settings:DoctorSettings", "doctor:show", json=True),
+}
+ON_DATA = tuple(name for name, verb in VERBS.items() if verb.reads)
+"""Verbs that work on data, and can be submitted and scheduled."""
