@@ -133,7 +133,7 @@ def test_its_status(
     assert main(["status", "rounds"]) == 0
     told = capsys.readouterr().out
     assert "retrain, finished" in told
-    assert f"2 of 2 rounds over; the last one: promoted cells@{last_record(second)['version']}" in told
+    assert f"2 of 2 rounds done; last round: promoted cells@{last_record(second)['version']}" in told
 
 
 def test_nothing_new_is_exit_4(
