@@ -80,7 +80,7 @@ def test_exit_codes_come_back(submit: Submit, tmp_path: Path) -> None:
     assert ended(submit(*one, "annotate", "nothing", "--output", "none"))[0] == 0  # nothing to do
     code, out, _ = ended(submit(*one, "annotate", "photos", "--output", "out", "--weights", "nuclei-small"))
     assert code == 2
-    assert "that no run of segray made" in out
+    assert "that segray did not write" in out
     code, _, err = ended(submit(*one, "--partition", "nowhere", "annotate", "photos", "--output", "out"))
     assert code == 2
     assert "slurm: sbatch refuses the job: " in err
