@@ -64,7 +64,7 @@ def test_the_plain_form_means_the_same(expression: str) -> None:
     when = cron(expression)
     assert expected(when.vixie) == expected(expression)
     if when.both:
-        with pytest.raises(ValueError, match="only systemd and crontab can say it"):
+        with pytest.raises(ValueError, match="only systemd and crontab support both"):
             _ = when.portable
         return
     for part, most in zip(when.portable.split(), (59, 23, 31, 12, 6), strict=True):
