@@ -130,7 +130,7 @@ def _under_way(submit: SubmitSettings, order: Order) -> str | None:
     ).splitlines():
         job, _, comment = line.strip().partition(" ")
         if comment != f"segray:{order.digest}":
-            raise SettingsError(f"name: job {job} of that name has other settings; choose another --name")
+            raise SettingsError(f"name: job {job} has that name but other settings; choose another --name")
         say(f"job {job} is queued already; following it")
         return job
     return None

@@ -89,7 +89,7 @@ def test_groups_that_no_held_out_picture_has_are_told(job: Job, tmp_path: Path) 
 @pytest.mark.parametrize("url", ["my#models", "memory://models"])
 def test_a_registry_that_no_address_could_name_is_refused(tmp_path: Path, url: str) -> None:
     where = url if "://" in url else str(tmp_path / url)
-    with pytest.raises(SettingsError, match="--weights could not name its models"):
+    with pytest.raises(SettingsError, match="--weights could not address its models"):
         Registry(where, StorageSettings()).check_usable()
 
 
