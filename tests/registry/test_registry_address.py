@@ -49,10 +49,10 @@ def test_addresses(spec: str, url: str, model: str, which: str, again: str) -> N
         ("registry+ftp://b#m", "registry\\+ftp is not one of"),
         ("registry+s3:b#m", "write registry\\+s3://"),
         ("registry://b#m@chmpion", "neither a version .12 hex digits. nor an alias .champion"),
-        ("registry://b#m@", "no version"),
-        ("registry://b#m@0123", "no version"),
-        ("registry://b#../x@champion", "take letters, digits"),
-        ("registry://b#a/b", "take letters, digits"),
+        ("registry://b#m@", "neither a version"),
+        ("registry://b#m@0123", "neither a version"),
+        ("registry://b#../x@champion", "use letters, digits"),
+        ("registry://b#a/b", "use letters, digits"),
     ],
 )
 def test_wrong_ones_are_told(spec: str, words: str) -> None:

@@ -59,7 +59,7 @@ def test_the_verb_as_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "0 versions deleted" in said(capsys)
     (here / "reg/roads/versions" / first / "card.md").unlink()
     assert registry("verify", "roads") == 1
-    assert f"roads@{first}: card.md is gone" in said(capsys)
+    assert f"roads@{first}: card.md is missing" in said(capsys)
 
 
 def test_what_was_refused_is_promoted_by_force_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_what_was_refused_is_promoted_by_force_alone(here: Path, capsys: pytest.
         (("lst",), 2, "'lst' is not one of list, show"),
         (("add", "roads"), 2, "usage: segray registry add MODEL FILE|RUN"),
         (("add", "roads", "gone.pt"), 2, "neither a model file nor a finished training"),
-        (("add", "ro/ads", "1.pt"), 2, "take letters, digits"),
+        (("add", "ro/ads", "1.pt"), 2, "use letters, digits"),
         (("add", "roads", "note.txt"), 2, "note.txt: refused, it carries code or is no file"),
         (("show", "roads"), 4, "has no model roads; it is empty, or does not exist"),
         (("gc", "roads"), 4, "has no model roads"),
@@ -106,7 +106,7 @@ def test_an_address_is_weights_and_the_run_is_known(
     version = version_in(said(capsys))
     weights = ("--weights", "registry:reg#roads@challenger", "--output", "out")
     assert main(["predict", "photos", "--weights", "registry:reg#roads", "--output", "out"]) == 2
-    assert "roads has no previous champion" in said(capsys)
+    assert "roads has no champion" in said(capsys)
     assert main(["predict", "photos", *weights]) == 0
     record = json.loads((here / "out/run.json").read_text())
     assert record["identity"]["model"] == f"registry://{here}/reg#roads@{version}"

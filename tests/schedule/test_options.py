@@ -59,7 +59,7 @@ def test_a_switch_takes_no_word_with_it() -> None:
 
 def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, "annotate", "--cron", "0 30 * * *", "--as", "sytemd", "--threshold", "2")
-    for each in ("cron: its hour is wrong", "as: ", "--threshold", "output: is required"):
+    for each in ("cron: its hour is invalid", "as: ", "--threshold", "output: is required"):
         assert each in said
 
 
@@ -69,7 +69,7 @@ def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) ->
         ([], f"one of {', '.join(VERBS)}"),
         ([*OWN, "k8s"], "say what is to be run"),
         ([*OWN, "k8s", "anotate", "x"], "did you mean annotate?"),
-        ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "belongs to annotate"),
+        ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "an option of annotate; put it after annotate"),
         (["--as", "k8s", *REMOTE], "cron: is required"),
         (["--cron", "0 3 * * *", *REMOTE], "as: is required"),
         ([*OWN, "k8s", *REMOTE, "--crn", "x"], "did you mean cron?"),
