@@ -21,7 +21,7 @@ sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How much of what goes wrong is tried: small by default, large on request (README, `Measured`)."""
+    """How much of what goes wrong is tried: small by default, large on request (docs/measured.md)."""
     group = parser.getgroup("segray")
     group.addoption("--kills", type=int, default=4, help="seeded kills, of eleven kinds in turn")
     group.addoption("--node-losses", type=int, default=1, help="nodes lost in two- and three-node clusters")

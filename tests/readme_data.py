@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import tarfile
 import zipfile
@@ -33,6 +34,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
         shutil.copytree(ROOT / "tests/data" / name, folder / "tests/data" / name)
     _nuclei(folder / "nuclei")
     shutil.copy(ROOT / "segray/models/bundled/nuclei-small.pt", folder / "my-model.pt")
+    _retraining(folder / "retrain.yaml")
     images = sorted(NUCLEI.glob("images/*.png"))
     _photos(folder, images)
     _people(folder / "people", images)
@@ -51,6 +53,15 @@ def _nuclei(folder: Path) -> None:
     for place, image in enumerate(content["images"]):
         image["split"] = {0: "val", 1: "test"}.get(place, "train")
     (folder / "instances.json").write_text(json.dumps(content))
+
+
+def _retraining(path: Path) -> None:
+    """The settings of `docs/retrain.md`, of labels that lie here."""
+    (settings,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/retrain.md").read_text(), re.M | re.S)
+    labels = ROOT / "tests/data/nuclei-story/first.json"
+    path.write_text(
+        f"root: {labels.parent / 'images'}\n" + settings.replace("data: nuclei ", f"data: {labels} ")
+    )
 
 
 def _scene(path: Path) -> None:

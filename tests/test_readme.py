@@ -1,4 +1,4 @@
-"""Every command of the README, as typed, from a fresh folder; its outputs as their readers read them."""
+"""Every command of README and docs, as typed, from a fresh folder; its outputs as their readers read them."""
 
 import json
 import os
@@ -22,39 +22,69 @@ from segray.cli import VERBS, main
 from tests.readme_data import ROOT, lay
 from tests.servers import Server
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_SIZE": "96", "SEGRAY_PROPOSALS": "20"}
 """Over the files of settings: a test need not learn anything, nor look at a thousand random regions."""
 
 ELSEWHERE = ("cluster.md", "retrain.md")
 """Pages whose commands belong together: see `submit/test_docs` and `retrain/test_story`."""
-OTHERWISE_TRIED = [
-    "pip install uv && uv run --extra dev pytest",
-    "uv sync --extra s3 --extra gcs --extra azure",
-    "ray job submit --address http://head:8265 --working-dir . -- python jobs/annotate.py "
-    "--config jobs/annotate.yaml",
-]
-"""The command of these tests, what it stands on, and the one that needs a cluster."""
+OTHERWISE_TRIED = {
+    README: ["pip install uv && uv run --extra dev pytest"],
+    ROOT / "docs/sources.md": ["uv sync --extra s3 --extra gcs --extra azure"],
+}
+"""The command of these tests, and what it stands on."""
+MOST_LINES = 200
+"""Of the README: a reader of two minutes."""
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def blocks(language: str) -> list[str]:
-    """The blocks of all pages in a language, but for pages that have tests of their own."""
-    text = "\n".join(page.read_text() for page in PAGES if page.name not in ELSEWHERE)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def pages() -> list[Path]:
+    """Return the README, the docs and other pages, in the order in which the README links them."""
+    linked = [ROOT / target.partition("#")[0] for target in LINK.findall(README.read_text())]
+    found = [README, *dict.fromkeys(page for page in linked if page.suffix == ".md")]
+    assert {*found} >= {*(ROOT / "docs").rglob("*.md")}, "the README links each page"
+    return found
+
+
+PAGES = pages()
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return language and text of each fenced block of a page."""
+    return re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """The lines that call segray, without their comments, in the order of the pages."""
-    lines = [line.partition(" #")[0].strip() for line in "".join(blocks("bash")).splitlines()]
-    assert [line for line in lines if "segray " not in line] == OTHERWISE_TRIED
-    return [line for line in lines if "segray " in line]
+    """Return the lines that call segray, without comments, in the order of the pages, each line once.
+
+    Pages that have tests of their own are left out; CONTRIBUTING also has commands that are not segray's.
+    """
+    found = []
+    for page in PAGES:
+        text = "".join(text for language, text in blocks(page) if language == "bash")
+        lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
+        if page.name not in ELSEWHERE:
+            found += [line for line in lines if "segray " in line]
+            others = [line for line in lines if "segray " not in line]
+            assert page == CONTRIBUTING or others == OTHERWISE_TRIED.get(page, [])
+    return list(dict.fromkeys(found))
 
 
 def inline() -> list[str]:
-    """Commands in the middle of a sentence."""
-    text = re.sub(r"^```.*?^```", "", "\n".join(page.read_text() for page in PAGES), flags=re.M | re.S)
-    spans = re.findall(r"`((?:uv run )?segray [^`]+)`", text)
-    return [" ".join(span.split()) for span in spans]
+    """Return the commands in the middle of a sentence."""
+    spans = re.findall(r"`((?:uv run )?segray [^`]+)`", "\n".join(map(prose, PAGES)))
+    return list(dict.fromkeys(" ".join(span.split()) for span in spans))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 FIRST, *OTHERS = commands()
@@ -99,6 +129,37 @@ def output(folder: Path) -> Path:
     *_, hint = told.strip().splitlines()
     assert re.search(r"nucleus +\d{3} +0\.\d+", typed(hint.strip(), folder)), hint
     return folder / "out/nuclei"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_this_project_that_a_page_names_are_there(page: Path) -> None:
+    for name in re.findall(r"(?<![\w/.-])(?:tests|jobs|segray|docs)/[\w./-]*\w", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_command_stands_where_it_is_not_run(page: Path) -> None:
+    """In a block of another language or without a fence, or continued on the next line."""
+    assert "uv run segray" not in re.sub(r"`[^`]+`", "", prose(page))
+    for language, text in blocks(page):
+        if language == "bash":
+            assert not re.search(r"\\$", text, re.MULTILINE)
+        else:
+            assert not re.search(r"^\W*(?:\w+=\S+ )*(?:uv run )?segray [a-z]", text, re.MULTILINE), text
 
 
 @pytest.mark.parametrize("command", OTHERS)

@@ -69,15 +69,15 @@ def ogr_with_duckdb() -> Iterator[None]:
     pyogrio.set_gdal_config_options({"OGR_ADBC_LIBDUCKDB": None})
 
 
-def readme(language: str, word: str) -> str:
-    """The README's one block of that language with that word in it."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def docs(language: str, word: str) -> str:
+    """Return the one block of `docs/scenes.md` of that language with that word in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/scenes.md").read_text(), re.DOTALL)
     (block,) = (each for each in blocks if word in each)
     return str(block)
 
 
-def as_the_readme_has_it(output: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goes to a folder where the output lies at the README's address."""
+def as_the_docs_have_it(output: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes to a folder where the output lies at the address of the docs."""
     (folder / "out").mkdir()
     (folder / "out/kampala").symlink_to(output)
     monkeypatch.chdir(folder)
@@ -140,23 +140,23 @@ def test_ogr_reads_the_parquet_files(output: Path, crs: str, rows: dict[str, Any
     assert_same(pyogrio.read_dataframe(f"ADBC:{part}", use_arrow=True), crs, rows)
 
 
-def test_geopackage_of_the_readme(
+def test_geopackage_of_the_docs(
     output: Path, crs: str, rows: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_the_readme_has_it(output, tmp_path, monkeypatch)
-    exec(readme("python", "houses.gpkg"), {})
+    as_the_docs_have_it(output, tmp_path, monkeypatch)
+    exec(docs("python", "houses.gpkg"), {})
     assert pyogrio.read_info("houses.gpkg")["driver"] == "GPKG"
     assert_same(pyogrio.read_dataframe("houses.gpkg"), crs, rows)
 
 
-def test_query_of_the_readme(
+def test_query_of_the_docs(
     kampala: Callable[..., Path],
     spatial: duckdb.DuckDBPyConnection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    as_the_readme_has_it(kampala(), tmp_path, monkeypatch)
-    query = readme("sql", "spatial").replace("INSTALL spatial; LOAD spatial;", "")
+    as_the_docs_have_it(kampala(), tmp_path, monkeypatch)
+    query = docs("sql", "spatial").replace("INSTALL spatial; LOAD spatial;", "")
     ((category, crs, number, area, theirs),) = spatial.sql(query).fetchall()
     stored = pq.read_table(kampala() / "instances")["area_m2"].to_numpy()
     assert (category, crs, number) == ("building", "OGC:CRS84", len(stored))

@@ -19,7 +19,13 @@ ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "
 
 
 def test_each_line_runs_as_it_is_typed(tmp_path: Path) -> None:
-    first, second = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    first, second, needs_a_cluster = re.findall(
+        r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert needs_a_cluster.splitlines() == [
+        "ray job submit --address http://head:8265 --working-dir . -- python jobs/annotate.py "
+        "--config jobs/annotate.yaml"
+    ]
     (tmp_path / "photos").mkdir()
     for photo in sorted(PHOTOS.glob("*.png"))[:2]:
         shutil.copy(photo, tmp_path / "photos")
