@@ -1,7 +1,7 @@
-"""The data of a round: listed as `segray train` lists them, scanned once, frozen so that it reads them back.
+"""The data of a round: listed as `segray train` lists them, scanned once, frozen for training and scoring.
 
-rounds/NNNN/labels.json      of an instance model: COCO, with the pictures' splits and labels as they were
-rounds/NNNN/labels.parquet   of a semantic model: addresses of pictures and label maps, and splits
+rounds/NNNN/labels.json      of an instance model: COCO, with the images' splits and labels as they were
+rounds/NNNN/labels.parquet   of a semantic model: addresses of images and label maps, and splits
 """
 
 import io
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def train_settings(
     settings: RetrainSettings, data: str, output: str, start_from: str | None = None
 ) -> TrainSettings:
-    """Of the challenger's training."""
+    """Return the settings of the challenger's training."""
     own = {
         **{"data": data, "output": output, "storage": settings.storage, "ray": settings.ray},
         **{"device": settings.device, "val_share": settings.val_share, "split_seed": settings.split_seed},
@@ -46,7 +46,7 @@ def train_settings(
     given = {**settings.train, **own}
     if start_from is not None:
         given["start_from"] = start_from
-    elif settings.start == "champion":  # there is none yet, and random weights must not stay
+    elif settings.start == "champion":  # there is none yet; train all weights from scratch
         given = {name: value for name, value in given.items() if name not in ("freeze", "freeze_epochs")}
     made: TrainSettings = without_environment(TrainSettings, given)
     return made
@@ -54,78 +54,82 @@ def train_settings(
 
 @dataclass(frozen=True)
 class Listed:
-    """What there is, no picture opened."""
+    """The listed images and labels; no image is opened."""
 
     settings: TrainSettings
-    """With what the model decides that training starts from."""
+    """Settings, with the values that the start model determines."""
     pairs: Pairs
-    """Pictures and labels, and what was rejected."""
+    """Pairs of images and labels, and rejected ones."""
     start: "Start | None"
 
     @cached_property
     def task(self) -> TrainingTask:
-        """What is trained. Raises SettingsError where settings and labels do not fit each other."""
+        """Task to train. Raises SettingsError where settings and labels do not match."""
         return kind_of(self.settings).of(self.settings, self.pairs, self.start)
 
     @property
     def categories(self) -> dict[int, str] | None:
-        """Id to name, of labels of instances."""
+        """Category id -> name of instance labels; None for semantic ones."""
         return self.pairs.categories if isinstance(self.pairs, CocoListing) else None
 
     @property
     def class_names(self) -> list[str]:
-        """What the labels name."""
+        """Names of the labels' classes."""
         return [*self.task.names]
 
     @property
     def is_instance(self) -> bool:
-        """Whether instance labels were listed."""
+        """Whether the labels are instance labels."""
         return self.settings.is_instance
 
 
 def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
-    """List the labels. Raises SettingsError."""
+    """List the labels.
+
+    Raises SettingsError where they cannot be listed, NothingToDoError where no label is corrected yet.
+    """
     given = train_settings(settings, settings.data, settings.output, start_from)
     known, start = with_start(given)
     return listed_as(settings, known, start)
 
 
 def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
-    """Likewise, of a training whose architecture is known.
+    """List the labels for a training whose architecture is known.
 
-    Raises NothingToDoError for labels in annotate's shape that nobody has corrected yet.
+    Raises SettingsError where they do not match it, NothingToDoError for labels in annotate's format of which
+    none is corrected yet.
     """
     more = {"root": settings.root, "min_score": settings.min_score}
     if not known.is_instance and holds_labels(settings.data, settings.storage):
         raise SettingsError(
-            f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
+            f"train.arch: DATA has instance labels, {known.arch} is a semantic model; choose another"
         )
     if not known.is_instance:
         _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
     try:
         return Listed(known, kind_of(known).list_data(known), start)
-    except NothingConfirmedError as error:  # a job that comes every hour waits for the first correction
+    except NothingConfirmedError as error:  # an hourly job waits for the first correction
         raise NothingToDoError(*error.lines) from error
 
 
 def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
-    """They would be left out of account without a word, or fail after the promotion."""
+    """Raise SettingsError for settings of instance models, which would be ignored or fail after promotion."""
     problems = {
-        "score": "whole pictures are scored, and annotate has no part in it",
-        "label": "annotate takes instance models; let notify start segray predict",
+        "score": "whole images are scored, without annotate",
+        "label": "annotate takes instance models only; let notify start segray predict",
         "min_score": "label maps have no scores",
     }
-    told = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
+    texts = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
     given = [
-        line for name, line in zip(problems, told, strict=True) if getattr(settings, name) not in ({}, None)
+        line for name, line in zip(problems, texts, strict=True) if getattr(settings, name) not in ({}, None)
     ]
     if given:
         raise SettingsError(*given)
 
 
 def scanned(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
-    """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
+    """Return (usable pairs, their figures (schema FIGURES), rejected ones as lines); read each image once."""
     settings, pairs = labels.settings, labels.pairs
     scan = Scan(pairs.pairs, labels.task.rules, settings.max_pixels, store, begun=False)
     if scan.missing:
@@ -133,19 +137,19 @@ def scanned(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], p
         scan_pairs(scan, pairs.pairs, reading, ray.cluster().cpus, settings)
     rows = scan.rows()
     good = pc.is_null(rows["error_type"]).to_pylist()
-    told = [f"{one.uri}: {one.error}" for one in pairs.rejected]
-    told += [
+    rejected = [f"{one.uri}: {one.error}" for one in pairs.rejected]
+    rejected += [
         f"{pair.image.uri}: {error}"
         for pair, error, is_good in zip(pairs.pairs, rows["error"].to_pylist(), good, strict=True)
         if not is_good
     ]
-    return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), told
+    return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), rejected
 
 
 def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: Output, folder: str) -> str:
-    """Write what is trained and scored; returns its name in `folder`.
+    """Write the data for training and scoring; return the file's name in `folder`.
 
-    folder: of the round, relative to the store.
+    folder: the round's folder, relative to the store.
     """
     used = [split != LEFT_OUT for split in splits]
     kept, kept_splits = list(compress(pairs, used)), list(compress(splits, used))
@@ -158,9 +162,9 @@ def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: 
 
 
 def hand_over_scan(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
-    """Put what is known of the pictures into the training's output: it would read all of them again.
+    """Write the images' figures, `rows` (schema FIGURES), to the training's output to spare it the scan.
 
-    Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
+    Raises SettingsError where no image is left for training or for validation.
     """
     store = Output(settings.output, settings.storage)
     known = settings.model_copy(update={"arch": labels.settings.arch})

@@ -125,7 +125,7 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
     assert len(reasons) == 3
     assert reasons[1] == "the picture is 20 x 30, its COCO entry 96 x 96"
-    assert "a polygon of an image 96 x 96 holds 'x'" in reasons[2]
+    assert "polygon coordinate 'x' in an image of 96 x 96" in reasons[2]
 
 
 NOT_A_NUMBER = float("nan")
@@ -169,7 +169,7 @@ def test_run_lengths_with_points(tmp_path: Path) -> None:
             assert mask.area(example.instances[0].mask) == 5
         else:
             assert isinstance(example, ItemError)
-            assert example.reason.endswith("run lengths hold a fraction")
+            assert example.reason.endswith("run lengths must be integers")
 
 
 def test_annotations_without_a_mask_are_left_out_and_counted(tmp_path: Path) -> None:
