@@ -41,7 +41,7 @@ class RegistrySettings(CommonSettings):
   segray registry gc roads --registry models --keep 10 --older-than-days 90
 
 exit codes:
-  0 done   1 failed, or verify found damage   2 bad settings   4 nothing there   5 promotion refused"""
+  0 done   1 failed, or verify found damage   2 bad settings   4 not found   5 promotion refused"""
 
     words: CliPositionalArg[list[str]] = Field(
         default=[],

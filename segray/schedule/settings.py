@@ -61,7 +61,7 @@ class ScheduleOptions(ClusterJobSettings):
   segray schedule --cron "30 2 * * 1-5" --as crontab --into out annotate /data/photos --output /data/labels
 
 exit codes:
-  0 printed or written   2 bad settings, of the verb too, or what that scheduler cannot say"""
+  0 printed or written   2 bad settings, also of the verb, or unsupported by that scheduler"""
 
     cron: Annotated[str, AfterValidator(_checked)] = Field(
         description='cron expression, the five fields of crontab(5): "0 3 * * *" is every night at three'

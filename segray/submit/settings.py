@@ -74,7 +74,7 @@ class SubmitSettings(ClusterJobSettings):
 
 exit codes:
   the job's own: 0 done   1 failed, submit again to continue   2 bad settings   3 too many rejects
-  4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job goes on"""
+  4 nothing to do; 0 from a scheduler   130 detached by Ctrl-C, the job continues"""
 
     address: str | None = Field(
         None,
