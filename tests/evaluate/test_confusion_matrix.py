@@ -209,9 +209,9 @@ def test_json_carries_the_counts() -> None:
     assert back.compute()["pixels"] == 4
     assert scores.compute()["pixels"] == 3
     plain = scores.to_plain()
-    with pytest.raises(ValueError, match="is no count of 4 classes"):
+    with pytest.raises(ValueError, match="does not count 4 classes"):
         SemanticScores.from_plain(plain | {"classes": 4})
-    with pytest.raises(ValueError, match="is no count of 1 classes"):
+    with pytest.raises(ValueError, match="does not count 1 classes"):
         SemanticScores(1, matrix=[[-1, 2]])
 
 
