@@ -1,6 +1,6 @@
-"""Addresses as settings hold them: absolute, so that they mean the same in every process and every folder.
+"""Paths and URLs as settings hold them: absolute, so that every process resolves them alike.
 
-Workers of Ray run in folders of their own, and a run is gone on with from wherever its user stands.
+Ray workers run in working directories of their own, and a run may be continued from another directory.
 """
 
 import os
@@ -18,7 +18,7 @@ _ONE_SLASH = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?):/(?!/)", re.IGNORECASE)
 def absolute_address(address: str) -> str:
     """Return a URL as it is, and a local path, glob or `file://` URL absolute, without `~`, `.` and `..`.
 
-    Symbolic links stay. Raises ValueError for the `~` of a user that there is not, and for `s3:/bucket`.
+    Symbolic links are kept. Raises ValueError for the `~` of an unknown user, and for `s3:/bucket`.
     """
     if slip := _ONE_SLASH.match(address):
         raise ValueError(f"{slip[1]}:/ has one slash; write {slip[1]}://")
@@ -30,10 +30,10 @@ def absolute_address(address: str) -> str:
 
 
 def plain_file_url(address: str) -> str:
-    """`file:/path` (Spark, Hadoop), `file://localhost/path` and escapes (`Path.as_uri`) as `file:///path`.
+    """Return `file:/path` (Spark, Hadoop), `file://localhost/path` and escapes (`Path.as_uri`) as `file:///path`.
 
-    A path that exists as it stands is meant so; otherwise its escapes are undone (RFC 8089). Other addresses
-    are returned as they are.
+    A path that exists literally is kept; otherwise percent-escapes are decoded (RFC 8089). Other addresses
+    are returned unchanged.
     """
     match = _FILE_URL.match(address)
     if match is None:
@@ -43,7 +43,7 @@ def plain_file_url(address: str) -> str:
 
 
 def absolute_path(path: str) -> str:
-    """Return a local path as `absolute_address` does."""
+    """Return a local path absolute, as `absolute_address` does. Raises ValueError for an unknown `~user`."""
     try:
         return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps `..`
     except RuntimeError as error:
@@ -58,7 +58,7 @@ def _absolute_if_file(given: SecretStr) -> SecretStr:
         OSError,
         RuntimeError,
         ValueError,
-    ):  # the secret itself, which no error may show
+    ):  # the value is the secret itself, which must not appear in an error
         return given
 
 
@@ -66,4 +66,4 @@ Address = Annotated[str, Field(pattern=r"\S"), AfterValidator(absolute_address)]
 """A file, folder or glob on local disk, or a URL."""
 LocalFile = Annotated[Path, AfterValidator(lambda path: Path(absolute_path(str(path))))]
 SecretOrFile = Annotated[SecretStr, AfterValidator(_absolute_if_file)]
-"""A secret that may be the name of the file that holds it."""
+"""A secret, or the path of the file that contains it."""

@@ -1,4 +1,4 @@
-"""Objects that are written, moved and copied whole or not at all, on every storage."""
+"""Atomic write, create, move and copy of objects on every storage: whole or not at all."""
 
 import asyncio
 import errno
@@ -16,43 +16,43 @@ import fsspec.asyn
 from segray.retries import is_transient
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES}
-"""What a file system without hard links answers: exFAT and FAT EPERM, gcsfuse ENOSYS, others ENOTSUP."""
+"""Errors of file systems without hard links: EPERM (exFAT, FAT), ENOSYS (gcsfuse), ENOTSUP (others)."""
 _TRIES = 3
-"""To use a folder that somebody else takes away when it is empty."""
+"""Attempts to use a folder that another process may remove while it is empty."""
 _COPY_POLL_S = 0.2
 
 
 def put_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write one object, whole or not at all.
 
-    An object store's put is atomic by itself; a local file is written beside its place, flushed to the disk
-    and renamed. The temporary name starts with a dot, so that no glob of a reader sees it.
+    An object store's put is atomic by itself; a local file is written to a temporary file in the same folder,
+    flushed to disk and renamed. The temporary name starts with a dot, so that readers' globs skip it.
     """
     if "file" not in filesystem.protocol:
         filesystem.pipe_file(path, data)
         return
-    with written_beside(Path(path), data) as temporary:
+    with written_next_to(Path(path), data) as temporary:
         temporary.replace(path)
 
 
 def put_file_atomically(filesystem: fsspec.AbstractFileSystem, path: str, local: Path) -> None:
-    """As `put_atomically`, of a local file: it is never in memory as a whole."""
+    """Upload a local file as `put_atomically` does, without loading all of it into memory."""
     if "file" not in filesystem.protocol:
-        filesystem.put_file(str(local), path)  # an upload in parts counts when its last word is said
+        filesystem.put_file(str(local), path)  # a multipart upload becomes visible when it is completed
         return
-    place = Path(path)
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         copy_aside(filesystem, str(local), str(temporary))
-        temporary.replace(place)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write one object where none is. Raises FileExistsError where one is; of two callers one wins."""
+    """Write a new object. Raises FileExistsError where it exists already; of two callers one wins."""
     if "file" in filesystem.protocol:
-        with written_beside(Path(path), data) as temporary:
+        with written_next_to(Path(path), data) as temporary:
             _move_where_none_is(temporary, Path(path))
         return
     try:
@@ -64,7 +64,7 @@ def create_atomically(filesystem: fsspec.AbstractFileSystem, path: str, data: by
 
 
 def put_aside(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write an object that nobody reads until `move` gives it its name; a kill may leave half of it."""
+    """Write an object under a name that is not read until `move` renames it; a kill may leave half of it."""
     if "file" not in filesystem.protocol:
         filesystem.pipe_file(path, data)
         return
@@ -73,7 +73,7 @@ def put_aside(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> 
 
 
 def copy_aside(filesystem: fsspec.AbstractFileSystem, source: str, path: str) -> None:
-    """As `put_aside`, of another object's bytes. Raises FileNotFoundError."""
+    """Copy an object as `put_aside` writes one. Raises FileNotFoundError where `source` does not exist."""
     if "file" not in filesystem.protocol:
         _copy(filesystem, source, path)
         return
@@ -82,11 +82,10 @@ def copy_aside(filesystem: fsspec.AbstractFileSystem, source: str, path: str) ->
 
 
 def move(filesystem: fsspec.AbstractFileSystem, source: str, target: str, *, replaces: bool) -> None:
-    """Give an object its name in one step; on an object store `source` stays, so that it can be done again.
+    """Rename an object in one step; on an object store `source` is kept, so that the step can be repeated.
 
-    Raises FileNotFoundError where `source` is gone: whoever takes it away can be sure that no move succeeds
-    later, however long this process was stopped. replaces: else a name that is taken raises FileExistsError,
-    on a disk.
+    Raises FileNotFoundError where `source` is gone: after it is deleted no move can succeed, however long
+    this process was suspended. Raises FileExistsError, on a disk, where `target` exists and not `replaces`.
     """
     if "file" not in filesystem.protocol:
         _copy(filesystem, source, target)
@@ -110,9 +109,9 @@ def _move_on_disk(source: Path, target: Path, *, replaces: bool) -> None:
 
 
 def _copy(filesystem: Any, source: str, target: str) -> None:
-    """On the server, in one request that fails where `source` is gone.
+    """Copy on the server, in one request that fails where `source` is gone.
 
-    (Google asks for more requests where an object changes its place; the last one counts, and fails so, too.)
+    (Google needs several requests to copy between locations; the last one counts, and it fails likewise.)
     """
     protocols = filesystem.protocol
     copy = next((copy for kind, copy in _COPIERS.items() if kind in protocols), None)
@@ -123,7 +122,7 @@ def _copy(filesystem: Any, source: str, target: str) -> None:
 
 
 def _copy_s3(filesystem: Any, source: str, target: str) -> None:
-    """As `cp_file` does, but that looks first and, from 150 MiB on, ends without a source."""
+    """Copy in one request; `cp_file` reads the size first and, from 150 MiB on, ends without a source."""
     (bucket, key, _), (to_bucket, to_key, _) = (filesystem.split_path(path) for path in (source, target))
     whole = {"Bucket": bucket, "Key": key}
     try:
@@ -139,47 +138,47 @@ def _copy_azure(filesystem: Any, source: str, target: str) -> None:
 
 
 async def _copied_in_azure(filesystem: Any, source: str, target: str) -> None:
-    """Azure may copy after it has answered; adlfs does not wait for it."""
-    places = [filesystem.split_path(path)[:2] for path in (source, target)]
-    whole, copy = (filesystem.service_client.get_blob_client(*place) for place in places)
+    """Copy and wait for the end: Azure may copy after it has replied, and adlfs does not wait."""
+    blobs = [filesystem.split_path(path)[:2] for path in (source, target)]
+    whole, copy = (filesystem.service_client.get_blob_client(*blob) for blob in blobs)
     status = (await copy.start_copy_from_url(whole.url))["copy_status"]
     while status == "pending":
         await asyncio.sleep(_COPY_POLL_S)
         status = (await copy.get_blob_properties()).copy.status
-    if status != "success":  # the source was taken away meanwhile
+    if status != "success":  # the source was deleted meanwhile
         raise FileNotFoundError(source)
 
 
 _COPIERS: dict[str, Callable[[Any, str, str], None]] = {"s3": _copy_s3, "az": _copy_azure}
 
 
-def _move_where_none_is(temporary: Path, place: Path) -> None:
-    """Give a finished file its name. Raises FileExistsError where the name is taken.
+def _move_where_none_is(temporary: Path, target: Path) -> None:
+    """Rename a finished file to a name that must be free. Raises FileExistsError where it is not.
 
-    A hard link does it in one step. File systems without links (exFAT, gcsfuse, DBFS) take two: an empty file
-    claims the name, and the finished one is renamed over it. A kill in between leaves an empty file, never
-    half of one; readers treat it as not written.
+    A hard link does it in one step. File systems without links (exFAT, gcsfuse, DBFS) need two: create an
+    empty file under the name, then rename the finished file over it. A kill in between leaves an empty file,
+    never half of one; readers treat it as not written.
     """
     try:
-        place.hardlink_to(temporary)
+        target.hardlink_to(temporary)
         return
     except FileExistsError:
         raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    place.open("xb").close()
+    target.open("xb").close()
     try:
-        temporary.replace(place)
+        temporary.replace(target)
     except OSError:
-        place.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def written_beside(place: Path, data: bytes) -> Iterator[Path]:
-    """Write a hidden file with these contents next to `place`; it is removed when the block ends."""
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+def written_next_to(target: Path, data: bytes) -> Iterator[Path]:
+    """Write these contents to a hidden file next to `target`; the file is removed when the block ends."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with _flushed(temporary, "xb") as file:
             file.write(data)
@@ -189,19 +188,19 @@ def written_beside(place: Path, data: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _flushed(place: Path, mode: str) -> Iterator[BinaryIO]:
-    """A file that is on the disk when the block ends, or its ledger row outlives it where power fails."""
-    with _opened(place, mode) as file:
+def _flushed(target: Path, mode: str) -> Iterator[BinaryIO]:
+    """Open a file that is on disk when the block ends, so that no ledger row outlives it in a power cut."""
+    with _opened(target, mode) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
 
 
-def _opened(place: Path, mode: str) -> BinaryIO:
+def _opened(target: Path, mode: str) -> BinaryIO:
     for _ in range(_TRIES - 1):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return cast(BinaryIO, place.open(mode))
+            return cast(BinaryIO, target.open(mode))
         except FileNotFoundError:
             continue
-    return cast(BinaryIO, place.open(mode))
+    return cast(BinaryIO, target.open(mode))

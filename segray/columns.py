@@ -1,4 +1,4 @@
-"""Arrow columns as numpy views; whole tables as one row, for Ray."""
+"""Numpy views of Arrow columns, and whole tables packed into one row for Ray Data."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,10 @@ import pyarrow as pa
 
 
 def byte_views(column: pa.ChunkedArray) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """The bytes of each row of a large_binary column, None for a null; Arrow's own scalars are copies."""
+    """Yield the bytes of each row of a large_binary column: a uint8 (n,) view, or None for a null.
+
+    The views share Arrow's memory; its own scalars are copies.
+    """
     for chunk in column.chunks:
         if len(chunk) == 0:
             continue
@@ -20,9 +23,10 @@ def byte_views(column: pa.ChunkedArray) -> Iterator[npt.NDArray[np.uint8] | None
 
 
 def packed(table: pa.Table) -> pa.Table:
-    """The table as one row of one column, which holds its rows as a list: no copy of a table of one chunk.
+    """Pack a table into one row: a column `rows` (large_list of struct) that holds all rows of the table.
 
-    Ray gathers rows into blocks and cuts blocks between rows, by their bytes alone; one row stays as it is.
+    A table of one chunk is not copied. Ray Data merges rows into blocks and splits blocks between rows, by
+    their bytes alone; a single row stays whole.
     """
     (batch,) = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
     rows = pa.LargeListArray.from_arrays(pa.array([0, len(batch)], pa.int64()), batch.to_struct_array())
@@ -30,7 +34,7 @@ def packed(table: pa.Table) -> pa.Table:
 
 
 def unpacked(block: pa.Table) -> Iterator[pa.Table]:
-    """The tables that are packed in the rows of a block (Ray also makes blocks without rows or columns)."""
+    """Yield the tables packed in a block, each with its schema (Ray also makes blocks without rows)."""
     for chunk in block["rows"].chunks if block.num_rows else ():
         for row in range(len(chunk)):
             rows = chunk.slice(row, 1).flatten()

@@ -1,9 +1,9 @@
-"""Compare-and-swap on every storage: an object is replaced only while it is the version that was read.
+"""Compare-and-swap on every storage: replace an object only while it is the version that was read.
 
 S3 and Azure compare the ETag (If-Match), Google the generation (ifGenerationMatch). On a disk, contents are
-compared under `flock`, which the kernel gives back when a process dies; where machines share a folder without
+compared under `flock`, which the kernel releases when a process dies; where machines share a folder without
 sharing its locks (gcsfuse, some NFS mounts), two of them can both succeed within the same few milliseconds.
-So can they on any other storage, where contents are compared and written in two steps.
+The same holds for any other storage, where contents are compared and written in two steps.
 """
 
 import fcntl
@@ -18,27 +18,27 @@ from urllib.parse import quote
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
-from segray.atomic import written_beside
+from segray.atomic import written_next_to
 from segray.retries import is_transient
 
 _GUARD_S = 5.0
-"""Longest wait for another process's compare and rename, which take milliseconds."""
+"""Longest wait in seconds for another process's compare and rename, which take milliseconds."""
 
 
 class ChangedError(FileExistsError):
-    """The object is not the version that was to be replaced: somebody else was faster."""
+    """The object is no longer the version that was read: another process replaced it first."""
 
 
 class Versioned(NamedTuple):
-    """An object as it was read."""
+    """An object's contents with the version that they belong to."""
 
     data: bytes
     version: str
-    """Names these contents, or older ones: then a replacement is refused, never wrong."""
+    """Names these contents, or older ones: then a replacement is refused, never wrongly accepted."""
 
 
 def read_versioned(filesystem: AbstractFileSystem, path: str) -> Versioned:
-    """Read an object and its version. Raises FileNotFoundError."""
+    """Read an object and its version. Raises FileNotFoundError where it does not exist."""
     name = _VERSIONS.get(_kind(filesystem))
     if name is None:
         data = bytes(filesystem.cat_file(path))
@@ -50,7 +50,8 @@ def read_versioned(filesystem: AbstractFileSystem, path: str) -> Versioned:
 def replace_atomically(filesystem: AbstractFileSystem, path: str, data: bytes, version: str) -> None:
     """Write an object if it still is the version that was read; `data` must differ from all earlier contents.
 
-    Raises ChangedError where it is another one or gone; of two callers with one version one wins.
+    Raises ChangedError where the version differs or the object is gone; of two callers with one version one
+    wins.
     """
     if "file" in filesystem.protocol:
         _replace_on_disk(Path(path), data, version)
@@ -63,17 +64,17 @@ def replace_atomically(filesystem: AbstractFileSystem, path: str, data: bytes, v
             raise
         there = _there(filesystem, path)
         if there is not None and there.data == data:
-            return  # the answer to an earlier try of this very request was lost
+            return  # an earlier attempt of this request succeeded and its response was lost
         if there is not None and there.version == version:
             raise
         raise ChangedError(path) from error
 
 
 def delete_atomically(filesystem: AbstractFileSystem, path: str, version: str) -> None:
-    """Remove an object if it still is the version that was read; nothing where it is gone.
+    """Delete an object if it still is the version that was read; do nothing where it is gone.
 
-    Raises ChangedError where it is another one. On a disk, and on storages that compare nothing, the look
-    and the removal are two steps, microseconds and a request apart.
+    Raises ChangedError where the version differs. On a disk, and on storages without conditional requests,
+    comparing and deleting are two steps, microseconds or one request apart.
     """
     delete = _DELETERS.get(_kind(filesystem), _delete_after_reading)
     try:
@@ -96,12 +97,12 @@ def _there(filesystem: AbstractFileSystem, path: str) -> Versioned | None:
 
 
 def stale_version(filesystem: AbstractFileSystem) -> str | None:
-    """A well-formed version that no object has; None where the storage itself compares none."""
+    """Return a well-formed version that no object has; None for a storage without conditional requests."""
     return _STALE.get(_kind(filesystem))
 
 
 def _kind(filesystem: AbstractFileSystem) -> str:
-    """`s3`, `gs` or `az`; empty for a storage that compares nothing."""
+    """Return `s3`, `gs` or `az`; an empty string for a storage without conditional requests."""
     return next((kind for kind in _REPLACERS if kind in filesystem.protocol), "")
 
 
@@ -109,19 +110,19 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _replace_on_disk(place: Path, data: bytes, version: str) -> None:
-    with written_beside(place, data) as temporary, _guarded(place):
+def _replace_on_disk(path: Path, data: bytes, version: str) -> None:
+    with written_next_to(path, data) as temporary, _guarded(path):
         with suppress(FileNotFoundError):
-            if _digest(place.read_bytes()) == version:
-                temporary.replace(place)
+            if _digest(path.read_bytes()) == version:
+                temporary.replace(path)
                 return
-        raise ChangedError(str(place))
+        raise ChangedError(str(path))
 
 
 @contextmanager
-def _guarded(place: Path) -> Iterator[None]:
-    """One process at a time; a file system without locks lets all pass."""
-    with place.with_name(f".{place.name}.guard").open("ab") as guard:
+def _guarded(path: Path) -> Iterator[None]:
+    """Let one process in at a time; on a file system without locks, all of them."""
+    with path.with_name(f".{path.name}.guard").open("ab") as guard:
         deadline = time.monotonic() + _GUARD_S
         while True:
             try:
@@ -201,5 +202,5 @@ _DELETERS: dict[str, Callable[[Any, str, str], None]] = {
     "gs": _delete_google,
 }
 _VERSIONS = {"s3": "ETag", "az": "etag", "gs": "generation"}
-"""Where `info` has the version."""
+"""Field of `info` that holds the version."""
 _STALE = {"s3": '"' + "0" * 32 + '"', "az": '"0x8D0000000000000"', "gs": "1"}

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: its affinity, and the quota of its cgroups."""
+"""Number of CPUs that this process may use: its affinity and the CPU quota of its cgroups."""
 
 import math
 import os
@@ -11,21 +11,21 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> float:
-    """CPUs as a whole or a part of one (`docker run --cpus 0.5`); never 0."""
+    """Return the CPUs this process may use, also a fraction (`docker run --cpus 0.5`); never 0."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, cpu_quota())
 
 
 def whole_cpus() -> int:
-    """Likewise, rounded up: threads and processes come whole."""
+    """Return `available_cpus` rounded up, for a number of threads or processes."""
     return math.ceil(available_cpus())
 
 
 def cpu_quota(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float:
-    """The smallest quota of the cgroups that this process is in, in CPUs; infinite where none is set.
+    """Return the smallest CPU quota of the cgroups that this process is in; infinite where none is set.
 
-    Ray reads the outermost cgroup alone, which is the container's; a Slurm job or a systemd unit is further
-    in. See https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and sched-bwc (cpu.cfs_quota_us).
+    Ray reads the outermost cgroup alone, which is the container's; a Slurm job or a systemd unit is nested
+    in it. See https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), sched-bwc (cpu.cfs_quota_us).
     """
     return min(_quotas(cgroups, own), default=math.inf)
 
@@ -36,14 +36,14 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
         for folder in (place, *place.parents):
             if not folder.is_relative_to(root):
                 break
-            with suppress(OSError, ValueError, ZeroDivisionError):  # none is set there, or it is not shown
+            with suppress(OSError, ValueError, ZeroDivisionError):  # no quota is set, or it cannot be read
                 quota, period = _limit(folder)
                 if quota > 0:
                     yield quota / period
 
 
 def _hierarchies(cgroups: Path, own: Path) -> Iterator[tuple[Path, str]]:
-    """(mount point, path of this process's cgroup) of version 2, and of version 1's `cpu`."""
+    """Yield (mount point, path of this process's cgroup) for cgroup v2 and the `cpu` controller of v1."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -57,7 +57,7 @@ def _hierarchies(cgroups: Path, own: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _limit(folder: Path) -> tuple[float, float]:
-    """(quota, period) in microseconds; raises ValueError for `max`, which is none."""
+    """Return (quota, period) in microseconds. Raises ValueError for `max`, which means no quota."""
     both = folder / "cpu.max"
     if both.exists():
         quota, period = both.read_text().split()

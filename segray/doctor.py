@@ -1,4 +1,4 @@
-"""`segray doctor`: what works on this machine, and what to install for the rest."""
+"""`segray doctor`: check what works on this machine, and name what to install for the rest."""
 
 import importlib
 import json
@@ -32,18 +32,18 @@ class Finding:
     works: bool
     told: str
     needed: bool = True
-    """Whether the main job cannot run without it."""
+    """Whether jobs cannot run without it."""
 
 
 def findings() -> list[Finding]:
-    """Every check, in the order in which a job would meet them."""
+    """Run every check, in the order in which a job would need its result."""
     checks = [_python, _bytecode, _accelerator, _decoders, _ray, _storage, _models]
     return [finding for check in checks for finding in check()]
 
 
 def show(settings: "DoctorSettings", as_json: bool) -> ExitCode:
-    """Print the report; return DONE when everything needed works, else FAILED."""
-    found = [*findings(), *(_place(each, settings.storage) for each in settings.outputs)]
+    """Print the report; return DONE if every required check passes, else FAILED."""
+    found = [*findings(), *(_output(each, settings.storage) for each in settings.outputs)]
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
@@ -66,20 +66,20 @@ def _python() -> list[Finding]:
 
 
 def _shared_memory() -> Finding:
-    """Containers have 64 MiB unless they are told otherwise."""
+    """Check /dev/shm: containers have 64 MiB unless `--shm-size` is set."""
     from segray.settings import RaySettings
     from segray.shared_memory import advice, free_mib
 
     told = advice(RaySettings().object_store_mib)
-    free = f"{free_mib() or 0:,} MiB free for images in flight"
+    free = f"{free_mib() or 0:,} MiB free for images in Ray's object store"
     return Finding("/dev/shm", told is None, told or free, needed=False)
 
 
 def _bytecode() -> list[Finding]:
-    """Ray starts a Python for each worker; without compiled files each one compiles all that it imports."""
+    """Check for compiled bytecode: without it each of Ray's workers compiles all that it imports."""
     found = find_spec("ray")
     if found is None or found.origin is None:
-        return []  # told below
+        return []  # `_ray` reports it
     compiled = Path(cache_from_source(found.origin)).exists()
     if compiled or not sys.dont_write_bytecode:
         return [Finding("bytecode", True, "compiled" if compiled else "will be compiled at first use", False)]
@@ -127,9 +127,9 @@ def _ray() -> list[Finding]:
     except (PackageNotFoundError, ImportError) as error:
         return [Finding("ray", False, f"{error}; uv sync")]
     address = os.environ.get("RAY_ADDRESS")
-    told += f"; RAY_ADDRESS={address}" if address else "; no cluster named, jobs start a Ray of their own"
+    told += f"; RAY_ADDRESS={address}" if address else "; RAY_ADDRESS is not set, jobs start a local Ray"
     if address and not os.environ.get("RAY_AUTH_MODE"):
-        told += "; for clusters that want a token set RAY_AUTH_MODE=token"
+        told += "; if the cluster requires a token, set RAY_AUTH_MODE=token"
     return [Finding("ray", True, told)]
 
 
@@ -145,8 +145,8 @@ def _storage() -> list[Finding]:
     return found
 
 
-def _place(url: str, storage: "StorageSettings") -> Finding:
-    """Whether an output can be written there, by one run at a time; nothing of the try is left."""
+def _output(url: str, storage: "StorageSettings") -> Finding:
+    """Check that an output can be written, by one run at a time; the check removes what it wrote."""
     from segray.errors import SegrayError
     from segray.output.folder import Output
     from segray.output.lease import ignored_condition
@@ -165,9 +165,9 @@ def _place(url: str, storage: "StorageSettings") -> Finding:
     except SegrayError as error:
         return Finding(shown(url), False, "; ".join(error.lines))
     if ignored is not None:
-        told = f"ignores {ignored}: two runs on one output could not be told apart; see storage.lease.probe"
+        told = f"ignores {ignored}: two runs could write one output at once; see storage.lease.probe"
         return Finding(shown(url), False, told)
-    return Finding(shown(url), True, "can be written, by one run at a time")
+    return Finding(shown(url), True, "writable, by one run at a time")
 
 
 def _models() -> list[Finding]:

@@ -1,7 +1,7 @@
-"""Every way segray can fail, on one page.
+"""Exceptions and exit codes.
 
 Two families. A `SegrayError` ends the command with its exit code and one line for each problem. An
-`ItemError` costs one item: it becomes a rejected row of the ledger and nothing else is lost.
+`ItemError` affects one item only: it becomes a rejected row of the ledger.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ ERROR_TYPES: tuple[str, ...] = get_args(ErrorType)
 
 
 class ExitCode(IntEnum):
-    """What the shell sees; the contract of every verb."""
+    """Exit code of the command; the same meaning for every verb."""
 
     DONE = 0
     FAILED = 1
@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 
 
 class SegrayError(Exception):
-    """Ends the command. `lines` are printed to stderr, one problem a line, without a traceback."""
+    """Base of errors that end the command; `lines` go to stderr, one problem a line, without a traceback."""
 
     exit_code = ExitCode.FAILED
 
@@ -36,27 +36,27 @@ class SegrayError(Exception):
 
 
 class SettingsError(SegrayError):
-    """Bad usage, bad settings, or anything else that can be known before work begins."""
+    """Bad usage, invalid settings, or any other problem found before work begins."""
 
     exit_code = ExitCode.USAGE
 
 
 class HeldError(SettingsError):
-    """Another run is live on the output."""
+    """Another live run holds the output."""
 
 
 class NothingToDoError(SegrayError):
-    """The sources hold no item."""
+    """Nothing to process: the sources list no item, or nothing is new."""
 
     exit_code = ExitCode.NOTHING_TO_DO
 
 
 class JobFailedError(SegrayError):
-    """The job broke after work began; running it again continues."""
+    """The job failed after work began; running the same command again continues it."""
 
 
 class ItemError(Exception):
-    """One item cannot be annotated: why, in the ledger's own words."""
+    """One item cannot be processed: `error_type` and `reason` as the ledger records them."""
 
     def __init__(self, error_type: ErrorType, reason: str) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""What segray says: lines for people or, with `--log-format json`, one JSON object a line on stderr."""
+"""Log of the command: plain lines or, with `--log-format json`, one JSON object a line on stderr."""
 
 import json
 import math
@@ -15,31 +15,31 @@ FLAG, VARIABLE, SETTING = "--log-format", "SEGRAY_LOG_FORMAT", "log_format"
 
 
 class Log:
-    """One for all (`LOG`); the command says once what it is and which format is wanted."""
+    """The process-wide log (`LOG`); each command calls `begin` with its verb and arguments."""
 
     def __init__(self) -> None:
         self.as_json = False
         self.outcome: Mapping[str, Any] = {}
-        """What the last object says beside the exit code."""
+        """Fields of the last JSON object, next to the exit code."""
         self._verb = ""
 
     def begin(self, verb: str, arguments: Sequence[str]) -> None:
-        """A command starts."""
+        """Start the log of a command."""
         self._verb, self.outcome = verb, {}
         self.choose(arguments)
 
     def choose(self, arguments: Sequence[str], file: Mapping[str, Any] | None = None) -> None:
-        """The format by flag, environment and config file: before settings are checked, for their errors."""
+        """Choose the format by flag, environment and config file, before settings are validated."""
         wanted = _flagged(arguments) or os.environ.get(VARIABLE) or (file or {}).get(SETTING)
         self.as_json = wanted == "json"
 
     def say(self, line: str, level: Level = "info", **figures: Any) -> None:
-        """To stderr; `figures` are fields of the JSON object, and in `line` for people."""
-        whole = self.line(line, level, **figures) + "\n"  # else another thread's may come before its end
+        """Print a message to stderr; `figures` become fields of the JSON object (plain lines omit them)."""
+        whole = self.line(line, level, **figures) + "\n"  # one write, so that threads do not interleave
         print(whole, end="", file=sys.stderr, flush=True)
 
     def line(self, line: str, level: Level = "info", time: str | None = None, **figures: Any) -> str:
-        """As it is said. time: to be told in place of the present."""
+        """Format a message as `say` prints it; time: timestamp to use in place of the present."""
         if not self.as_json:
             return f"segray: {line}"
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -47,7 +47,7 @@ class Log:
         return json.dumps(about | {name: _finite(each) for name, each in figures.items()}, default=str)
 
     def conclude(self, lines: Sequence[str]) -> None:
-        """The summary of a job, to stdout for people."""
+        """Print the summary of a job: to stdout, or as JSON objects to stderr."""
         if self.as_json:
             for line in lines:
                 self.say(line)
@@ -55,7 +55,7 @@ class Log:
             answer(lines)
 
     def end(self, code: int) -> None:
-        """The last object, with the exit code, which a person sees in the shell."""
+        """Print the last JSON object, with the exit code; nothing in the plain format."""
         if self.as_json:
             level: Level = "info" if code == 0 else "error" if code in (1, 2) else "warning"
             self.say(f"ended with exit code {code}", level, exit_code=code, **self.outcome)
@@ -67,7 +67,7 @@ say = LOG.say
 
 
 def answer(lines: Sequence[str]) -> None:
-    """Print; a reader that has gone away (`| head`) is no error and must not change the exit code."""
+    """Print lines to stdout; a closed pipe (`| head`) is ignored and does not change the exit code."""
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
@@ -75,15 +75,15 @@ def answer(lines: Sequence[str]) -> None:
 
 
 def _finite(figure: Any) -> Any:
-    """JSON has no NaN and no infinity: they are null."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return None if isinstance(figure, float) and not math.isfinite(figure) else figure
 
 
 def _flagged(arguments: Sequence[str]) -> str | None:
-    """What the flag says, the last one if there are several."""
+    """Return the value of `--log-format`, the last one if it is repeated; None without it."""
     found = None
-    for place, flag in enumerate(arguments, start=1):
+    for following, flag in enumerate(arguments, start=1):
         name, equals, value = flag.partition("=")
         if name == FLAG:
-            found = value if equals else "".join(arguments[place : place + 1])
+            found = value if equals else "".join(arguments[following : following + 1])
     return found

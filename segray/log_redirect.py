@@ -1,4 +1,4 @@
-"""Other libraries' noise goes to a file, so that the terminal shows progress, errors and the summary only."""
+"""Redirect other libraries' output to a file: the terminal shows progress, errors and the summary only."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ LOGGERS = ("ray", "ray.data", "ray.train", "py.warnings")
 _TIME = "@TIME@"
 _NOW = f"s/{_TIME}/$(date -u +%Y-%m-%dT%H:%M:%S.000Z)/"
 _SPEAK = f'trap "" TERM HUP; read word || printf "%s\\n" "$0" | sed "{_NOW}" >&2'
-"""Of a shell: its first argument, with the time at which it speaks, unless it is told a line before."""
+"""Shell script: print the first argument with the current time, unless a line arrives on stdin first."""
 
 
 @contextmanager
 def noise_to_file() -> Iterator[Path]:
-    """What C++ code and child processes say, and Python warnings, go to the file that is given.
+    """Redirect output of C++ code and child processes, and Python warnings, to the yielded file.
 
     The traceback of a failure goes there too.
 
@@ -53,7 +53,7 @@ def noise_to_file() -> Iterator[Path]:
 
 
 def _is_own(stream: TextIO, name: str) -> bool:
-    """Whether it is the process' own: a test's or a notebook's has no descriptor or another one."""
+    """Return whether the stream is the process's own; in tests and notebooks it may be another one."""
     try:
         return stream.fileno() == {"stdout": 1, "stderr": 2}[name]
     except (OSError, ValueError):
@@ -62,18 +62,18 @@ def _is_own(stream: TextIO, name: str) -> bool:
 
 @contextmanager
 def _last_word(log: Path) -> Iterator[None]:
-    """Tells the user what to do when this process ends without a word of its own.
+    """Print a message, from a second process, if this process is killed and cannot print its own.
 
-    Ray's C++ code ends it so when Ray's own processes die (at once for the raylet, after a minute for the
-    gcs_server); so do the system short of memory and `kill -9`. A shell waits for a line through a pipe
-    and speaks when the pipe ends without one.
+    Ray's C++ code ends the process when Ray's own processes die (at once for the raylet, after a minute for
+    the gcs_server); so do the out-of-memory killer and `kill -9`. A shell reads a pipe and prints the message
+    if the pipe is closed without a line.
     """
     if not _is_own(sys.stderr, "stderr"):
         yield
         return
     line = LOG.line(
-        "the job ended without a word: it was killed, memory ran out, or Ray's own processes died "
-        f"({log} may say); what is committed is safe, run the same command again to continue",
+        "the job died without an error message: it was killed, memory ran out, or Ray's own processes died "
+        f"(see {log}); what is committed is safe, run the same command again to continue",
         "error",
         _TIME,
     )
@@ -81,17 +81,17 @@ def _last_word(log: Path) -> Iterator[None]:
         ["/bin/sh", "-c", _SPEAK, line],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is not for it
+        start_new_session=True,  # so that Ctrl-C does not reach it
     )
     try:
         yield
     finally:
-        waiting.communicate(b"ended in words\n")
+        waiting.communicate(b"ended\n")
 
 
 @contextmanager
 def _noise_to(descriptor: int, name: Literal["stdout", "stderr"]) -> Iterator[None]:
-    """What others write to the stream goes to `descriptor`; what we write, where it went before."""
+    """Redirect what others write to the stream to `descriptor`; our own writes still reach the terminal."""
     ours: TextIO = getattr(sys, name)
     if not _is_own(ours, name):
         yield
@@ -112,7 +112,7 @@ def _noise_to(descriptor: int, name: Literal["stdout", "stderr"]) -> Iterator[No
 
 
 def loggers_to(log: Path) -> None:
-    """Ray's loggers write to `log` and nowhere else; call after Ray has set them up."""
+    """Let Ray's loggers write to `log` and nowhere else; call after Ray has set them up."""
     handler = logging.FileHandler(log, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name in LOGGERS:
@@ -125,7 +125,7 @@ def loggers_to(log: Path) -> None:
 
 
 def _loggers_from(log: Path) -> None:
-    """They no longer write there: in a process with several jobs, what was removed would come back."""
+    """Detach Ray's loggers from `log`: the next job of this process would create the removed file again."""
     for logger in map(logging.getLogger, LOGGERS):
         for handler in list(logger.handlers):
             if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == log:

@@ -1,9 +1,9 @@
-"""A Ray of our own on this machine: on loopback alone, behind a token, in a private folder, and persistent.
+"""A local Ray for one job: on loopback only, behind a token, in a private folder, and retried if slow.
 
-Ray itself listens on every address, gives a start that a busy machine makes slow 15 seconds (the raylet for
-the ports of its agents) and 30 (the driver for the raylet), and writes a token into the user's home.
-Here the ports are chosen beforehand, so that nobody waits for them; the raylet is watched as long as it
-lives; and what did not start is started again with a new session.
+Ray itself listens on every address, limits a start on a busy machine to 15 seconds (the raylet waits for the
+ports of its agents) and 30 (the driver waits for the raylet), and writes a token into the user's home.
+Here the ports are chosen beforehand, so that nobody waits for them; the raylet is polled as long as it lives;
+and a start that fails is repeated with a new session.
 """
 
 import fcntl
@@ -37,44 +37,44 @@ from segray.watching import REPORT_MS
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
-"""Of each try, until the raylet has registered."""
+"""Seconds that each attempt waits for the raylet to register."""
 _SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 _SOCKET_NAME = len("/r/session_2026-11-29_14-07-00_123456_4194304/sockets/plasma_store.1")
-"""Bytes of a socket's path behind Ray's folder (sockaddr_un holds 108, and 104 on macOS)."""
+"""Bytes of a socket's path after Ray's folder (sockaddr_un holds 108, and 104 on macOS)."""
 _PREFIX, _ALIVE = "segray-", "alive"
-_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _AGENT_PORTS = (
     "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port",
 )  # fmt: skip
 _LOOPBACK_NAME = "lo" if sys.platform.startswith("linux") else "lo0"
 _ENVIRONMENT = {
-    "GLOO_SOCKET_IFNAME": _LOOPBACK_NAME,  # where training workers listen for each other; else where the
-    "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME,  # host's name leads to
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training: no node is taken away here
+    "GLOO_SOCKET_IFNAME": _LOOPBACK_NAME,  # where training workers listen for each other; the default is the
+    "NCCL_SOCKET_IFNAME": _LOOPBACK_NAME,  # interface of the host's name
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training: no node is preempted here
     "RAY_TRAIN_METRICS_ENABLED": "0",  # for a dashboard
-    "REPORTER_UPDATE_INTERVAL_MS": "3600000",  # likewise; its agent looks at all processes every 5 s
-    "RAY_raylet_start_wait_time_s": "3",  # then we look whether it lives; Ray waits for 30
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",  # likewise; its agent polls all processes every 5 s
+    "RAY_raylet_start_wait_time_s": "3",  # then we poll whether it lives; Ray waits for 30
 }
 
 
 class _Node(ray._private.node.Node):
-    """The processes of a Ray, as we want them."""
+    """Ray's node with ports, addresses and timeouts of our choice."""
 
     newest: "_Node | None" = None
     patience_s = PATIENCE_S[0]
     given_up: threading.Event
     ports: ClassVar[Mapping[str, int]] = {}
-    """Of its agents, those that are given."""
+    """Ports of its agents that were set by the caller."""
 
     def __init__(self, ray_params: Any, **how: Any) -> None:
         _Node.newest = self
         ports = _free_ports(_AGENT_PORTS, _Node.ports)
         ray_params.update(node_ip_address=LOOPBACK, include_log_monitor=False, no_monitor=True, **ports)
-        with _spared_by_signals():
+        with _signals_blocked():
             super().__init__(ray_params, **how)
 
     def start_api_server(self, **_: Any) -> None:
-        """None: nobody looks at a dashboard or autoscales; each such process is a second more to start."""
+        """Start no dashboard and no autoscaler: each of these processes adds a second to the start."""
         self._webui_url = ""
 
     def start_ray_processes(self) -> None:
@@ -100,9 +100,9 @@ class _Node(ray._private.node.Node):
     def kill_all_processes(
         self, check_alive: bool = True, allow_graceful: bool = False, wait: bool = False
     ) -> None:
-        """At once: they do not hear SIGTERM, which the usual way waits for; and with those they started.
+        """Kill at once, child processes included: SIGTERM is blocked, and Ray would wait for it.
 
-        The raylet's agents would look for it for another minute.
+        The raylet's agents would search for it for another minute.
         """
         children = [child for raylet in self.all_processes.get("raylet", []) for child in _children(raylet)]
         super().kill_all_processes(check_alive=False, allow_graceful=False, wait=wait)
@@ -112,11 +112,11 @@ class _Node(ray._private.node.Node):
 
 
 class _NotStartedError(Exception):
-    """Ray's processes did not come up."""
+    """Ray's processes did not start."""
 
 
 class OwnRay:
-    """One Ray, from `start` to `stop`."""
+    """A local Ray from `start` to `stop`."""
 
     def __init__(
         self,
@@ -126,10 +126,11 @@ class OwnRay:
         cpus: int | None = None,
         metrics_port: int | None = None,
     ) -> None:
-        """given_up: set when nobody wants it any more, while it is being started in another thread.
+        """Keep the settings; nothing starts yet.
 
-        cpus: that Ray deals with; by default what this process may use, and not fewer than two.
-        metrics_port: where Prometheus metrics are to be had, and soon.
+        given_up: set when the job ends while Ray is still being started in another thread.
+        cpus: logical CPUs for Ray to schedule; by default those this process may use, at least two.
+        metrics_port: port of the Prometheus endpoint; None for no fixed port.
         """
         self._ports = {} if metrics_port is None else {"metrics_export_port": metrics_port}
         self._cpus = cpus or max(2, whole_cpus())
@@ -138,7 +139,10 @@ class OwnRay:
         self._session = Path()
 
     def start(self) -> None:
-        """Start it, several times if need be. Raises SettingsError and JobFailedError."""
+        """Start Ray, in up to four attempts.
+
+        Raises SettingsError where no folder for it can be written, JobFailedError where all attempts fail.
+        """
         last = len(PATIENCE_S)
         for number, patience_s in enumerate(PATIENCE_S, 1):
             _Node.patience_s, _Node.given_up, _Node.ports = patience_s, self._given_up, self._ports
@@ -150,10 +154,10 @@ class OwnRay:
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 kept = self.stop(keep=True)
-                told = f"Ray did not start here: {reason}; its messages: {kept}"
+                message = f"Ray did not start here: {reason}; its messages: {kept}"
                 if number == last or self._given_up.is_set():
-                    raise JobFailedError(f"{told}; tries: {number}") from error
-                say(f"{told}; trying again ({number + 1} of {last})", "warning")
+                    raise JobFailedError(f"{message}; attempts: {number}") from error
+                say(f"{message}; trying again ({number + 1} of {last})", "warning")
 
     def _start(self) -> None:
         folder, spill = _folders()
@@ -173,13 +177,13 @@ class OwnRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=job_config(),
-                _temp_dir=str(folder / "r"),  # Ray lets everybody write there, if they get through ours
+                _temp_dir=str(folder / "r"),  # Ray makes it world-writable; our folder above it is private
                 object_spilling_directory=None if spill is None else str(spill),
             )
 
     def stop(self, *, keep: bool) -> Path:
-        """End its processes and remove its folder; returns where its logs are, if they are to be kept."""
-        with suppress(Exception):  # half a Ray
+        """End Ray's processes and remove their folder; return the path of the logs, copied if `keep`."""
+        with suppress(Exception):  # it may have started in part only
             ray.shutdown()
         if _Node.newest is not None:
             with suppress(Exception):
@@ -197,7 +201,7 @@ class OwnRay:
 
 
 def _children(process: Any) -> list[psutil.Process]:
-    """Of a process that `Node` has started."""
+    """Return all descendants of a process that `Node` has started."""
     with suppress(psutil.Error):
         return list(psutil.Process(process.process.pid).children(recursive=True))
     return []
@@ -205,8 +209,10 @@ def _children(process: Any) -> list[psutil.Process]:
 
 @contextmanager
 def _patched_node() -> Iterator[None]:
-    """`ray.init` has no setting for the address it listens on (it turns loopback into the public one), and
-    none for its agents' ports."""
+    """Replace Ray's node by ours: `ray.init` has no setting for its listening address nor its agents' ports.
+
+    (It turns a loopback address into the public one.)
+    """
     original = ray._private.node.Node
     ray._private.node.Node = _Node  # type: ignore[misc,assignment]
     try:
@@ -216,11 +222,11 @@ def _patched_node() -> Iterator[None]:
 
 
 @contextmanager
-def _spared_by_signals() -> Iterator[None]:
-    """Processes that are started here do not hear SIGTERM and SIGHUP: the driver ends them when it is done.
+def _signals_blocked() -> Iterator[None]:
+    """Start processes with SIGTERM and SIGHUP blocked: the driver ends them when it is done.
 
-    A service manager sends them to all processes at once. The driver commits what came back, and Ray's C++
-    in it would end it as soon as the raylet is gone.
+    A service manager sends these signals to all processes at once. The driver still has to commit finished
+    results, and Ray's C++ code would end the driver as soon as the raylet is gone.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
@@ -231,14 +237,14 @@ def _spared_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _token(file: Path) -> Iterator[None]:
-    """Ray's token in a file that only this user reads, not in the home, which may not be writable."""
+    """Write Ray's token to a file that only this user can read; the home folder may not be writable."""
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as written:
         written.write(generate_new_authentication_token())
     with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file), "RAY_AUTH_TOKEN": None}):
-        Config.initialize("")  # both keep what they read before
+        Config.initialize("")  # both cache what they read before
         AuthenticationTokenLoader.instance().reset_cache()
         yield
     Config.initialize("")
@@ -247,7 +253,7 @@ def _token(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set or, for None, unset for a while: what the user has set there is meant for a cluster."""
+    """Set variables or, for None, unset them, for the block: the user's values are meant for a cluster."""
     before = {name: os.environ.pop(name, None) for name in variables}
     os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
@@ -261,14 +267,14 @@ def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextmanager
 def _kept_alive(folder: Path) -> Iterator[None]:
-    """Remove it at the end, and what killed runs of this user left beside it: nobody holds their locks."""
+    """Lock `folder` and remove it at the end; also remove the unlocked folders of this user's killed runs."""
     for alive in folder.parent.glob(f"{_PREFIX}*/{_ALIVE}"):
         with suppress(OSError), alive.open("r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(alive.parent)
     with (folder / f".{_ALIVE}").open("xb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        Path(held.name).rename(folder / _ALIVE)  # nobody sees it without its lock
+        Path(held.name).rename(folder / _ALIVE)  # it appears under this name only when locked
         try:
             yield
         finally:
@@ -276,7 +282,7 @@ def _kept_alive(folder: Path) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """The locked file last, so that a later start finds what is left: killed processes may still write."""
+    """Remove a folder, its lock file last: killed processes may still write, and a later start cleans up."""
     for _ in range(20):
         others = [path for path in folder.iterdir() if path.name != _ALIVE]
         if not others:
@@ -291,7 +297,7 @@ def _remove(folder: Path) -> None:
 
 
 def _free_ports(names: tuple[str, ...], given: Mapping[str, int]) -> dict[str, int]:
-    """A free port on loopback for each name, of those that the system gives to nobody who asks for any."""
+    """Return a free loopback port for each name, below the range the system uses for ephemeral ports."""
     found = dict(given)
     for name in names:
         while name not in found:
@@ -304,9 +310,10 @@ def _free_ports(names: tuple[str, ...], given: Mapping[str, int]) -> dict[str, i
 
 
 def _folders() -> tuple[Path, Path | None]:
-    """(private folder of the session, folder to spill to where that is another one).
+    """Return (private folder of the session, spill folder where that is a different one).
 
-    Ray's sockets lie in the first and need a short path; what is spilled needs the room that TMPDIR has.
+    Ray's sockets lie in the first and need a short path; spilled objects need the disk space of TMPDIR.
+    Raises SettingsError where no folder can be written.
     """
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
@@ -315,17 +322,17 @@ def _folders() -> tuple[Path, Path | None]:
         raise SettingsError(f"RAY_TMPDIR: cannot write into {wanted}: {error.strerror}") from error
     if _has_room_for_sockets(folder):
         return folder, None
-    for place in _SHORT_PLACES:
+    for parent in _SHORT_FOLDERS:
         with suppress(OSError):
-            short = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+            short = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             if _has_room_for_sockets(short):
                 return short, folder
             short.rmdir()
     folder.rmdir()
     raise SettingsError(
         f"TMPDIR: {wanted} is too long for Ray's sockets ({len(os.fsencode(wanted))} bytes, "
-        f"{_SOCKET_BYTES - _SOCKET_NAME - len('/segray-12345678')} are possible), and nothing can be written "
-        f"into {', '.join(_SHORT_PLACES)}; set RAY_TMPDIR to a shorter folder"
+        f"at most {_SOCKET_BYTES - _SOCKET_NAME - len('/segray-12345678')}), and none of "
+        f"{', '.join(_SHORT_FOLDERS)} is writable; set RAY_TMPDIR to a shorter folder"
     )
 
 
@@ -334,6 +341,6 @@ def _has_room_for_sockets(folder: Path) -> bool:
 
 
 def _object_store_bytes(mib: int) -> int:
-    if told := shared_memory.advice(mib):
-        say(told, "warning")
+    if advice := shared_memory.advice(mib):
+        say(advice, "warning")
     return mib << 20

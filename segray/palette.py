@@ -1,24 +1,24 @@
-"""The colour of each class, wherever classes are drawn: panels, label pictures, tables of GeoTIFFs."""
+"""Colour of each class: for panels, label images and the colour tables of GeoTIFFs."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 VOID = 255
-"""The byte of pixels that belong to no class."""
+"""Label value of pixels that belong to no class (ignored in loss and metrics)."""
 
 
 def palette(classes: int) -> NDArray[np.uint8]:
-    """uint8 (256, 3): row k is the red, green and blue of class k.
+    """Return a colour table, uint8 (256, 3): row k is the red, green and blue of class k.
 
-    The colours of PASCAL VOC (`VOClabelcolormap.m` of the VOC 2012 devkit,
-    http://host.robots.ox.ac.uk/pascal/VOC/voc2012/): the bits of k go to red, green, blue in turn, each the
-    most significant one that is free. All differ, and class 0 is black. Every row that is no class has VOC's
+    The colours are those of PASCAL VOC (`VOClabelcolormap.m` of the VOC 2012 devkit,
+    http://host.robots.ox.ac.uk/pascal/VOC/voc2012/): the bits of k go to red, green, blue in turn, each to
+    the most significant bit that is free. All differ, and class 0 is black. Rows from `classes` on have VOC's
     colour of `VOID`, (224, 224, 192).
 
     Raises ValueError for a number of classes outside 1..255.
     """
     if not 1 <= classes <= VOID:
-        raise ValueError(f"{classes} classes: 1 to {VOID} have a colour")
+        raise ValueError(f"{classes} classes: the palette has colours for 1 to {VOID}")
     index = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):

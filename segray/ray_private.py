@@ -1,6 +1,6 @@
 """Ray's private names outside `own_ray`, each guarded: a release without one costs speed, never the job.
 
-`pyproject.toml` bounds the releases that are known; whoever lifts the bound reads this page and `own_ray`.
+`pyproject.toml` bounds the tested releases; check this file and `own_ray` before you raise the bound.
 """
 
 import importlib
@@ -20,7 +20,7 @@ NAMES = {
 
 
 def find(name: str) -> Any:
-    """Return what one of NAMES means in this Ray, None where it has no such thing."""
+    """Return the object that one of NAMES refers to; None where this Ray does not have it."""
     module, _, attribute = NAMES[name].rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -35,42 +35,42 @@ def _replace(name: str, value: object) -> None:
 
 
 def poll_every(seconds: float) -> None:
-    """Set the longest wait of Ray Data's scheduler for finished tasks, in this process."""
+    """Set the polling interval of Ray Data's scheduler for finished tasks, in this process, in seconds."""
     _replace("poll", seconds)
 
 
 def print_with(function: Any) -> None:
-    """Let `function(data, ignore_prefix)` print what Ray prints of its workers, in this process."""
+    """Let `function(data, ignore_prefix)` print the output of Ray's workers, in this process."""
     _replace("print", function)
 
 
 def idle_train_callbacks() -> tuple[type, ...]:
-    """Return the types of Ray Train's callbacks that start an actor of no use to us."""
+    """Return the types of Ray Train's callbacks that start an actor which segray does not use."""
     return tuple(filter(None, map(find, ("datasets", "placement"))))
 
 
 def put(namespace: str, key: str, value: str) -> None:
-    """Keep a text in Ray's head for all processes of this Ray."""
+    """Store a text in the key-value store of Ray's head, for all processes of this Ray."""
     if (write := find("put")) is not None:
         write(key, value, namespace=namespace)
 
 
 def get(namespace: str, key: str) -> str | None:
-    """Return what `put` kept; None where it kept nothing."""
+    """Return what `put` stored; None where it stored nothing."""
     read = find("get")
     value = None if read is None else read(key, namespace=namespace)
     return None if value is None else value.decode()
 
 
 def job_config() -> Any:
-    """Let workers find this package, and nothing that lies in the working folder: Ray would add that."""
+    """Return a job config whose workers import this package, but nothing from the working directory."""
     import ray.job_config
 
     import segray
 
     class _Fixed(list[str]):
         def extend(self, _: Any) -> None:
-            """Ray adds the folder of the script and the working folder."""
+            """Ignore what Ray adds: the folder of the script and the working directory."""
 
     config = ray.job_config.JobConfig()
     config._py_driver_sys_path = _Fixed([str(Path(segray.__file__).parents[1])])

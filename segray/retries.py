@@ -1,6 +1,6 @@
-"""Which errors of a storage pass, and how often what failed so is tried again.
+"""Which storage errors are transient, and how often a request is retried.
 
-One rule for all storages: what may pass is tried again with exponential backoff, what cannot is not.
+One rule for all storages: transient errors are retried with exponential backoff, others are not.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def error_type(error: BaseException) -> ErrorType:
-    """`missing` where the object is not there, else `storage`."""
+    """Return `missing` where the object does not exist, else `storage`."""
     return "missing" if isinstance(error, FileNotFoundError | IsADirectoryError) else "storage"
 
 
@@ -43,7 +43,7 @@ _PASSING_TEXT = re.compile(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a request that failed so may succeed when it is made again.
+    """Return whether the error is transient: the same request may succeed later.
 
     Decided by type, else by HTTP status, else by errno, else by the words that S3, Google and Azure use for
     throttling, overload and lost connections.
@@ -66,10 +66,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The HTTP status of a refusal; None where the answer was no refusal, or there was no answer.
+    """Return the HTTP status of an error response; None where there was no such response.
 
-    s3fs makes an OSError with errno EIO of all codes it does not know, the wrong key of some servers (401)
-    among them, and keeps botocore's error as the cause; gcsfs keeps only the word of a 403.
+    s3fs turns all codes it does not know into an OSError with errno EIO, the wrong key of some servers (401)
+    among them, and keeps botocore's error as the cause; gcsfs keeps only the text of a 403.
     """
     for one in (error, error.__cause__):
         answer = getattr(one, "response", None)
@@ -86,15 +86,15 @@ _KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
 
 
 def as_os_error(error: Exception) -> Exception:
-    """A storage library's error as the OSError that says the same in one line; other errors as they are.
+    """Return a storage library's error as an OSError with a one-line message; other errors unchanged.
 
-    The three libraries share no base class; with this, `except OSError` is every storage's trouble.
+    The three libraries share no base class; with this, `except OSError` catches the errors of every storage.
     """
     status = _http_status(error)
     foreign = type(error).__module__.partition(".")[0] in _LIBRARIES
     if not foreign and (status not in (401, 403) or isinstance(error, PermissionError)):
         return error
-    words = re.split(r"\n(?:RequestId|ErrorCode|Content):", str(error))[0]  # Azure's letterhead
+    words = re.split(r"\n(?:RequestId|ErrorCode|Content):", str(error))[0]  # Azure appends these fields
     if isinstance(error, TimeoutError):
         return TimeoutError(words or "the storage did not answer in time")
     kind = _KINDS.get(status or 0, OSError)
@@ -102,10 +102,10 @@ def as_os_error(error: Exception) -> Exception:
 
 
 def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
-    """`call()`, made again after 0.2, 0.4, 0.8 … 20 s (with jitter) while its error is one that passes.
+    """Return `call()`, retried after 0.2, 0.4, 0.8 … 20 s (with jitter) while its error is transient.
 
-    Raises the last error when `storage.attempts` are used up, and at once an error that stays; those of the
-    storage libraries as OSError (see `as_os_error`).
+    Raises the last error when `storage.attempts` are used up, and a permanent error at once; errors of the
+    storage libraries are raised as OSError (see `as_os_error`).
     """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
@@ -118,7 +118,7 @@ def retrying(call: Callable[[], T], storage: StorageSettings) -> T:
     try:
         return attempts(call)
     except Exception as error:
-        told = as_os_error(error)
-        if told is error:
+        plain = as_os_error(error)
+        if plain is error:
             raise
-        raise told from error
+        raise plain from error

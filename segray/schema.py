@@ -1,9 +1,9 @@
-"""The tables that flow through `annotate`, declared once; a stage returns a table built with its schema.
+"""Arrow schemas of the tables in `annotate`, declared once; a stage returns a table built with its schema.
 
     listing -> FETCHED (encoded bytes) -> DECODED (pixels) -> ANNOTATED (nested) -> INSTANCES, IMAGES, TILES
 
-One row is one item from FETCHED to ANNOTATED, or one tile of an item that is done in tiles; when all tiles of
-an item are answered, they are joined into one row. Only the files that users read have one row an instance.
+One row is one item from FETCHED to ANNOTATED, or one tile of an item that is processed in tiles; when all
+tiles of an item have results, they are merged into one row. Only the output files have one row an instance.
 Boxes are (x, y, width, height) in pixels of the whole upright image, x right and y down, half-open.
 """
 
@@ -32,13 +32,14 @@ _IDENTITY = [
 _ERROR = [pa.field("error_type", pa.string()), pa.field("error", pa.string())]
 
 ARCHIVE_END = pa.struct([("items", pa.int64()), ("ignored", pa.int64()), ("broken", pa.bool_())])
-"""Set on the one control row (null image_id) that follows an archive's last member: how many items it
-held (those skipped because they were done before included), how many members were ignored, and whether it
-broke off: then one of its items is the rejected row of the archive itself, with a null `member_index`."""
+"""Set on the one control row (null image_id) that follows an archive's last member: the number of items it
+contains (including those skipped because they were done before), the number of ignored members, and whether
+it is truncated: then one of its items is the rejected row of the archive itself, with a null
+`member_index`."""
 
 _SCENE = pa.field(
     "scene", pa.string()
-)  # JSON (`scenes.scene.Scene`) of an item that is done in tiles, else null
+)  # JSON (`scenes.scene.Scene`) of an item that is processed in tiles, else null
 
 FETCHED = pa.schema(
     [
@@ -47,8 +48,8 @@ FETCHED = pa.schema(
         *_ERROR,
         pa.field("end", ARCHIVE_END),
         _SCENE,
-        pa.field("tiles", pa.list_(pa.int32())),  # which of its tiles this row stands for
-        pa.field("address", pa.string()),  # what its file is opened by; never kept in an output
+        pa.field("tiles", pa.list_(pa.int32())),  # indices of the tiles that this row stands for
+        pa.field("address", pa.string()),  # URL or path to open its file; never written to an output
         pa.field("size", pa.int64()),  # bytes of its file
     ]
 )
@@ -61,9 +62,9 @@ _PICTURE = [
     pa.field("frames", pa.int32()),  # frames or pages in the file; the first is annotated
 ]
 
-TILE = pa.field("tile", pa.int32())  # its number in the grid of `scene`; null where the row is a whole item
+TILE = pa.field("tile", pa.int32())  # index in the grid of `scene`; null where the row is a whole item
 
-NOTE = pa.field("note", pa.string())  # what is to be said of it
+NOTE = pa.field("note", pa.string())  # message to print for this row
 
 QUALITY = [
     pa.field("brightness", pa.float32()),  # mean grey, 0..255; see `sources.quality`; null when unknown
@@ -84,8 +85,8 @@ DECODED = pa.schema(
         TILE,
     ]
 )
-"""`pixels` are height * width * 3 bytes, uint8 RGB, rows first; null where `error_type` is set, and for a
-tile that holds no data. Height and width are the tile's own."""
+"""`pixels` are height * width * 3 bytes, uint8 RGB in row-major order; null where `error_type` is set, and
+for a tile without data. Height and width are the tile's own."""
 
 _INSTANCE = [
     pa.field("instance_id", pa.string()),
@@ -98,7 +99,7 @@ _INSTANCE = [
     pa.field("segmentation", RLE),
     pa.field("iscrowd", pa.int8()),
     pa.field("truncated", pa.bool_()),  # the mask touches the image's border
-    pa.field("geometry", pa.binary()),  # WKB along pixel edges; null off the map
+    pa.field("geometry", pa.binary()),  # WKB along pixel edges; null without georeference
     pa.field("geometry_bbox", GEOMETRY_BBOX),
     pa.field("area_m2", pa.float64()),
 ]
@@ -125,10 +126,10 @@ IMAGES = pa.schema(
         *QUALITY,
     ]
 )
-"""The ledger: one row an item, annotated and rejected alike; behind it the columns of `--keep-columns`.
+"""The ledger: one row an item, annotated and rejected alike; then the columns of `--keep-columns`.
 
-`brightness` and `sharpness` are null in rejected rows and in those that an older version wrote; of a tiled
-item they are the means over its windows that hold data, weighted by the pixels of each.
+`brightness` and `sharpness` are null in rejected rows and in those that an older version wrote; for a tiled
+item they are the means over its windows with data, weighted by the number of pixels in each.
 """
 
 _TILE_ROW = [
@@ -143,8 +144,8 @@ TILES = pa.schema([pa.field("image_id", pa.string()), *_TILE_ROW])
 """One row a tile, for items that were tiled; windows in pixels of the item."""
 
 INSTANCES = pa.schema([pa.field("image_id", pa.string()), *_INSTANCE])
-"""One row an instance, within a file sorted by `image_id`, then `instance_id`; where some have a place on
-Earth, along a Hilbert curve."""
+"""One row an instance, within a file sorted by `image_id`, then `instance_id`; where some are georeferenced,
+along a Hilbert curve."""
 
 # Nested, the category is a plain string: dictionaries inside lists of structs do not concatenate in Arrow.
 NESTED_INSTANCE = pa.struct(
@@ -157,7 +158,7 @@ ANNOTATED = pa.schema(
         pa.field("found", pa.list_(NESTED_INSTANCE)),  # empty for rejected rows
         pa.field("end", ARCHIVE_END),
         TILE,
-        pa.field("tile_rows", pa.list_(pa.struct(_TILE_ROW))),  # of an item that was joined from its tiles
+        pa.field("tile_rows", pa.list_(pa.struct(_TILE_ROW))),  # of an item that was merged from its tiles
     ]
 )
 """What the model step returns, one row an item: the ledger row with its instances inside. One row a tile
@@ -165,12 +166,12 @@ where `tile` is set: then sizes, boxes and masks are the tile's, and `status` ma
 
 
 def with_kept(declared: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """IMAGES or ANNOTATED with the columns of a manifest behind it."""
+    """Return IMAGES or ANNOTATED with string columns of a manifest appended."""
     return pa.schema([*declared, *(pa.field(name, pa.string()) for name in names)])
 
 
 def completed(table: pa.Table, declared: pa.Schema) -> pa.Table:
-    """A table that an older version wrote, in the declared schema: what it did not know yet is null."""
+    """Return a table that an older version wrote in the declared schema; columns it lacks are null."""
     columns = [
         pa.nulls(table.num_rows, field.type)
         if field in QUALITY and field.name not in table.column_names

@@ -1,4 +1,4 @@
-"""`segray status`: what became of a run, or becomes of it now, from what lies in its output."""
+"""`segray status`: state of a run, live or finished, from the files in its output folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,13 +12,14 @@ from segray.log import answer
 from segray.machines import COST, HOURS, cost_in, hours_in, hours_line
 from segray.output.lease import NAME as LEASE
 from segray.output.lease import Holder, told_in
+from segray.output.names import METRICS, PLAN, RUN, SCORES
 from segray.output.progress import clock, pace
 from segray.output.store import Store
 from segray.settings import StatusSettings
 from segray.storage import StorageSettings, shown
 
-PLAN, RUN, METRICS, SCORES = "_segray/plan.json", "run.json", "metrics.jsonl", "metrics.json"
-LOOKS = 5
+READS = 5
+"""Attempts to list the commits of a live run, which merges them meanwhile."""
 AGAIN = "run the same command again to continue"
 
 T = TypeVar("T")
@@ -28,75 +29,81 @@ _FINISHED, _RUNNING, _HELD, _KILLED, _STOPPED = "finished", "running", "held", "
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is known of a run."""
+    """State, progress, rate and cost of a run."""
 
     run: str
     """Address, without credentials."""
     verb: str
     state: str
-    """`finished`; `running`: its process lives on this machine; `held`: by a process of another machine,
-    which nobody can ask; `killed`: its process is gone; `stopped`: it ended before it was done."""
+    """`finished`; `running`: its process is alive on this machine; `held`: by a process of another machine,
+    which cannot be checked from here; `killed`: its process is gone; `stopped`: it ended before the end."""
     attempts: int = 0
-    """How often it was started and got the output."""
+    """Number of starts that acquired the lease of the output."""
     holder: dict[str, Any] | None = None
-    """Host, process, and when the lease was renewed by that host's clock; of a run that has one."""
+    """Host, process, and time of the lease's last renewal by that host's clock; None without a lease."""
     counts: dict[str, Any] = field(default_factory=dict)
     """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs,
     for retraining, rounds."""
     rate: float | None = None
     """Images a second."""
     machine_hours: dict[str, float] = field(default_factory=dict)
-    """Kind of machine -> hours, of all attempts."""
+    """Kind of machine -> hours, over all attempts."""
     cost: dict[str, float | None] | None = None
-    """Kind -> money and `total`, where the run was given prices."""
+    """Kind of machine -> money, and `total`; None where the run has no prices (`ray.prices`)."""
 
 
 def show(settings: StatusSettings, as_json: bool) -> ExitCode:
-    """Print it. Raises NothingToDoError where no run is, JobFailedError where the storage refuses."""
+    """Print the state of a run.
+
+    Raises NothingToDoError where there is no run, JobFailedError where its files cannot be read.
+    """
     found = status_of(settings.run[0], settings.storage)
     answer([json.dumps(asdict(found), indent=2)] if as_json else lines(found))
     return ExitCode.DONE
 
 
 def status_of(run: str, storage: StorageSettings) -> Status:
-    """Read it. Raises as `show`."""
+    """Read the state of a run.
+
+    Raises NothingToDoError where there is no run, JobFailedError where its files cannot be read.
+    """
     store = Store(run, storage)
     plan, record, scores = (store.read_json(name) for name in (PLAN, RUN, SCORES))
     if not any(isinstance(each, dict) for each in (plan, record, scores)):
-        raise NothingToDoError(f"{shown(run)}: no run of segray is there")
+        raise NothingToDoError(f"{shown(run)}: no segray run found there")
     if plan is None and record is None:
         return Status(shown(run), "evaluate", _FINISHED, counts={"metrics": scores.get("metrics")})
     try:
         return _read(store, shown(run), plan, record)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise JobFailedError(
-            f"{shown(run)}: {RUN}, {METRICS} or {LEASE} is not as segray wrote it ({type(error).__name__}: "
-            f"{error}); the tables can be read nevertheless, and the same command, run again, writes it anew"
+            f"{shown(run)}: {RUN}, {METRICS} or {LEASE} is damaged ({type(error).__name__}: "
+            f"{error}); the tables are still readable, and running the same command again rewrites the file"
         ) from error
 
 
 def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
-    there = store.read_versioned(LEASE)
-    lease = Holder() if there is None else Holder.of(there.data)
-    told = {} if there is None else told_in(there.data)
+    found = store.read_versioned(LEASE)
+    lease = Holder() if found is None else Holder.of(found.data)
+    live = {} if found is None else told_in(found.data)
     verb = _verb(plan, record)
-    holder = None if there is None or lease.released else _holder(lease, there.data)
-    look = {"train": _epochs, "retrain": _rounds}.get(verb, _items)
-    counts, rate = look(store, record, told)
+    holder = None if found is None or lease.released else _holder(lease, found.data)
+    count = {"train": _epochs, "retrain": _rounds}.get(verb, _items)
+    counts, rate = count(store, record, live)
     is_over = not counts["left"] if verb == "retrain" else isinstance(record, dict)
-    state = _state(is_over, there is not None, lease)
-    worked = record if isinstance(record, dict) and HOURS in record else told
+    state = _state(is_over, found is not None, lease)
+    worked = record if isinstance(record, dict) and HOURS in record else live
     hours, cost = hours_in(worked), cost_in(worked)
     return Status(run, verb, state, lease.generation, holder, counts, rate, hours, cost)
 
 
 def lines(found: Status) -> Sequence[str]:
-    """For people."""
+    """Return the state of a run as lines of text."""
     worked = {HOURS: found.machine_hours, COST: found.cost}
-    return [*_told(found), *([f"  {hours_line(worked)}"] if found.machine_hours else [])]
+    return [*_progress(found), *([f"  {hours_line(worked)}"] if found.machine_hours else [])]
 
 
-def _told(found: Status) -> Sequence[str]:
+def _progress(found: Status) -> Sequence[str]:
     counts, holder = found.counts, found.holder
     attempts = f"; started {found.attempts} times" if found.attempts > 1 else ""
     who = host = at = ""
@@ -106,26 +113,26 @@ def _told(found: Status) -> Sequence[str]:
         _FINISHED: "finished",
         _RUNNING: f"running: {who} on this machine",
         _HELD: f"held by {who} on {host}, which renewed it at {at} by its clock",
-        _KILLED: f"killed: {who} of this machine is gone; {AGAIN}",
+        _KILLED: f"killed: {who} on this machine is gone; {AGAIN}",
         _STOPPED: f"stopped before it was done; {AGAIN}",
     }[found.state]
-    said = [f"{found.run}: {found.verb}, {where}{attempts}"]
+    head = [f"{found.run}: {found.verb}, {where}{attempts}"]
     if found.verb == "evaluate":
-        return said + [f"  {name} {value}" for name, value in (counts["metrics"] or {}).items()]
+        return head + [f"  {name} {value}" for name, value in (counts["metrics"] or {}).items()]
     if found.verb == "train":
         of = "" if counts["total"] is None else f" of {counts['total']:,}"
         best = f"; best: epoch {counts['best']}" if counts.get("best") else ""
-        return [*said, f"  {counts['done']:,}{of} epochs{best}{_pace(found.rate)}"]
+        return [*head, f"  {counts['done']:,}{of} epochs{best}{_pace(found.rate)}"]
     if found.verb == "retrain":
         last = "promoted" if counts["promoted"] else "refused"
-        ended = f"; the last one: {last} {counts['model']}@{counts['version']}" if counts["version"] else ""
-        return [*said, f"  {counts['done']:,} of {counts['total']:,} rounds over{ended}"]
+        ended = f"; last round: {last} {counts['model']}@{counts['version']}" if counts["version"] else ""
+        return [*head, f"  {counts['done']:,} of {counts['total']:,} rounds done{ended}"]
     of = "" if counts["total"] is None else f" of {counts['total']:,}"
     parts = [f"{counts['done']:,}{of} items", f"{counts['rejected']:,} rejected"]
     parts += [f"{counts['instances']:,} instances"] if found.verb == "annotate" else []
     left = counts["left"]
     ends = f", {clock(left / found.rate)} left" if found.rate and left and holder else ""
-    return [*said, f"  {', '.join(parts)}{_pace(found.rate)}{ends}"]
+    return [*head, f"  {', '.join(parts)}{_pace(found.rate)}{ends}"]
 
 
 def _pace(rate: float | None) -> str:
@@ -133,7 +140,7 @@ def _pace(rate: float | None) -> str:
 
 
 def _verb(plan: Any, record: Any) -> str:
-    """Also of runs of versions that did not write it down."""
+    """Return the verb of a run; older versions did not record it, so derive it from the plan."""
     for each in (record, plan):
         if isinstance(each, dict) and isinstance(each.get("verb"), str):
             return str(each["verb"])
@@ -153,33 +160,33 @@ def _holder(lease: Holder, data: bytes) -> dict[str, Any]:
     return {"host": lease.host, "pid": lease.pid, "run_id": lease.run_id, "renewed_at": renewed_at}
 
 
-def _items(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
-    """(counts, images a second) of a bulk run: of run.json, or of what is committed and the lease tells."""
+def _items(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Return (counts, images a second) of a bulk run: from run.json, else from its commits and its lease."""
     if isinstance(record, dict) and isinstance(record.get("counts"), dict):
         known = record["counts"]
         done = {"done": known["items"], "total": known["items"], "left": 0}
         more = {name: known[name] for name in ("rejected", "instances", "vanished")}
         return done | more, record["rates"]["images_per_s"]
-    items, rejected, instances = _looked_again(lambda: _committed(store))
-    total = told.get("total")
+    items, rejected, instances = _read_again(lambda: _committed(store))
+    total = live.get("total")
     left = None if total is None else max(0, total - items)
     counts = {"done": items, "total": total, "left": left, "rejected": rejected, "instances": instances}
-    return counts, told.get("images_per_s")
+    return counts, live.get("images_per_s")
 
 
-def _looked_again(look: Callable[[], T]) -> T:
-    """A live run merges its commits meanwhile: what was listed may be gone."""
-    for _ in range(LOOKS):
+def _read_again(read: Callable[[], T]) -> T:
+    """Repeat a read while files vanish between listing and reading: a live run merges its commits."""
+    for _ in range(READS):
         try:
-            return look()
+            return read()
         except JobFailedError as error:
             if " is gone" not in str(error):
                 raise
-    return look()
+    return read()
 
 
 def _committed(store: Store) -> tuple[int, int, int]:
-    """(items, rejected ones, instances) of all commits; an item that was done again counts once."""
+    """Return (items, rejected items, instances) of all commits; an item that was done again counts once."""
     ids, rejected, instances = [np.empty(0, "S32")], [np.empty(0, bool)], [np.empty(0, np.int64)]
     for part in store.parts():  # 41 bytes an item: a dictionary of ten million would take gigabytes
         for batch in store.ledger(part, ["status", "instances"]):
@@ -191,22 +198,22 @@ def _committed(store: Store) -> tuple[int, int, int]:
     return len(newest), int(bad.sum()), int(found.sum())
 
 
-def _rounds(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
-    """The same of a retraining: rounds that are over and begun, and how the last one that is over ended."""
+def _rounds(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Return (counts, None) of a retraining: rounds done and begun, and the result of the last one done."""
     from segray.retrain.rounds import rounds
 
-    there = rounds(store, store.root)
-    over, begun = sum(each.is_over for each in there), sum(each.is_begun for each in there)
+    found = rounds(store, store.root)
+    over, begun = sum(each.is_over for each in found), sum(each.is_begun for each in found)
     last = record if isinstance(record, dict) else {}
     ended = {name: last.get(name) for name in ("model", "version", "promoted")}
     return {"done": over, "total": begun, "left": begun - over, **ended}, None
 
 
-def _epochs(store: Store, record: Any, told: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
-    """The same of a training."""
+def _epochs(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Return (counts, images a second) of a training: epochs done, total and left, and the best one."""
     rows = [json.loads(line) for line in (store.read(METRICS) or b"").splitlines()]
     done = rows[-1]["epoch"] if rows else 0
-    total = record["epochs"] if isinstance(record, dict) else told.get("total")
+    total = record["epochs"] if isinstance(record, dict) else live.get("total")
     best = record["best"]["epoch"] if isinstance(record, dict) else None
     left = None if total is None else max(0, total - done)
     rate = rows[-1].get("images_per_s") if rows else None

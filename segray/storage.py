@@ -1,8 +1,8 @@
-"""One way to every storage: a URL becomes an fsspec filesystem and a path, with one set of settings.
+"""Turn a URL into an fsspec filesystem and a path, with one set of settings for every storage.
 
 s3fs, gcsfs and adlfs bring the protocols (extras `s3`, `gcs`, `azure`); credentials come from the settings,
-else from where each provider's own tools look. Each library retries some errors, some for minutes; those
-retries are switched off: `retries.retrying` is the one rule.
+else from the default locations of each provider's tools. Each library retries some errors, some for minutes;
+those retries are switched off: `retries.retrying` is the one rule.
 """
 
 import os
@@ -24,24 +24,24 @@ EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "http": "s3", "https": "s3"}
 """Protocol -> the extra that installs it (http needs aiohttp, which s3fs brings)."""
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 _AZURE_ACCOUNT = re.compile(r"^([a-z]+://[^/@]+)@([^/@.]+)\.(?:dfs|blob)\.core\.[^/]+")
-"""Azure's own form of address: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/path."""
+"""Azure's own URL form: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/path."""
 OBJECT_STORES = ("s3", "gs", "az")
 _PORT_OR_ARN = re.compile(r"[^:]*:\d*$|arn:")
-"""What may follow a colon besides a secret: `host:8443`, `arn:aws:s3:…:accesspoint`."""
+"""Colons that do not mark a secret: `host:8443`, `arn:aws:s3:…:accesspoint`."""
 _SIGNED_WITH = {"sv", "se", "sp", "sr", "st", "ss", "srt", "expires", "awsaccesskeyid", "googleaccessid"}
 _SIGNATURE_LENGTH = 20
-"""Of base64; shorter ones count beside the fields above only, since a key may hold `?sig=1`."""
+"""Base64 characters; a shorter `sig` counts only next to the fields above: a key may contain `?sig=1`."""
 _SECRETS_GO = {
     "s3": "storage.s3.key and storage.s3.secret",
     "gs": "storage.gcs.token",
     "az": "storage.azure.sas_token or account_key",
 }
 _CONNECT_S = 10.0
-"""Seconds to wait for a connection; a server that is there takes one in far less."""
+"""Seconds to wait for a connection; a reachable server accepts one much sooner."""
 
 
 Endpoint = Annotated[str, Field(pattern=r"^https?://[^@?]+$")]
-"""No user and password in it: it is shown and stored."""
+"""An http(s) URL without user and password, because it is shown and stored."""
 
 
 class _Part(BaseModel):
@@ -49,49 +49,53 @@ class _Part(BaseModel):
 
 
 class S3Settings(_Part):
-    """Empty fields fall back to the AWS environment, profile and instance role."""
+    """S3 access; empty fields fall back to the AWS environment, profile and instance role."""
 
-    endpoint_url: Endpoint | None = Field(None, description="server other than AWS (MinIO, Ceph, moto)")
-    key: SecretStr | None = Field(None, description="access key id")
-    secret: SecretStr | None = Field(None, description="secret access key")
-    token: SecretStr | None = Field(None, description="session token")
-    region: str | None = Field(None, description="region name")
-    profile: str | None = Field(None, description="of the AWS configuration files")
-    anonymous: bool = Field(False, description="public buckets, no credentials")
+    endpoint_url: Endpoint | None = Field(
+        None, description="endpoint URL of an S3 server other than AWS (MinIO, Ceph, moto)"
+    )
+    key: SecretStr | None = Field(None, description="AWS access key id")
+    secret: SecretStr | None = Field(None, description="AWS secret access key")
+    token: SecretStr | None = Field(None, description="AWS session token")
+    region: str | None = Field(None, description="AWS region name")
+    profile: str | None = Field(None, description="profile of the AWS configuration files")
+    anonymous: bool = Field(False, description="access public buckets without credentials")
     requester_pays: bool = Field(
-        False, description="agree to pay for requests, as NAIP, Landsat and Sentinel-2 L1C want"
+        False, description="pay for requests (requester-pays buckets: NAIP, Landsat, Sentinel-2 L1C)"
     )
 
 
 class GcsSettings(_Part):
-    """Empty fields fall back to Google's application default credentials."""
+    """Google Cloud Storage access; empty fields fall back to the application default credentials."""
 
-    endpoint_url: Endpoint | None = Field(None, description="server other than Google's")
-    project: str | None = Field(None, description="project that is billed")
+    endpoint_url: Endpoint | None = Field(None, description="endpoint URL of a server other than Google's")
+    project: str | None = Field(None, description="Google Cloud project to bill")
     token: SecretOrFile | None = Field(None, description="path of a credentials JSON, or 'anon', 'cloud'")
 
 
 class AzureSettings(_Part):
-    """Empty fields fall back to AZURE_STORAGE_… and the default Azure credential."""
+    """Azure Blob Storage access; empty fields fall back to AZURE_STORAGE_… and the default credential."""
 
-    account_name: str | None = Field(None, description="storage account")
-    account_key: SecretStr | None = Field(None, description="its key")
-    connection_string: SecretStr | None = Field(None, description="instead of name and key")
-    sas_token: SecretStr | None = Field(None, description="shared access signature")
-    anonymous: bool = Field(False, description="public containers, no credentials")
+    account_name: str | None = Field(None, description="name of the storage account")
+    account_key: SecretStr | None = Field(None, description="key of the storage account")
+    connection_string: SecretStr | None = Field(
+        None, description="connection string, instead of account name and key"
+    )
+    sas_token: SecretStr | None = Field(None, description="shared access signature (SAS) token")
+    anonymous: bool = Field(False, description="access public containers without credentials")
 
 
 class LeaseSettings(_Part):
-    """How long runs on different machines wait for each other's signs of life."""
+    """Timing of the lease that lets one run at a time write to an output."""
 
-    renew_s: float = Field(15.0, gt=0, description="seconds between two renewals of a live run's lease")
+    renew_s: float = Field(15.0, gt=0, description="seconds between renewals of a live run's lease")
     expires_s: float = Field(
-        90.0, gt=0, description="seconds a lease of another machine stays unchanged before it is taken over"
+        90.0, gt=0, description="seconds without renewal before another machine's lease is taken over"
     )
     probe: bool = Field(
         True,
-        description="refuse an output whose storage ignores conditional writes; without, see to it yourself "
-        "that one run at a time writes to an output",
+        description="refuse an output whose storage ignores conditional writes; if false, you must make sure "
+        "that only one run at a time writes to an output",
     )
 
     @model_validator(mode="after")
@@ -101,20 +105,29 @@ class LeaseSettings(_Part):
         return self
 
 
+_FIRST_ATTEMPTS = 3
+
+
 class StorageSettings(_Part):
-    """How URLs are opened: endpoints, credentials, patience."""
+    """How URLs are opened: endpoints, credentials, retries, timeouts."""
 
     s3: S3Settings = S3Settings()
     gcs: GcsSettings = GcsSettings()
     azure: AzureSettings = AzureSettings()
     lease: LeaseSettings = LeaseSettings()
-    attempts: int = Field(9, ge=1, description="tries of a request before its error counts; 9 take 45 s")
-    timeout_s: float = Field(60.0, gt=0, description="seconds a storage may stay silent")
+    attempts: int = Field(9, ge=1, description="attempts of a request before it fails; 9 take 45 s")
+    timeout_s: float = Field(60.0, gt=0, description="read timeout of a request in seconds")
+
+    @property
+    def hasty(self) -> "StorageSettings":
+        """The same with few attempts, for the first request: a wrong endpoint should be told in seconds."""
+        return self.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self.attempts)})
 
 
 def split_protocol(url: str) -> tuple[str, str]:
-    """`s3a://b/k` -> ("s3", "s3://b/k"); a local path -> ("file", path). Aliases become one protocol.
+    """Return protocol and URL: `s3a://b/k` -> ("s3", "s3://b/k"); a local path -> ("file", path).
 
+    Aliases become one protocol.
     Azure's abfss://container@account.dfs.core.windows.net/path becomes az://container/path.
     """
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", url)
@@ -128,10 +141,10 @@ def split_protocol(url: str) -> tuple[str, str]:
 
 
 def canonical_uri(url: str) -> str:
-    """The URL that ids are made of and that the ledger shows: no credentials, query string or fragment.
+    """Return the URL for ids and the ledger: without credentials, query string or fragment.
 
     Local paths become `file:///absolute/path` (symbolic links are not resolved). Keys of object stores may
-    hold `?` and `#`: only a query that signs is cut.
+    contain `?` and `#`: only a query with a signature is removed.
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
@@ -144,7 +157,10 @@ def canonical_uri(url: str) -> str:
 
 
 def _without_user(path: str) -> str:
-    """`key:secret@bucket/name` -> `bucket/name`; a secret may hold a slash, a name `@` and `:`."""
+    """Remove a user: `key:secret@bucket/name` -> `bucket/name`.
+
+    A secret may contain a slash, a name `@` and `:`.
+    """
     first = path.partition("/")[0]
     if "@" in first:
         return path[first.rindex("@") + 1 :]
@@ -158,7 +174,7 @@ def _holds_secrets(path: str) -> bool:
 
 
 def _without_signature(path: str) -> str:
-    """Without a query that signs: `sig` beside other fields of a SAS token, `X-Amz-…`, `X-Goog-…`."""
+    """Remove a query with a signature: `sig` next to other fields of a SAS token, `X-Amz-…`, `X-Goog-…`."""
     for mark in reversed([match.start() for match in re.finditer(r"\?", path)]):
         fields = dict(part.partition("=")[::2] for part in path[mark + 1 :].lower().split("&"))
         signature = fields.get("sig", fields.get("signature", ""))
@@ -172,46 +188,46 @@ def _without_signature(path: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """Without `~`, `.` and `..`; symbolic links stay."""
+    """Return an absolute path without `~`, `.` and `..`; symbolic links are kept."""
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps `..`
 
 
 def shown(url: str) -> str:
-    """A URL or path as the user gave it, without credentials and query string."""
+    """Return a URL or path as the user gave it, without credentials and query string."""
     if url.startswith(("registry:", "registry+")):
         return _shown_registry(url)
     return canonical_uri(url) if "://" in url else url
 
 
 def _shown_registry(address: str) -> str:
-    """Likewise, of `registry://BUCKET/PATH#MODEL@ALIAS`: what follows the last `#` counts."""
+    """Return `registry://BUCKET/PATH#MODEL@ALIAS` without credentials; the last `#` separates the model."""
     scheme, is_url, path = address.partition("://")
     if not is_url or _AZURE_ACCOUNT.match(f"az://{path}"):
         return address
-    place, mark, model = path.rpartition("#") if "#" in path else (path, "", "")
-    return f"{scheme}://{_without_signature(_without_user(place))}{mark}{model}"
+    bucket, mark, model = path.rpartition("#") if "#" in path else (path, "", "")
+    return f"{scheme}://{_without_signature(_without_user(bucket))}{mark}{model}"
 
 
 def open_filesystem(
     url: str, storage: StorageSettings, *, is_listed: bool = False
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem for `url` and the path inside it; `is_listed`: a storage's listing gave this name.
+    """Return the filesystem for `url` and the path inside it; `is_listed`: the name comes from a listing.
 
-    Raises SettingsError for an unknown protocol, one whose library is not installed, settings with which
-    it cannot be opened, and keys or a signature in the URL, which no library takes from there.
+    Raises SettingsError for an unknown protocol, a library that is not installed, settings with which it
+    cannot be opened, and keys or a signature in the URL, which the libraries do not read from there.
     """
     protocol, rest = split_protocol(url)
     if protocol == "file":
         return fsspec.filesystem("file"), _absolute(rest)
     if protocol in OBJECT_STORES and not is_listed and _holds_secrets(rest.partition("://")[2]):
         raise SettingsError(
-            f"{canonical_uri(url)}: keys and signatures in an address are not used; "
-            f"set {_SECRETS_GO[protocol]} (by environment or --config, which no process list shows)"
+            f"{canonical_uri(url)}: keys and signatures in a URL are not used; "
+            f"set {_SECRETS_GO[protocol]} (by environment or --config, not visible in process lists)"
         )
     kind = _filesystem_class(protocol, canonical_uri(url))
     try:
         filesystem = kind(**_OPTIONS.get(protocol, _no_options)(storage))
-    except Exception as error:  # no request is made yet: what fails here are names, keys and files of keys
+    except Exception as error:  # no request yet: only invalid names, keys and key files fail here
         hint = "; set storage.azure.account_name or storage.azure.connection_string" * (protocol == "az")
         raise SettingsError(f"{canonical_uri(url)}: {error}{hint}") from error
     if protocol == "az":
@@ -224,8 +240,8 @@ def _filesystem_class(protocol: str, shown: str) -> Any:
     try:
         if protocol != "gs":
             return fsspec.get_filesystem_class(protocol)
-        # The package's own default asks a gRPC service for the layout of each bucket, for the sake of zonal
-        # buckets; where only HTTP gets through (proxies, emulators) that is a silent minute a request.
+        # The package's default asks a gRPC service for the layout of each bucket, to support zonal buckets;
+        # where only HTTP gets through (proxies, emulators) each request hangs for a minute.
         from gcsfs.core import GCSFileSystem
     except (ImportError, ValueError) as error:
         extra = EXTRAS.get(protocol)
@@ -242,15 +258,15 @@ def _check_account(url: str, filesystem: Any) -> None:
     named = _AZURE_ACCOUNT.match(url)
     if named and named[2] != filesystem.service_client.account_name:
         raise SettingsError(
-            f"{canonical_uri(url)}: the URL is in the storage account {named[2]}, the settings are for "
+            f"{canonical_uri(url)}: the URL names the storage account {named[2]}, the settings name "
             f"{filesystem.service_client.account_name}; set storage.azure.account_name"
         )
 
 
 def _leave_retries_to_us(protocol: str, filesystem: Any) -> None:
-    """Left on, they multiply with ours: a wrong endpoint took 5 s (S3), 34 s (Google), 86 s (Azure) a try.
+    """Switch off the libraries' retries, which multiply with ours; gcsfs and adlfs have no setting for it.
 
-    gcsfs and adlfs have no setting for it.
+    With them an attempt at a wrong endpoint took 5 s (S3), 34 s (Google), 86 s (Azure).
     """
     if protocol == "s3":
         filesystem.retries = 1
@@ -262,7 +278,7 @@ def _leave_retries_to_us(protocol: str, filesystem: Any) -> None:
 
 
 def _parse_times_fast(filesystem: Any) -> None:
-    """botocore reads each time of a listing with dateutil: 60 % of what listing a bucket costs."""
+    """Parse timestamps with `fromisoformat`: botocore's dateutil takes 60 % of the time of a listing."""
     from aiobotocore.session import AioSession
     from botocore.utils import parse_timestamp
 
@@ -284,7 +300,7 @@ def _secret(value: SecretStr | None) -> str | None:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Constructor arguments that are set; listings are never cached, a run must see what is there."""
+    """Return the constructor arguments that are set; listings are never cached, so a run sees changes."""
     given = {name: value for name, value in options.items() if value is not None}
     return given | {"use_listings_cache": False}
 
@@ -308,7 +324,7 @@ def _s3_options(storage: StorageSettings) -> dict[str, Any]:
             "connect_timeout": _CONNECT_S,
             "read_timeout": storage.timeout_s,
             "retries": {"total_max_attempts": 1},
-            "max_pool_connections": 100,  # as many as the other two libraries take; the default is 10
+            "max_pool_connections": 100,  # as many as the other two libraries use; the default is 10
         },
     )
 

@@ -1,13 +1,13 @@
-"""A scene's size -> the windows it is done in; pure arithmetic.
+"""Tiling: from the size of a scene to the overlapping windows it is processed in; pure arithmetic.
 
-All windows of a scene have one size (a scene below it is one window), so the model sees all of it at one
-scale: they begin every `tile - overlap` pixels from the scene's first pixel, and the last one of a line is
-moved back until it ends with the scene. The grid depends on the scene's size alone, never on what part of it
-is done.
+All windows of a scene have one size (a smaller scene is one window), so the model sees all of it at one
+scale: they begin every `tile - overlap` pixels from the scene's first pixel, and the last one of a row is
+moved back until it ends with the scene. The grid depends on the scene's size alone, not on which part is
+processed.
 
-    window   what the model sees
-    core     the window's own share: cores are a partition of the scene, cut in the middle of each overlap
-    margin   window less core: what it sees of its neighbours' shares
+    window   pixels that the model sees
+    core     the window's own part: cores are a partition of the scene, cut in the middle of each overlap
+    margin   window minus core: what it sees of its neighbours' cores
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TILE, OVERLAP = 1024, 128
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Half-open, in pixels of the scene, rows down and columns right."""
+    """A half-open pixel window in a scene, rows down and columns right."""
 
     row_start: int
     row_stop: int
@@ -28,25 +28,25 @@ class Window:
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Height in pixels."""
         return self.row_stop - self.row_start
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Width in pixels."""
         return self.col_stop - self.col_start
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The windows of a scene of `height` x `width` pixels, numbered along the rows."""
+    """The windows of a scene of `height` x `width` pixels, numbered row by row."""
 
     height: int
     width: int
     tile: int = TILE
     """Side of a window, in pixels."""
     overlap: int = OVERLAP
-    """Pixels that two neighbours share at least, less than `tile`."""
+    """Minimum overlap of neighbouring windows in pixels, less than `tile`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.tile:
@@ -54,12 +54,12 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """Lines of windows."""
+        """Number of rows of windows."""
         return len(self._starts(self.height))
 
     @property
     def cols(self) -> int:
-        """Windows in a line."""
+        """Number of windows in a row."""
         return len(self._starts(self.width))
 
     def __len__(self) -> int:
@@ -69,14 +69,14 @@ class Grid:
         return (self.window(index) for index in range(len(self)))
 
     def window(self, index: int) -> Window:
-        """What the model sees."""
+        """Return the pixel window with this index, as the model sees it."""
         row, col = divmod(index, self.cols)
         row_start, col_start = self._starts(self.height)[row], self._starts(self.width)[col]
         row_stop, col_stop = min(row_start + self.tile, self.height), min(col_start + self.tile, self.width)
         return Window(row_start, row_stop, col_start, col_stop)
 
     def core(self, index: int) -> Window:
-        """The window's own share of the scene."""
+        """Return the core of the window with this index: its own part of the scene."""
         row, col = divmod(index, self.cols)
         row_cuts, col_cuts = self._cuts(self.height), self._cuts(self.width)
         return Window(row_cuts[row], row_cuts[row + 1], col_cuts[col], col_cuts[col + 1])
@@ -86,7 +86,7 @@ class Grid:
         return [*range(0, last, stride), last]
 
     def _cuts(self, size: int) -> list[int]:
-        """Where the cores of a line begin, and its end."""
+        """Return the first pixels of all cores along one axis, and the size of the axis."""
         starts = self._starts(size)
         middles = [(start + before + self.tile) // 2 for before, start in pairwise(starts)]
         return [0, *middles, size]

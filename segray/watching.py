@@ -1,7 +1,7 @@
-"""Figures of a run as Prometheus metrics, through the endpoints that each node of Ray has.
+"""Prometheus metrics of a run, exported by the metrics endpoint of each Ray node.
 
-Ray adds `ray_` in front of their names, and `_total` behind a counter's. The driver tells its figures again
-and again, for Ray forgets one that is not; model actors count the seconds in which they compute.
+Ray adds the prefix `ray_` to their names, and the suffix `_total` to a counter's. The driver sets its gauges
+at a fixed interval, because Ray drops those that are not updated; model actors count their compute seconds.
 """
 
 import threading
@@ -16,42 +16,42 @@ Figures = Mapping[str, float | None]
 
 EVERY_S = 0.5
 REPORT_MS = 1000
-"""Between two reports of a process to the endpoint of a Ray of our own; Ray's default is 10 s."""
+"""Report interval of a process to the metrics endpoint of a local Ray; Ray's default is 10 s."""
 
 GAUGES = {
-    "items_done": "Items that are done, by earlier attempts too.",
-    "items_left": "Items that are not done yet, once their number is known.",
-    "items_rejected": "Items that this attempt rejected.",
-    "instances": "Instances that this attempt found.",
-    "tiles": "Tiles that are done, by earlier attempts too.",
-    "images_per_second": "Images and tiles a second over the last minute; of training, in the last epoch.",
-    "epoch": "Epochs that are done.",
-    "train_loss": "Mean loss of the last epoch.",
-    "val_loss": "The same over the validation split.",
+    "items_done": "Items done, including those of earlier attempts.",
+    "items_left": "Items left, once the total is known.",
+    "items_rejected": "Items rejected by this attempt.",
+    "instances": "Instances found by this attempt.",
+    "tiles": "Tiles done, including those of earlier attempts.",
+    "images_per_second": "Images and tiles a second over the last minute; in training, over the last epoch.",
+    "epoch": "Epochs done.",
+    "train_loss": "Mean training loss of the last epoch.",
+    "val_loss": "Mean validation loss of the last epoch.",
 }
 MODEL_SECONDS = "segray_model_seconds"
 
 
 def labels(verb: str, output: str) -> Labels:
-    """The verb, and the run by the last folder of its output."""
+    """Return the metric labels of a run: its verb, and the last folder name of its output."""
     return {"verb": verb, "run": shown(output).partition("?")[0].rstrip("/").rpartition("/")[2]}
 
 
 @contextmanager
 def exported(run: Labels | None, read: Callable[[], Figures]) -> Iterator[None]:
-    """Tell Ray what `read` returns, until the end and at it; nothing for None. Ray must run."""
+    """Export what `read` returns every EVERY_S seconds and at the end; do nothing for None. Ray must run."""
     if run is None:
         yield
         return
     gauges, over = _gauges(run), threading.Event()
 
-    def tell() -> None:
+    def export() -> None:
         for name, value in read().items():
             gauges[name].set(value)
 
     def watch() -> None:
         while not over.wait(EVERY_S):
-            tell()
+            export()
 
     thread = threading.Thread(target=watch, name="segray-metrics", daemon=True)
     thread.start()
@@ -60,7 +60,7 @@ def exported(run: Labels | None, read: Callable[[], Figures]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        tell()
+        export()
 
 
 def _gauges(run: Labels) -> dict[str, Any]:
@@ -74,11 +74,11 @@ def _gauges(run: Labels) -> dict[str, Any]:
 
 
 def model_clock(run: Labels | None) -> Callable[[float], None]:
-    """To be called with the seconds of each batch, in a worker."""
+    """Return a function to call, in a worker, with the compute seconds of each batch."""
     if run is None:
         return lambda _: None
     from ray.util.metrics import Counter
 
-    counter = Counter(MODEL_SECONDS, "Seconds in which model actors answered batches.", tuple(run))
+    counter = Counter(MODEL_SECONDS, "Compute seconds of model actors.", tuple(run))
     counter.set_default_tags(dict(run))
     return lambda seconds: counter.inc(max(seconds, 1e-9))

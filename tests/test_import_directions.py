@@ -25,7 +25,7 @@ RAY = {
     "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
     "own_ray",
     "ray_private", "submit.following", "submit.ray_cluster", "train.loader", "train.process_group",
-    "train.sampler", "train.tasks.instance_job", "train.tasks.semantic_job", "train.trainer", "watching",
+    "train.sampler", "train.trainer", "watching",
 }  # fmt: skip
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 

@@ -152,7 +152,7 @@ def test_the_last_word_of_a_process_that_dies(flags: tuple[str, ...]) -> None:
     if flags:
         (line,) = objects(done.stderr, "predict")
         assert line["level"] == "error"
-        assert line["message"].startswith("the job ended without a word: it was killed, ")
+        assert line["message"].startswith("the job died without an error message: it was killed, ")
     else:
-        assert done.stderr.startswith("segray: the job ended without a word: it was killed, ")
+        assert done.stderr.startswith("segray: the job died without an error message: it was killed, ")
         assert done.stderr.count("\n") == 1

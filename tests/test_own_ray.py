@@ -200,7 +200,7 @@ def test_no_room_for_sockets_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     long = tmp_path / (120 * "x")
     long.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(long))
-    monkeypatch.setattr(own_ray, "_SHORT_PLACES", ())
+    monkeypatch.setattr(own_ray, "_SHORT_FOLDERS", ())
     with pytest.raises(SettingsError, match=r"too long for Ray's sockets \(\d+ bytes, \d+ are"):
         own_ray._folders()
     assert list(long.iterdir()) == []

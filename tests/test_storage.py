@@ -293,7 +293,7 @@ def test_azure_address_with_account(azure_server: Server) -> None:
     address = f"abfss://{BUCKET}@{servers.AZURITE_ACCOUNT}.dfs.core.windows.net/account.txt"
     filesystem, path = open_filesystem(address, azure_server.storage)
     assert filesystem.cat_file(path) == b"here"
-    with pytest.raises(SettingsError, match="in the storage account other, the settings are for devstore"):
+    with pytest.raises(SettingsError, match="names the storage account other, the settings name devstore"):
         open_filesystem("abfss://c@other.dfs.core.windows.net/x", azure_server.storage)
 
 

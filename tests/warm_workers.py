@@ -202,6 +202,8 @@ def import_all(*, training: bool) -> None:
 
         if training:
             import segray.train.loader
+            import segray.train.tasks.instance_training
+            import segray.train.tasks.semantic_training
             import segray.train.trainer  # noqa: F401
     gc.collect()
     gc.freeze()  # what is collected in a fork would copy all of it

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import segray.models.device  # noqa: F401 - huge pages, as in every model of segray
 from jobs.benchmarks.loader import loaded, plan
-from jobs.benchmarks.pairs import SEED, framing, split_pairs
-from segray.models.semanticfile import load_semantic, network_of
+from jobs.benchmarks.pairs import SEED, split_pairs, transform
+from segray.models.modelfile import SemanticCard, build_model, load_model_file
 
 CLIP = 1.0
 
@@ -31,9 +31,10 @@ def main(
     distributed.init_process_group("gloo")
     rank, workers = distributed.get_rank(), distributed.get_world_size()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    card = load_semantic(model_file, Path(model_file).read_bytes()).card
+    card = load_model_file(Path(model_file)).card
+    assert isinstance(card, SemanticCard)
     torch.manual_seed(SEED)
-    model = network_of(card).to(memory_format=torch.channels_last)
+    model = build_model(card).to(memory_format=torch.channels_last)
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (card.image_mean, card.image_std))
@@ -41,7 +42,7 @@ def main(
     train, val = split_pairs(Path(data))
     fill = tuple(round(255 * each) for each in card.image_mean)
     steps = plan(train, val, batch_size, epochs, rank, workers)
-    batches = loaded(steps, framing(card.size, fill), processes)
+    batches = loaded(steps, transform(card.size, fill), processes)
 
     def loss_of(network: torch.nn.Module) -> torch.Tensor:
         pixels, classes = next(batches)

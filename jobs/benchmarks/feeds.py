@@ -2,7 +2,7 @@
 
     python -m jobs.benchmarks.feeds segray|torch FOLDER SIZE BATCH EPOCHS PROCESSES
 
-segray: `segray.train.loader` by Ray Data; torch: a DataLoader with the same decoder and framing.
+segray: `segray.train.loader` by Ray Data; torch: a DataLoader with the same decoder and transform.
 Prints one JSON object: `batches`, a checksum of each, and `times`, when each was there, in seconds.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.benchmarks.loader import MAX_PIXELS, Loaded, loaded, plan
-from jobs.benchmarks.pairs import RULES, SEED, framing, split_pairs
+from jobs.benchmarks.pairs import RULES, SEED, split_pairs, transform
 
 FILL = (0, 0, 0)
 
@@ -29,13 +29,12 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
     import pyarrow as pa
     import ray
 
-    from segray.data.pair_reader import digest_of
+    from segray.data.pair_reader import Reading, digest_of
     from segray.data.pair_table import pair_table
-    from segray.data.scan_stream import Reading
     from segray.settings import RaySettings
     from segray.storage import StorageSettings
     from segray.train.loader import Feed, batches
-    from segray.train.sampler import Order, Part
+    from segray.train.sampler import EpochSampler, Part
 
     settings = RaySettings()
     with RayStart(settings, Path(tempfile.mkdtemp()) / "log") as start:
@@ -49,8 +48,8 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
         reading = Reading(RULES, MAX_PIXELS, StorageSettings())
         feed = Feed(
             reading,
-            framing(size, FILL),
-            Order(batch_size, SEED, len(train), 0),
+            transform(size, FILL),
+            EpochSampler(batch_size, SEED, len(train), 0),
             processes,
             settings.stall_timeout_s,
         )
@@ -61,7 +60,7 @@ def by_segray(folder: Path, size: int, batch_size: int, epochs: int, processes: 
 def by_torch(folder: Path, size: int, batch_size: int, epochs: int, processes: int) -> Iterator[Loaded]:
     """As PyTorch's documentation teaches it."""
     train, _ = split_pairs(folder)
-    return loaded(plan(train, [], batch_size, epochs, 0, 1), framing(size, FILL), processes)
+    return loaded(plan(train, [], batch_size, epochs, 0, 1), transform(size, FILL), processes)
 
 
 FEEDS = {"segray": by_segray, "torch": by_torch}

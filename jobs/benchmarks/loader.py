@@ -1,9 +1,8 @@
-"""A torch DataLoader instead of `segray.train.loader`: same decoder, framing, order and processes."""
+"""A torch DataLoader instead of `segray.train.loader`: same decoder, transform, order and processes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,8 +11,8 @@ from segray.data.pair_reader import Reader
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.storage import StorageSettings
-from segray.train.collate import Framing
 from segray.train.sampler import order_of, share_of
+from segray.train.transforms.semantic import SemanticTransform
 
 MAX_PIXELS = 100_000_000
 Loaded = tuple[Tensor, Tensor]
@@ -41,16 +40,16 @@ def plan(
     return steps
 
 
-def loaded(steps: Sequence[Step], framing: Framing, processes: int) -> Iterator[Loaded]:
+def loaded(steps: Sequence[Step], transform: SemanticTransform, processes: int) -> Iterator[Loaded]:
     """The batches, in order; epochs follow each other without a pause."""
-    return iter(DataLoader(_Batches(steps, framing), batch_size=None, num_workers=processes))
+    return iter(DataLoader(_Batches(steps, transform), batch_size=None, num_workers=processes))
 
 
 class _Batches(Dataset[Loaded]):
     """A batch an index: a process reads the files of a batch together, as segray's loaders do."""
 
-    def __init__(self, steps: Sequence[Step], framing: Framing) -> None:
-        self._steps, self._framing = steps, framing
+    def __init__(self, steps: Sequence[Step], transform: SemanticTransform) -> None:
+        self._steps, self._transform = steps, transform
         self._reader: Reader | None = None
 
     def __len__(self) -> int:
@@ -60,13 +59,13 @@ class _Batches(Dataset[Loaded]):
         if self._reader is None:  # one a process
             self._reader = Reader(RULES, MAX_PIXELS, StorageSettings())
         step = self._steps[index]
-        framed = []
+        samples = []
         for pair, example in zip(step.pairs, self._reader.read(step.pairs), strict=True):
             if isinstance(example, ItemError):
                 raise example
             if step.epoch is None:
-                framed.append(self._framing.scoring(example))
+                samples.append((pair.name, self._transform.scoring(example)))
             else:
-                framed.append(self._framing.training(example, step.epoch, pair.item))
-        pixels, classes = zip(*framed, strict=True)
-        return torch.stack(pixels), torch.stack(classes)
+                samples.append((pair.name, self._transform.training(example, step.epoch, pair.item)))
+        batch = self._transform.collate(samples)
+        return batch.pixels, batch.classes

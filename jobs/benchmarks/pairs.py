@@ -11,7 +11,7 @@ from jobs.benchmarks.pictures import BUNDLED, DIFFERENT, tiled
 from segray.data.labels import LabelRules
 from segray.data.pairs import Pair, list_pairs
 from segray.storage import StorageSettings
-from segray.train.collate import Framing
+from segray.train.transforms.semantic import SemanticTransform
 from segray.train.transforms.strength import AugmentSettings
 
 SIZE = (480, 640)
@@ -52,9 +52,9 @@ def split_pairs(folder: Path) -> tuple[list[Pair], list[Pair]]:
     return [pair for pair in pairs if pair.split == "train"], [pair for pair in pairs if pair.split == "val"]
 
 
-def framing(size: int, fill: tuple[int, ...]) -> Framing:
+def transform(size: int, fill: tuple[int, ...]) -> SemanticTransform:
     """As `segray train` makes it of FRAMING_FLAGS."""
-    return Framing(size, "crop", AugmentSettings(smallest_scale=SMALLEST_SCALE), SEED, fill)
+    return SemanticTransform(size, "crop", AugmentSettings(smallest_scale=SMALLEST_SCALE), SEED, fill)
 
 
 FRAMING_FLAGS = ("--fit", "crop", "--seed", SEED, "--augment.smallest-scale", SMALLEST_SCALE)

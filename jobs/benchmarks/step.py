@@ -13,12 +13,12 @@ from torch import nn
 
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, network_of
-from segray.train.collate import Batch
+from segray.models.modelfile import SemanticCard, build_model
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import Batch
 
 CLASSES, BATCH, LR = 11, 8, 1e-3
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -52,25 +52,28 @@ def made(side: int) -> Batch:
     return Batch(pixels, labels, [str(number) for number in range(BATCH)])
 
 
-def task(precision: str, width: int, side: int) -> Task:
+def task(precision: str, width: int, side: int) -> SemanticRecipe:
     """Cross-entropy and Adam on our own U-Net."""
     settings = complete_settings("unet", {"width": width})
     names = tuple(f"class {number}" for number in range(CLASSES))
     card = SemanticCard("unet", settings, CLASSES, names, MEAN, STD, side, "crop")
     schedule, optimizer = ScheduleSettings("constant"), OptimizerSettings("adam", LR, 0.0)
-    return Task(card, LossSettings("ce"), optimizer, schedule, 1, 1_000_000, 0, precision, 1e9, 0.0)
+    return SemanticRecipe(
+        card=card, loss=LossSettings("ce"), optimizer=optimizer, schedule=schedule, epochs=1,
+        steps_per_epoch=1_000_000, seed=0, precision=precision, clip=1e9, ema=0.0,
+    )  # fmt: skip
 
 
-def segray_step(work: Task, batch: Batch) -> Callable[[], float]:
+def segray_step(work: SemanticRecipe, batch: Batch) -> Callable[[], float]:
     """What `train` does."""
     training = SemanticTraining(work, torch.device("cpu"))
     return lambda: training.train_step(batch)
 
 
-def plain_step(work: Task, batch: Batch) -> Callable[[], float]:
+def plain_step(work: SemanticRecipe, batch: Batch) -> Callable[[], float]:
     """As PyTorch's tutorials do it."""
     torch.manual_seed(work.seed)
-    model: Any = network_of(work.card)
+    model: Any = build_model(work.card)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     criterion = nn.CrossEntropyLoss()
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))

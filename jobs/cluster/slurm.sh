@@ -1,6 +1,6 @@
 #!/bin/bash
-# Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it goes on where it stopped.
-# Exit codes of segray: 1 and signals (lost nodes, time limit) put it into the queue again, 3 times;
+# Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it continues where it stopped.
+# Exit codes of segray: 1 and signals (lost nodes, time limit) requeue it, 3 times;
 # 2 (settings), 3 (too many rejects), 5 (refused) need a person; 4 (nothing to do) is success.
 #SBATCH --job-name=labels
 #SBATCH --comment=segray:4d1f008eebe59a29
@@ -15,7 +15,7 @@
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -u
-unset "${!SEGRAY_@}"  # of whoever sent it: they would win over the settings below
+unset "${!SEGRAY_@}"  # of the submitter: they would override the settings below
 
 settings=$(mktemp)
 cat > "$settings" <<'END-OF-SETTINGS'
@@ -25,7 +25,7 @@ output: s3://BUCKET/labels
 END-OF-SETTINGS
 
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    # A Ray of this job alone: its own ports, its own folders, a token that only this job knows.
+    # A Ray for this job only: its own ports, its own folders, a token that only this job knows.
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname -I | cut -d' ' -f1)  # not a loopback one
@@ -54,7 +54,7 @@ case $code in
     4) code=0 ;;
     0 | 2 | 3 | 5) ;;
     *) if [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
-           echo "segray: exit $code; into the queue again"
+           echo "segray: exit $code; requeued"
            scontrol requeue "$SLURM_JOB_ID"
            sleep 60
        fi ;;

@@ -31,7 +31,7 @@ class Annotate:
         """Raise SettingsError for weights that are not there."""
         from segray.models.weights import check_weights
 
-        check_weights(self.settings.weights, self.settings.storage)
+        check_weights(self.settings.weights, self.settings.storage, "instance")
 
     def load(self) -> "LoadedModel":
         """Return the model, loaded. Raises SettingsError."""
@@ -40,7 +40,7 @@ class Annotate:
         import_torchvision()
         from segray.models.weights import load_weights
 
-        return load_weights(self.settings.weights, self.settings.storage)
+        return load_weights(self.settings.weights, self.settings.storage, "instance")
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what instances depend on.

@@ -17,6 +17,7 @@ from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsEr
 from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.output.lease import Lease
+from segray.output.names import PLAN, RUN
 from segray.output.progress import Progress, pace
 from segray.output.store import Store
 from segray.registry.runs import note_run
@@ -28,8 +29,6 @@ from segray.watching import Labels, exported, labels
 
 if TYPE_CHECKING:
     from segray.models.device import Precision
-
-PLAN, RUN = "_segray/plan.json", "run.json"
 
 
 @dataclass(frozen=True, slots=True)

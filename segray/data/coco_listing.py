@@ -42,10 +42,9 @@ class AnnotatedPair(Pair):
 
 
 @dataclass(frozen=True, slots=True)
-class CocoListing:
+class CocoListing(Pairs):
     """What a COCO file lists."""
 
-    listed: Pairs
     categories: dict[int, str]
     """Id to name."""
     without_mask: int = 0
@@ -53,9 +52,9 @@ class CocoListing:
 
     def told(self) -> str:
         """What there is and what is left out, for a person."""
-        strays = self.listed.ignored
+        strays = self.ignored
         return (
-            f"{len(self.listed.pairs):,} pictures, {len(self.categories)} categories"
+            f"{len(self.pairs):,} pictures, {len(self.categories)} categories"
             + f", {self.without_mask:,} annotations without a mask left out" * bool(self.without_mask)
             + f", {strays:,} annotations of images that the file does not list" * bool(strays)
         )
@@ -89,7 +88,7 @@ def listed_of(
     that is none, and where no picture is there.
     """
     without_mask = _only_masks(truth)
-    pairs, lost = list[AnnotatedPair](), list(rejected)
+    pairs, lost = list[Pair](), list(rejected)
     seen: set[str] = set()
     for found in _found(truth, file, base, storage):
         if isinstance(found, Rejected):
@@ -103,8 +102,8 @@ def listed_of(
         first = f"; the first: {lost[0].uri}: {lost[0].error}" if lost else ""
         relative = "; say with --root what its names are relative to" * file.uri.lower().endswith(".json")
         raise SettingsError(f"{file.uri}: none of its {len(lost):,} images is there{relative}{first}")
-    listed = Pairs(sorted(pairs, key=lambda pair: pair.image.uri), lost, truth.strays)
-    return CocoListing(listed, truth.categories, without_mask)
+    in_order = sorted(pairs, key=lambda pair: pair.image.uri)
+    return CocoListing(in_order, lost, truth.strays, truth.categories, without_mask)
 
 
 def _only_masks(truth: Truth) -> int:

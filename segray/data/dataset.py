@@ -1,8 +1,9 @@
-"""A survey -> which pairs are trained on, validated on and held out, and what is known of them."""
+"""A scan -> which pairs are trained on, validated on and held out, and what is known of them."""
 
 import csv
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segray.data.coco_listing import AnnotatedPair
 from segray.data.look_alikes import LookAlikes
 from segray.data.pair_lists import COLUMNS
 from segray.data.pair_table import pair_table
 from segray.data.pairs import FRAGMENT, Pair, Pairs
 from segray.data.repeats import repeat_factors
 from segray.data.scan import column_sums, mean_and_deviation
-from segray.data.splits import SPLITS, Deal, deal_alike, groups_of
+from segray.data.splits import SPLITS, SplitRule, groups_of, split_groups
 from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.storage import split_protocol
@@ -51,7 +53,7 @@ class Data:
     empty: int = 0
     """Windows of scenes that hold no data."""
     alike: int = 0
-    """Pictures in the largest group of look-alikes that was dealt as one; 1 where each is for itself."""
+    """Pictures in the largest group of look-alikes that came into one split; 1 where each is for itself."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -70,16 +72,16 @@ class Data:
         return f"{parts} (sha256 {self.digest[:16]})"
 
 
-def dealt(
+def assign_splits(
     listed: Pairs,
     rows: pa.Table,
-    deal: Deal | None,
+    rule: SplitRule | None,
     oversample: float = 0.0,
     look_alikes: LookAlikes = "loose",
 ) -> Data:
-    """Deal the pairs that could be read to the splits; photos that look alike go together.
+    """SplitRule the pairs that could be read to the splits; photos that look alike go together.
 
-    rows: FIGURES of `listed.pairs`. deal: None for windows, whose blocks were dealt when they were listed;
+    rows: FIGURES of `listed.pairs`. rule: None for windows, whose blocks were split when they were listed;
     those without a pixel of a class are left out. oversample: see `repeat_factors`. Raises SettingsError when
     none is left to train or to validate with.
     """
@@ -87,32 +89,32 @@ def dealt(
     bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
     rejected = [(one.uri, one.error) for one in listed.rejected]
     rejected += [(pair.image.uri, str(error)) for pair, error, is_good in bad if not is_good]
-    used = good if deal is not None else pc.and_(good, _labelled(rows["counts"]))
+    used = good if rule is not None else pc.and_(good, _labelled(rows["counts"]))
     pairs = list(compress(listed.pairs, used.to_pylist()))
     kept = rows.filter(used)
     digests = kept["digest"].to_pylist()
-    if deal is None:
+    if rule is None:
         splits, crowds, alike = [str(pair.split) for pair in pairs], len(pairs), 0
     else:
         groups = groups_of(pairs, kept["likeness"].to_pylist(), look_alikes)
-        splits = deal_alike(deal, pairs, digests, groups)
+        splits = split_groups(rule, pairs, digests, groups)
         crowds, alike = len(np.unique(groups)), _most_alike(pairs, groups)
     for split in ("train", "val"):
         if split not in splits:
             crowd = f" in {crowds:,} group{'s' * (crowds > 1)} kept together" if crowds < len(pairs) else ""
             ways = "name splits in the data, or set another split_seed"
-            ways += ", a smaller block" * (deal is None) + ", group_look_alikes off" * (alike > 1)
+            ways += ", a smaller block" * (rule is None) + ", group_look_alikes off" * (alike > 1)
             raise SettingsError(
                 f"data: no pair is left in {split} ({len(pairs):,} can be used{crowd}); add some, {ways} "
                 "or val_share"
             )
-    train, val = ([place for place, each in enumerate(splits) if each == split] for split in ("train", "val"))
+    train, val = ([index for index, each in enumerate(splits) if each == split] for split in ("train", "val"))
     trained = kept.take(pa.array(train))
     mean, deviation = mean_and_deviation(trained)
     return Data(
         pairs,
         splits,
-        pair_table([pairs[place] for place in train + val], kept.take(pa.array(train + val))),
+        pair_table([pairs[index] for index in train + val], kept.take(pa.array(train + val))),
         column_sums(trained["counts"]).tolist(),
         repeat_factors(_matrix(trained["counts"]), oversample) if oversample else None,
         mean,
@@ -159,10 +161,31 @@ def splits_csv(data: Data) -> bytes:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS[:3])
     for pair, split in zip(data.pairs, data.splits, strict=True):
-        rows.writerow([_openable(pair.image), _openable(pair.label), split])
+        rows.writerow([openable(pair.image), openable(pair.label), split])
     return text.getvalue().encode()
 
 
-def _openable(file: Source) -> str:
+def splits_json(
+    pairs: Sequence[Pair], splits: Sequence[str], categories: dict[int, str], *, groups: bool = False
+) -> bytes:
+    """A COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
+
+    pairs: of a CocoListing. groups: name those, too. Addresses are as in `splits_csv`.
+    """
+    images, annotations = [], []
+    for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
+        assert isinstance(pair, AnnotatedPair)
+        content = json.loads(pair.annotations)
+        height, width = content["size"]
+        name = openable(pair.image)
+        image = {"id": number, "file_name": name, "height": height, "width": width, "split": split}
+        images.append(image | {"group": pair.group} if groups else image)
+        annotations += [{**each, "image_id": number} for each in content["annotations"]]
+    named = [{"id": number, "name": name} for number, name in sorted(categories.items())]
+    return json.dumps({"images": images, "annotations": annotations, "categories": named}).encode()
+
+
+def openable(file: Source) -> str:
+    """Return what opens a file again; URLs come without credentials and query strings."""
     is_window = FRAGMENT in file.uri
     return file.uri if is_window or split_protocol(file.uri)[0] != "file" else file.address

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.errors import ItemError, SettingsError
+from segray.palette import VOID
 from segray.sources.label_image import Stored, read_stored
 
-VOID = 255
 ASPECT = 0.02
 """How far a label's width / height may be from its picture's, relative. Of 157 real masks stored at another
 scale than their photograph the worst was 0.0017 off, by rounding; a small crop or another picture is more."""

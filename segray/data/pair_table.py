@@ -4,20 +4,17 @@ As a list of `Pair`, each process that reads would hold its own, at 1.1 KB a pai
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from segray.data.coco_listing import AnnotatedPair
-from segray.data.pair_reader import Example
+from segray.data.pair_reader import CocoExample, Example
 from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.sources.item import Source
 
-if TYPE_CHECKING:
-    from segray.data.coco_reader import CocoExample
-
-T = TypeVar("T", bound="Example | CocoExample | ItemError")
+T = TypeVar("T", bound=Example | CocoExample | ItemError)
 
 _FILE = ("uri", "address", "version", "size")
 PAIRS = pa.schema(
@@ -29,7 +26,7 @@ PAIRS = pa.schema(
     ]
     + [("digest", pa.string()), ("label_digest", pa.string()), ("annotations", pa.large_string())]
 )
-"""`digest`s: sha256 of the two files when they were surveyed, hex; `annotations` as of an `AnnotatedPair`."""
+"""`digest`s: sha256 of the two files when they were scanned, hex; `annotations` as of an `AnnotatedPair`."""
 
 
 def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Table:
@@ -47,9 +44,9 @@ def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Tab
     return pa.table({field.name: columns[field.name] for field in PAIRS}, schema=PAIRS).combine_chunks()
 
 
-def pairs_at(table: pa.Table, places: Sequence[int]) -> list[Pair]:
+def pairs_at(table: pa.Table, indices: Sequence[int]) -> list[Pair]:
     """The pairs in these rows; their split is left out."""
-    rows = table.take(pa.array(places, pa.int64())).to_pylist()
+    rows = table.take(pa.array(indices, pa.int64())).to_pylist()
     return [_pair(row) for row in rows]
 
 
@@ -65,8 +62,8 @@ def _file(row: dict[str, Any], part: str) -> Source:
     return Source(uri, address, "file", version, size)
 
 
-def as_surveyed(example: T, digest: str, label_digest: str) -> T | ItemError:
-    """The example, or an error where its files are not those that were surveyed."""
+def as_scanned(example: T, digest: str, label_digest: str) -> T | ItemError:
+    """The example, or an error where its files are not those that were scanned."""
     if isinstance(example, ItemError):
         return example
     for what, there, then in (

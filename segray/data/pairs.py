@@ -28,8 +28,6 @@ from segray.sources.remote import remote_source
 from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
-_FIRST_ATTEMPTS = 3
-"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 _HELD_OUT = (None, "train", "val", "test")
 """Of a pair listed in two splits the last one here stays: nothing that is tested may be trained on."""
 
@@ -135,8 +133,7 @@ def _first_contact(data: str, storage: StorageSettings) -> Source | None:
         if file.error_type is not None:
             raise SettingsError(f"{file.uri}: {file.error}")
         return file
-    hasty = storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, storage.attempts)})
-    info: dict[str, Any] = retrying(lambda: filesystem.info(path), hasty)
+    info: dict[str, Any] = retrying(lambda: filesystem.info(path), storage.hasty)
     is_folder = info.get("type") == "directory" and protocol not in ("http", "https")
     return None if is_folder else remote_source(protocol, path, info)
 

@@ -1,4 +1,4 @@
-"""Tables that say which pairs to read next: read tasks of Ray Data, kept in order. No torch here."""
+"""Read tasks of Ray Data that produce indices of pairs, kept in order. No torch here."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,9 +17,9 @@ from segray.ray_private import find
 PAUSE_S = 0.1
 """Between two looks of Ray's loop, of 1.5 ms of CPU each; what moves in one is BUFFERED and loader.AHEAD."""
 BUFFERED = 32
-"""Tables of places that are read ahead. With Ray's own two, two loaders had one each in every look."""
+"""Tables of indices that are read ahead. With Ray's own two, two loaders had one each in every look."""
 SCORING = -1
-"""Stands in the place of an epoch where nothing is drawn."""
+"""Stands in index of an epoch where nothing is drawn."""
 _RETRIES = 3
 """Times that a batch is given to another process when one died over it; Ray's own number has no end."""
 MAPPED: dict[str, Any] = {
@@ -28,28 +28,28 @@ MAPPED: dict[str, Any] = {
     "max_restarts": -1,
     "max_task_retries": _RETRIES,
 }
-"""How tables of places are given to a class."""
+"""How tables of indices are given to a class."""
 
 
-def places_table(epoch: int, places: Sequence[int], turns: Sequence[int] | None = None) -> pa.Table:
-    """One packed row for `read_places`; turns: which time of the epoch it is that each comes, from 0."""
+def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | None = None) -> pa.Table:
+    """One packed row for `read_indices`; repeats: which time of the epoch it is that each comes, from 0."""
     columns = {
-        "epoch": pa.array([epoch] * len(places), pa.int32()),
-        "place": pa.array(places, pa.int64()),
-        "turn": pa.array(turns or [0] * len(places), pa.int32()),
+        "epoch": pa.array([epoch] * len(indices), pa.int32()),
+        "index": pa.array(indices, pa.int64()),
+        "repeat": pa.array(repeats or [0] * len(indices), pa.int32()),
     }
     return packed(pa.table(columns))
 
 
-def read_places(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
+def read_indices(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
     """The packed tables of all tasks, one task after the other, each in whichever process has room."""
-    places: ray.data.Dataset = ray.data.read_datasource(
-        _Places(tasks),
+    indices: ray.data.Dataset = ray.data.read_datasource(
+        _Indices(tasks),
         num_cpus=READ_TASK_CPUS,
         concurrency=1,  # else Ray draws all epochs at once, each in a process
         override_num_blocks=max(1, len(tasks)),
     )
-    return places
+    return indices
 
 
 def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None, None]:
@@ -87,7 +87,7 @@ class Pause(_Callback):  # type: ignore[misc]
         time.sleep(PAUSE_S)
 
 
-class _Places(Datasource):
+class _Indices(Datasource):
     """Which pairs come when: read tasks that give a table a batch, in order."""
 
     def __init__(self, tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> None:

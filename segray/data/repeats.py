@@ -19,7 +19,7 @@ def repeat_factors(counts: NDArray[np.int64], threshold: float) -> NDArray[np.fl
 
 
 def drawn(repeats: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """(items,) places in no order, each as often as `repeats` says, rounded down or up by chance.
+    """(items,) indices in no order, each as often as `repeats` says, rounded down or up by chance.
 
     Systematic sampling: one random number for all, so that the total is exact.
     """

@@ -8,21 +8,19 @@ pass goes on, so a kill costs the last minute of it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from segray.data.pair_reader import Example
 from segray.data.pairs import Pair
 from segray.data.splits import perceptual_hash
 from segray.errors import ItemError
 from segray.output.folder import Output
 
-SURVEY = "_segray/survey.parquet"
+SCAN = "_segray/survey.parquet"
 FIGURES = pa.schema(
     [
         ("error_type", pa.string()),  # null where the pair can be used; else the rest but `error` is null
@@ -47,24 +45,20 @@ _SAVING_SHARE = 0.05
 _LEVELS = np.arange(256) / 255
 
 
-def figures(example: Example | ItemError, classes: int) -> dict[str, Any]:
-    """One row of FIGURES."""
+def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]:
+    """Return one row of FIGURES; `counted`: see `LabelReading.counts`."""
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
-    counts = np.bincount(example.classes.ravel(), minlength=256)[:classes].tolist()
-    return picture_figures(example.pixels, example.digest, example.label_digest) | {"counts": counts}
-
-
-def picture_figures(pixels: NDArray[np.uint8], digest: str, label_digest: str) -> dict[str, Any]:
-    """What does not depend on the kind of the labels."""
-    counts = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    pixels = example.pixels
+    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
     return {
-        "digest": digest,
-        "label_digest": label_digest,
+        "digest": example.digest,
+        "label_digest": example.label_digest,
         "likeness": perceptual_hash(pixels),
         "pixels": pixels.shape[0] * pixels.shape[1],
-        "sums": [float(count @ _LEVELS) for count in counts],
-        "squares": [float(count @ _LEVELS**2) for count in counts],
+        "counts": counted(example),
+        "sums": [float(number @ _LEVELS) for number in levels],
+        "squares": [float(number @ _LEVELS**2) for number in levels],
     }
 
 
@@ -83,7 +77,7 @@ def column_sums(lists: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return sums
 
 
-class Survey:
+class Scan:
     """What is known of the pairs of one listing."""
 
     def __init__(
@@ -105,20 +99,20 @@ class Survey:
             ],
             schema=ADDRESSES,
         )
-        self._places, self._rows = _unchanged(pairs, self._kept(), begun=begun)
+        self._indices, self._rows = _unchanged(pairs, self._kept(), begun=begun)
         self._new: list[pa.Table] = []
         self._saved, self._pause = time.monotonic(), _SAVE_EVERY_S
 
     @property
     def missing(self) -> list[int]:
-        """Places in the listing of the pairs that are to be looked at."""
+        """Indices in the listing of the pairs that are to be looked at."""
         known = np.zeros(self._addresses.num_rows, bool)
-        for places in (self._places, *(table["place"].to_numpy() for table in self._new)):
-            known[places] = True
+        for indices in (self._indices, *(table["index"].to_numpy() for table in self._new)):
+            known[indices] = True
         return np.flatnonzero(~known).tolist()
 
     def add(self, table: pa.Table) -> None:
-        """Rows of FIGURES with the column `place`, in any order; kept in the output from time to time."""
+        """Rows of FIGURES with the column `index`, in any order; kept in the output from time to time."""
         self._new.append(table)
         if time.monotonic() - self._saved > self._pause:
             self.save()
@@ -129,31 +123,31 @@ class Survey:
             return
         started = time.monotonic()
         self._gather()
-        order = pa.array(self._places)
+        order = pa.array(self._indices)
         rows = pa.Table.from_arrays(
             [*self._addresses.take(order).columns, *self._rows.columns],
             schema=pa.schema([*ADDRESSES, *FIGURES], metadata={b"segray": self._reading}),
         )
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
-        self._store.write(SURVEY, sink.getvalue().to_pybytes())
+        self._store.write(SCAN, sink.getvalue().to_pybytes())
         self._saved = time.monotonic()
         self._pause = max(_SAVE_EVERY_S, (self._saved - started) / _SAVING_SHARE)
 
     def rows(self) -> pa.Table:
         """FIGURES of all pairs, in the order of the listing, once none is missing."""
         self._gather()
-        return self._rows.take(pa.array(np.argsort(self._places))).combine_chunks()
+        return self._rows.take(pa.array(np.argsort(self._indices))).combine_chunks()
 
     def _gather(self) -> None:
         tables = [table.select(FIGURES.names) for table in self._new]
         self._rows = pa.concat_tables([self._rows, *tables]).combine_chunks()
-        self._places = np.concatenate([self._places, *(table["place"].to_numpy() for table in self._new)])
+        self._indices = np.concatenate([self._indices, *(table["index"].to_numpy() for table in self._new)])
         self._new = []
 
     def _kept(self) -> pa.Table | None:
         """The copy in the output, if its labels were read as they would be now."""
-        data = self._store.read(SURVEY)
+        data = self._store.read(SCAN)
         if data is None:
             return None
         try:
@@ -167,18 +161,18 @@ class Survey:
 def _unchanged(
     pairs: Sequence[Pair], kept: pa.Table | None, *, begun: bool
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], pa.Table]:
-    """(Places in the listing, their rows): the kept rows whose files have the versions that they had."""
+    """(Indices in the listing, their rows): the kept rows whose files have the versions that they had."""
     if kept is None:
         return np.zeros(0, np.int64), FIGURES.empty_table()
     columns = [kept[name].to_pylist() for name in (*ADDRESSES.names, "error_type")]
     by_image = {image: row for row, image in enumerate(columns[0])}
-    places, rows = [], []
-    for place, pair in enumerate(pairs):
+    indices, rows = [], []
+    for index, pair in enumerate(pairs):
         row = by_image.get(pair.image.uri, -1)
         here = [pair.image.uri, pair.image.version, pair.label.uri, pair.label.version]
         if row < 0 or "" in here or here != [column[row] for column in columns[:4]]:
             continue  # a storage that tells no version may have another file there by now
         if begun or columns[4][row] not in PASSING:
-            places.append(place)
+            indices.append(index)
             rows.append(row)
-    return np.array(places, np.int64), kept.select(FIGURES.names).take(pa.array(rows, pa.int64()))
+    return np.array(indices, np.int64), kept.select(FIGURES.names).take(pa.array(rows, pa.int64()))

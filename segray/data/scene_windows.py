@@ -5,7 +5,7 @@ it. Where two squares see the same pixels, each has a label for its own half and
 pixel is learned or scored twice. A window's address is that of its scene with `#xywh=x,y,width,height`, in
 pixels of the scene as it is read (as W3C's Media Fragments have it).
 
-Neighbours look alike, so not windows but blocks of `block` x `block` of them are dealt to train, val and
+Neighbours look alike, so not windows but blocks of `block` x `block` of them are split into train, val and
 test, by a hash of the seed, of what is in the scene, and of the block's place in it; no pixel is in two
 blocks. What is in a scene its size and its first and last 64 KiB say: in most files, they hold the sizes of
 all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. Scenes that show one place
@@ -19,7 +19,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,17 +28,16 @@ import shapely
 from numpy.typing import NDArray
 
 from segray.data.footprints import Footprints, areas_of, boxes_around, footprint_table
-from segray.data.labels import VOID
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
-from segray.data.pair_reader import Example, digest_of
+from segray.data.pair_reader import Example, Reading, digest_of
 from segray.data.pairs import FRAGMENT, Pair, Pairs, Rejected
-from segray.data.scan_stream import Reading
-from segray.data.splits import Deal
+from segray.data.splits import SplitRule
 from segray.data.vector_files import FeatureFile, find_file, open_features
 from segray.errors import ItemError, SettingsError
+from segray.palette import VOID
 from segray.scenes.crs import can_place
 from segray.scenes.nodata import nodata_mask
-from segray.scenes.scene import Scene, scene_from
+from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.byte_ranges import FileRanges
 from segray.sources.file_headers import has_scene_name
 from segray.sources.item import Source
@@ -47,13 +46,29 @@ from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, canonical_uri
 from segray.tiles import Window
 
-if TYPE_CHECKING:
-    from segray.train.settings import TrainSettings
-
 _ENDS = 64 << 10
 """Bytes at both ends of a scene that tell it from others."""
 _OPEN = 8
 """Files whose ranges a reader keeps at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """How scenes become windows."""
+
+    data: str
+    """A scene, or a folder of scenes."""
+    footprints: str
+    layer: str | None
+    """Of the footprints' file."""
+    class_column: str | None
+    """Attribute of the footprints that names a class; None: all are class 1."""
+    tiling: Tiling
+    block: int
+    """Windows a side that come into one split."""
+    shares: tuple[int, float, float]
+    """Seed of the split, shares of val and of test."""
+    storage: StorageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +95,7 @@ class WindowReading(Reading):
     shared: Any
     """Reference to the scenes and the footprints."""
 
-    def reader(self) -> "WindowReader":  # type: ignore[override]
+    def reader(self) -> "WindowReader":
         """One for this process."""
         scenes, footprints = ray.get(self.shared)
         return WindowReader(scenes, Footprints(footprints), self.storage)
@@ -141,15 +156,15 @@ def index_of(uri: str, scene: Scene) -> int:
     return -(-y // scene.tile) * scene.grid.cols + -(-x // scene.tile)
 
 
-def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
+def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
     """List the scenes in `settings.data`, reading their headers alone, and the footprints on them.
 
     names: of the classes. Raises SettingsError for what cannot be read, and where no footprint lies on any
     scene.
     """
     scenes, rejected, ignored = _scenes(settings)
-    source = find_file(settings.footprints or "", settings.storage)
-    with open_features(source, settings.class_column, settings.storage, settings.footprints_layer) as file:
+    source = find_file(settings.footprints, settings.storage)
+    with open_features(source, settings.class_column, settings.storage, settings.layer) as file:
         usable, unplaced = _placeable(scenes, file.crs)
         table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
     if not table.num_rows:
@@ -159,7 +174,7 @@ def list_windows(settings: "TrainSettings", names: Sequence[str]) -> Windows:
     if unreadable:
         told += f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
     label = replace(source, version=f"{source.version} {_drawing(settings, names)}" if source.version else "")
-    pairs = _dealt([pair for one in usable for pair in _pairs(one, label, settings)], settings)
+    pairs = _split([pair for one in usable for pair in _pairs(one, label, settings)], settings)
     rejected = sorted([*rejected, *unplaced], key=lambda one: one.uri)
     known = {one.source.uri: one.scene.to_json() for one in usable}
     return Windows(pairs, rejected, ignored, known, table, told)
@@ -178,7 +193,7 @@ class _Listed:
     """That its folder names."""
 
 
-def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], int]:
+def _scenes(settings: WindowSettings) -> tuple[list[_Listed], list[Rejected], int]:
     """(Scenes by address, what is none, files that are neither TIFF nor JPEG 2000)."""
     listing = Listing([settings.data], settings.storage)
     base = folder_uri(settings.data)
@@ -203,7 +218,7 @@ def _scenes(settings: "TrainSettings") -> tuple[list[_Listed], list[Rejected], i
     return list({one.source.uri: one for one in found}.values()), rejected, listing.ignored + others
 
 
-def _looked_at(source: Source, base: str, settings: "TrainSettings", sandbox: DecodeSandbox) -> _Listed:
+def _looked_at(source: Source, base: str, settings: WindowSettings, sandbox: DecodeSandbox) -> _Listed:
     file = FileRanges(source.uri, source.version, source.address, source.size, settings.storage)
     scene = sandbox.describe(file, settings.tiling)
     if scene is None or scene.crs is None:
@@ -273,11 +288,11 @@ def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], li
     )
 
 
-def _drawing(settings: "TrainSettings", names: Sequence[str]) -> str:
+def _drawing(settings: WindowSettings, names: Sequence[str]) -> str:
     return digest_of(repr((settings.class_column, [*names], settings.tiling)).encode())[:16]
 
 
-def _pairs(one: _Listed, label: Source, settings: "TrainSettings") -> Iterator[tuple[Pair, str]]:
+def _pairs(one: _Listed, label: Source, settings: WindowSettings) -> Iterator[tuple[Pair, str]]:
     """The windows of a scene, each with the digest of its block."""
     grid = one.scene.grid
     rows, cols = (length // one.scene.tile for length in (one.scene.height, one.scene.width))
@@ -294,8 +309,6 @@ def _pairs(one: _Listed, label: Source, settings: "TrainSettings") -> Iterator[t
         )
 
 
-def _dealt(windows: list[tuple[Pair, str]], settings: "TrainSettings") -> list[Pair]:
-    deal = Deal.of(
-        (pair for pair, _ in windows), settings.split_seed, settings.val_share, settings.test_share
-    )
-    return [replace(pair, split=deal.split_by(pair.split, block)) for pair, block in windows]
+def _split(windows: list[tuple[Pair, str]], settings: WindowSettings) -> list[Pair]:
+    rule = SplitRule.of((pair for pair, _ in windows), *settings.shares)
+    return [replace(pair, split=rule.split_by(pair.split, block)) for pair, block in windows]

@@ -2,12 +2,12 @@
 
     a split that is named      kept
     none is named              train, val or test by `split_of` of the sha256 of the image's bytes
-    train is named, val never  val is dealt out of train, by the same hash
+    train is named, val never  val is split off from train, by the same hash
 
 So a split depends neither on names nor on the order of a listing nor on the number of workers, and pictures
 that are added move no other. Photos that look alike share a fate, unless `group_look_alikes` says otherwise:
 `near_duplicates` finds them; so do those to which the data give one `group`, whatever they look like.
-`deal_alike` deals a group as one picture.
+`split_groups` puts a group into one split.
 """
 
 import hashlib
@@ -36,22 +36,22 @@ DISTANCES: dict[LookAlikes, int] = {"loose": ALIKE, "strict": 2}
 def split_of(digest: str, *, seed: int, val_share: float = 0.12, test_share: float = 0.18) -> str:
     """Return `train`, `val` or `test` from an image's content alone, so order and names never matter.
 
-    `digest` is the sha256 of the file's bytes; the seed deals the images anew.
+    `digest` is the sha256 of the file's bytes; another seed, another split.
     """
-    dealt = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
-    position = int.from_bytes(dealt[:8], "big") / 2**64
+    drawn = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
+    position = int.from_bytes(drawn[:8], "big") / 2**64
     if position < test_share:
         return "test"
     return "val" if position < test_share + val_share else "train"
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
-    """Deals pairs, one by one; the same pair always to the same split."""
+class SplitRule:
+    """Split pairs, one by one; the same pair always to the same split."""
 
     seed: int
     val_share: float = 0.12
-    """Of the pairs that are dealt; of train, where val is dealt out of it."""
+    """Of the pairs without a named split; of train, where val is split off from it."""
     test_share: float = 0.18
     val_from_train: bool = False
     """The data name pairs to train with, but none for val."""
@@ -59,8 +59,8 @@ class Deal:
     @classmethod
     def of(
         cls, pairs: Iterable[Pair], seed: int, val_share: float = 0.12, test_share: float = 0.18
-    ) -> "Deal":
-        """The deal for all the pairs of a listing."""
+    ) -> "SplitRule":
+        """The rule for all the pairs of a listing."""
         named = {pair.split for pair in pairs}
         return cls(seed, val_share, test_share, "train" in named and "val" not in named)
 
@@ -85,35 +85,35 @@ def groups_of(
     likeness: `perceptual_hash` of each picture. Pictures with a named group are nobody's look-alikes.
     """
     groups = np.arange(len(pairs))
-    unnamed = np.array([place for place, pair in enumerate(pairs) if pair.group is None], np.int64)
+    unnamed = np.array([index for index, pair in enumerate(pairs) if pair.group is None], np.int64)
     if look_alikes != "off" and len(unnamed):
-        found = near_duplicates([likeness[place] for place in unnamed], DISTANCES[look_alikes])
+        found = near_duplicates([likeness[index] for index in unnamed], DISTANCES[look_alikes])
         _, first = np.unique(found, return_index=True)
         groups[unnamed] = unnamed[first[found]]
     named: dict[str, int] = {}
-    for place, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs):
         if pair.group is not None:
-            groups[place] = named.setdefault(pair.group, place)
+            groups[index] = named.setdefault(pair.group, index)
     return groups
 
 
-def deal_alike(
-    deal: Deal, pairs: Sequence[Pair], digests: Sequence[str], groups: NDArray[np.int64]
+def split_groups(
+    rule: SplitRule, pairs: Sequence[Pair], digests: Sequence[str], groups: NDArray[np.int64]
 ) -> list[str]:
-    """The split of each pair, one for a group: dealt by the smallest digest of the group's images.
+    """The split of each pair, one for a group: by the smallest digest of the group's images.
 
     `groups` (pairs,) as `groups_of` gives it. What the data name stays; pairs without a split follow
     the others of their group, into test rather than val, into val rather than train.
     """
     members: dict[int, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups.tolist()):
-        members[group].append(place)
+    for index, group in enumerate(groups.tolist()):
+        members[group].append(index)
     splits = [""] * len(pairs)
-    for places in members.values():
-        digest = min(digests[place] for place in places)
-        named = max((pairs[place].split for place in places), key=_held_out)
-        for place in places:
-            splits[place] = deal.split_by(pairs[place].split or named, digest)
+    for indices in members.values():
+        digest = min(digests[index] for index in indices)
+        named = max((pairs[index].split for index in indices), key=_held_out)
+        for index in indices:
+            splits[index] = rule.split_by(pairs[index].split or named, digest)
     return splits
 
 
@@ -143,7 +143,7 @@ def near_duplicates(hashes: Sequence[int], distance: int = ALIKE) -> NDArray[np.
     earlier leader is within `distance`. So photos of a group differ by 2 x `distance` at most: no chains.
     Groups are numbered from 0 in the order of their leaders.
     """
-    codes, place, times = np.unique(np.array(hashes, np.uint64), return_inverse=True, return_counts=True)
+    codes, index, times = np.unique(np.array(hashes, np.uint64), return_inverse=True, return_counts=True)
     near = _Near(codes, distance)
     group = np.full(len(codes), -1)
     away = np.full(len(codes), distance + 1)
@@ -154,14 +154,14 @@ def near_duplicates(hashes: Sequence[int], distance: int = ALIKE) -> NDArray[np.
             closer = bits < away[others]
             group[others[closer]], away[others[closer]] = count, bits[closer]
             count += 1
-    return group[place]
+    return group[index]
 
 
 class _Near:
     """Finds codes few bits apart without comparing all.
 
     Cut into one more part than bits may differ, two of them agree in a part (multi-index hashing, Norouzi,
-    Punjani and Fleet, 2012). Bits that tell most codes apart are dealt out to the parts in turn.
+    Punjani and Fleet, 2012). Bits that tell most codes apart go to the parts in turn.
     """
 
     def __init__(self, codes: NDArray[np.uint64], distance: int) -> None:
@@ -172,7 +172,7 @@ class _Near:
         self._parts = [self._sorted(order[number::parts]) for number in range(parts)]
 
     def _sorted(self, bits: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
-        """(Places by these bits, for each place where in them its equals start and end)."""
+        """(Indices by these bits, for each index where in them its equals start and end)."""
         part = np.zeros(len(self._codes), np.uint64)
         for bit in bits:
             part = part << np.uint64(1) | self._codes >> bit & np.uint64(1)
@@ -180,10 +180,10 @@ class _Near:
         by_part = part[order]
         return order, *(np.searchsorted(by_part, part, side) for side in ("left", "right"))
 
-    def of(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(Places of codes near the one at `place`, itself among them, some repeatedly; the bits between)."""
-        equal = [order[start[place] : end[place]] for order, start, end in self._parts]
+    def of(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (indices of codes near the one at `index`, itself too, some repeatedly; bits between)."""
+        equal = [order[start[index] : end[index]] for order, start, end in self._parts]
         others = np.concatenate(equal)
-        bits = np.bitwise_count(self._codes[others] ^ self._codes[place])
+        bits = np.bitwise_count(self._codes[others] ^ self._codes[index])
         near = bits <= self._distance  # those that agree in several parts are there as often
         return others[near], bits[near].astype(np.int64)

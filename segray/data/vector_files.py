@@ -28,7 +28,7 @@ from pyproj.exceptions import CRSError
 
 from segray.data.pair_lists import look_up
 from segray.errors import SettingsError
-from segray.scenes.crs import CRS84
+from segray.schema import CRS84
 from segray.sources.item import Source
 from segray.sources.names import fault
 from segray.sources.reader import open_source

@@ -1,1 +1,1 @@
-"""Whether what a model sees, and what it answers, is still what it was."""
+"""Drift detection: compare the images and predictions of a run with an earlier run or a model version."""

@@ -1,4 +1,4 @@
-"""Two profiles -> a record of what differs, measure by measure, overall and in each group."""
+"""Compare two profiles measure by measure, overall and in each group."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,34 +15,34 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """From when on something has drifted."""
+    """Thresholds from which on a measure has drifted."""
 
     psi: float = 0.2
-    """Above 0.1 is a change and above 0.25 a large one by the usual rule (Siddiqi 2006)."""
+    """Population stability index: above 0.1 is a change, above 0.25 a large one (Siddiqi 2006)."""
     js: float = 0.1
-    """Bits."""
+    """Jensen-Shannon divergence in bits."""
     min_images: int = 100
     noise: float = 0.01
-    """Chance that noise alone crosses anything, shared among all that is judged (Bonferroni)."""
+    """Probability that noise alone crosses any threshold, divided among all comparisons (Bonferroni)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One measure of two samples, in the bins in which it is compared."""
+    """One measure of two samples, counted in the bins of the comparison."""
 
     run: Counts
     against: Counts
     values: tuple[float, float]
-    """Independent ones on either side."""
+    """Number of independent values of each sample."""
     bins: list[dict[str, Any]]
     medians: tuple[float | None, float | None] = (None, None)
 
 
 def compare(run: Profile, against: Profile, thresholds: Thresholds) -> dict[str, Any]:
-    """What differs, as plain values for JSON: `drifted`, and why, where and by how much.
+    """Return the comparison as plain values for JSON: `drifted`, and each measure overall and by group.
 
-    A measure has crossed where its index or divergence has reached its threshold and is above what noise
-    gives samples of this size. What cannot be judged says why: `why`.
+    A measure has crossed where its index or divergence reaches its threshold and exceeds the noise of samples
+    of this size. A measure that cannot be judged has the reason in `why`.
     """
     notes = list(_notes(run, against))
     by_group = run.group_by is not None and run.group_by == against.group_by
@@ -82,7 +82,7 @@ def _notes(run: Profile, against: Profile) -> Iterator[str]:
             yield f"{profile.run} has no instances"
     if run.group_by is not None and run.group_by != against.group_by:
         kept = "without groups" if against.group_by is None else f"by {against.group_by}"
-        yield f"the profile of {against.run} was kept {kept}: groups are not compared"
+        yield f"the profile of {against.run} was made {kept}: groups are not compared"
 
 
 def _section(
@@ -131,7 +131,7 @@ def _missing(name: str, run: Profile, against: Profile) -> str | None:
 
 
 def _of(name: str) -> str:
-    """What a measure is of, in words."""
+    """Return what a measure counts, as text."""
     if name == CLASS or not SCALES[name].of_images:
         return "instances" if name == CLASS else f"instances with a {name}"
     return f"images with a known {name}" if name != "instances" else "annotated images"
@@ -158,7 +158,7 @@ def _classes(run: Sample, against: Sample) -> _Pair | None:
     labels = [*(name for name, own in zip(names, common, strict=True) if own), OTHERS]
     if not any(each[-1] for each in both):
         both, labels = [each[:-1] for each in both], labels[:-1]
-    bins = [{"class": label, **_shares(both, place)} for place, label in enumerate(labels)]
+    bins = [{"class": label, **_shares(both, index)} for index, label in enumerate(labels)]
     return _Pair(both[0], both[1], values, bins)
 
 
@@ -170,34 +170,34 @@ def _numbers(name: str, run: Sample, against: Sample) -> _Pair | None:
     merged = merged_bins(counts[0], counts[1], min(values))
     both = [np.array([each[first : last + 1].sum() for first, last in merged], np.int64) for each in counts]
     bins = []
-    for place, (first, last) in enumerate(merged):
+    for index, (first, last) in enumerate(merged):
         low, high = SCALES[name].bounds(first, last)
-        bins.append({"from": low, "to": high, **_shares(both, place)})
+        bins.append({"from": low, "to": high, **_shares(both, index)})
     medians = _median(name, counts[0]), _median(name, counts[1])
     return _Pair(both[0], both[1], values, bins, medians)
 
 
-def _shares(both: Sequence[Counts], place: int) -> dict[str, float]:
+def _shares(both: Sequence[Counts], index: int) -> dict[str, float]:
     return {
-        side: float(counts[place] / counts.sum())
+        side: float(counts[index] / counts.sum())
         for side, counts in zip(("share", "share_against"), both, strict=True)
     }
 
 
 def _median(name: str, counts: Counts) -> float:
-    """To the width of a bin: interpolated within it, of whole numbers its lower end."""
+    """Return the median within a bin: interpolated, or for whole numbers the bin's lower end."""
     upto = np.cumsum(counts)
     half = upto[-1] / 2
-    place = int(np.searchsorted(upto, half))
-    low, high = SCALES[name].bounds(place, place)
+    index = int(np.searchsorted(upto, half))
+    low, high = SCALES[name].bounds(index, index)
     if name == "instances" or high is None:
         return low
-    before = upto[place - 1] if place else 0
-    return low + (high - low) * float(half - before) / float(counts[place])
+    before = upto[index - 1] if index else 0
+    return low + (high - low) * float(half - before) / float(counts[index])
 
 
 def _judge(sections: Sequence[dict[str, Any]], thresholds: Thresholds) -> None:
-    """Fill in what noise gives, and which measures are above both that and their thresholds."""
+    """Fill in the noise of each measure, and which measures exceed it and reach their thresholds."""
     judged = [each for section in sections for each in section["measures"] if each["judged"]]
     for measure in judged:
         values = measure["values"].values()

@@ -1,4 +1,4 @@
-"""`segray drift`: read both sides, compare, report; and the same as functions for other verbs."""
+"""`segray drift`: read both profiles, compare them, report; also as functions for other verbs."""
 
 import json
 from dataclasses import replace
@@ -26,9 +26,9 @@ _NOBODY = "(none)"
 
 
 def show(settings: DriftSettings, as_json: bool) -> ExitCode:
-    """Compare, print, and write into `settings.output` if there is one.
+    """Compare two runs, print the result, and write it to `settings.output` if that is set.
 
-    Raises NothingToDoError, SettingsError as `compare_runs`, JobFailedError where nothing can be written.
+    Raises NothingToDoError and SettingsError as `compare_runs`, JobFailedError where writing fails.
     """
     if settings.output is not None:
         check_output(settings.output, settings.storage)
@@ -50,10 +50,10 @@ def compare_runs(
     group_by: str | None = None,
     thresholds: Thresholds | None = None,
 ) -> dict[str, Any]:
-    """The record of `compare`; prints nothing.
+    """Return the record of `compare` for two runs, without printing.
 
     against: another run, or registry://BUCKET/PATH#MODEL@ALIAS. Raises NothingToDoError where there is no
-    run, or one without an annotated image, SettingsError for what cannot be read or has not `group_by`.
+    run, or no annotated image in it, SettingsError where it cannot be read or has no column `group_by`.
     """
     found, other = profile_of(run, storage, group_by), _against(against, storage, group_by)
     for profile in (found, other):
@@ -66,7 +66,7 @@ def compare_runs(
 def _against(address: str, storage: StorageSettings, group_by: str | None) -> Profile:
     if not is_registry(address):
         return profile_of(address, storage, group_by)
-    from segray.registry.profiles import read_profile  # loaded where one is asked for
+    from segray.registry.profiles import read_profile  # loaded only if needed
 
     try:
         kept = read_profile(address, storage)
@@ -76,7 +76,7 @@ def _against(address: str, storage: StorageSettings, group_by: str | None) -> Pr
 
 
 def _write(url: str, name: str, text: str, storage: StorageSettings) -> str:
-    """Whole or not at all; returns its address."""
+    """Write a file, whole or not at all; return its URL. Raises JobFailedError where that fails."""
     filesystem, root = open_filesystem(url, storage)
     where = f"{canonical_uri(url).rstrip('/')}/{name}"
     try:
@@ -87,22 +87,22 @@ def _write(url: str, name: str, text: str, storage: StorageSettings) -> str:
 
 
 def lines(record: dict[str, Any]) -> list[str]:
-    """For people: all measures overall; of groups those that crossed, and why others were not judged."""
-    said = [
+    """Return the record as lines of text: all overall measures, crossed ones by group, and reasons."""
+    found = [
         f"{record['run']} against {record['against']}: {verdict(record)}",
         f"  {_counted(record['overall'])}",
     ]
-    said += [f"  {note}" for note in record["notes"]]
-    said += [f"  {line}" for line in table([_row(measure) for measure in record["overall"]["measures"]])]
+    found += [f"  {note}" for note in record["notes"]]
+    found += [f"  {line}" for line in table([_row(measure) for measure in record["overall"]["measures"]])]
     for section in record["groups"]:
-        said.append(f"{record['group_by']} {_group(section)}: {_counted(section)}{_judged(section)}")
+        found.append(f"{record['group_by']} {_group(section)}: {_counted(section)}{_judged(section)}")
         crossed = [_row(measure) for measure in section["measures"] if measure["crossed"]]
-        said += [f"  {line}" for line in table(crossed)]
-    return said
+        found += [f"  {line}" for line in table(crossed)]
+    return found
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """In one line."""
+    """Return the result as one line."""
     if not record["judged"]:
         return f"not judged: {_reasons(record['overall'])}"
     if not record["drifted"]:

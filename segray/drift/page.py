@@ -1,4 +1,4 @@
-"""The record of `compare` -> one HTML page that needs no other file and no network."""
+"""Render the record of `compare` as one self-contained HTML page, without network access."""
 
 from html import escape
 from typing import Any
@@ -28,7 +28,7 @@ figcaption { font-size: .85rem }
 
 
 def page(record: dict[str, Any]) -> str:
-    """The whole text."""
+    """Return the HTML page of a record of `compare`."""
     title = "Drift" if record["drifted"] else "No drift" if record["judged"] else "Not judged"
     limits = record["thresholds"]
     sections = [_section(record["overall"], "All images")]
@@ -81,11 +81,11 @@ def _figure(value: float | None) -> str:
 
 
 def _chart(measure: dict[str, Any]) -> str:
-    """Shares of both sides, bin by bin; the bins hold about equally much, so they differ in width."""
+    """Draw the shares of both sides by bin; merged bins have about equal shares, so their widths differ."""
     bins = measure["bins"]
     most = max(max(each["share"], each["share_against"]) for each in bins)
     step = (_WIDTH + _GAP) / len(bins)
-    bars = "".join(_bars(each, place * step, step - _GAP, most) for place, each in enumerate(bins))
+    bars = "".join(_bars(each, index * step, step - _GAP, most) for index, each in enumerate(bins))
     caption = escape(UNITS[measure["measure"]])
     return (
         f"<figure><svg width='{_WIDTH}' height='{_HEIGHT + 30}' role='img'>{bars}</svg>"
@@ -98,10 +98,10 @@ def _bars(each: dict[str, Any], left: float, width: float, most: float) -> str:
     drawn = []
     for name, side, start in (("share", "run", left), ("share_against", "against", left + width / 2)):
         height = _HEIGHT * each[name] / most
-        told = escape(f"{label}: {each[name]:.1%}")
+        title = escape(f"{label}: {each[name]:.1%}")
         drawn.append(
             f"<rect class='{side}' x='{start:.1f}' y='{_HEIGHT - height:.1f}' width='{width / 2:.1f}' "
-            f"height='{height:.1f}'><title>{told}</title></rect>"
+            f"height='{height:.1f}'><title>{title}</title></rect>"
         )
     short = escape(_short(each))
     return f"{''.join(drawn)}<text x='{left:.1f}' y='{_HEIGHT + 14}'>{short}</text>"

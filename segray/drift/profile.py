@@ -1,7 +1,7 @@
-"""A `Profile`: how images and instances of a run are distributed, as counts in fixed bins.
+"""A `Profile`: the distribution of a run's images and instances, as counts in fixed bins.
 
-Counts add: of parts of a run, of groups, of ten million images as of ten. So a profile is made in one pass
-over some columns and stays small; a registry keeps it beside the model that was trained on these images.
+Counts can be added, over parts of a run and over groups. So a profile is computed in one pass over some
+columns and its size does not depend on the number of images; a registry stores it with the model.
 """
 
 import json
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segray.errors import SettingsError
 
 FORMAT = 1
-"""Of the JSON; another one when a bin moves."""
+"""Version of the JSON format; increased when a bin changes."""
 
 Counts = NDArray[np.int64]
 
@@ -27,29 +27,29 @@ class Scale:
 
     edges: tuple[float, ...]
     low: float = 0.0
-    """Where bin 0 begins: no value is below it."""
+    """Lower end of bin 0: no value is below it."""
     high: float | None = None
-    """Where the last bin ends; None: nowhere."""
+    """Upper end of the last bin; None: unbounded."""
     of_images: bool = True
-    """A value an image; False: a value an instance."""
+    """One value an image; False: one value an instance."""
 
     @property
     def bins(self) -> int:
-        """How many."""
+        """Number of bins."""
         return len(self.edges) + 1
 
     def bin_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The bin of each value."""
+        """Return the bin of each value: float64 (n,) to int64 (n,)."""
         return np.searchsorted(self.edges, values, side="right").astype(np.int64)
 
     def bounds(self, first: int, last: int) -> tuple[float, float | None]:
-        """(From, to) of neighbouring bins as one; to: None for the last bin of an open scale."""
+        """Return (from, to) of merged neighbouring bins; to: None for the last bin of an unbounded scale."""
         ends: tuple[float | None, ...] = (*self.edges, self.high)
         return (self.low, *self.edges)[first], ends[last]
 
 
 def _halves(first: int, last: int) -> tuple[float, ...]:
-    """2^(first / 2), ..., 2^(last / 2): two bins for each doubling."""
+    """Return 2^(first / 2), ..., 2^(last / 2): two bins for each doubling."""
     return tuple(2.0 ** (power / 2) for power in range(first, last + 1))
 
 
@@ -60,10 +60,10 @@ SCALES: Mapping[str, Scale] = {
     "brightness": Scale(tuple(map(float, range(4, 256, 4))), high=255.0),
     "sharpness": Scale(_halves(-8, 40)),
 }
-"""Measures that are numbers; beside them there is `class`."""
+"""Numeric measures; `class` is the other one."""
 CLASS = "class"
 INSTANCE_MEASURES = (*(name for name, scale in SCALES.items() if not scale.of_images), CLASS, "instances")
-"""What a run without instances has not."""
+"""Measures that a run without instances lacks."""
 
 
 def _no_counts() -> dict[str, Counts]:
@@ -75,7 +75,7 @@ class Sample:
     """Counts of some images and their instances."""
 
     images: int = 0
-    """Those that were annotated; all that is counted is of them."""
+    """Number of annotated images; all other counts are of these."""
     rejected: int = 0
     instances: int = 0
     squares: int = 0
@@ -86,16 +86,16 @@ class Sample:
 
     @property
     def clusters(self) -> float:
-        """To how many independent instances those of these images amount, at least (0 where there are none).
+        """Minimum number of independent instances to which the sample's are equivalent (0 without instances).
 
-        Instances of one image are alike. Were they all the same, a share among them would vary as that of
-        (sum n_i)^2 / sum n_i^2 independent ones (Kish, Survey Sampling, 1965: effective sample size of
-        clusters of n_i); so few are counted on.
+        Instances of one image are correlated. If they were all the same, a share among them would vary as
+        that of (sum n_i)^2 / sum n_i^2 independent ones (Kish, Survey Sampling, 1965: effective sample size
+        of clusters of n_i); this lower bound is used.
         """
         return self.instances**2 / self.squares if self.squares else 0.0
 
     def add(self, other: "Sample") -> None:
-        """Count the other's images too."""
+        """Add the counts of another sample."""
         for name in ("images", "rejected", "instances", "squares"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for measure, counts in other.counts.items():
@@ -103,7 +103,7 @@ class Sample:
         self.classes.update(other.classes)
 
     def as_plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         return {
             **{name: getattr(self, name) for name in ("images", "rejected", "instances", "squares")},
             "counts": {measure: counts.tolist() for measure, counts in self.counts.items()},
@@ -112,7 +112,7 @@ class Sample:
 
     @staticmethod
     def of_plain(plain: Any) -> "Sample":
-        """Raises LookupError, TypeError or ValueError for what `as_plain` did not make."""
+        """Read the values of `as_plain`. Raises LookupError, TypeError or ValueError for invalid ones."""
         numbers = {name: _count(plain[name]) for name in ("images", "rejected", "instances", "squares")}
         counts = {}
         for measure, scale in SCALES.items():
@@ -125,26 +125,26 @@ class Sample:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
 @dataclass
 class Profile:
-    """Of one run."""
+    """Counts of one run, overall and by group."""
 
     run: str
-    """Its address, without credentials."""
+    """URL of the run, without credentials."""
     lacks: Sequence[str] = ()
-    """Measures that are not in its tables: of label maps those of instances, of an older version's output
+    """Measures that are not in its tables: for label maps those of instances, for an older version's output
     brightness and sharpness."""
     overall: Sample = field(default_factory=Sample)
     group_by: str | None = None
     groups: dict[str | None, Sample] = field(default_factory=dict)
-    """By the values of `group_by`; None: images without one."""
+    """Value of `group_by` -> its sample; None: images without a value."""
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
+        """Return the profile as JSON for `from_json`."""
         groups = [{"group": group, **sample.as_plain()} for group, sample in sorted_groups(self.groups)]
         plain = {
             "format": FORMAT,
@@ -158,21 +158,21 @@ class Profile:
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "profile") -> "Profile":
-        """Raises SettingsError, naming `where`, for what `to_json` did not write."""
+        """Read the JSON of `to_json`. Raises SettingsError, which names `where`, for invalid text."""
         try:
             plain = json.loads(text)
             if plain["format"] != FORMAT:
-                raise ValueError(f"its format is {plain['format']!r}, not {FORMAT}; make it again")
+                raise ValueError(f"its format is {plain['format']!r}, not {FORMAT}; create it again")
             groups = {each["group"]: Sample.of_plain(each) for each in plain["groups"]}
             overall = Sample.of_plain(plain["overall"])
             lacks = [str(each) for each in plain["lacks"]]
             return Profile(str(plain["run"]), lacks, overall, plain["group_by"], groups)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SettingsError(
-                f"{where} is not a profile that segray made: {type(error).__name__}: {error}"
+                f"{where} is not a segray profile: {type(error).__name__}: {error}"
             ) from error
 
 
 def sorted_groups(groups: Mapping[str | None, Sample]) -> list[tuple[str | None, Sample]]:
-    """By name, images without a group last."""
+    """Return the groups by name, images without a group last."""
     return sorted(groups.items(), key=lambda each: (each[0] is None, each[0] or ""))

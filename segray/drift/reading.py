@@ -1,4 +1,4 @@
-"""The tables of a finished run -> its `Profile`, some columns of one batch of rows at a time."""
+"""Compute the `Profile` of a finished run from its tables, a batch of rows at a time."""
 
 import json
 from collections import Counter
@@ -21,21 +21,20 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, shown
 
 MOST_GROUPS = 1_000
-"""A column with more values is a name, not a group."""
+"""Maximum number of groups: a column with more values is not a grouping."""
 _ROWS = 65_536
 _LATER = ("brightness", "sharpness")
-"""Columns that older versions do not write."""
+"""Columns that outputs of older versions lack."""
 
 
 def profile_of(
     run: str, storage: StorageSettings, group_by: str | None = None, above: float | None = None
 ) -> Profile:
-    """Read the profile of a finished output of `annotate`, `predict`, or whatever writes such tables.
+    """Compute the profile of a finished output of `annotate`, `predict`, or another writer of such tables.
 
-    above: as if `annotate` had kept instances with a higher score alone; their numbers are held in memory,
-    one an image. Rows that are marked `vanished` count: the tables still hold them. Raises NothingToDoError
-    where no run is, SettingsError for a run that is not finished, has no such tables, or has no column
-    `group_by`.
+    above: as if `annotate` had kept only instances with a higher score; their number is kept in memory for
+    each image. Rows marked `vanished` count: they are still in the tables. Raises NothingToDoError where
+    there is no run, SettingsError where the run is not finished, has no such tables, or no column `group_by`.
     """
     verb = _verb_of(run, storage)
     ledger, instances = (
@@ -43,9 +42,7 @@ def profile_of(
         for folder in ("images", "instances")
     )
     if not ledger:
-        raise SettingsError(
-            f"{shown(run)}: an output of {verb or 'another verb'}, it has no images/*.parquet"
-        )
+        raise SettingsError(f"{shown(run)}: an output of {verb or 'another verb'} without images/*.parquet")
     has_instances = verb != "predict" and bool(instances)
     tally = _Tally(group_by)
     number = None if above is None else _numbers_above(instances, above, storage)
@@ -64,7 +61,7 @@ def profile_of(
 
 
 def _numbers_above(files: Sequence[Source], above: float, storage: StorageSettings) -> Counter[str]:
-    """Image -> instances with a higher score."""
+    """Return image id -> number of instances with a higher score."""
     number = Counter[str]()
     for file in files:
         for batch in _batches(file, ("image_id", "score"), (), None, storage):
@@ -73,17 +70,20 @@ def _numbers_above(files: Sequence[Source], above: float, storage: StorageSettin
 
 
 def _recounted(batch: pa.RecordBatch, number: Counter[str]) -> pa.RecordBatch:
-    """Ledger rows with these numbers of instances."""
+    """Return the ledger rows with these numbers of instances."""
     found = pa.array([number[each] for each in batch["image_id"].to_pylist()], pa.int32())
     return batch.set_column(batch.schema.get_field_index("instances"), "instances", found)
 
 
 def _verb_of(run: str, storage: StorageSettings) -> str | None:
-    """As its run.json says; None: an older version's, which does not."""
+    """Return the verb in run.json; None for a run of an older version, which has none.
+
+    Raises NothingToDoError where there is no run, SettingsError where it is not finished or damaged.
+    """
     data = read_if_there(f"{run.rstrip('/')}/run.json", storage, "run")
     if data is None:
         if read_if_there(f"{run.rstrip('/')}/_segray/plan.json", storage, "run") is None:
-            raise NothingToDoError(f"{shown(run)}: no run of segray is there")
+            raise NothingToDoError(f"{shown(run)}: no segray run found there")
         raise SettingsError(f"{shown(run)}: its run is not finished; run its command again to continue")
     try:
         record = json.loads(data)
@@ -100,7 +100,7 @@ def _batches(
     group_by: str | None,
     storage: StorageSettings,
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of a Parquet file, by row group. Raises SettingsError where it cannot be read."""
+    """Yield some columns of a Parquet file by row group. Raises SettingsError where it cannot be read."""
     try:
         with open_source(file, storage) as stream:
             parquet = pq.ParquetFile(stream)
@@ -108,12 +108,12 @@ def _batches(
             if group_by is not None and group_by not in there.names:
                 raise SettingsError(
                     f"group_by: {file.uri} has no column {group_by}; it has: {', '.join(there.names)}; "
-                    "--keep-columns of annotate and predict carries columns of a manifest there"
+                    "--keep-columns of annotate and predict copies columns of a manifest to it"
                 )
             if lost := [name for name in needed if name not in there.names]:
                 raise SettingsError(f"{file.uri} has no column {', '.join(lost)}")
             more = [name for name in (*optional, group_by) if name in there.names and name not in needed]
-            for group in range(parquet.num_row_groups):  # over all, Arrow would keep what it read of each
+            for group in range(parquet.num_row_groups):  # read all at once, Arrow would keep each in memory
                 yield from parquet.iter_batches(_ROWS, row_groups=[group], columns=[*needed, *more])
     except (pa.ArrowException, OSError) as error:
         raise SettingsError(f"{file.uri} cannot be read: {describe(error)}") from error
@@ -121,7 +121,7 @@ def _batches(
 
 @dataclass
 class _Tally:
-    """Counts by group, each an array (groups, bins) that grows; without `group_by` there is one group."""
+    """Counts by group, each an int64 (groups, bins) that grows; without `group_by` there is one group."""
 
     group_by: str | None
     codes: dict[str | None, int] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class _Tally:
     classes: dict[str, int] = field(default_factory=dict)
 
     def add_images(self, batch: pa.RecordBatch) -> None:
-        """Ledger rows: `image_id`, `status`, `instances`, the group, and what there is of the quality."""
+        """Count ledger rows: `image_id`, `status`, `instances`, the group, and any quality columns."""
         code = self.code(batch)
         annotated = pc.equal(batch["status"], "annotated").fill_null(False).to_numpy(zero_copy_only=False)
         self._add("images", code[annotated], None, 1)
@@ -142,7 +142,7 @@ class _Tally:
                 self._measure(name, batch[name], code, annotated)
 
     def add_instances(self, batch: pa.RecordBatch, code: NDArray[np.int64]) -> None:
-        """Instance rows: `score`, `category`, `area`; `code`: of the group of each."""
+        """Count instance rows: `score`, `category`, `area`; code, int64 (rows,): each row's group index."""
         for name in ("score", "area"):
             self._measure(name, batch[name], code)
         named = pc.dictionary_encode(batch["category"].cast(pa.string()))
@@ -152,14 +152,14 @@ class _Tally:
         self._add(CLASS, code[known], which, len(self.classes))
 
     def code(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
-        """The number of each row's group. Raises SettingsError for too many groups."""
+        """Return the index of each row's group, int64 (rows,). Raises SettingsError for too many groups."""
         if self.group_by is None:
             self.codes.setdefault(None, 0)
             return np.zeros(batch.num_rows, np.int64)
         try:
             named = pc.dictionary_encode(batch[self.group_by].cast(pa.string()), null_encoding="encode")
         except pa.ArrowException as error:
-            raise SettingsError(f"group_by: column {self.group_by} holds no plain values: {error}") from error
+            raise SettingsError(f"group_by: column {self.group_by} has no plain values: {error}") from error
         numbers = [self.codes.setdefault(each, len(self.codes)) for each in named.dictionary.to_pylist()]
         if len(self.codes) > MOST_GROUPS:
             raise SettingsError(f"group_by: {self.group_by} has more than {MOST_GROUPS:,} values")
@@ -167,7 +167,7 @@ class _Tally:
         return codes
 
     def profile(self, run: str, lacks: Sequence[str]) -> Profile:
-        """What was counted."""
+        """Return the profile of all rows that were counted."""
         groups = {group: self._sample(code) for group, code in self.codes.items()}
         overall = Sample()
         for sample in groups.values():
@@ -177,7 +177,7 @@ class _Tally:
     def _measure(
         self, name: str, column: pa.Array, code: NDArray[np.int64], where: NDArray[np.bool_] | None = None
     ) -> None:
-        """Values that are null or not finite are in no bin."""
+        """Count values in their bins, except null and non-finite ones."""
         values = _numbers(column)
         known = np.isfinite(values) if where is None else np.isfinite(values) & where
         self._add(name, code[known], SCALES[name].bin_of(values[known]), SCALES[name].bins)
@@ -215,16 +215,16 @@ class _Tally:
 
 
 def _numbers(column: pa.Array) -> NDArray[np.float64]:
-    """NaN for null."""
+    """Return a column as float64 (rows,), NaN for null."""
     numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return numbers
 
 
 class _Index:
-    """To which group an instance belongs: its image's.
+    """Look-up of an instance's group, which is its image's.
 
     A merged part's instances have their images in the ledger's file of the same name, so one part's ids are
-    held at a time; where names differ, as of other programs, all ids are, 40 bytes an image.
+    in memory at a time; where names differ, as for other programs, all ids are, 40 bytes an image.
     """
 
     def __init__(self, ledger: Sequence[Source], group_by: str | None, storage: StorageSettings) -> None:
@@ -234,7 +234,10 @@ class _Index:
         self._ids, self._codes = np.zeros(0, "S1"), np.zeros(0, np.int64)
 
     def groups_of(self, file: Source, batch: pa.RecordBatch, tally: _Tally) -> NDArray[np.int64]:
-        """The number of the group of each instance. Raises SettingsError for one without an image."""
+        """Return the index of each instance's group, int64 (rows,).
+
+        Raises SettingsError for an instance without an image.
+        """
         if self._group_by is None:
             return np.zeros(batch.num_rows, np.int64)
         key = _name(file) if _name(file) in self._ledger else ""
@@ -242,10 +245,10 @@ class _Index:
             self._read(self._ledger.get(key, self._all), tally)
             self._key = key
         wanted = _ids(batch)
-        place = np.searchsorted(self._ids, wanted).clip(max=max(0, len(self._ids) - 1))
-        if not len(self._ids) or (self._ids[place] != wanted).any():
-            raise SettingsError(f"{file.uri} holds instances of images that are not in {key or 'images/'}")
-        found: NDArray[np.int64] = self._codes[place]
+        index = np.searchsorted(self._ids, wanted).clip(max=max(0, len(self._ids) - 1))
+        if not len(self._ids) or (self._ids[index] != wanted).any():
+            raise SettingsError(f"{file.uri} has instances of images that are not in {key or 'images/'}")
+        found: NDArray[np.int64] = self._codes[index]
         return found
 
     def _read(self, files: Sequence[Source], tally: _Tally) -> None:
@@ -260,7 +263,7 @@ class _Index:
 
 
 def _ids(batch: pa.RecordBatch) -> NDArray[Any]:
-    """As bytes of one length."""
+    """Return the image ids as bytes of one length, (rows,)."""
     return np.array([(each or "").encode() for each in batch["image_id"].to_pylist()], np.bytes_)
 
 

@@ -1,4 +1,4 @@
-"""What `segray drift` can be told; flags, environment, YAML and help come from here."""
+"""Settings of `segray drift`: flags, environment, YAML and help come from here."""
 
 from typing import Annotated
 
@@ -15,16 +15,16 @@ def _absolute(against: str) -> str:
 
 
 RunOrVersion = Annotated[str, Field(pattern=r"\S"), AfterValidator(_absolute)]
-"""The address of a run, or of a version in a registry."""
+"""URL or folder of a run, or address of a version in a registry."""
 
 
 class DriftSettings(CommonSettings):
-    """Whether the images and labels of one run are distributed as those of another.
+    """Test whether the images and labels of one run are distributed as those of another.
 
-    RUN is a finished output of annotate or predict, on local disk or in a bucket. Compared are scores,
-    classes, areas, instances an image, brightness and sharpness: population stability index and
-    Jensen-Shannon divergence. One crosses its threshold where it is also more than the noise of samples of
-    this size. Nothing is written without --output. With --json, JSON is printed.
+    RUN is a finished output of annotate or predict, on local disk or in a bucket. Scores, classes, areas,
+    instances an image, brightness and sharpness are compared by population stability index (PSI) and
+    Jensen-Shannon divergence. A measure drifts where it reaches its threshold and exceeds the noise of
+    samples of this size. Nothing is written without --output. With --json, JSON is printed.
     """
 
     basic = ("run", "against", "group_by", "output", "psi", "js", "min_images", *CommonSettings.basic)
@@ -45,20 +45,20 @@ exit codes:
         description="output folder or bucket URL of the run",
     )
     against: RunOrVersion = Field(
-        description="the run it is compared with, or registry://BUCKET/PATH#MODEL@ALIAS: the profile "
-        "that is kept with a version"
+        description="run to compare with, or registry://BUCKET/PATH#MODEL@ALIAS: the profile of a model "
+        "version"
     )
     group_by: str | None = Field(
         None,
         pattern=r"\S",
-        description="column of `images`, as of --keep-columns: each of its values is compared by itself, too",
+        description="column of `images`, from --keep-columns: its values are also compared separately",
     )
     output: Address | None = Field(None, description="folder or bucket URL for drift.json and drift.html")
-    psi: float = Field(0.2, gt=0, description="exit 3 from this population stability index on")
-    js: float = Field(0.1, gt=0, le=1, description="exit 3 from this Jensen-Shannon divergence on, in bits")
+    psi: float = Field(0.2, gt=0, description="threshold of the population stability index (exit 3)")
+    js: float = Field(0.1, gt=0, le=1, description="threshold of Jensen-Shannon divergence in bits (exit 3)")
     min_images: int = Field(
-        100, ge=1, description="what has fewer images on either side is reported and not judged"
+        100, ge=1, description="minimum number of images on each side; fewer are reported, not judged"
     )
     noise: float = Field(
-        0.01, gt=0, lt=1, description="chance that one drift is reported of two samples of the same images"
+        0.01, gt=0, lt=1, description="false alarm rate: probability of a drift without a real difference"
     )

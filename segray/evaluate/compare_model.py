@@ -20,8 +20,8 @@ from segray.evaluate.labels import Chosen, choose, label_rules, split_sizes
 from segray.evaluate.report import Outcome, Progress
 from segray.evaluate.settings import EvaluateSettings
 from segray.models.device import Precision, arithmetic, is_out_of_memory, resolve_device, resolve_precision
-from segray.models.semanticfile import classes_of
-from segray.models.semanticweights import SemanticModel, load_semantic_weights
+from segray.models.semantic import classes_of
+from segray.models.weights import LoadedModel, load_weights
 
 Bytes = NDArray[np.uint8]
 Picture = tuple[str, Bytes, Bytes]
@@ -31,7 +31,7 @@ BATCH = 16
 
 
 def score_semantic(
-    model: SemanticModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
+    model: LoadedModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
 ) -> SemanticScores:
     """Count what the model says of each picture, as training counts its val pictures after an epoch.
 
@@ -44,7 +44,7 @@ def score_semantic(
 
 
 def classified(
-    model: SemanticModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
+    model: LoadedModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(Name, true classes, the model's classes) of each picture, uint8 (height, width) on the CPU.
 
@@ -79,7 +79,7 @@ def classified(
 def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Tensor]:
     """uint8 pixels (3, height, width) and classes (height, width), both brought to `side` where there is one.
 
-    The arithmetic is that of `segray.train.transforms.paired` for a picture of which nothing is drawn.
+    The arithmetic is that of `segray.train.transforms.semantic` for a picture of which nothing is drawn.
     """
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     truth = torch.from_numpy(np.ascontiguousarray(classes))
@@ -97,7 +97,7 @@ class ModelEvaluation:
     """A model, and the pairs that it is scored on."""
 
     settings: EvaluateSettings
-    model: SemanticModel
+    model: LoadedModel
     chosen: Chosen
     rules: LabelRules
     reason: str
@@ -148,7 +148,7 @@ def find_model(settings: EvaluateSettings, weights: str, data: str) -> ModelEval
 
     Raises SettingsError for what is not there or cannot be read, NothingToDoError for a split without a pair.
     """
-    model = load_semantic_weights(weights, settings.storage)
+    model = load_weights(weights, settings.storage, "semantic")
     if settings.classes is not None and tuple(settings.classes) != model.classes:
         raise SettingsError(f"classes: the model's are {', '.join(model.classes)}; leave classes out")
     listed = list_pairs(data, settings.storage, settings.root)

@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-IGNORE_INDEX = 255
+from segray.palette import VOID
+
 _NO_CLASS = 255
 """The byte of what is no class, while pixels are counted."""
 
@@ -44,9 +45,7 @@ class SemanticFigures(TypedDict):
 class SemanticScores:
     """The pixels counted so far; `a + b` holds those of both."""
 
-    def __init__(
-        self, classes: int, ignore_index: int = IGNORE_INDEX, matrix: ArrayLike | None = None
-    ) -> None:
+    def __init__(self, classes: int, ignore_index: int = VOID, matrix: ArrayLike | None = None) -> None:
         """Start with nothing, or with a copy of counts, int64 (classes, classes + 1).
 
         Raises ValueError for a number of classes outside 1..255 and for a matrix of another shape.

@@ -41,9 +41,9 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 def find(settings: EvaluateSettings) -> Evaluation:
     """Return what is to be compared, by the settings: a model, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
-        from segray.models.semanticweights import check_semantic_weights
+        from segray.models.weights import check_weights
 
-        check_semantic_weights(settings.weights, settings.storage)
+        check_weights(settings.weights, settings.storage, "semantic")
         from segray.evaluate.compare_model import find_model  # torch, which nothing else needs
 
         return find_model(settings, settings.weights, settings.data)

@@ -1,13 +1,13 @@
-"""Masks -> polygons along their pixel edges, in pixels: x right, y down, corners of pixels at integers.
+"""Trace masks to polygons along their pixel edges, in pixels: x right, y down, pixel corners at integers.
 
-No mask is ever drawn: its corners come from its spans, so a road of a million pixels from one end of a scene
-to the other costs what its own spans cost. The masks of a batch are laid side by side in one long strip, one
-empty column between them, and traced at once, in passes over arrays whose number grows with the logarithm of
-the longest ring.
+Masks are never rasterised: corners are computed from spans, so the cost depends on the number of spans only,
+even for a road of a million pixels across a scene. The masks of a batch are placed side by side in one long
+strip, one empty column between them, and traced at once; the number of passes over the arrays grows with the
+logarithm of the longest ring.
 
 At each corner of a mask a horizontal edge meets a vertical one. On any vertical line, sorted by y, the first
-corner is joined to the second, the third to the fourth; the same along the horizontal lines. Where two pixels
-touch at a corner only, two corners lie on one point, and the order among the two says which goes with which.
+corner is connected to the second, the third to the fourth; likewise along the horizontal lines. Where two
+pixels touch at a corner only, two corners share one point, and their order decides which edges they connect.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,32 +23,32 @@ Ints = NDArray[np.int64]
 
 BATCH = 20_000
 """Spans traced at once. Measured, masks of 10 to 200 pixels: 10,000 to 30,000 take two thirds of the time of
-100,000, whose arrays leave the cache."""
+100,000, whose arrays exceed the cache."""
 
 
 def outlines(masks: Sequence[Spans]) -> NDArray[np.object_]:
-    """One valid shapely geometry a mask: Polygon, MultiPolygon, or POLYGON EMPTY for a mask without pixels.
+    """Return one valid shapely geometry a mask, object (n,): Polygon, MultiPolygon or POLYGON EMPTY.
 
-    Exact: the pixels whose centres are inside are the mask's, and area is their number. Holes are kept;
-    parts that touch at a corner only are polygons of their own; vertices are true corners. Exteriors have a
-    positive area by the shoelace formula in these coordinates, holes a negative one. Parts are ordered by
-    their leftmost column, then row.
+    masks: int64 (spans, 3) each, see `spans`. Exact: the pixels whose centres are inside are the mask's, and
+    area is their number. Holes are kept; parts that touch at a corner only are separate polygons; vertices
+    are true corners. Exteriors have a positive area by the shoelace formula in these coordinates, holes a
+    negative one. Parts are ordered by their leftmost column, then row.
     """
     found: NDArray[np.object_] = np.full(len(masks), shapely.Polygon(), object)
-    full = np.array([place for place, mask in enumerate(masks) if len(mask)], np.int64)
-    for some in _batches(full, np.array([len(masks[place]) for place in full], np.int64)):
-        found[some] = _traced([masks[place] for place in some])
+    full = np.array([index for index, mask in enumerate(masks) if len(mask)], np.int64)
+    for some in _batches(full, np.array([len(masks[index]) for index in full], np.int64)):
+        found[some] = _traced([masks[index] for index in some])
     return found
 
 
 def _batches(full: Ints, sizes: Ints) -> Iterator[Ints]:
-    """The masks of at least one span, about `BATCH` spans at a time; a larger mask goes alone or nearly."""
+    """Yield indices of the non-empty masks, about `BATCH` spans at a time; a larger mask is nearly alone."""
     number = (np.cumsum(sizes) - sizes) // BATCH
     yield from np.split(full, np.flatnonzero(np.diff(number)) + 1) if len(full) else ()
 
 
 def _traced(masks: Sequence[Spans]) -> NDArray[np.object_]:
-    """Outlines of masks of at least one span each."""
+    """Trace masks of at least one span each."""
     lengths = np.array([len(mask) for mask in masks])
     first = np.cumsum(lengths) - lengths
     spans = np.concatenate(masks)
@@ -67,10 +67,10 @@ def _traced(masks: Sequence[Spans]) -> NDArray[np.object_]:
 
 @dataclass(frozen=True, slots=True)
 class _Corners:
-    """Corners of all masks by x, then y; of two on one point, the one whose pixel is above comes first.
+    """Corners of all masks by x, then y, int64 (n,); of two on one point, the one whose pixel is above first.
 
-    `down` and `across` name each corner's other end of its vertical and its horizontal edge. A ring is walked
-    with the mask at the right hand as one sees it, so `starts` are the corners from which it goes on
+    `down` and `across` give the index of the other end of each corner's vertical and horizontal edge. A ring
+    is walked with the mask on its right in the image, so `starts` are the corners from which it continues
     horizontally: the left ends of upper sides, the right ends of lower ones.
     """
 
@@ -79,19 +79,19 @@ class _Corners:
     across: Ints
     starts: Ints
     along: Ints
-    """All corners by y, then x: two and two are a horizontal edge."""
+    """Indices of all corners sorted by y, then x: consecutive pairs are the horizontal edges."""
 
     @property
     def down(self) -> Ints:
-        """As the corners are sorted, two and two are a vertical edge."""
+        """Other end of each vertical edge: consecutive pairs, as the corners are sorted by x, then y."""
         return np.arange(len(self.x)) ^ 1
 
 
 def _corners(strip: Spans) -> _Corners:
-    """The ends of spans, but where an end goes on straight into the next column."""
+    """Return the ends of spans, except where an end continues straight into the next column."""
     tall = int(strip[:, 2].max()) + 1
     right, upper, lower = strip[:, 0] * tall, strip[:, 1], strip[:, 2]
-    # the lowest bits: is it an upper end (its pixel is below), is its pixel in the column to the right
+    # the lowest bits: whether it is an upper end (its pixel is below); whether its pixel is to the right
     keys = [4 * (right + upper) + 3, 4 * (right + lower) + 1]
     keys += [4 * (right + tall + upper) + 2, 4 * (right + tall + lower)]
     key = np.sort(np.concatenate(keys))
@@ -106,24 +106,24 @@ def _corners(strip: Spans) -> _Corners:
 
 @dataclass(frozen=True, slots=True)
 class _Rings:
-    """Rings that pass no point twice, numbered by their smallest start; a start is its place in `starts`."""
+    """Rings that pass no point twice, numbered by their smallest start; a start is an index into `starts`."""
 
     leader: Ints
-    """Of each ring: its smallest start, at its leftmost column."""
+    """(rings,) the smallest start of each ring, at its leftmost column."""
     size: Ints
-    """Of each ring: its starts, half its corners."""
+    """(rings,) the number of starts of each ring, half of its corners."""
     ring: Ints
-    """Of each start: its ring."""
+    """(starts,) the ring of each start."""
     rank: Ints
-    """Of each start: steps from the leader."""
+    """(starts,) steps from the leader to each start."""
 
 
 def _rings(corners: _Corners) -> _Rings:
-    """Walk along the edges.
+    """Return the rings, walked along the edges.
 
-    Where two corners lie on one point, the first walk keeps the two pixels apart, so what it encloses is
-    4-connected. A ring that comes by such a point twice would not be valid: it is cut in two there. Visits of
-    a ring that does not cross itself are nested, so all cuts can be made at once.
+    Where two corners share one point, the first walk keeps the two pixels apart, so the area it encloses is
+    4-connected. A ring that passes such a point twice would be invalid: it is cut in two there. Visits of a
+    ring that does not cross itself are nested, so all cuts can be made at once.
     """
     following = _following(corners, corners.down)
     leader = _leaders(following)
@@ -143,14 +143,14 @@ def _rings(corners: _Corners) -> _Rings:
 
 
 def _following(corners: _Corners, down: Ints) -> Ints:
-    """Of each start, the next: over a horizontal, then a vertical edge."""
+    """Return the next start of each start: over a horizontal, then a vertical edge."""
     number = np.empty_like(corners.x)
     number[corners.starts] = np.arange(len(corners.starts))
     return number[down[corners.across[corners.starts]]]
 
 
 def _leaders(following: Ints) -> Ints:
-    """Of each start, the smallest of its ring: of 2, of 4, of 8 that follow, until none falls."""
+    """Return the smallest start in each start's ring: the minimum of 2, 4, 8, … that follow, until stable."""
     smallest, jump = np.minimum(np.arange(len(following)), following), following[following]
     while True:
         further = np.minimum(smallest, smallest[jump])
@@ -160,7 +160,7 @@ def _leaders(following: Ints) -> Ints:
 
 
 def _steps_left(following: Ints, leader: Ints) -> Ints:
-    """Of each start, how many follow until its ring is back at its leader, by the same doubling."""
+    """Return the number of steps from each start to its ring's leader, by the same doubling."""
     last = following == leader
     left = np.where(last, 0, 1)
     jump = np.where(last, np.arange(len(following)), following)
@@ -170,10 +170,10 @@ def _steps_left(following: Ints, leader: Ints) -> Ints:
 
 
 def _exteriors(corners: _Corners, rings: _Rings, strip: Spans) -> Ints:
-    """Of each ring, the exterior of its polygon: itself, or the one that a hole is in.
+    """Return the exterior of each ring's polygon, (rings,): the ring itself, or the one around a hole.
 
-    The span to the left of a hole's leftmost edge has its upper side on a ring of the same polygon. That one
-    reaches further left, so its number is smaller, and following leads to the exterior.
+    The span to the left of a hole's leftmost edge has its upper side on a ring of the same polygon. That ring
+    reaches further left, so its number is smaller, and following these links leads to the exterior.
     """
     owner = np.arange(len(rings.leader))
     start = corners.starts
@@ -199,7 +199,7 @@ def _exteriors(corners: _Corners, rings: _Rings, strip: Spans) -> Ints:
 
 
 def _polygons(corners: _Corners, rings: _Rings, owner: Ints, shift: Ints) -> NDArray[np.object_]:
-    """One polygon an exterior, in their order; `shift` (rings, 2) is added to a ring's x and y."""
+    """Return one polygon an exterior, in their order; `shift` (rings, 2) is added to a ring's x and y."""
     order = np.argsort(owner, kind="stable")  # exteriors have smaller numbers than their holes
     vertices = 2 * rings.size[order] + 1
     ends = np.r_[0, np.cumsum(vertices)]
@@ -218,7 +218,7 @@ def _polygons(corners: _Corners, rings: _Rings, owner: Ints, shift: Ints) -> NDA
 
 
 def _gathered(polygons: NDArray[np.object_], mask: Ints) -> NDArray[np.object_]:
-    """The polygons of each mask, `mask` ascending and without gaps: several become a MultiPolygon."""
+    """Gather the polygons of each mask, several into a MultiPolygon; `mask` is ascending without gaps."""
     parts = np.bincount(mask)
     found: NDArray[np.object_] = polygons[np.cumsum(parts) - parts]
     several = parts[mask] > 1

@@ -1,7 +1,7 @@
-"""Masks to COCO run lengths of the whole image, without a mask of the whole image.
+"""Encode masks as COCO run lengths of the whole image, without allocating a mask of the whole image.
 
-A RoI mask is resized to its box, cut at the image's border, compared with 0.5, and its runs, in column
-order, are moved to where they lie in the image. Boxes and arithmetic are torchvision's
+A RoI mask is resized to its box, clipped at the image's border and thresholded at 0.5, and its runs, in
+column order, are offset to their position in the image. Boxes and arithmetic are those of torchvision's
 `paste_masks_in_image`, the string is pycocotools'; results are identical to the two one after the other.
 """
 
@@ -17,10 +17,10 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import expand_boxes
 
 from segray.errors import ItemError
+from segray.masks.coco import MOST_PIXELS
 
 THRESHOLD = 0.5
-MAX_PIXELS = 2**32 - 1  # pycocotools counts in unsigned 32-bit integers
-SMALL = 128  # up to so many rows and columns together torch resizes with a kernel that rounds otherwise
+SMALL = 128  # up to this many rows plus columns torch resizes with a kernel that rounds differently
 _ROUNDING = np.float32(1e-6)  # above the error of a float32 sum of two products of numbers in 0..1
 
 Crop = NDArray[np.bool_]
@@ -33,7 +33,7 @@ class EncodedMasks:
     counts: list[str]
     """COCO compressed run lengths of the whole image."""
     area: NDArray[np.int64]
-    """(n,), mask pixels."""
+    """(n,): mask pixels."""
     bbox: NDArray[np.float32]
     """(n, 4): x, y, width, height in pixels of the image, half-open; pycocotools' `toBbox`."""
     truncated: NDArray[np.bool_]
@@ -43,11 +43,11 @@ class EncodedMasks:
 def encode_roi_masks(
     masks: NDArray[np.float32], boxes: NDArray[np.float32], height: int, width: int
 ) -> EncodedMasks:
-    """Encode masks that are relative to their boxes.
+    """Encode RoI masks, which are relative to their boxes.
 
-    masks: (n, m, m) probabilities; boxes: (n, 4) as x0, y0, x1, y1 in pixels of the image, finite, x0 <= x1
-    and y0 <= y1, they may lie over the border or outside; height, width: of the image. Raises ItemError for
-    an image with too many pixels for run lengths.
+    masks: float32 (n, m, m) probabilities; boxes: float32 (n, 4) as x0, y0, x1, y1 in pixels of the image,
+    finite, x0 <= x1 and y0 <= y1, possibly across the border or outside; height, width: of the image. Raises
+    ItemError (`too_large`) for an image with too many pixels for run lengths.
     """
     check_pixels(height, width)
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
@@ -58,7 +58,10 @@ def encode_roi_masks(
 
 
 def encode_image_masks(masks: NDArray[Any], height: int, width: int) -> EncodedMasks:
-    """Encode masks of the whole image: (n, height, width), bool, or numbers that are compared with 0.5."""
+    """Encode masks of the whole image: (n, height, width), bool, or numbers thresholded at 0.5.
+
+    Raises ItemError (`too_large`) for an image with too many pixels for run lengths.
+    """
     check_pixels(height, width)
     full = [_binary(mask) for mask in masks]
     objects = [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in full]
@@ -67,9 +70,9 @@ def encode_image_masks(masks: NDArray[Any], height: int, width: int) -> EncodedM
 
 def check_pixels(height: int, width: int) -> None:
     """Raise ItemError (`too_large`) where run lengths of the image would overflow."""
-    if height * width > MAX_PIXELS:
+    if height * width > MOST_PIXELS:
         raise ItemError(
-            "too_large", f"{width} x {height} pixels: COCO run lengths end at {MAX_PIXELS:,} pixels"
+            "too_large", f"{width} x {height} pixels: COCO run lengths are limited to {MOST_PIXELS:,} pixels"
         )
 
 
@@ -85,7 +88,7 @@ def _encoded(counts: Sequence[NDArray[np.int64]], height: int, width: int) -> En
 
 
 def _measured(objects: list[dict[str, Any]], area: list[int], height: int, width: int) -> EncodedMasks:
-    """`area` is given because pycocotools' own fails on more than 255 masks."""
+    """Measure boxes; `area` is an argument because pycocotools' own fails on more than 255 masks."""
     bbox = coco.toBbox(objects).reshape(-1, 4)
     inside = (bbox[:, :2] > 0).all(1) & (bbox[:, :2] + bbox[:, 2:] < (width, height)).all(1)
     areas = np.array(area, np.int64)
@@ -94,9 +97,9 @@ def _measured(objects: list[dict[str, Any]], area: list[int], height: int, width
 
 
 def _box_edges(mask: NDArray[np.float32], box: Sequence[int], height: int, width: int) -> NDArray[np.int64]:
-    """Start, stop, start, … of the mask's runs in the image's pixels, counted down the columns.
+    """Return start, stop, start, … of the mask's runs in the image's pixels, in column-major order.
 
-    mask: (m, m); box: first and last column and row of the resized mask, the last ones inside.
+    mask: (m, m); box: first column, first row, last column, last row of the resized mask, inclusive.
     """
     col_first, row_first, col_last, row_last = box
     cols = slice(max(-col_first, 0), min(col_last + 1, width) - col_first)
@@ -115,11 +118,11 @@ def _small_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, c
 
 
 def _large_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, cols: slice) -> Crop:
-    """Where a window of the mask (m, m), resized to `size` rows and columns, is above the threshold.
+    """Return where a window of the mask (m, m), resized to `size` rows and columns, is above the threshold.
 
-    The arithmetic is torch's for outputs of more than 128 rows and columns together
-    (`upsample_generic_Nd_kernel_impl`): columns first, and a fused multiply-add for each pair of
-    neighbours. The fused one is slow here, so it decides only where a plain one comes near the threshold.
+    The arithmetic is torch's for outputs of more than 128 rows plus columns
+    (`upsample_generic_Nd_kernel_impl`): columns first, and a fused multiply-add for each pair of neighbours.
+    The fused one is slow in numpy, so it is used only where a plain one is close to the threshold.
     """
     row0, row1, row_weight0, row_weight1 = _neighbours(mask.shape[0], size[0], rows)
     col0, col1, col_weight0, col_weight1 = _neighbours(mask.shape[1], size[1], cols)
@@ -135,7 +138,7 @@ def _large_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, c
 
 
 def _neighbours(source: int, target: int, window: slice) -> tuple[Any, Any, Any, Any]:
-    """Along one axis, the two source pixels of each target pixel of the window, and their weights."""
+    """Return, along one axis, the two source pixels of each target pixel of the window and their weights."""
     half = np.float32(0.5)
     scale = np.float32(source) / np.float32(target)
     centre = scale * (np.arange(window.start, window.stop).astype(np.float32) + half) - half
@@ -151,7 +154,7 @@ def _fused(a: Any, weight_a: Any, b: Any, weight_b: Any) -> NDArray[np.float32]:
 
 
 def _crop_edges(crop: Crop, row_start: int, col_start: int, height: int) -> NDArray[np.int64]:
-    """Start, stop, start, … of the runs of a crop (rows, cols) that lies at (row_start, col_start)."""
+    """Return start, stop, start, … of the runs of a crop (rows, cols) at offset (row_start, col_start)."""
     rows, cols = crop.shape
     flat = np.zeros(1 + cols * (rows + 1), bool)
     flat[1:].reshape(cols, rows + 1)[:, :rows] = crop.T  # an empty row last: runs end with their column
@@ -159,13 +162,13 @@ def _crop_edges(crop: Crop, row_start: int, col_start: int, height: int) -> NDAr
     edges: NDArray[np.int64] = (col + col_start) * height + row + row_start
     if rows < height or not len(edges):
         return edges
-    joined = edges[2::2] == edges[1:-1:2]  # over the full height, a run does go on into the next column
+    joined = edges[2::2] == edges[1:-1:2]  # a run over the full height continues into the next column
     return edges[np.r_[True, np.repeat(~joined, 2), True]]
 
 
 def _counts(edges: NDArray[np.int64], pixels: int) -> NDArray[np.int64]:
-    """Uncompressed run lengths: empty and full in turn, beginning with empty, over all `pixels`."""
-    bounds = np.empty(len(edges) + 2, np.int64)  # np.diff's own prepend and append are slow
+    """Return uncompressed run lengths over all `pixels`: alternately empty and full, beginning with empty."""
+    bounds = np.empty(len(edges) + 2, np.int64)  # faster than np.diff's prepend and append
     bounds[0], bounds[1:-1], bounds[-1] = 0, edges, pixels
     counts = bounds[1:] - bounds[:-1]
     return counts if counts[-1] or not len(edges) else counts[:-1]

@@ -1,8 +1,8 @@
-"""Masks as vertical spans, in whatever frame: small where a mask is small, whatever the size of the scene.
+"""Masks as vertical spans, in any pixel frame: their size depends on the mask, not on the scene.
 
 A mask is an int64 array (n, 3) of (column, first row, stop row), half-open, sorted by column, then row; the
-spans of a column neither overlap nor touch. COCO's run lengths are the same thing counted down the columns,
-where a run may go on from the foot of one column into the head of the next.
+spans of a column neither overlap nor touch. COCO's run lengths are the same in column-major order, where a
+run may continue from the bottom of one column at the top of the next.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,31 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Spans = Ints
 
-_BITS, _MORE, _SIGN = 0x1F, 0x20, 0x10  # a character holds five bits, the sixth says that more follow
+_BITS, _MORE, _SIGN = 0x1F, 0x20, 0x10  # a character has five bits; the sixth marks continuation
 
 
 def counts_of(strings: Sequence[str]) -> list[NDArray[np.int64]]:
-    """COCO's compressed strings -> uncompressed run lengths of each (`rleFrString` of its maskApi.c).
+    """Decode COCO's compressed strings to uncompressed run lengths, int64 (runs,) each.
 
-    Characters are groups of five bits, least significant first, less 48; the last group of a number carries
-    its sign; from the fourth number on, each is the difference to the one two before it.
+    `rleFrString` of COCO's maskApi.c: characters minus 48 are groups of five bits, least significant first;
+    the last group of a number carries its sign; from the fourth number on, each is the difference to the one
+    two before it.
     """
     data = np.frombuffer("".join(strings).encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(data):
         return [np.zeros(0, np.int64) for _ in strings]
     last = np.flatnonzero(data & _MORE == 0)
     first = np.r_[0, last[:-1] + 1]
-    place = np.arange(len(data)) - np.repeat(first, last - first + 1)
-    values = np.add.reduceat((data & _BITS) << 5 * place, first)
+    group = np.arange(len(data)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((data & _BITS) << 5 * group, first)
     negative = data[last] & _SIGN != 0
-    values[negative] -= 1 << 5 * (place[last][negative] + 1)
+    values[negative] -= 1 << 5 * (group[last][negative] + 1)
     ends = np.searchsorted(last, np.cumsum([len(string) for string in strings]))
     return [_undone(each) for each in np.split(values, ends[:-1])]
 
 
 def _undone(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Run lengths from their differences: number i > 2 is a difference to number i - 2."""
+    """Return run lengths from their differences: number i > 2 is a difference to number i - 2."""
     counts = numbers.copy()
     counts[1::2] = np.cumsum(numbers[1::2])
     counts[2::2] = np.cumsum(numbers[2::2])
@@ -49,7 +50,7 @@ def _undone(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def spans_of(counts: NDArray[np.int64], height: int) -> Spans:
-    """Uncompressed run lengths of an image of `height` rows -> spans."""
+    """Convert uncompressed run lengths, int64 (runs,), of an image of `height` rows to spans (n, 3)."""
     bounds = np.cumsum(counts)
     starts, stops = bounds[0:-1:2], bounds[1::2]
     keep = stops > starts
@@ -64,7 +65,7 @@ def spans_of(counts: NDArray[np.int64], height: int) -> Spans:
 
 
 def encoded(masks: Sequence[Spans], height: int, width: int) -> list[str]:
-    """Spans -> COCO's compressed strings of an image of `height` x `width`."""
+    """Encode masks of spans (n, 3) as COCO's compressed strings of an image of `height` x `width`."""
     lengths = [{"size": [height, width], "counts": _counts(mask, height, width)} for mask in masks]
     objects = coco.frPyObjects(lengths, height, width) if lengths else []
     return [each["counts"].decode("ascii") for each in objects]
@@ -73,7 +74,7 @@ def encoded(masks: Sequence[Spans], height: int, width: int) -> list[str]:
 def _counts(mask: Spans, height: int, width: int) -> NDArray[np.int64]:
     starts, stops = mask[:, 0] * height + mask[:, 1], mask[:, 0] * height + mask[:, 2]
     apart = starts[1:] > stops[:-1]
-    if len(mask):  # over the full height, a run goes on into the next column
+    if len(mask):  # a run over the full height continues into the next column
         starts, stops = starts[np.r_[True, apart]], stops[np.r_[apart, True]]
     edges = np.r_[0, np.stack([starts, stops], axis=1).ravel(), height * width]
     counts: NDArray[np.int64] = np.diff(edges)
@@ -81,13 +82,13 @@ def _counts(mask: Spans, height: int, width: int) -> NDArray[np.int64]:
 
 
 def moved(mask: Spans, rows: int, cols: int) -> Spans:
-    """The mask, so many pixels further down and right."""
+    """Return the mask (n, 3) shifted down by `rows` and right by `cols` pixels."""
     further: Spans = mask + np.array([cols, rows, rows])
     return further
 
 
 def union(masks: Sequence[Spans]) -> Spans:
-    """Pixels that are in any of the masks."""
+    """Return the union of masks: spans (n, 3) of the pixels that are in any of them."""
     spans = np.concatenate(masks)
     spans = spans[np.lexsort((spans[:, 1], spans[:, 0]))]
     if len(spans) < 2:
@@ -101,19 +102,19 @@ def union(masks: Sequence[Spans]) -> Spans:
 
 
 def area(mask: Spans) -> int:
-    """Pixels."""
+    """Return the number of pixels of a mask (n, 3)."""
     return int((mask[:, 2] - mask[:, 1]).sum())
 
 
 def bounds(mask: Spans) -> Window:
-    """The smallest window that holds a mask of at least one pixel."""
+    """Return the smallest window around a mask (n, 3) of at least one pixel."""
     return Window(
         int(mask[:, 1].min()), int(mask[:, 2].max()), int(mask[:, 0].min()), int(mask[:, 0].max()) + 1
     )
 
 
 def crop(mask: Spans, window: Window) -> NDArray[np.bool_]:
-    """(height, width) of the window: which of its pixels are in the mask."""
+    """Rasterise a mask (n, 3) in a window: bool (height, width) of the window."""
     inside = mask[
         np.searchsorted(mask[:, 0], window.col_start) : np.searchsorted(mask[:, 0], window.col_stop)
     ]
@@ -127,11 +128,11 @@ def crop(mask: Spans, window: Window) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """The spans of n masks behind one another."""
+    """The concatenated spans of n masks."""
 
     spans: Spans
     owner: Ints
-    """(spans,) number of the mask."""
+    """(spans,) index of the mask."""
     keys: Ints
     """(spans,) owner * stride + column, ascending."""
     stride: int
@@ -143,18 +144,18 @@ class Pixels:
         return cls(spans, owner, owner * (width + 1) + spans[:, 0], width + 1)
 
     def sums(self, values: Ints) -> Ints:
-        """(spans,) -> (n,) of each mask."""
+        """Sum values int64 (spans,) over each mask: (n,)."""
         return np.add.reduceat(values, self._firsts())
 
     def bounds(self) -> Ints:
-        """(n, 4) row start, row stop, column start, column stop."""
+        """Return the bounds of each mask, int64 (n, 4): row start, row stop, column start, column stop."""
         firsts, (col, top, bottom) = self._firsts(), self.spans.T
         last_col = col[np.r_[firsts[1:], len(col)] - 1]
         rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
         return np.stack([*rows, col[firsts], last_col + 1], axis=1)
 
     def within(self, masks: Ints, windows: Ints) -> Ints:
-        """Pixels of mask masks[i] (k,) inside windows[i] (k, 4), which may be empty -> (k,)."""
+        """Count the pixels, int64 (k,), of mask masks[i] (k,) in windows[i] (k, 4), which may be empty."""
         row_start, row_stop, col_start, col_stop = windows.T
         first = np.searchsorted(self.keys, masks * self.stride + col_start)
         which, span = ranges(first, np.searchsorted(self.keys, masks * self.stride + col_stop))
@@ -167,12 +168,12 @@ class Pixels:
 
 
 def ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
-    """All j of all [starts[i], stops[i]), with their i."""
+    """Return all j of all ranges [starts[i], stops[i]), int64 (total,), and the i of each, int64 (total,)."""
     lengths = np.maximum(stops - starts, 0)
     which = np.repeat(np.arange(len(starts)), lengths)
     return which, np.arange(len(which)) + (starts - np.cumsum(lengths) + lengths)[which]
 
 
 def totals(index: Ints, values: NDArray[np.int64] | Bools, length: int) -> Ints:
-    """Sum of the values at each index; exact below 2^53."""
+    """Sum the values (k,) at each index (k,): int64 (length,), exact below 2^53."""
     return np.bincount(index, values, length).astype(np.int64)

@@ -1,10 +1,10 @@
-"""Types of masks and boxes as COCO files hold them."""
+"""Types of masks and boxes in COCO files."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 Box = Sequence[float]
-"""COCO's: x, y, width, height in pixels."""
+"""COCO's box: x, y, width, height in pixels."""
 
 
 class Rle(TypedDict):

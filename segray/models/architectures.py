@@ -1,68 +1,185 @@
-"""Architectures by name, and the settings of semantic ones; neither torch nor their libraries are loaded.
+"""The table of architectures: what `--arch` takes, what training and annotating build, what is printed.
 
-unet              our own (`segray.models.unet`), random weights only
-FAMILY:ENCODER    unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet or fpn of
-                  segmentation-models-pytorch, with its encoders (resnet34, efficientnet-b0, ...) or
-                  timm's with tu- in front (tu-hrnet_w18)
-fcn:ENCODER       torchvision's FCN, with resnet50 or resnet101
-compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2    instance models
-
-What the libraries offer stands in `smp_names.json`, which `python -m segray.models.smp_networks` writes: to
-import them takes 5 s. With other versions of them than it was made from, they are asked themselves where the
-table does not know a name.
+Plain values; neither torch nor the libraries that build a network are imported before one is built.
 """
 
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from pkgutil import resolve_name
+from typing import Any, Literal
 
 from segray.errors import SettingsError
-from segray.models.unet_settings import UNetSettings
+from segray.models import smp_names
 
-INSTANCE_ARCHITECTURES = ("compact-maskrcnn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
-SMP_CLASSES = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "pspnet": "PSPNet",
-    "fpn": "FPN",
-}
-"""Our name of a family to its class in segmentation-models-pytorch."""
-FAMILIES = (*SMP_CLASSES, "fcn")
-FCN_ENCODERS = ("resnet50", "resnet101")
-SMP_NAMES = Path(__file__).with_name("smp_names.json")
+Task = Literal["instance", "semantic"]
+_ENCODER = ":ENCODER"
 _RESIDUAL = ("resnet", "resnext")
 """How the names of encoders begin whose blocks stand in `layer1` to `layer4`."""
 
 
-def check_architecture(arch: str) -> None:
-    """Raise SettingsError, one line, for a name that is none."""
-    if arch not in INSTANCE_ARCHITECTURES:
-        parsed(arch)
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Where the code of a network comes from."""
+
+    name: str
+    licence: str
+    """Of the code; pretrained weights have their own."""
+    pretrained: str
+    """Which weights `--pretrained` starts with; empty: there are none."""
 
 
-def complete_settings(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of the network as plain values, for the model file: the given ones over the defaults.
+OWN = Library("segray", "Apache-2.0", "")
+SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
+TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 
-    "unet" has those of `UNetSettings`, the families of segmentation-models-pytorch the keyword arguments of
-    their classes (`encoder_depth`, `decoder_channels`, ...), "fcn" none.
-    Raises SettingsError for an unknown name, encoder or setting, and for one that is not plain.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One row of the table."""
+
+    name: str
+    """What `--arch` takes; FAMILY:ENCODER where there are several encoders."""
+    task: Task
+    library: Library
+    parameters: int
+    """Of `arch` with its default settings, for three bands and one class besides background."""
+    build: str
+    """`module:function` in this package. It takes, of a semantic one, (arch, bands, outputs, settings,
+    pretrained), see `build_semantic`, and of an instance one (classes without background, settings,
+    pretrained)."""
+    settings: str
+    """`module:class` of its settings, a dataclass of plain values; empty: see `_defaults`."""
+    origin: str
+    """Where it was published."""
+    encoders: tuple[str, ...] = ()
+    """What ENCODER stands for; empty: what segmentation-models-pytorch has."""
+    pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings whose defaults are others with pretrained weights."""
+
+    @property
+    def family(self) -> str:
+        """What stands in front of the encoder."""
+        return self.name.removesuffix(_ENCODER)
+
+    @property
+    def arch(self) -> str:
+        """The name, or one of those that FAMILY:ENCODER stands for."""
+        return self.name.replace(_ENCODER, ":resnet50")
+
+
+def _smp(family: str, parameters: int, origin: str) -> Architecture:
+    return Architecture(family + _ENCODER, "semantic", SMP, parameters, "smp_networks:build_smp", "", origin)
+
+
+_UNET = "Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597"
+_MASK_RCNN = "He et al. 2017, https://arxiv.org/abs/1703.06870"
+ARCHITECTURES = (
+    Architecture(
+        "unet", "semantic", OWN, 31_043_521, "unet:build_unet", "unet:UNetSettings", _UNET
+    ),
+    _smp("unet", 32_521_105, _UNET),
+    _smp("unetplusplus", 48_985_745, "Zhou et al. 2018, https://arxiv.org/abs/1807.10165"),
+    _smp("deeplabv3", 39_633_729, "Chen et al. 2017, https://arxiv.org/abs/1706.05587"),
+    _smp("deeplabv3plus", 26_677_585, "Chen et al. 2018, https://arxiv.org/abs/1802.02611"),
+    _smp("pspnet", 24_300_993, "Zhao et al. 2017, https://arxiv.org/abs/1612.01105"),
+    _smp("fpn", 26_116_033, "Lin et al. 2017, https://arxiv.org/abs/1612.03144"),
+    Architecture(
+        "fcn:ENCODER", "semantic", TORCHVISION, 32_946_753, "fcn:build_fcn", "",
+        "Long, Shelhamer and Darrell 2015, https://arxiv.org/abs/1411.4038", ("resnet50", "resnet101"),
+    ),
+    Architecture(
+        "compact-maskrcnn", "instance", OWN, 4_157_339, "maskrcnn:build_compact_maskrcnn",
+        "maskrcnn:CompactSettings", f"narrow, for CPUs; {_MASK_RCNN}",
+    ),
+    Architecture(
+        "maskrcnn_resnet50_fpn", "instance", TORCHVISION, 43_975_515, "resnetmaskrcnn:build_resnet50",
+        "resnetmaskrcnn:ResNetSettings", _MASK_RCNN,
+        pretrained_settings={"norm": "frozen", "trainable_layers": 3},
+    ),
+    Architecture(
+        "maskrcnn_resnet50_fpn_v2", "instance", TORCHVISION, 45_880_411, "resnetmaskrcnn:build_resnet50_v2",
+        "resnetmaskrcnn:ResNetSettings", "Li et al. 2021, https://arxiv.org/abs/2111.11429",
+    ),
+)  # fmt: skip
+_PLAIN = tuple(row.name for row in ARCHITECTURES if row.task == "semantic" and row.name == row.arch)
+_FAMILIES = {row.family: row for row in ARCHITECTURES if row.name != row.arch}
+INSTANCE_ARCHITECTURES = tuple(row.name for row in ARCHITECTURES if row.task == "instance")
+
+
+def _choices() -> str:
+    """What `--help` says of `--arch`."""
+    libraries = dict[str, list[str]]()
+    for family, row in _FAMILIES.items():
+        libraries.setdefault(row.library.name, []).append(family)
+    families = " or ".join(f"{', '.join(names)} ({library})" for library, names in libraries.items())
+    return (
+        f"{', '.join(_PLAIN)}, or FAMILY:ENCODER of {families}, such as unet:resnet50; "
+        f"instances: {', '.join(INSTANCE_ARCHITECTURES)}"
+    )
+
+
+CHOICES = _choices()
+
+
+def part_of(row_part: str) -> Any:
+    """Return what `Architecture.build` or `Architecture.settings` names; it is imported here."""
+    return resolve_name(f"segray.models.{row_part}")
+
+
+def architecture(arch: str) -> Architecture:
+    """Return the row of a name that `--arch` takes. Raises SettingsError, one line, for others."""
     family, encoder = parsed(arch)
-    known = _defaults(family, encoder)
-    for name, value in settings.items():
-        if name not in known:
-            raise SettingsError(f"{arch} has no setting {name}{_near(name, known)}")
-        if not _is_plain(value):
-            raise SettingsError(f"{arch}: {name} must be numbers, text, or lists or tables of them")
-    values = {**known, **settings}
-    return values if encoder else asdict(UNetSettings(**values))
+    return _FAMILIES[family] if encoder else next(row for row in ARCHITECTURES if row.name == family)
+
+
+def parsed(arch: str) -> tuple[str, str]:
+    """Return family and encoder, both known; the encoder is empty where the architecture has none to choose.
+
+    Raises SettingsError, one line.
+    """
+    if arch in (*_PLAIN, *INSTANCE_ARCHITECTURES):
+        return arch, ""
+    family, colon, encoder = arch.partition(":")
+    if family not in _FAMILIES:
+        known = _FAMILIES if colon else (*_PLAIN, *INSTANCE_ARCHITECTURES, *_FAMILIES)
+        raise SettingsError(
+            f"unknown architecture {arch!r}{_near(family, known)}; known: {', '.join(_PLAIN)}, "
+            f"FAMILY:ENCODER with {', '.join(_FAMILIES)}; {', '.join(INSTANCE_ARCHITECTURES)}"
+        )
+    if not encoder:
+        raise SettingsError(f"architecture {arch!r} needs an encoder, such as {_FAMILIES[family].arch}")
+    encoders = _FAMILIES[family].encoders or smp_names.encoders(encoder)
+    if encoder not in encoders:
+        raise SettingsError(f"{family} has no encoder {encoder!r}{_near(encoder, encoders)}")
+    return family, encoder
+
+
+def complete_settings(arch: str, settings: Mapping[str, Any], *, pretrained: bool = False) -> dict[str, Any]:
+    """Return every setting of the network as plain values, for the model file: the given ones over defaults.
+
+    Those of its dataclass (`UNetSettings`, `CompactSettings`, `ResNetSettings`), or the keyword arguments of
+    a family of segmentation-models-pytorch (`encoder_depth`, `decoder_channels`, ...); "fcn" has none.
+    pretrained: with the defaults of a network that starts with pretrained weights. Raises SettingsError for
+    an unknown name, encoder or setting, and for one that is not plain.
+    """
+    row = architecture(arch)
+    known = _defaults(row)
+    problems = [
+        f"{arch}: {name} must be numbers, text, or lists or tables of them"
+        if name in known
+        else f"{arch} has no setting {name}{_near(name, known)}"
+        for name, value in settings.items()
+        if name not in known or not _is_plain(value)
+    ]
+    if problems:
+        raise SettingsError(*problems)
+    values = {**known, **(row.pretrained_settings if pretrained else {}), **settings}
+    if not row.settings:
+        return values
+    complete: dict[str, Any] = json.loads(json.dumps(asdict(part_of(row.settings)(**values))))
+    return complete  # with lists, as they come back from a model file
 
 
 def check_recomputing(arch: str) -> None:
@@ -75,59 +192,10 @@ def check_recomputing(arch: str) -> None:
         )
 
 
-def parsed(arch: str) -> tuple[str, str]:
-    """Return family and encoder, both known; our own U-Net has no encoder. Raises SettingsError, one line."""
-    if arch == "unet":
-        return arch, ""
-    family, colon, encoder = arch.partition(":")
-    if family not in FAMILIES:
-        known = FAMILIES if colon else ("unet", *INSTANCE_ARCHITECTURES, *FAMILIES)
-        raise SettingsError(
-            f"unknown architecture {arch!r}{_near(family, known)}; known: unet, FAMILY:ENCODER with "
-            f"{', '.join(FAMILIES)}; {', '.join(INSTANCE_ARCHITECTURES)}"
-        )
-    if not encoder:
-        raise SettingsError(f"architecture {arch!r} needs an encoder, such as {family}:resnet50")
-    encoders = FCN_ENCODERS if family == "fcn" else _encoders(encoder)
-    if encoder not in encoders:
-        raise SettingsError(f"{family} has no encoder {encoder!r}{_near(encoder, encoders)}")
-    return family, encoder
-
-
-def _encoders(asked: str) -> list[str]:
-    """All of segmentation-models-pytorch; with `asked` itself if its name without the weights' is one."""
-    names = _smp_names()["encoders"]
-    bare = asked.partition(".")[0]
-    if bare not in names and not _is_current():
-        names = _asked_smp()["encoders"]
-    return [*names, asked] if asked.startswith("tu-") and bare in names else list(names)
-
-
-@cache
-def _smp_names() -> dict[str, Any]:
-    """`encoders`, those of timm with tu- in front; `families` to their settings; `versions`."""
-    names: dict[str, Any] = json.loads(SMP_NAMES.read_text(encoding="utf-8"))
-    return names
-
-
-@cache
-def _is_current() -> bool:
-    """Whether the libraries are those that the table was made from."""
-    return all(version(library) == known for library, known in _smp_names()["versions"].items())
-
-
-@cache
-def _asked_smp() -> dict[str, Any]:
-    from segray.models.smp_networks import offered
-
-    return offered()
-
-
-def _defaults(family: str, encoder: str) -> dict[str, Any]:
-    if not encoder:
-        return {each.name: each.default for each in fields(UNetSettings)}
-    names = _smp_names() if _is_current() else _asked_smp()
-    return {} if family == "fcn" else dict(names["families"][family])
+def _defaults(row: Architecture) -> dict[str, Any]:
+    if row.settings:
+        return {each.name: each.default for each in fields(part_of(row.settings))}
+    return smp_names.settings_of(row.family) if row.library is SMP else {}
 
 
 def _is_plain(value: object) -> bool:

@@ -1,8 +1,11 @@
-"""The plain table of models that have a name; what `segray models` prints. Imports nothing heavy."""
+"""The table of weights that have a name; `segray models` prints it. Imports nothing heavy."""
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any
+
+from segray.models import smp_names
+from segray.models.architectures import ARCHITECTURES, Architecture, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,9 +13,9 @@ class NamedModel:
     """One name that `--weights` takes."""
 
     name: str
-    task: Literal["instance", "semantic"]
+    task: Task
     arch: str
-    """The function of `torchvision.models.detection` that builds it, or our own architecture's name."""
+    """Its name in `ARCHITECTURES`."""
     parameters: int
     """Trainable and frozen ones together."""
     categories: int
@@ -75,24 +78,49 @@ def bundled() -> list[str]:
     return [model.name for model in NAMED_MODELS if model.bundled]
 
 
+def named_model(name: str) -> NamedModel | None:
+    """The model of that name, or None."""
+    return next((model for model in NAMED_MODELS if model.name == name), None)
+
+
 def show(as_json: bool) -> int:
-    """Print the table for people or as JSON (a list of objects); the exit code, 0."""
+    """Print what can be loaded and what can be trained, for people or as JSON; return the exit code, 0.
+
+    JSON is a list of objects; `kind` tells `weights`, for `--weights`, from `architecture`s, for `--arch`.
+    """
     if as_json:
-        print(json.dumps([asdict(model) for model in NAMED_MODELS], indent=2))
+        weights = [{"kind": "weights", **asdict(model)} for model in NAMED_MODELS]
+        print(json.dumps([*weights, *map(_architecture, ARCHITECTURES)], indent=2))
         return 0
+    print("weights, for --weights and --start-from")
     for model in NAMED_MODELS:
         where = "bundled" if model.bundled else "downloaded once"
         size = f"{model.parameters / 1e6:.1f} M parameters, {model.categories} categories"
-        print(f"{model.name:17}{model.task}, {model.arch}, {size}, {where}")
-        print(f"{'':17}{model.origin}")
-        print(f"{'':17}licence: {model.licence}")
+        about = f"{model.task}, {model.arch}, {size}, {where}"
+        _print(model.name, about, model.origin, f"licence: {model.licence}")
     print("also: the path or URL of a segray model file or of a state dict, a model of a registry")
     print(
         "(registry://BUCKET/PATH#MODEL@ALIAS, on disk registry:PATH#MODEL@ALIAS), and python:module:factory"
     )
+    print("\narchitectures, for train --arch; ENCODER: one of those in --json, or tu-NAME for one of timm")
+    for row in ARCHITECTURES:
+        size = f"{row.parameters / 1e6:.1f} M parameters" + f" as {row.arch}" * (row.arch != row.name)
+        about = f"{row.library.name} ({row.library.licence}): {row.origin}"
+        _print(row.name, f"{row.task}, {size}", about, f"pretrained: {row.library.pretrained or 'no'}")
     return 0
 
 
-def named_model(name: str) -> NamedModel | None:
-    """The model of that name, or None."""
-    return next((model for model in NAMED_MODELS if model.name == name), None)
+def _print(name: str, *lines: str) -> None:
+    print("\n".join(f"{title:26}{line}" for title, line in zip((name, "", ""), lines, strict=True)))
+
+
+def _architecture(row: Architecture) -> dict[str, Any]:
+    """With the keys of weights, too; `encoders` without those of timm, more than a thousand."""
+    offered = row.encoders or smp_names.encoders() if row.name != row.arch else ()
+    return {
+        "kind": "architecture", "name": row.name, "task": row.task, "arch": row.arch,
+        "parameters": row.parameters, "categories": None, "licence": row.library.licence,
+        "origin": row.origin, "bundled": None, "library": row.library.name,
+        "pretrained": row.library.pretrained,
+        "encoders": [each for each in offered if not each.startswith(smp_names.TIMM)],
+    }  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from segray.errors import SettingsError
+from segray.models.pretrained import in_words
 from segray.models.torchvision_files import categories_of
 
 
@@ -20,8 +21,7 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
 
     folder: searched for the module after the working directory. The model may carry `categories` (dict of
     id and name), `digest` (str, when its tensors do not tell it from another) and `band_ranges` (see
-    `ModelCard`). Raises SettingsError for
-    whatever fails on the way, with the module and the factory in it.
+    `ModelCard`). Raises SettingsError for whatever fails on the way, with the module and the factory in it.
     """
     _, module_name, factory_name = spec.split(":")
     module = _import(spec, module_name, folder)
@@ -31,19 +31,16 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
     try:
         model = factory()
     except Exception as error:
-        raise SettingsError(f"weights {spec}: {factory_name}() failed: {_in_words(error)}") from error
+        raise SettingsError(f"weights {spec}: {factory_name}() failed: {in_words(error)}") from error
     if not callable(model):
         raise SettingsError(
             f"weights {spec}: {factory_name}() returned a {type(model).__name__}, not a model"
         )
     if isinstance(model, torch.nn.Module):
         model.eval()
-    categories = _categories(spec, model)
-    digest = _digest(module, factory_name, model)
     return {
-        "module": model, "categories": categories, "category_ids": None, "digest": digest,
-        "licence": "", "origin": f"function {factory_name} of module {module_name}",
-        "band_ranges": getattr(model, "band_ranges", None),
+        "module": model, "categories": _categories(spec, model), "category_ids": None,
+        "digest": _digest(module, factory_name, model), "band_ranges": getattr(model, "band_ranges", None),
     }  # fmt: skip
 
 
@@ -55,12 +52,7 @@ def _import(spec: str, name: str, folder: str | None) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise SettingsError(f"weights {spec}: cannot import module {name}: {_in_words(error)}") from error
-
-
-def _in_words(error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"
+        raise SettingsError(f"weights {spec}: cannot import module {name}: {in_words(error)}") from error
 
 
 def _categories(spec: str, model: Any) -> dict[int, str]:

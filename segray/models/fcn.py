@@ -1,5 +1,6 @@
 """torchvision's FCN (Long, Shelhamer and Darrell, 2015, https://arxiv.org/abs/1411.4038) for any bands."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,15 @@ from torch import Tensor, nn
 
 from segray.models.imports import import_torchvision
 from segray.models.pretrained import with_weights
+from segray.models.samesize import any_size
 
-STRIDE = 8
+_STRIDE = 8
 
 
-def build_fcn(encoder: str, bands: int, outputs: int, pretrained: bool) -> nn.Module:
-    """torchvision's network without its auxiliary classifier; forward gives a dict with "out".
+def build_fcn(
+    arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
+) -> nn.Module:
+    """torchvision's network without its auxiliary classifier; see `build_semantic`.
 
     pretrained: the ResNet starts with torchvision's IMAGENET1K_V1; SettingsError if that cannot be had.
     """
@@ -22,15 +26,15 @@ def build_fcn(encoder: str, bands: int, outputs: int, pretrained: bool) -> nn.Mo
 
     weights = "IMAGENET1K_V1" if pretrained else None
     build = partial(
-        getattr(segmentation, f"fcn_{encoder}"),
+        getattr(segmentation, arch.replace(":", "_")),
         num_classes=outputs, aux_loss=False, weights_backbone=weights,
     )  # fmt: skip
     cache = "TORCH_HOME, by default ~/.cache/torch"
-    network = with_weights(f"fcn:{encoder}", build, "download.pytorch.org", cache) if pretrained else build()
+    network = with_weights(arch, build, "download.pytorch.org", cache) if pretrained else build()
     if bands != 3:
         backbone: Any = network.backbone
         backbone["conv1"] = _first_convolution(backbone["conv1"].weight.detach(), bands, pretrained)
-    return network
+    return any_size(network, _STRIDE)
 
 
 def _first_convolution(three: Tensor, bands: int, pretrained: bool) -> nn.Conv2d:

@@ -15,6 +15,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from segray.errors import SettingsError
+
 LEVELS = ("0", "1", "2", "3")  # feature maps at strides 4, 8, 16, 32
 ROI_CANONICAL_SCALE = 160  # boxes below half of this (pixels of the resized image) read the stride-4 map
 
@@ -88,12 +90,15 @@ class CompactSettings:
     detections_per_image: int = 400
 
 
-def build_compact_maskrcnn(classes: int, settings: CompactSettings) -> MaskRCNN:
+def build_compact_maskrcnn(classes: int, settings: CompactSettings, pretrained: bool = False) -> MaskRCNN:
     """Build the detector with random weights; it is a plain `MaskRCNN`, in training mode.
 
     `classes` counts the categories without background. The resize and the normalisation of
-    `model.transform` are torchvision's defaults until a model card sets them.
+    `model.transform` are torchvision's defaults until a model card sets them. Raises SettingsError where
+    pretrained weights are asked for: there are none.
     """
+    if pretrained:
+        raise SettingsError("compact-maskrcnn has no pretrained weights; train without pretrained")
     fpn_width, detections = settings.fpn_width, settings.detections_per_image
     anchors = AnchorGenerator(
         tuple((size,) for size in settings.anchor_sizes),

@@ -1,40 +1,51 @@
-"""The segray model file: weights, architecture, categories and normalisation, as plain types and tensors."""
+"""The segray model file: weights and the model's card, as plain types and tensors, for every task.
+
+A dict of `torch.save`: `format`, `task`, the fields of the card, `state_dict`. Files of the two formats
+before it, which had no `task`, are read as well.
+"""
 
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
 
 from segray.errors import SettingsError
+from segray.models.architectures import architecture, part_of
 from segray.models.checks import check_archive, check_normalisation, weights_in
-from segray.models.maskrcnn import CompactSettings, build_compact_maskrcnn
-from segray.models.resnetmaskrcnn import ResNetSettings, build_resnet50, build_resnet50_v2
+from segray.models.semantic import build_semantic
 
-T = TypeVar("T")
-FORMAT = "segray-model/1"
-ARCHITECTURES: dict[str, tuple[Callable[[int, Any], MaskRCNN], type[Any]]] = {
-    "compact-maskrcnn": (build_compact_maskrcnn, CompactSettings),
-    "maskrcnn_resnet50_fpn": (build_resnet50, ResNetSettings),
-    "maskrcnn_resnet50_fpn_v2": (build_resnet50_v2, ResNetSettings),
-}
-"""`INSTANCE_ARCHITECTURES`, what builds each and what it takes."""
+FORMAT = "segray-model/2"
+_OLD_FORMATS = {"segray-model/1": "instance", "segray-semantic/1": "semantic"}
+"""To the task of their models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What every model has besides its weights; plain types only, so that no code is ever loaded."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    band_ranges: tuple[tuple[float, float], ...] | None = None
+    """For each band the values that became 0 and 255 before anything else, of scenes that are no bytes; after
+    scale and offset. None: not known, the percentiles of each scene."""
+    licence: str = ""
+    source: str = ""
+    """Where weights and data come from."""
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """Everything about a model besides its weights; plain types only, so that no code is ever loaded."""
+class ModelCard(_Card):
+    """Of an instance model, a Mask R-CNN."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     arch: str
-    """A key of `ARCHITECTURES`."""
+    """One of `INSTANCE_ARCHITECTURES`."""
     arch_settings: dict[str, Any]
     """All fields of the architecture's settings class."""
     categories: dict[int, str]
@@ -46,42 +57,66 @@ class ModelCard:
     """Shorter side of an image after the model's own resize, pixels."""
     max_size: int
     """Longest side after it."""
-    bands: tuple[str, ...] = ("red", "green", "blue")
-    band_ranges: tuple[tuple[float, float], ...] | None = None
-    """For each band the values that became 0 and 255 before anything else, of scenes that are no bytes; after
-    scale and offset. None: not known, the percentiles of each scene."""
-    licence: str = ""
-    source: str = ""
-    """Where weights and data come from."""
+    task: Literal["instance"] = "instance"
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to predict."""
+class SemanticCard(_Card):
+    """Of a semantic model."""
 
-    module: MaskRCNN
-    """float32, on the CPU, in evaluation mode, with the file's resize and normalisation in `.transform`."""
-    card: ModelCard
-    digest: str
-    """sha256 of the file's bytes, hex."""
+    arch: str
+    """As `build_semantic` takes it."""
+    arch_settings: dict[str, Any]
+    """All settings of the architecture."""
+    outputs: int
+    """1: probability of class 1 by a sigmoid; else one logit a class."""
+    classes: tuple[str, ...]
+    """Names of the classes, from 0 up."""
+    image_mean: tuple[float, ...]
+    """Mean of each band, with pixels in 0..1."""
+    image_std: tuple[float, ...]
+    size: int
+    """Side of the images it was trained on, pixels."""
+    fit: str
+    """`crop`: at their own scale; `resize`: brought to `size` x `size`."""
+    task: Literal["semantic"] = "semantic"
 
     @property
     def categories(self) -> dict[int, str]:
-        """Category id to name."""
-        return self.card.categories
+        """Class to name."""
+        return dict(enumerate(self.classes))
 
 
-def build_model(card: ModelCard) -> MaskRCNN:
-    """Return the network of `card` with random weights, in training mode, with the card's resize.
+Card = ModelCard | SemanticCard
+_CARDS: dict[str, type[Card]] = {"instance": ModelCard, "semantic": SemanticCard}
 
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds."""
+
+    module: Any
+    """torchvision's MaskRCNN, with the file's resize and normalisation in `.transform`, or a semantic network
+    that takes pixels which are normalised; float32, on the CPU, in evaluation mode."""
+    card: Card
+    digest: str
+    """sha256 of the file's bytes, hex."""
+
+
+def build_model(card: Card, *, pretrained: bool = False) -> Any:
+    """Return the network of `card` with random weights, in training mode; a MaskRCNN with the card's resize.
+
+    pretrained: begin with the weights that the architecture has for that, see `Architecture.pretrained`.
     Raises SettingsError for an architecture or settings that this version does not know.
     """
-    if card.arch not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise SettingsError(f"unknown architecture {card.arch!r}; this version builds {known}")
-    build, settings_class = ARCHITECTURES[card.arch]
+    if isinstance(card, SemanticCard):
+        return build_semantic(card.arch, len(card.bands), card.outputs, card.arch_settings, pretrained)
+    row = architecture(card.arch)
+    if row.task != card.task:
+        raise SettingsError(f"{card.arch} is a {row.task} architecture, of a model that finds instances")
     try:
-        model = build(len(card.categories), settings_class(**card.arch_settings))
+        settings = part_of(row.settings)(**card.arch_settings)
+        model = part_of(row.build)(len(card.categories), settings, pretrained)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"settings that {card.arch} does not take: {error}") from error
     model.transform.min_size = (card.min_size,)
@@ -91,51 +126,34 @@ def build_model(card: ModelCard) -> MaskRCNN:
     return model
 
 
-def save_model_file(
-    path: Path, card: ModelCard, state_dict: Mapping[str, Tensor], *, half: bool = True
-) -> None:
-    """Write the file, atomically. `half` stores floating-point weights as float16: half the size.
+def model_bytes(card: Card, state_dict: Mapping[str, Tensor], *, half: bool | None = None) -> bytes:
+    """Return the contents of a model file.
 
-    Raises OSError if the folder cannot be written.
+    half: store floating-point weights as float16, half the size, instead of float32; by default those of
+    instance models.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(model_bytes(card, state_dict, half=half))
-    temporary.replace(path)
-
-
-def model_bytes(card: ModelCard, state_dict: Mapping[str, Tensor], *, half: bool = True) -> bytes:
-    """The contents of a model file."""
+    kind = torch.float16 if (card.task == "instance" if half is None else half) else torch.float32
+    weights = {
+        key: tensor.detach().to("cpu", kind if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in state_dict.items()
+    }
     file = io.BytesIO()
-    torch.save({"format": FORMAT, **asdict(card), "state_dict": _stored(state_dict, half)}, file)
+    torch.save({"format": FORMAT, **asdict(card), "state_dict": weights}, file)
     return file.getvalue()
 
 
-def load_model_file(file: Path | BinaryIO) -> LoadedModel:
-    """Read a model file without running code from it.
+def load_model_file(file: Path | bytes, name: str = "model file") -> ModelFile:
+    """Read a model file, or its bytes, without running code from it; `name` is said in errors about bytes.
 
     Raises SettingsError, one line, for a file that carries code, is damaged, is another format, or whose
     weights do not fit its architecture; OSError for one that cannot be read.
     """
-    name, data = (file.name, file.read_bytes()) if isinstance(file, Path) else ("model file", file.read())
-    card, state_dict = _parse(name, data)
-    module = build_model(card)
-    try:
-        module.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise SettingsError(f"{name}: the weights do not fit {card.arch} with its settings") from error
-    return LoadedModel(module.eval(), card, hashlib.sha256(data).hexdigest())
-
-
-def _stored(state_dict: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
-    kind = torch.float16 if half else torch.float32
-    return {
-        key: tensor.detach().to("cpu", kind if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for key, tensor in state_dict.items()
-    }
+    name, data = (file.name, file.read_bytes()) if isinstance(file, Path) else (name, file)
+    return model_of(name, plain_contents(name, data), hashlib.sha256(data).hexdigest())
 
 
 def plain_contents(name: str, data: bytes) -> Any:
-    """What `torch.save` wrote, on the CPU, without running code from it; `name` is said in errors.
+    """Return what `torch.save` wrote, on the CPU, without running code from it; `name` is said in errors.
 
     Raises SettingsError, one line, for anything else.
     """
@@ -148,22 +166,36 @@ def plain_contents(name: str, data: bytes) -> Any:
         raise SettingsError(f"{name}: damaged, or no file of torch.save") from error
 
 
-def _parse(name: str, data: bytes) -> tuple[ModelCard, dict[str, Tensor]]:
-    content = plain_contents(name, data)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+def is_model_file(content: Any) -> bool:
+    """Whether `plain_contents` come from a segray model file, of whatever version."""
+    return isinstance(content, dict) and str(content.get("format")).startswith("segray-")
+
+
+def model_of(name: str, content: Any, digest: str) -> ModelFile:
+    """Return the model of a file's `plain_contents`. Raises SettingsError as `load_model_file` does."""
+    card = _card_of(name, content)
+    state_dict = weights_in(name, content["state_dict"])
+    module: nn.Module = build_model(card)
+    try:
+        module.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise SettingsError(f"{name}: the weights do not fit {card.arch} with its settings") from error
+    return ModelFile(module.eval(), card, digest)
+
+
+def _card_of(name: str, content: Any) -> Card:
+    """Everything in a model file besides format and weights, held to the types of the card's fields."""
+    if not is_model_file(content) or content["format"] not in (FORMAT, *_OLD_FORMATS):
         raise SettingsError(f"{name}: not a segray model file (format {FORMAT})")
-    card = card_of(ModelCard, name, content)
-    return card, weights_in(name, content["state_dict"])
-
-
-def card_of(kind: type[T], name: str, content: Mapping[str, Any]) -> T:
-    """Everything in a model file besides format and weights, as `kind`, whose field types it is held to.
-
-    Raises SettingsError, one line, for a file that lacks a field, has another one or other types in it.
-    """
+    task = content.get("task", _OLD_FORMATS.get(content["format"]))
+    if task is None:
+        raise SettingsError(f"{name}: incomplete segray model file: task: Field required")
+    if str(task) not in _CARDS:
+        known = ", ".join(_CARDS)
+        raise SettingsError(f"{name}: a segray model for {str(task)[:80]!r}, this version reads {known}")
     fields = {key: value for key, value in content.items() if key not in ("format", "state_dict")}
     try:
-        card: Any = TypeAdapter(kind).validate_python(fields)
+        card = TypeAdapter[Card](_CARDS[str(task)]).validate_python(fields)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
@@ -171,4 +203,4 @@ def card_of(kind: type[T], name: str, content: Mapping[str, Any]) -> T:
     if "state_dict" not in content:
         raise SettingsError(f"{name}: incomplete segray model file: state_dict: Field required")
     check_normalisation(name, card.image_mean, card.image_std)
-    return cast(T, card)
+    return card

@@ -23,10 +23,11 @@ class ResNetSettings:
     detections_per_image: int = 100
 
 
-def build_resnet50(classes: int, settings: ResNetSettings) -> MaskRCNN:
-    """`maskrcnn_resnet50_fpn` (He et al. 2017) with random weights, in training mode.
+def build_resnet50(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn` (He et al. 2017) in training mode, with random weights.
 
-    `classes` counts the categories without background. Raises ValueError for settings out of range.
+    `classes` counts the categories without background. pretrained: the ResNet has ImageNet's weights. Raises
+    ValueError for settings out of range, OSError where the weights cannot be fetched.
     """
     if settings.norm not in ("batch", "frozen"):
         raise ValueError(f"norm is {settings.norm!r}, but must be batch or frozen")
@@ -37,11 +38,11 @@ def build_resnet50(classes: int, settings: ResNetSettings) -> MaskRCNN:
         trainable_layers=settings.trainable_layers,
     )
     model = MaskRCNN(backbone, classes + 1, box_detections_per_img=settings.detections_per_image)
-    return _in_float32(model, classes, rpn_depth=1)
+    return _begun(_in_float32(model, classes, rpn_depth=1), pretrained)
 
 
-def build_resnet50_v2(classes: int, settings: ResNetSettings) -> MaskRCNN:
-    """`maskrcnn_resnet50_fpn_v2` (Li et al. 2021), with batch norm in its heads too."""
+def build_resnet50_v2(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
+    """`maskrcnn_resnet50_fpn_v2` (Li et al. 2021) likewise, with batch norm in its heads too."""
     if settings != ResNetSettings(detections_per_image=settings.detections_per_image):
         raise ValueError("norm and trainable_layers are those of maskrcnn_resnet50_fpn alone")
     model = maskrcnn_resnet50_fpn_v2(
@@ -50,17 +51,16 @@ def build_resnet50_v2(classes: int, settings: ResNetSettings) -> MaskRCNN:
         num_classes=classes + 1,
         box_detections_per_img=settings.detections_per_image,
     )
-    return _in_float32(model, classes, rpn_depth=2)
+    return _begun(_in_float32(model, classes, rpn_depth=2), pretrained)
 
 
-def load_imagenet(model: MaskRCNN) -> None:
-    """Put the ImageNet weights that torchvision publishes into the ResNet; fetched once, by torch.hub.
-
-    Raises OSError where they cannot be fetched.
-    """
-    state = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1).state_dict()
-    body = model.backbone.body
-    body.load_state_dict({name: state[name] for name in body.state_dict()})
+def _begun(model: MaskRCNN, pretrained: bool) -> MaskRCNN:
+    """The model, with torchvision's ImageNet weights in its ResNet if asked; torch.hub fetches them once."""
+    if pretrained:
+        state = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1).state_dict()
+        body = model.backbone.body
+        body.load_state_dict({name: state[name] for name in body.state_dict()})
+    return model
 
 
 def _in_float32(model: MaskRCNN, classes: int, *, rpn_depth: int) -> MaskRCNN:

@@ -1,9 +1,12 @@
 """Networks that take only some sizes, behind a mirrored border."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from segray.models.batchnorm import tolerate_single_values
 
 
 class SameSize(nn.Module):
@@ -25,7 +28,13 @@ class SameSize(nn.Module):
         return logits[..., :height, :width]
 
 
-def to_multiple(stride: int, size: int) -> tuple[int, int]:
+def any_size(network: nn.Module, stride: int) -> SameSize:
+    """Let a network whose sides must be multiples of `stride` take any, and train on a map of 1 x 1."""
+    tolerate_single_values(network)
+    return SameSize(network, partial(_to_multiple, stride))
+
+
+def _to_multiple(stride: int, size: int) -> tuple[int, int]:
     """The border behind a side that makes it a multiple of `stride`."""
     return 0, -size % stride
 

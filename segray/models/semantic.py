@@ -1,22 +1,16 @@
-"""Semantic segmentation networks by name; each gives logits of the height and width of its images.
-
-Which names there are, `architectures` says.
-"""
+"""Semantic segmentation networks by name; each gives logits of the height and width of its images."""
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.models import fcn, smp_networks
-from segray.models.architectures import complete_settings, parsed
-from segray.models.batchnorm import tolerate_single_values
+from segray.models.architectures import architecture, complete_settings, part_of
 from segray.models.recompute import recomputed
-from segray.models.samesize import SameSize, to_multiple
-from segray.models.unet import UNet, valid_input_size, valid_margin
-from segray.models.unet_settings import UNetSettings
+from segray.models.samesize import SameSize
+from segray.models.unet import UNet
 
 
 def build_semantic(
@@ -31,18 +25,18 @@ def build_semantic(
     `tolerate_single_values`). Raises SettingsError for names, settings and encoders that do not go together,
     and where pretrained weights do not exist or cannot be had.
     """
-    family, encoder = parsed(arch)
-    values = complete_settings(arch, settings)
+    values, row = complete_settings(arch, settings), architecture(arch)
+    if row.task != "semantic":
+        raise SettingsError(f"{arch} finds instances, it is no semantic architecture")
     if bands < 1 or outputs < 1:
         raise SettingsError(f"{arch}: bands and outputs must be at least 1, not {bands} and {outputs}")
-    if not encoder:
-        return _own_unet(bands, outputs, UNetSettings(**values), pretrained)
-    if family == "fcn":
-        network, stride = fcn.build_fcn(encoder, bands, outputs, pretrained), fcn.STRIDE
-    else:
-        network, stride = smp_networks.build_smp(family, encoder, bands, outputs, values, pretrained)
-    tolerate_single_values(network)
-    return SameSize(network, partial(to_multiple, stride))
+    network: nn.Module = part_of(row.build)(arch, bands, outputs, values, pretrained)
+    return network
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """(n, outputs, h, w) -> uint8 (n, h, w): the class of the highest probability."""
+    return (logits[:, 0] > 0).byte() if logits.shape[1] == 1 else logits.argmax(1).byte()
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -59,26 +53,8 @@ def recompute_blocks(network: nn.Module) -> None:
         block.forward = partial(recomputed, block, block.forward)
 
 
-def parameters_of(model: nn.Module) -> int:
-    """How many numbers are learnt, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _blocks(network: Any) -> list[nn.Module]:
     encoder = network.backbone if hasattr(network, "backbone") else network.encoder
     stages = [stage for name, stage in encoder.named_children() if name.startswith("layer")]
     decoder = getattr(getattr(network, "decoder", None), "blocks", nn.ModuleList())
     return [block for stage in stages for block in stage.children()] + list(decoder.children())
-
-
-def _own_unet(bands: int, outputs: int, settings: UNetSettings, pretrained: bool) -> nn.Module:
-    if pretrained:
-        raise SettingsError("unet has no pretrained weights; take unet:ENCODER, or train without pretrained")
-    network = UNet(bands, outputs, settings)
-    return SameSize(network, partial(_to_valid, settings)) if settings.padding == "valid" else network
-
-
-def _to_valid(settings: UNetSettings, size: int) -> tuple[int, int]:
-    """The border that a "valid" network loses, and behind the side what makes its size one that fits."""
-    margin = valid_margin(settings)
-    return margin, valid_input_size(size, settings) - size - margin

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from segray.errors import SettingsError
 from segray.models.catalog import named_model
-from segray.models.semanticfile import FORMAT as SEMANTIC
-from segray.models.semanticfile import load_semantic
-from segray.models.weights import load_weights, name_of, pinned_spec, read_weights, weights_kind
+from segray.models.weights import LoadedModel, load_weights
 from segray.storage import StorageSettings
 
 
@@ -37,52 +35,38 @@ class Start:
 
 
 def load_start(spec: str, storage: StorageSettings) -> Start:
-    """The model that `spec` names, of whatever task.
+    """Return the model that `spec` names, of whatever task.
 
     Raises SettingsError as `load_weights` does, and for a factory's model that has no state dict.
     """
-    if weights_kind(spec) == "file":
-        spec = pinned_spec(spec, storage)
-        data = read_weights(spec, storage)
-        if (found := _semantic(name_of(spec), data)) is not None:
-            return found
     model = load_weights(spec, storage)
     if not isinstance(model.module, nn.Module):
         raise SettingsError(f"start_from: {model.name} is no torch module: it has no weights to begin with")
+    card, named, labels = model.card, named_model(model.name), _labels(model)
+    arch = card.arch if card else named.arch if named else _torchvision_arch(model.module)
+    settings = card.arch_settings if card else None
+    state = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu()
+        for name, tensor in model.module.state_dict().items()
+    }
+    if card is not None and card.task == "semantic":
+        return Start(model.name, model.digest, arch, settings, labels, model.mean, model.std, state)
+    transform = getattr(model.module, "transform", None)
+    mean, std = (tuple(getattr(transform, name, ())) for name in ("image_mean", "image_std"))
+    sizes = (card.min_size, card.max_size) if card else None
+    return Start(model.name, model.digest, arch, settings, labels, mean, std, state, sizes)
+
+
+def _labels(model: LoadedModel) -> tuple[str | None, ...]:
+    """What each output stands for; a single one of a semantic model for class 1."""
+    if model.card is not None and model.card.task == "semantic":
+        return model.classes if model.card.outputs > 1 else model.classes[1:]
     ids = model.category_ids
     numbered = dict(enumerate(ids, start=1)) if ids is not None else {each: each for each in model.categories}
     labels: list[str | None] = [None] * (max(numbered, default=0) + 1)
     for label, category in numbered.items():
         labels[label] = model.categories[category]
-    named, card = named_model(model.name), model.card
-    transform = getattr(model.module, "transform", None)
-    mean, std = (tuple(getattr(transform, name, ())) for name in ("image_mean", "image_std"))
-    return Start(
-        model.name,
-        model.digest,
-        card.arch if card else named.arch if named else _torchvision_arch(model.module),
-        card.arch_settings if card else None,
-        tuple(labels),
-        mean,
-        std,
-        {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in _state(model.module)
-        },
-        (card.min_size, card.max_size) if card else None,
-    )
-
-
-def _semantic(name: str, data: bytes) -> Start | None:
-    from segray.models.torchvision_files import read_checkpoint
-
-    if read_checkpoint(name, data).get("format") != SEMANTIC:
-        return None
-    loaded = load_semantic(f"start_from: {name}", data)
-    card, state = loaded.card, dict(loaded.module.state_dict())
-    labels = card.classes if card.outputs > 1 else card.classes[1:]
-    mean, std = card.image_mean, card.image_std
-    return Start(name, loaded.digest, card.arch, card.arch_settings, labels, mean, std, state)
+    return tuple(labels)
 
 
 def _torchvision_arch(module: Any) -> str | None:
@@ -91,10 +75,6 @@ def _torchvision_arch(module: Any) -> str | None:
         return None
     version = "" if hasattr(module.roi_heads.box_head, "fc6") else "_v2"
     return "maskrcnn_resnet50_fpn" + version
-
-
-def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, tensor.detach().cpu()) for name, tensor in module.state_dict().items()]
 
 
 def fitted(

@@ -20,7 +20,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from segray.errors import SettingsError
 from segray.models.catalog import bundled
 from segray.models.checks import weights_in
-from segray.models.modelfile import plain_contents
 
 PUBLISHED = {
     "coco-v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
@@ -59,24 +58,13 @@ def fetch(name: str) -> Path:
     return path
 
 
-def read_checkpoint(name: str, data: bytes) -> dict[str, Any]:
-    """The dict inside a file of `torch.save`, on the CPU. Raises SettingsError for anything else."""
-    content = plain_contents(f"weights {name}", data)
-    if not isinstance(content, dict):
-        raise SettingsError(f"weights {name}: holds a {type(content).__name__}, not a state dict")
-    return content
-
-
-def is_model_file(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether it is a segray model file, of whatever version."""
-    return str(checkpoint.get("format")).startswith("segray-model/")
-
-
-def maskrcnn_from(name: str, checkpoint: Mapping[str, Any]) -> MaskRCNN:
+def maskrcnn_from(name: str, checkpoint: Any) -> MaskRCNN:
     """torchvision's Mask R-CNN with the weights of a checkpoint; `_v2` or not is seen from the keys.
 
-    Raises SettingsError where they belong to another network.
+    Raises SettingsError for what is no dict, and where the weights belong to another network.
     """
+    if not isinstance(checkpoint, dict):
+        raise SettingsError(f"weights {name}: holds a {type(checkpoint).__name__}, not a state dict")
     state = _state_dict(checkpoint)
     if _CLASSES not in state or _MASKS not in state:
         keys = ", ".join(str(key)[:80] for key in list(state or checkpoint)[:3])

@@ -5,6 +5,11 @@ image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 
 large image is done in overlapping tiles with a mirrored border (`overlap_tile`).
 """
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,8 +17,45 @@ from torch.nn import functional
 from segray.errors import SettingsError
 from segray.models.batchnorm import tolerate_single_values
 from segray.models.recompute import recomputed
-from segray.models.samesize import mirrored
-from segray.models.unet_settings import UNetSettings, Up
+from segray.models.samesize import SameSize, mirrored
+
+Padding = Literal["same", "valid"]
+Up = Literal["transposed", "bilinear"]
+Norm = Literal["batch", "group", "sync", "none"]
+_CHOICES = {"padding": get_args(Padding), "up": get_args(Up), "norm": get_args(Norm)}
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """The architecture in plain values; a model file stores every one of them."""
+
+    width: int = 64
+    """Channels of the first level; each level below has twice as many."""
+    depth: int = 4
+    """How often the maps are halved."""
+    padding: Padding = "same"
+    up: Up = "transposed"
+    """How maps are doubled: a transposed 2 x 2 convolution, or a 1 x 1 convolution and interpolation."""
+    norm: Norm = "batch"
+    """"sync" is "batch" over all workers; training it needs GPUs, even with one worker."""
+    bias: bool = True
+    """Whether the 3 x 3 convolutions have one; in front of a normalisation it changes nothing."""
+    groups: int = 8
+    """Of "group" normalisation; divides `width`."""
+    checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its maps: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError, one line, for a value that no U-Net can have."""
+        for name, value in asdict(self).items():
+            if name in ("width", "depth", "groups") and (type(value) is not int or value < 1):
+                raise SettingsError(f"unet: {name} must be a whole number from 1, not {value!r}")
+            if name in _CHOICES and value not in _CHOICES[name]:
+                raise SettingsError(f"unet: {name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+            if name in ("bias", "checkpointing") and type(value) is not bool:
+                raise SettingsError(f"unet: {name} must be true or false, not {value!r}")
+        if self.norm == "group" and self.width % self.groups:
+            raise SettingsError(f"unet: groups must divide width; {self.groups} does not divide {self.width}")
 
 
 class UNet(nn.Module):
@@ -67,6 +109,25 @@ class UNet(nn.Module):
     def _through(self, block: nn.Module, maps: Tensor) -> Tensor:
         result: Tensor = recomputed(block, block, maps) if self.checkpointing else block(maps)
         return result
+
+
+def build_unet(
+    arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
+) -> nn.Module:
+    """See `build_semantic`."""
+    if pretrained:
+        raise SettingsError(
+            f"{arch} has no pretrained weights; take unet:ENCODER, or train without pretrained"
+        )
+    own = UNetSettings(**settings)
+    network = UNet(bands, outputs, own)
+    return SameSize(network, partial(_to_valid, own)) if own.padding == "valid" else network
+
+
+def _to_valid(settings: UNetSettings, size: int) -> tuple[int, int]:
+    """The border that a "valid" network loses, and behind the side what makes its size one that fits."""
+    margin = valid_margin(settings)
+    return margin, valid_input_size(size, settings) - size - margin
 
 
 def valid_margin(settings: UNetSettings) -> int:

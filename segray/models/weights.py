@@ -4,13 +4,15 @@ Nothing heavy is imported until a model is loaded, so that settings can be check
 """
 
 import difflib
-from dataclasses import dataclass, field, fields
+import hashlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segray.errors import SettingsError
 from segray.models import bundled_models
-from segray.models.catalog import NAMED_MODELS, NamedModel, named_model
+from segray.models.architectures import Task
+from segray.models.catalog import NAMED_MODELS, named_model
 from segray.registry.address import is_registry, parse
 from segray.registry.registry import pinned, read_model
 from segray.retries import retrying
@@ -18,10 +20,13 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 if TYPE_CHECKING:
-    from segray.models.modelfile import LoadedModel as ModelFile
-    from segray.models.modelfile import ModelCard
+    from segray.models.modelfile import Card
 
 WeightsKind = Literal["torchvision", "bundled", "file", "python"]
+_USES: dict[Task, str] = {
+    "instance": "finds instances, use it with `segray annotate`",
+    "semantic": "gives every pixel a class, use it with `segray predict`",
+}
 
 
 @dataclass(frozen=True)
@@ -32,27 +37,47 @@ class LoadedModel:
     """As the user gave it, without credentials."""
     kind: WeightsKind
     module: Any
-    """torchvision's MaskRCNN in float32 on the CPU in evaluation mode, or, from a factory, any callable with
-    the interface of torchvision's detectors."""
+    """float32 on the CPU in evaluation mode. Instances: torchvision's MaskRCNN, or, from a factory, any
+    callable with the interface of torchvision's detectors. Semantic: float (n, bands, h, w), normalised, to
+    logits (n, outputs, h, w)."""
     categories: dict[int, str]
-    """Category id to name."""
+    """Category id to name; classes, from 0 up, of a semantic model."""
     category_ids: tuple[int, ...] | None
     """Category id of label 1, 2, … of the network; None: the labels are the ids."""
     digest: str
     """sha256, hex: of the weights file, or of a factory's source and its tensors."""
-    licence: str
-    origin: str
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
-    card: "ModelCard | None" = None
+    card: "Card | None" = None
     """Of a segray model file."""
-    resized_to: None = field(default=None, init=False)
-    """Detectors bring pictures to a size of their own, in their own way."""
+    task: Task = "instance"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of a semantic model's classes, from 0 up."""
+        return tuple(self.categories[number] for number in range(len(self.categories)))
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each band, with pixels in 0..1, for a semantic model; a factory's takes pixels in 0..1."""
+        return self.card.image_mean if self.card else (0.0, 0.0, 0.0)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Likewise."""
+        return self.card.image_std if self.card else (1.0, 1.0, 1.0)
+
+    @property
+    def resized_to(self) -> int | None:
+        """Side of the square that images are brought to; None: they go in as they are, as into detectors."""
+        if self.card is None or self.card.task == "instance" or self.card.fit != "resize":
+            return None
+        return self.card.size
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind != "python":
-            return LoadedModel, tuple(getattr(self, each.name) for each in fields(self) if each.init)
-        return _load_again, (self.name, str(Path.cwd()), self.digest)
+            return LoadedModel, tuple(getattr(self, each.name) for each in fields(self))
+        return _load_again, (self.name, str(Path.cwd()), self.digest, self.task)
 
 
 def weights_kind(spec: str) -> WeightsKind:
@@ -83,71 +108,70 @@ def weights_kind(spec: str) -> WeightsKind:
     )
 
 
-def check_weights(spec: str, storage: StorageSettings) -> WeightsKind:
-    """Return what `spec` means, without torch; raises SettingsError for a wrong name and a missing file."""
-    kind = weights_kind(spec)
+def check_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> WeightsKind:
+    """Return what `spec` means, without torch.
+
+    Raises SettingsError for a wrong name, the name of a model for another task, and a missing file.
+    """
+    kind, named = weights_kind(spec), named_model(spec)
+    if named is not None:
+        _check_task(spec, named.task, task)
     if kind != "file":
         return kind
-    name = name_of(spec)
     if is_registry(spec):
         pinned(parse(spec), storage)
-        return kind
-    filesystem, path = open_filesystem(spec, storage)
-    try:
-        is_folder = retrying(lambda: filesystem.info(path), storage).get("type") == "directory"
-    except FileNotFoundError as error:
-        raise SettingsError(f"weights {name}: no such file") from error
-    except Exception as error:
-        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
-    if is_folder:
-        raise SettingsError(f"weights {name}: a folder, not a file; name the model file in it")
+    elif _asked(spec, storage, "info").get("type") == "directory":
+        raise SettingsError(f"weights {name_of(spec)}: a folder, not a file; name the model file in it")
     return kind
 
 
-def load_weights(spec: str, storage: StorageSettings) -> LoadedModel:
-    """Load the model that `spec` names.
+def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> LoadedModel:
+    """Load the model that `spec` names; of any task where none is asked for.
 
     Raises SettingsError, in one or two lines, for anything that keeps it from being loaded: an unknown name,
     a file that is missing, damaged, carries code or fits no architecture, weights that cannot be fetched, a
-    factory that cannot be imported or called.
+    factory that cannot be imported or called, a model for another task.
     """
-    kind, spec = weights_kind(spec), pinned_spec(spec, storage)
+    kind, named, spec = weights_kind(spec), named_model(spec), pinned_spec(spec, storage)
     if kind == "python":
-        from segray.models.factory import load_factory
-
-        return LoadedModel(spec, kind, **load_factory(spec))
-    named = named_model(spec)
+        return _from_factory(spec, task or "instance")
     if named is None:
-        return _from_bytes(name_of(spec), read_weights(spec, storage))
+        return _from_bytes(name_of(spec), read_weights(spec, storage), task=task)
+    _check_task(spec, named.task, task)
     if kind == "bundled":
-        return _bundled(named)
-    return _torchvision(named)
+        path = bundled_models().get(spec)
+        if path is None:
+            raise SettingsError(f"weights {spec}: not part of this installation")
+        return _from_bytes(spec, path.read_bytes(), kind)
+    from segray.models.torchvision_files import fetch
+
+    return _from_bytes(spec, fetch(spec).read_bytes(), kind)
 
 
-def _load_again(spec: str, folder: str, digest: str) -> LoadedModel:
-    """What unpickling a `python:` model does at the worker: import it there, and compare."""
+def _check_task(name: str, task: Task, asked: Task | None) -> None:
+    if asked is not None and task != asked:
+        raise SettingsError(f"weights {name}: {_USES[task]}")
+
+
+def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedModel:
+    """The module of a semantic one carries `categories`: {0: "background", 1: "road"}."""
     from segray.models.factory import load_factory
 
-    model = LoadedModel(spec, "python", **load_factory(spec, folder))
+    model = LoadedModel(spec, "python", **load_factory(spec, folder), task=task)
+    found = sorted(model.categories)
+    if task == "semantic" and (found != list(range(len(found))) or len(found) < 2):
+        raise SettingsError(f"weights {spec}: the model needs `categories`, the names of its classes from 0")
+    return model
+
+
+def _load_again(spec: str, folder: str, digest: str, task: Task) -> LoadedModel:
+    """What unpickling a `python:` model does at the worker: import it there, and compare."""
+    model = _from_factory(spec, task, folder)
     if model.digest != digest:
         raise SettingsError(
             f"weights {spec}: another model than before; seed its weights, or give it an attribute `digest`"
         )
     return model
-
-
-def _bundled(named: NamedModel) -> LoadedModel:
-    path = bundled_models().get(named.name)
-    if path is None:
-        raise SettingsError(f"weights {named.name}: not part of this installation")
-    return _from_bytes(named.name, path.read_bytes(), kind="bundled")
-
-
-def _torchvision(named: NamedModel) -> LoadedModel:
-    from segray.models.torchvision_files import fetch
-
-    path = fetch(named.name)
-    return _from_bytes(named.name, path.read_bytes(), "torchvision", named.licence, named.origin)
 
 
 def name_of(spec: str) -> str:
@@ -167,42 +191,40 @@ def read_weights(spec: str, storage: StorageSettings) -> bytes:
     """The bytes of a file, local or in a bucket. Raises SettingsError where there is none."""
     if is_registry(spec):
         return read_model(pinned(parse(spec), storage), storage)
-    name = name_of(spec)
-    filesystem, path = open_filesystem(spec, storage)
-    try:
-        data: bytes = retrying(lambda: filesystem.cat_file(path), storage)
-    except FileNotFoundError as error:
-        raise SettingsError(f"weights {name}: no such file") from error
-    except Exception as error:
-        raise SettingsError(f"weights {name}: cannot be read: {describe(error)}") from error
+    data: bytes = _asked(spec, storage, "cat_file")
     return data
 
 
-def _from_bytes(
-    name: str, data: bytes, kind: WeightsKind = "file", licence: str = "", origin: str = ""
-) -> LoadedModel:
+def _asked(spec: str, storage: StorageSettings, method: str) -> Any:
+    """What a method of the file system says of a file."""
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        return retrying(lambda: getattr(filesystem, method)(path), storage)
+    except FileNotFoundError as error:
+        raise SettingsError(f"weights {name_of(spec)}: no such file") from error
+    except Exception as error:
+        raise SettingsError(f"weights {name_of(spec)}: cannot be read: {describe(error)}") from error
+
+
+def _from_bytes(name: str, data: bytes, kind: WeightsKind = "file", task: Task | None = None) -> LoadedModel:
     """A model from the bytes of a segray model file, or of a state dict of torchvision's Mask R-CNN."""
-    import hashlib
-    import io
+    from segray.models.modelfile import is_model_file, model_of, plain_contents
 
-    from segray.models.modelfile import load_model_file
-    from segray.models.torchvision_files import categories_of, is_model_file, maskrcnn_from, read_checkpoint
+    where, digest = f"weights {name}", hashlib.sha256(data).hexdigest()
+    content = plain_contents(where, data)
+    if not is_model_file(content):
+        if task == "semantic":
+            raise SettingsError(f"{where}: not a semantic segray model file")
+        from segray.models.torchvision_files import categories_of, maskrcnn_from
 
-    checkpoint = read_checkpoint(name, data)
-    if is_model_file(checkpoint):
-        try:
-            return _from_model_file(name, kind, load_model_file(io.BytesIO(data)))
-        except SettingsError as error:
-            raise SettingsError(*(f"weights {name}: {line}" for line in error.lines)) from error
-    module = maskrcnn_from(name, checkpoint)
-    digest = hashlib.sha256(data).hexdigest()
-    return LoadedModel(name, kind, module, categories_of(module), None, digest, licence, origin)
-
-
-def _from_model_file(name: str, kind: WeightsKind, loaded: "ModelFile") -> LoadedModel:
+        module = maskrcnn_from(name, content)
+        return LoadedModel(name, kind, module, categories_of(module), None, digest)
+    loaded = model_of(where, content, digest)
     card = loaded.card
-    ids = tuple(sorted(card.categories))
+    _check_task(name, card.task, task)
+    if card.task == "semantic" and len(card.bands) != 3:
+        raise SettingsError(f"{where}: takes {len(card.bands)} bands, images have 3 here")
+    ids = tuple(sorted(card.categories)) if card.task == "instance" else None
     return LoadedModel(
-        name, kind, loaded.module, card.categories, ids, loaded.digest, card.licence, card.source,
-        card.band_ranges, card,
-    )  # fmt: skip
+        name, kind, loaded.module, card.categories, ids, digest, card.band_ranges, card, card.task
+    )

@@ -1,1 +1,1 @@
-"""One output folder: objects, store, lease, progress, readers."""
+"""The output folder of a run: objects, store, lease, progress, readers."""

@@ -1,13 +1,13 @@
-"""The objects of an output folder, on every storage: read, and written by one run at a time.
+"""Objects of an output folder, on every storage: read by all, written by one run at a time.
 
-Fencing: a writer that was stopped between a look at its lease and a write does one more write when it wakes,
-whoever holds the lease by then. So an object is first put under `_segray/unpublished/`, where nobody reads,
-and then, if the lease still is ours, moved to its name by one operation that fails when its source is gone:
-a rename, or a copy on the server. Who takes the lease empties that folder before all else, so that a move
-either came before, and is seen, or never comes. A late removal finds what its run alone wrote (names carry
-the lease's generation), what the next run removes as well, or another version than it may remove (`retract`).
-Where a storage neither moves in one operation nor compares versions, the one write that was under way when
-its run was stopped may still be carried out; nothing after it is.
+Fencing: a writer that is suspended between checking its lease and writing does one more write when it
+resumes, even if another run holds the lease by then. So an object is first written under
+`_segray/unpublished/`, which is never read, and then, if the lease still is ours, moved to its name by one
+operation that fails when its source is gone: a rename, or a copy on the server. A run that takes the lease
+first empties that folder, so a move either came before, and is seen, or fails. A late delete finds an object
+that its run alone wrote (names carry the lease's generation), one that the next run deletes as well, or
+another version than it may delete (`retract`). Where a storage neither moves in one operation nor compares
+versions, the one write in progress when its run was suspended may still be carried out; nothing after it is.
 """
 
 import errno
@@ -47,29 +47,29 @@ _GENERATION = re.compile(rf"{UNPUBLISHED}/(\d+)-|-g(\d+)(?:\.[a-z]+)?$")
 
 
 def mark(generation: int) -> str:
-    """What a name that one generation alone writes ends with, before its suffix."""
+    """Return the end (before the suffix) of names that only one generation of the lease writes."""
     return f"-g{generation}" if generation else ""
 
 
 def generation_in(name: str) -> int:
-    """Which generation wrote it, by its name; 0 where that does not say."""
+    """Return the generation of the lease in a name; 0 where it has none."""
     found = _GENERATION.search(name)
     return int(found[1] or found[2]) if found else 0
 
 
 class Output:
-    """Reads and writes objects of one output. Only one process may have it open (see `lock`)."""
+    """Read and write the objects of one output. Only one process may have it open (see `lease.Lock`)."""
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
         self.filesystem, self.root = open_filesystem(url, storage)
         self.storage = storage
         self.fence: Callable[[], None] = lambda: None
-        """Called before every write; raises JobFailedError once another run holds the output (see `lock`)."""
+        """Called before every write; raises JobFailedError when another run holds the output."""
         self.generation = 0
-        """Of the lease under which this store writes; 0: without one."""
+        """Generation of the lease under which this store writes; 0: without one."""
 
     def check_usable(self) -> None:
-        """Raise SettingsError within seconds when the output cannot be: no bucket, no rights, not ours."""
+        """Raise SettingsError within seconds where the output is unusable: no bucket, no permission, …"""
         impatient = self.storage.model_copy(update={"attempts": 4})
         try:
             if "file" in self.filesystem.protocol:
@@ -78,7 +78,7 @@ class Output:
                 retrying(self._check_bucket, impatient)
         except FileNotFoundError as error:
             raise SettingsError(
-                f"output: there is no bucket or container {self.root.split('/', 1)[0]}; make it first"
+                f"output: there is no bucket or container {self.root.split('/', 1)[0]}; create it first"
             ) from error
         except OSError as error:
             raise SettingsError(f"output: cannot use {self.root}: {describe(error)}") from error
@@ -86,29 +86,29 @@ class Output:
             self.files(IMAGES) or self.files(INSTANCES) or self.read("run.json") is not None
         ):
             raise SettingsError(
-                f"output: {self.root} holds {IMAGES}/, {INSTANCES}/ or run.json that no run of segray made; "
-                "choose a folder of its own"
+                f"output: {self.root} contains {IMAGES}/, {INSTANCES}/ or run.json that segray did not "
+                "write; choose another folder"
             )
 
     def _check_bucket(self) -> None:
         try:
             self._find("")
         except FileNotFoundError:
-            with suppress(PermissionError):  # rights may end at the prefix
+            with suppress(PermissionError):  # the permissions may cover the prefix only
                 self.filesystem.ls(self.root.split("/", 1)[0])
 
     # --- small files ---------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Put one object, whole or not at all."""
+        """Write one object, whole or not at all. Raises JobFailedError where the storage fails."""
         self._publish(name, lambda path: put_aside(self.filesystem, path, data), data)
 
     def create(self, name: str, data: bytes) -> None:
-        """As `write`, of a name that nobody else writes. Raises FileExistsError, on a disk, if one does."""
+        """Write one object under a new name. Raises FileExistsError, on a disk, where it exists already."""
         self._publish(name, lambda path: put_aside(self.filesystem, path, data), data, replaces=False)
 
     def copy(self, name: str, to: str) -> None:
-        """The same bytes under another name as well. Raises FileNotFoundError."""
+        """Copy one object to another name. Raises FileNotFoundError where there is no such object."""
         source = f"{self.root}/{name}"
         self._publish(to, lambda path: copy_aside(self.filesystem, source, path), what="copy")
 
@@ -121,13 +121,16 @@ class Output:
         replaces: bool = True,
         what: str = "write",
     ) -> None:
-        """`put` where nobody reads, then move: see the head. Raises JobFailedError where it is too late."""
+        """Call `put` with a name that is never read, then move the object: see the module's docstring.
+
+        Raises JobFailedError where another run has taken the lease.
+        """
         path = f"{self.root}/{name}"
         aside = f"{self.root}/{UNPUBLISHED}/{self.generation}-{uuid.uuid4().hex}"
         self.fence()
         try:
             self._request(what, path, lambda: put(aside))
-            self.fence()  # after: what was put before another run took the lease is what that run takes away
+            self.fence()  # after `put`: a run that took the lease meanwhile has deleted the object
             self._move(aside, path, data, replaces=replaces)
         except BaseException:
             with suppress(Exception):
@@ -142,27 +145,33 @@ class Output:
         except FileNotFoundError as error:
             if data is None or self.read(path.removeprefix(f"{self.root}/")) != data:
                 raise self._taken_over() from error
-            # else an answer was lost, as on NFS: it was done, and is done again in vain
+            # else a response was lost, as on NFS: the move had succeeded, and the retry found no source
 
     def _taken_over(self) -> JobFailedError:
-        return JobFailedError(f"another run took {self.root} over while this one slept; this one stops")
+        return JobFailedError(
+            f"another run took over {self.root} while this one was suspended; this one stops"
+        )
 
     def put(self, name: str, data: bytes) -> None:
-        """Put one object in one request, where a late one is harmless: see `predict.windows`."""
+        """Write one object in one request, where a late write is harmless: see `predict.windows`.
+
+        Raises JobFailedError where the storage fails.
+        """
         self.fence()
         path = f"{self.root}/{name}"
         self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
     def put_file(self, name: str, path: Path) -> None:
-        """As `put`, of a local file."""
+        """Upload a local file as `put` does. Raises JobFailedError where the storage fails."""
         self.fence()
         target = f"{self.root}/{name}"
         self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
 
     def replace(self, name: str, data: bytes, version: str | None) -> None:
-        """Put one object where that version is, or none is. Of two callers at once one wins.
+        """Replace this version of an object, or create it if `version` is None; of two callers one wins.
 
-        Raises FileExistsError (ChangedError). The lease alone is written so: it asks for none.
+        Raises FileExistsError (ChangedError) where the version differs. Only the lease is written like this:
+        it needs no lease itself.
         """
         path = f"{self.root}/{name}"
         if version is None:
@@ -171,7 +180,7 @@ class Output:
             self._request("write", path, lambda: replace_atomically(self.filesystem, path, data, version))
 
     def read_versioned(self, name: str) -> Versioned | None:
-        """One object's bytes and version, for `replace`; None where there is none."""
+        """Return one object's bytes and version, for `replace`; None where it does not exist."""
         path = f"{self.root}/{name}"
         try:
             return self._request("read", path, lambda: read_versioned(self.filesystem, path))
@@ -179,7 +188,7 @@ class Output:
             return None
 
     def read(self, name: str) -> bytes | None:
-        """One object's bytes; None where there is none."""
+        """Return one object's bytes; None where it does not exist."""
         path = f"{self.root}/{name}"
         try:
             return self._request("read", path, lambda: bytes(self.filesystem.cat_file(path)))
@@ -187,7 +196,7 @@ class Output:
             return None
 
     def read_json(self, name: str) -> Any:
-        """One JSON object; None where there is none. Raises JobFailedError where it is damaged."""
+        """Return one JSON object; None where it does not exist. Raises JobFailedError where it is damaged."""
         data = self.read(name)
         try:
             return None if data is None else json.loads(data)
@@ -195,21 +204,21 @@ class Output:
             raise JobFailedError(f"{self.root}/{name} is damaged: {error}; delete it") from error
 
     def write_json(self, name: str, value: Any) -> None:
-        """Put one JSON object, readable."""
+        """Write one JSON object, indented. Raises JobFailedError where the storage fails."""
         self.write(name, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
     def delete(self, name: str) -> None:
-        """Remove one object; it is no error if it is gone already.
+        """Delete one object; do nothing if it is gone.
 
-        A removal that comes late must be harmless: no later run writes this name, or wants to read it.
+        A late delete must be harmless: no later run writes this name, or reads it.
         """
         self.fence()
         self._remove(f"{self.root}/{name}")
 
     def retract(self, name: str) -> None:
-        """Remove one object of a name that later runs write, too: theirs stays. No error if it is gone."""
+        """Delete one object whose name later runs write, too: theirs stays. Do nothing if it is gone."""
         there = self.read_versioned(name)
-        self.fence()  # after: what was read is not of a run that came later
+        self.fence()  # after reading: the version that was read is not a later run's
         if there is not None:
             try:
                 self.remove(name, there.version)
@@ -217,22 +226,22 @@ class Output:
                 raise self._taken_over() from error
 
     def remove(self, name: str, version: str) -> None:
-        """Remove one object if it is that version. Raises ChangedError."""
+        """Delete one object if it is that version. Raises ChangedError where it is another one."""
         path = f"{self.root}/{name}"
         self._request("delete", path, lambda: delete_atomically(self.filesystem, path, version))
 
     def delete_folder(self, name: str) -> None:
-        """Remove all objects below but those of later generations; it is no error if there are none."""
+        """Delete all objects of a folder except those of later generations, if there are any."""
         self.fence()
         path = f"{self.root}/{name}"
         with suppress(FileNotFoundError):
             self._request("delete", path, lambda: self._remove_below(path))
 
     def begin(self, generation: int, fence: Callable[[], None]) -> int:
-        """Write under a lease from here on.
+        """Start to write under a lease of this generation; return the number of unpublished objects deleted.
 
-        First what earlier ones did not publish is taken away: returns of how many. Nothing else of the output
-        may be read before that.
+        Objects that earlier generations did not publish are deleted first; nothing else of the output may be
+        read before that.
         """
         self.generation, self.fence = generation, fence
         late = [name for name in self.files(UNPUBLISHED) if generation_in(name) <= generation]
@@ -257,14 +266,14 @@ class Output:
                 folder.rmdir()
 
     def files(self, folder: str) -> dict[str, int]:
-        """Names (relative to the output) and sizes of the files directly in a folder; empty if none."""
+        """Return names (relative to the output) and sizes of the files directly in a folder."""
         try:
             return self._request("list", f"{self.root}/{folder}", lambda: self._find(folder))
         except FileNotFoundError:
             return {}
 
     def _request(self, what: str, path: str, call: Callable[[], T]) -> T:
-        """`call` with retries. Raises JobFailedError naming the place when the storage refuses."""
+        """Return `call()`, with retries. Raises JobFailedError with the path where the storage fails."""
         try:
             return retrying(call, self.storage)
         except (FileNotFoundError, FileExistsError) as error:
@@ -272,12 +281,12 @@ class Output:
                 raise JobFailedError(f"cannot write {path}: {describe(error)}") from error
             raise
         except OSError as error:
-            room = "make room, then " * (error.errno in (errno.ENOSPC, errno.EDQUOT))
+            room = "free disk space, then " * (error.errno in (errno.ENOSPC, errno.EDQUOT))
             advice = f"what is committed is safe, {room}run again to continue"
             raise JobFailedError(f"cannot {what} {path}: {describe(error)}; {advice}") from error
 
     def _find(self, folder: str) -> dict[str, int]:
-        """Raises FileNotFoundError where there is no such folder."""
+        """Return names and sizes of a folder's files. Raises FileNotFoundError where it does not exist."""
         rows = self.filesystem.ls(f"{self.root}/{folder}".rstrip("/"), detail=True)
         return {
             f"{folder}/{row['name'].rsplit('/', 1)[-1]}": int(row["size"] or 0)
@@ -287,9 +296,9 @@ class Output:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise OSError when a folder is not there and cannot be made, or cannot be written into."""
+    """Raise OSError where a folder is not writable, or does not exist and cannot be created."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(f"{there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"no right to write into {there}")
+        raise PermissionError(f"no permission to write into {there}")

@@ -1,4 +1,4 @@
-"""Single files and the tables of an output, read whole or listed; and metrics.json, written at the end."""
+"""Read single files, list the files of a folder, and write metrics.json at the end."""
 
 import json
 import tempfile
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from segray.atomic import put_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.output.names import SCORES
 from segray.retries import retrying
 from segray.sources.item import Source
 from segray.sources.listing import Listing
@@ -17,13 +18,10 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 T = TypeVar("T")
-METRICS = "metrics.json"
-_FIRST_ATTEMPTS = 3
-"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 
 
 def read_file(url: str, storage: StorageSettings, setting: str) -> bytes:
-    """The bytes of one file. Raises SettingsError, which begins with the name of the setting."""
+    """Return the bytes of one file. Raises SettingsError, which begins with the name of the setting."""
     data = read_if_there(url, storage, setting)
     if data is None:
         raise SettingsError(f"{setting}: {canonical_uri(url)}: no such file")
@@ -31,23 +29,25 @@ def read_file(url: str, storage: StorageSettings, setting: str) -> bytes:
 
 
 def read_if_there(url: str, storage: StorageSettings, setting: str) -> bytes | None:
-    """The bytes of one file; None where there is none. Raises SettingsError as `read_file` does."""
+    """Return the bytes of one file; None where it does not exist. Raises SettingsError as `read_file`."""
     filesystem, path = open_filesystem(url, storage)
     try:
-        return _asked(f"{setting}: {canonical_uri(url)}", lambda: bytes(filesystem.cat_file(path)), storage)
+        return _requested(
+            f"{setting}: {canonical_uri(url)}", lambda: bytes(filesystem.cat_file(path)), storage
+        )
     except FileNotFoundError:
         return None
 
 
 def files_below(url: str, suffixes: tuple[str, ...], storage: StorageSettings) -> list[Source]:
-    """The files in a folder, and below it, whose names end so, by name; none where there is no folder."""
+    """Return the files with these suffixes below a folder, by name; none if the folder does not exist."""
     protocol, _ = split_protocol(url)
     filesystem, path = open_filesystem(url, storage)
     if protocol == "file":
         found = list(walk(path)) if Path(path).is_dir() else []
     else:
         prefix = path.rstrip("/") + "/"
-        found = _asked(
+        found = _requested(
             canonical_uri(url),
             lambda: list(list_files(filesystem, protocol, prefix, everything, storage)),
             storage,
@@ -57,9 +57,9 @@ def files_below(url: str, suffixes: tuple[str, ...], storage: StorageSettings) -
 
 
 def label_files(url: str, storage: StorageSettings, setting: str) -> dict[str, list[Source]]:
-    """The pictures below a folder by their names in it without suffix; hidden files are none.
+    """Return the images below a folder by their relative names without suffix; hidden files are skipped.
 
-    Raises SettingsError, which begins with the name of the setting, for what is no folder.
+    Raises SettingsError, which begins with the name of the setting, where `url` is not a folder.
     """
     root = canonical_uri(url).rstrip("/") + "/"
     files: dict[str, list[Source]] = {}
@@ -76,29 +76,29 @@ def label_files(url: str, storage: StorageSettings, setting: str) -> dict[str, l
 
 
 def check_output(url: str, storage: StorageSettings) -> None:
-    """Raise SettingsError within seconds where nothing can be written: no bucket, no rights, a file."""
+    """Raise SettingsError within seconds where nothing can be written: no bucket, no permission, a file."""
     filesystem, path = open_filesystem(url, storage)
     if split_protocol(url)[0] == "file":
         there = next(each for each in (Path(path), *Path(path).parents) if each.exists())
         if not there.is_dir():
             raise SettingsError(f"output: {there} is a file")
         try:
-            tempfile.TemporaryFile(dir=there).close()  # rights alone do not tell: read-only mounts, /proc
+            tempfile.TemporaryFile(dir=there).close()  # mode bits are not enough: read-only mounts, /proc
         except OSError as error:
             raise SettingsError(f"output: cannot write into {there}: {describe(error)}") from error
         return
     bucket = path.split("/", 1)[0]
     try:
-        _asked(f"output: {canonical_uri(url)}", lambda: filesystem.info(bucket), storage)
+        _requested(f"output: {canonical_uri(url)}", lambda: filesystem.info(bucket), storage)
     except FileNotFoundError as error:
-        raise SettingsError(f"output: there is no bucket or container {bucket}; make it first") from error
+        raise SettingsError(f"output: there is no bucket or container {bucket}; create it first") from error
 
 
 def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) -> str:
-    """Write metrics.json, whole or not at all; returns its address. Raises JobFailedError."""
+    """Write metrics.json, whole or not at all; return its URL. Raises JobFailedError where that fails."""
     filesystem, root = open_filesystem(url, storage)
-    path, data = f"{root.rstrip('/')}/{METRICS}", json.dumps(record, indent=2, ensure_ascii=False).encode()
-    where = f"{canonical_uri(url).rstrip('/')}/{METRICS}"
+    path, data = f"{root.rstrip('/')}/{SCORES}", json.dumps(record, indent=2, ensure_ascii=False).encode()
+    where = f"{canonical_uri(url).rstrip('/')}/{SCORES}"
     try:
         retrying(lambda: put_atomically(filesystem, path, data + b"\n"), storage)
     except OSError as error:
@@ -106,11 +106,13 @@ def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) ->
     return where
 
 
-def _asked(what: str, call: Callable[[], T], storage: StorageSettings) -> T:
-    """Raises FileNotFoundError as it is, everything else as SettingsError: work has not begun."""
-    hasty = storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, storage.attempts)})
+def _requested(what: str, call: Callable[[], T], storage: StorageSettings) -> T:
+    """Return `call()`, with few retries, before work begins.
+
+    Raises FileNotFoundError as it is, every other error as SettingsError.
+    """
     try:
-        return retrying(call, hasty)
+        return retrying(call, storage.hasty)
     except FileNotFoundError:
         raise
     except IsADirectoryError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: one calm line on a terminal, plain lines in a log."""
+"""Progress display of a job: one updating line on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -17,17 +17,17 @@ from segray.scenes.scene import scene_from
 LOG_EVERY_S = 10.0
 RATE_OVER_S = 60.0
 KNOWN_AFTER_S, KNOWN_AFTER_ANSWERS = 10.0, 4
-"""How long, and how many answers after the first, until a rate says how long the rest will take: what is
-loaded and warmed up before the first answer is no part of it."""
+"""Seconds and number of results after the first one until the rate is used to estimate the time left; loading
+and warm-up before the first result do not count."""
 
 
 def pace(rate: float, what: str = "image") -> str:
-    """`3.2 images/s`, or below one a second `4.1 s/image`."""
+    """Return a rate as text: `3.2 images/s`, or below one a second `4.1 s/image`."""
     return f"{rate:,.1f} {what}s/s" if rate >= 1 or rate <= 0 else f"{1 / rate:,.1f} s/{what}"
 
 
 def clock(seconds: float) -> str:
-    """`1:02:46`."""
+    """Return seconds as `1:02:46`."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
@@ -35,28 +35,28 @@ def clock(seconds: float) -> str:
 class Progress:
     """Context manager; `total` is None while it is unknown (archives are counted when they are read).
 
-    It counts images, and of those that are done in tiles, their tiles besides. The speed is that of the
-    tiles, with each image that is not tiled as one.
+    It counts images and, for images that are processed in tiles, also their tiles. The rate counts tiles,
+    and each image that is not tiled as one.
     """
 
     nouns: ClassVar[Mapping[bool, str]] = {False: "image", True: "tile"}
 
     def __init__(self, what: str, total: int | None = None, *, finds: bool = True) -> None:
-        """total: images. finds: whether to show the number of instances."""
+        """Set the label and the total number of images; finds: whether to show the number of instances."""
         self.what, self._total, self._finds = what, total, finds
         self.images = self.tiles = 0
-        """Done."""
+        """Images and tiles done."""
         self._left: dict[str, int] = {}
-        """Item that is done in tiles -> its tiles that are not."""
+        """Image id of a tiled image in progress -> number of its tiles left."""
         self.instances = self.rejected = 0
         self._units = 0
-        """Done in this run: tiles, and images that have none."""
+        """Tiles, and images without tiles, done in this run."""
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
-        self._told: tuple[int, int] | None = None
+        self._printed: tuple[int, int] | None = None
         self._started = self._logged = time.monotonic()
         self._answers: deque[tuple[float, int]] = deque()
-        """(Time, units) of the answers of about the last minute."""
+        """(Time, units) of the results of about the last minute."""
 
     def __enter__(self) -> "Progress":
         self._started = self._logged = time.monotonic()
@@ -76,12 +76,12 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._told not in (None, (self.images, self.tiles)):
-            self._tell()
+        elif self._printed not in (None, (self.images, self.tiles)):
+            self._print()
 
     @property
     def total(self) -> int | None:
-        """Images that there will be in the end."""
+        """Total number of images; None while unknown."""
         return self._total
 
     @total.setter
@@ -93,14 +93,14 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     @property
     def rate(self) -> float | None:
-        """Tiles and whole images a second after the first answer; None while that is not known well.
+        """Tiles and whole images a second since the first result; None until enough results are in.
 
-        Of a listing always: nobody waits for it.
+        For a listing it is always known: it has no warm-up.
         """
         if self.what == "listing" or len(self._answers) <= KNOWN_AFTER_ANSWERS:
             return None
@@ -108,7 +108,7 @@ class Progress:
         return (after - before) / (end - start) if end - start >= KNOWN_AFTER_S and after > before else None
 
     def add(self, images: int, instances: int = 0, rejected: int = 0, tiles: int = 0) -> None:
-        """So much more is done: whole images, and tiles of others (see `see_tiles`)."""
+        """Count newly done whole images, their instances and rejects, and tiles (see `see_tiles`)."""
         self.images += images
         self.instances += instances
         self.rejected += rejected
@@ -120,9 +120,9 @@ class Progress:
         self._show()
 
     def see_tiles(self, items: Sequence[str], scenes: Sequence[str | None]) -> int:
-        """Count the rows that are tiles, and the images that are whole with them; returns the tiles.
+        """Count the rows that are tiles, and the images that they complete; return the number of tiles.
 
-        To be called before `add`. scenes: None of a row that is a whole image.
+        Call it before `add`. scenes: the scene's JSON of each row, None for a whole image.
         """
         tiles = 0
         for item, scene in zip(items, scenes, strict=True):
@@ -139,12 +139,12 @@ class Progress:
         return tiles
 
     def recount(self, images: int, tiles: int, left: Mapping[str, int]) -> None:
-        """So many are done, by earlier runs too. left: item that is begun -> its tiles that are not done."""
+        """Set the counts, earlier runs included. left: image id of an image in progress -> its tiles left."""
         self.images, self.tiles = images, tiles
         self._left.update(left)
 
     def exported(self) -> dict[str, float | None]:
-        """As metrics; any thread may ask."""
+        """Return the values of the Prometheus gauges; safe to call from any thread."""
         return {
             "items_done": self.images,
             "items_left": None if self._total is None else max(0, self._total - self.images),
@@ -155,11 +155,11 @@ class Progress:
         }
 
     def told(self) -> dict[str, Any]:
-        """For who asks from outside; any thread may."""
+        """Return the progress for the lease (`segray status`); safe to call from any thread."""
         return {"total": self._total, "images_per_s": self.rate}
 
     def figures(self) -> dict[str, Any]:
-        """What a line says, for programs; None: not known, or nothing that is counted here."""
+        """Return the figures of the progress line for the JSON log; None: not known or not counted."""
         return {
             "images": self.images,
             "total": self._total,
@@ -181,17 +181,17 @@ class Progress:
             self._bar.update(self._task, total=total, completed=done, line=self._line())
         elif now or time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
-            self._tell()
+            self._print()
 
     def _done_of(self) -> tuple[int, int | None]:
-        """Tiles and whole images that are done, and all of them as far as known."""
+        """Return the number of tiles and whole images done, and the total; None while unknown."""
         done = self.images + self.tiles
         if self._total is None:
             return done, None
         return done, done + sum(self._left.values()) + self._total - self.images - len(self._left)
 
-    def _tell(self) -> None:
-        self._told = self.images, self.tiles
+    def _print(self) -> None:
+        self._printed = self.images, self.tiles
         say(f"{self.what}: {self._line()}", **self.figures())
 
     def _line(self) -> str:

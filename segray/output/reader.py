@@ -1,4 +1,4 @@
-"""What `annotate` and `predict` write, read back: the ledger, instances by row group, label maps by image."""
+"""Read an output of `annotate` or `predict`: the ledger, instances by row group, label maps by image."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -27,33 +27,33 @@ class Item:
 
     image_id: str
     address: str
-    """Canonical URL; of an archive, with the member behind it."""
+    """Canonical URL; in an archive, followed by the member."""
     size: tuple[int, int] | None
-    """Height and width in pixels; None where they are not known."""
+    """Height and width in pixels; None where unknown."""
     error_type: ErrorType | None
     error: str | None
-    """Why it was rejected."""
+    """Reason of the rejection; None unless rejected."""
 
 
 def run_record(output: str, storage: StorageSettings) -> dict[str, Any]:
-    """The run.json of an output. Raises SettingsError where the run did not come to its end."""
+    """Return the run.json of an output. Raises SettingsError where the run is not finished."""
     data = read_if_there(f"{output.rstrip('/')}/run.json", storage, "predictions")
     try:
         record = json.loads(data or b"")
     except ValueError as error:
         raise SettingsError(
-            f"predictions: {canonical_uri(output)} has no run.json: its run is not finished; end it first"
+            f"predictions: {canonical_uri(output)} has no run.json: its run is not finished; finish it first"
         ) from error
     return record if isinstance(record, dict) else {}
 
 
 def ledger_files(output: str, storage: StorageSettings) -> list[Source]:
-    """The files of the ledger; none where the folder is no output of a bulk verb."""
+    """Return the Parquet files of the ledger; none where the folder is not an output of a bulk verb."""
     return files_below(f"{output.rstrip('/')}/images", (".parquet",), storage)
 
 
 def read_ledger(files: Sequence[Source], storage: StorageSettings) -> list[Item]:
-    """All rows. Raises SettingsError for a file that is no part of a ledger."""
+    """Return all rows of the ledger. Raises SettingsError for a file that is not part of one."""
     return [
         Item(
             row["image_id"],
@@ -68,7 +68,10 @@ def read_ledger(files: Sequence[Source], storage: StorageSettings) -> list[Item]
 
 
 def instances_of(output: str, image_ids: Collection[str], storage: StorageSettings) -> Iterator[pa.Table]:
-    """The instances of these images, a row group at a time, with the columns INSTANCE."""
+    """Yield the instances of these images, a row group at a time, with the columns INSTANCE.
+
+    Raises SettingsError for a file that cannot be read.
+    """
     wanted = pa.array(list(image_ids), pa.string())
     for table in _row_groups(
         files_below(f"{output.rstrip('/')}/instances", (".parquet",), storage), INSTANCE, storage
@@ -77,7 +80,7 @@ def instances_of(output: str, image_ids: Collection[str], storage: StorageSettin
 
 
 def label_maps(output: str, items: Sequence[Item], storage: StorageSettings) -> list[Source]:
-    """The label map of each item; where there is none, a Source with the reason."""
+    """Return the label map of each item; where it is missing, a Source with the reason."""
     files = label_files(f"{output.rstrip('/')}/labels", storage, "predictions")
     return [_label_map(item, files.get(item.image_id, []), output) for item in items]
 

@@ -1,23 +1,24 @@
-"""The output folder: what is in it at every moment of a run, and how it stays true under kills.
+"""Tables of an output folder: the files in it at every moment of a run, consistent even if it is killed.
 
     _segray/staging/000007-g2.parquet   a commit: whole items with their instances inside, one atomic object
     _segray/tiles/000008-g2.parquet     a commit of tiles, until their items are whole
     instances/part-000012-g2.parquet    many commits merged, flattened and sorted: one row an instance
     tiles/part-000012-g2.parquet        one row a tile, where an item was tiled
     images/part-000012-g2.parquet       their ledger rows, written after both: the commit record
-    run.json                            the last word: it exists = the run is complete
-    _segray/unpublished/2-0f3c…         what the second holder of the lease is about to write
+    run.json                            written last: it exists = the run is complete
+    _segray/unpublished/2-0f3c…         an object that the second holder of the lease is about to publish
 
 Why not Ray Data's checkpoint and `write_parquet`: both are exact only while one row is one item up to the
-sink, and their files are one a block. Here results come back to the driver one row an item, the driver is the
+sink, and they write one file a block. Here results return to the driver one row an item, the driver is the
 only writer, and a commit is one put of one object, so there is nothing to repair. Many small commits keep
-a kill cheap; merging them keeps the files few. A merge names its inputs in its ledger part's metadata, so
-a merge that was cut off is finished (inputs deleted) or undone (instances without a ledger part deleted)
-by the next start. Memory: one merge holds about `MERGE_BYTES` of commits.
+a kill cheap; merging them keeps the number of files low. A merge names its inputs in its ledger part's
+metadata, so an interrupted merge is finished (inputs deleted) or undone (instances without a ledger part
+deleted) by the next start. Memory: one merge holds about `MERGE_BYTES` of commits.
 
-Numbers grow for the life of an output, so that of two rows of one item the one in the higher file is newer.
+Numbers grow for the life of an output, so of two rows of one item the one in the file with the higher number
+is newer.
 
-How a write is fenced off from a later run's: see `output`.
+How a write is fenced off from a later run's: see `folder`.
 """
 
 import json
@@ -40,10 +41,10 @@ from segray.sources.item import Kept
 from segray.storage import StorageSettings
 
 MERGE_BYTES = 32 << 20
-"""Staged bytes that are merged into one part; parts come out at about this size."""
+"""Bytes of staged commits that are merged into one part, so about the size of a part."""
 
 ROW_GROUP = 65_536
-"""Rows: a reader that wants a part of the map leaves the other groups out."""
+"""Rows in a Parquet row group; a spatial filter skips the groups outside its area."""
 
 _METADATA_KEY = b"segray"
 STAGING, TILE_RESULTS = "_segray/staging", "_segray/tiles"
@@ -54,15 +55,15 @@ _PART = re.compile(
 _HALF = re.compile(
     r"(?:_segray/(?:staging|tiles)/\.|(?:images|instances|tiles)/\.part-)\d{6,}\.parquet\.[0-9a-f]+\.tmp"
 )
-"""Whole names of our own files, finished and (of earlier versions) half written; others' are left alone."""
+"""Full names of our own files, finished and (of earlier versions) half written; other files are kept."""
 
 
 class GoneError(JobFailedError):
-    """A part that was listed is not there."""
+    """A part that was listed no longer exists."""
 
 
 class End(NamedTuple):
-    """An archive whose end has been seen (schema ARCHIVE_END)."""
+    """An archive that was read to its end (schema ARCHIVE_END)."""
 
     uri: str
     version: str
@@ -72,7 +73,7 @@ class End(NamedTuple):
 
 
 def ends_of(table: pa.Table) -> list[End]:
-    """The ends told by the control rows of a table (schema ANNOTATED)."""
+    """Return the archive ends in the control rows of a table (schema ANNOTATED)."""
     rows = table.filter(pc.is_valid(table["end"])).select(["uri", "version", "end"]).to_pylist()
     return [End(row["uri"], row["version"], **row["end"]) for row in rows]
 
@@ -85,7 +86,7 @@ class Part:
     number: int
     size: int
     generation: int = 0
-    """Of the lease under which it was written; 0: without one, or by an earlier version."""
+    """Generation of the lease under which it was written; 0: no lease, or an earlier version."""
 
     @property
     def name(self) -> str:
@@ -94,12 +95,12 @@ class Part:
 
     @property
     def instances(self) -> str:
-        """Where a merged part has its instances."""
+        """Path of the instances of a merged part."""
         return f"{INSTANCES}/part-{self._file}"
 
     @property
     def tiles(self) -> str:
-        """Where a merged part has its tiles, if any of its items was tiled."""
+        """Path of the tiles of a merged part, if any of its items was tiled."""
         return f"{TILES}/part-{self._file}"
 
     @property
@@ -108,12 +109,12 @@ class Part:
 
     @property
     def names(self) -> list[str]:
-        """All files of the part."""
+        """Paths of all files of the part."""
         return [self.name, self.tiles, self.instances] if self.folder == IMAGES else [self.name]
 
 
 class Store(Output):
-    """The tables of one output, and how they grow."""
+    """Commit, merge, read and recover the tables of one output."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Store(Output):
         keeps_instances: bool = True,
         kept: Sequence[str] = (),
     ) -> None:
-        """`crs`: of the outlines; `kept`: the columns of manifests that the ledger carries."""
+        """Open the tables; crs: of the geometries; kept: manifest columns that the ledger carries."""
         super().__init__(url, storage)
         self.kept = list(kept)
         self._images = schema.with_kept(schema.IMAGES, kept)
@@ -132,18 +133,21 @@ class Store(Output):
         self._next_number = 1
         self._newest: tuple[str, bytes] = ("", b"")
         self._about = dict[str, dict[str, Any]]()
-        """What ledger parts say of themselves, by their names: parts never change."""
+        """Cached metadata of ledger parts by name: parts never change."""
 
     def recover(self) -> list[Part]:
-        """Finish or undo what a killed run left half done; returns what counts, oldest first."""
+        """Finish or undo what a killed run left half done; return the valid parts, oldest first.
+
+        Raises JobFailedError where a part is damaged or its instances are missing.
+        """
         try:
             return self._recovered()
-        except GoneError:  # the one removal came late that the run before had under way: see the head
+        except GoneError:  # a late delete of the run before: see the module's docstring of `folder`
             return self._recovered()
 
     def _recovered(self) -> list[Part]:
         claimed = [part for part in self._parts(STAGING) + self._parts(TILE_RESULTS) if not part.size]
-        for part in claimed:  # the claim of a commit that was never written, see `atomic`
+        for part in claimed:  # an empty file: a commit that was never written, see `atomic`
             self.discard(part)
         parts = self._parts(IMAGES) + self._parts(STAGING) + self._parts(TILE_RESULTS)
         absorbed = {
@@ -157,7 +161,7 @@ class Store(Output):
             IMAGES,
             STAGING,
             TILE_RESULTS,
-        ):  # instances first: without them, their part still says so
+        ):  # instances first: a part without them can still be recognised
             for name in self.files(folder):
                 if _HALF.fullmatch(name) or (_PART.fullmatch(name) and name not in counting):
                     self.delete(name)
@@ -166,68 +170,77 @@ class Store(Output):
         return kept
 
     def _check_instances(self, parts: Sequence[Part]) -> None:
-        """Raise JobFailedError when a ledger part's instances are not what was written with it."""
+        """Raise JobFailedError where a ledger part's instances file is missing or has another size."""
         sizes = self.files(INSTANCES)
         for part in parts:
             written = self.metadata(part).get("instances_bytes") if part.folder == IMAGES else None
             if written is not None and sizes.get(part.instances) != written:
-                self.fence()  # else the run that took over has it in another part
+                self.fence()  # a run that took over may have merged it into another part
                 raise JobFailedError(
-                    f"{self.root}/{part.instances} is missing or not as it was written; put it back, "
-                    f"or delete {part.name} and run again to do its items again"
+                    f"{self.root}/{part.instances} is missing or was changed; restore it, "
+                    f"or delete {part.name} and run again to repeat its items"
                 )
 
     def parts(self) -> list[Part]:
-        """Commits of whole items and merged parts, oldest first; of a live run, some rows are in two."""
+        """Return commits of whole items and merged parts, oldest first; a live run has some rows in two."""
         found = [part for part in self._parts(IMAGES) + self._parts(STAGING) if part.size]
         return sorted(found, key=lambda part: part.number)
 
     def has_items(self) -> bool:
-        """Whether any item was ever committed here."""
+        """Return whether any item was ever committed to this output."""
         return any(self._parts(folder) for folder in (IMAGES, STAGING, TILE_RESULTS))
 
     def metadata(self, part: Part) -> dict[str, Any]:
-        """What a ledger part says of itself: `replaces` (names of merged inputs) and `ends`."""
+        """Return the metadata of a ledger part: `replaces` (names of merged inputs) and `ends`.
+
+        Raises GoneError where the part no longer exists, JobFailedError where it is damaged.
+        """
         if part.name not in self._about:
             told = (self._parquet_file(part.name).schema_arrow.metadata or {}).get(_METADATA_KEY)
             self._about[part.name] = {"replaces": [], "ends": []} if told is None else json.loads(told)
         return self._about[part.name]
 
     def ledger(self, part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The ledger rows of one part in batches; control rows are left out."""
+        """Yield `image_id` and these columns of one part's ledger rows in batches, without control rows.
+
+        Raises JobFailedError where the file is damaged or not a ledger file.
+        """
         file = self._parquet_file(part.name)
         if not {"image_id", *columns} <= set(file.schema_arrow.names):
-            raise JobFailedError(f"{self.root}/{part.name} is no part of a ledger; take it away")
+            raise JobFailedError(
+                f"{self.root}/{part.name} is not a segray ledger file; move it out of this folder"
+            )
         for batch in file.iter_batches(65_536, columns=["image_id", *columns]):
             yield batch.filter(pc.is_valid(batch["image_id"]))
 
     def ends(self, part: Part) -> list[End]:
-        """The archive ends that one part has seen."""
+        """Return the archive ends recorded in one part."""
         if part.folder == IMAGES:
             return [End(*row) for row in self.metadata(part)["ends"]]
         return ends_of(self._parquet_file(part.name).read(["uri", "version", "end"]))
 
     def results(self, part: Part) -> pa.Table:
-        """All that one commit holds (schema ANNOTATED and the kept columns)."""
+        """Return all rows of one commit (schema ANNOTATED and the kept columns)."""
         return schema.completed(self._parquet_file(part.name).read(), self._results_schema)
 
     def discard(self, part: Part) -> None:
-        """Take away a commit that is no longer needed."""
+        """Delete a commit that is no longer needed."""
         for name in part.names[::-1]:
             self.delete(name)
 
     def commit(self, table: pa.Table, folder: str = STAGING) -> Part:
-        """Make whole items, or tiles, safe: one atomic object.
+        """Write whole items, or tiles, as one atomic object.
 
-        `table` has the schema ANNOTATED and the kept columns behind it.
+        `table` has the schema ANNOTATED followed by the kept columns. Raises JobFailedError where another run
+        writes to the output.
         """
         part = Part(folder, self._take_number(), 0, self.generation)
         data = _parquet(table.cast(self._results_schema))
         try:
             self.create(part.name, data)
         except FileExistsError as error:
-            if self.read(part.name) != data:  # else the answer to our own request was lost
-                raise JobFailedError(f"{self.root}: another run writes here too; this one stops") from error
+            if self.read(part.name) != data:  # else our request succeeded and its response was lost
+                raise JobFailedError(f"{self.root}: another run writes to it too; this one stops") from error
         return replace(part, size=len(data))
 
     def merge(
@@ -237,10 +250,11 @@ class Store(Output):
         vanished: Mapping[str, bool] = MappingProxyType({}),
         kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> Part:
-        """Several commits or parts become one part; the inputs are deleted.
+        """Merge several commits or parts into one part and delete them.
 
-        `stale` names by part number the image_ids that are left out with their instances; `vanished` sets
-        that column of the ledger for the image_ids it names, `kept` the columns of a manifest.
+        stale: part number -> image_ids to leave out with their instances. vanished: image_id -> new value of
+        that ledger column. kept: image_id -> values of the manifest columns. Raises JobFailedError where
+        ledger and instances disagree.
         """
         flat, ends = [], list[End]()
         for part in parts:
@@ -252,8 +266,8 @@ class Store(Output):
             flat.append(list(left))
         images, instances, tiles = (_sorted(pa.concat_tables(each)) for each in zip(*flat, strict=True))
         ledger = _with_vanished(images, vanished)
-        for place, name in enumerate(self.kept):
-            ledger = _changed(ledger, name, {item: values[place] for item, values in kept.items()})
+        for index, name in enumerate(self.kept):
+            ledger = _changed(ledger, name, {item: values[index] for item, values in kept.items()})
         if (pc.sum(ledger["instances"]).as_py() or 0) != instances.num_rows:
             raise JobFailedError(f"{self.root}: ledger and instances disagree in {[p.name for p in parts]}")
         merged = Part(IMAGES, self._take_number(), 0, self.generation)
@@ -274,7 +288,7 @@ class Store(Output):
         return replace(merged, size=len(data))
 
     def _parquet_file(self, name: str) -> pq.ParquetFile:
-        if self._newest[0] != name:  # a start asks the same part for its ledger and ends
+        if self._newest[0] != name:  # a start reads ledger and ends of the same part
             data = self.read(name)
             if data is None:
                 self.fence()
@@ -284,11 +298,11 @@ class Store(Output):
             return pq.ParquetFile(pa.BufferReader(self._newest[1]))
         except pa.ArrowException as error:
             raise JobFailedError(
-                f"{self.root}/{name} is damaged ({error}); delete it to do its items again"
+                f"{self.root}/{name} is damaged ({error}); delete it to repeat its items"
             ) from error
 
     def _read_flat(self, part: Part) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """(ledger rows, instance rows, tile rows) of one part."""
+        """Return (schema IMAGES, schema INSTANCES, schema TILES): the rows of one part."""
         if part.folder != IMAGES:
             nested = self.results(part)
             nested = nested.filter(pc.is_valid(nested["image_id"]))
@@ -314,10 +328,13 @@ class Store(Output):
 
 
 def on_the_map(instances: pa.Table, crs: str) -> tuple[pa.Table, bytes]:
-    """Rows of INSTANCES along a space-filling curve, those without a place last, and their `geo` metadata."""
+    """Sort instances (schema INSTANCES) along a Hilbert curve, those without geometry last.
+
+    Returns them with their `geo` metadata (GeoParquet 1.1).
+    """
     if crs == CRS84 and not instances["geometry"].null_count < instances.num_rows:
         return instances, schema.geoparquet_metadata()
-    import shapely  # not loaded where nothing has a place, nor is PROJ
+    import shapely  # shapely and PROJ are loaded only for georeferenced instances
 
     from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
 
@@ -331,7 +348,7 @@ def on_the_map(instances: pa.Table, crs: str) -> tuple[pa.Table, bytes]:
 
 
 def flatten(nested: pa.Table) -> pa.Table:
-    """Items with instances inside (schema ANNOTATED) -> one row an instance (schema INSTANCES)."""
+    """Flatten items with their instances inside (schema ANNOTATED) to one row an instance (INSTANCES)."""
     found = nested["found"].combine_chunks()
     parents = pc.list_parent_indices(found)
     rows = pc.list_flatten(found)
@@ -342,7 +359,7 @@ def flatten(nested: pa.Table) -> pa.Table:
 
 
 def flatten_tiles(nested: pa.Table) -> pa.Table:
-    """Items with their tiles inside (schema ANNOTATED) -> one row a tile (schema TILES)."""
+    """Flatten items with their tiles inside (schema ANNOTATED) to one row a tile (schema TILES)."""
     tiles = nested["tile_rows"].combine_chunks()
     rows = pc.list_flatten(tiles)
     columns = {"image_id": nested["image_id"].combine_chunks().take(pc.list_parent_indices(tiles))}
@@ -360,12 +377,12 @@ def _with_vanished(ledger: pa.Table, vanished: Mapping[str, bool]) -> pa.Table:
 
 
 def _changed(ledger: pa.Table, name: str, values: Mapping[str, str | None]) -> pa.Table:
-    """With other values in one column for some image_ids."""
+    """Replace the values of one column for some image_ids."""
     if not values:
         return ledger
-    place = pc.index_in(ledger["image_id"], pa.array(list(values), pa.string()))
-    new = pa.array(list(values.values()), pa.string()).take(place)
-    column = pc.if_else(pc.is_valid(place), new, ledger[name])
+    index = pc.index_in(ledger["image_id"], pa.array(list(values), pa.string()))
+    new = pa.array(list(values.values()), pa.string()).take(index)
+    column = pc.if_else(pc.is_valid(index), new, ledger[name])
     return ledger.set_column(ledger.schema.get_field_index(name), name, column)
 
 

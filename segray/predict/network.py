@@ -10,8 +10,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from segray.models.device import Precision, arithmetic
-from segray.models.semanticfile import classes_of
-from segray.models.semanticweights import SemanticModel
+from segray.models.semantic import classes_of
+from segray.models.weights import LoadedModel
 
 TURNS = {
     "none": [(0, False)],
@@ -28,7 +28,7 @@ ONE = 65_535
 class Network:
     """One semantic model on one device."""
 
-    def __init__(self, model: SemanticModel, device: str, precision: Precision, tta: str = "none") -> None:
+    def __init__(self, model: LoadedModel, device: str, precision: Precision, tta: str = "none") -> None:
         """device and precision: resolved. tta: a key of `TURNS`."""
         self.device, self.precision, self.views = torch.device(device), precision, TURNS[tta]
         self.resized_to = model.resized_to

@@ -17,7 +17,7 @@ from segray.bulk.batches import Batches, Image, pictures_of
 from segray.bulk.results import Outcome, results_table
 from segray.errors import ItemError
 from segray.models.device import Precision
-from segray.models.semanticweights import SemanticModel
+from segray.models.weights import LoadedModel
 from segray.output.folder import Output
 from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
@@ -61,7 +61,7 @@ class MapPredictor:
 
     def __init__(
         self,
-        model: SemanticModel,
+        model: LoadedModel,
         settings: PredictSettings,
         device: str,
         precision: Precision,

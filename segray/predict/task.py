@@ -14,7 +14,7 @@ from segray.predict.windows import FOLDER, output_of_worker
 
 if TYPE_CHECKING:
     from segray.models.device import Precision
-    from segray.models.semanticweights import SemanticModel
+    from segray.models.weights import LoadedModel
     from segray.predict.predictor import MapPredictor
 
 
@@ -32,27 +32,27 @@ class Predict:
 
     def check(self) -> None:
         """Raise SettingsError for weights that are not there."""
-        from segray.models.semanticweights import check_semantic_weights
+        from segray.models.weights import check_weights
 
-        check_semantic_weights(self.settings.weights, self.settings.storage)
+        check_weights(self.settings.weights, self.settings.storage, "semantic")
 
-    def load(self) -> "SemanticModel":
+    def load(self) -> "LoadedModel":
         """Return the model, loaded. Raises SettingsError."""
         from segray.models.imports import import_torchvision
 
         import_torchvision()
-        from segray.models.semanticweights import load_semantic_weights
+        from segray.models.weights import load_weights
 
-        return load_semantic_weights(self.settings.weights, self.settings.storage)
+        return load_weights(self.settings.weights, self.settings.storage, "semantic")
 
-    def identity(self, model: "SemanticModel", precision: str) -> dict[str, Any]:
+    def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what a map depends on, and which files there are."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         # maps 2: windows in 16 bits; those that a run of before left behind are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
 
     def predictor(
-        self, model: "SemanticModel", device: str, precision: "Precision", batch_size: int, threads: int
+        self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MapPredictor":
         """Return the model on its device."""
         from segray.predict.predictor import MapPredictor

@@ -1,1 +1,1 @@
-"""Models with versions that never change, and names for them that do: see `registry`."""
+"""Model registry: immutable versions, and aliases that move between them; see `registry`."""

@@ -1,8 +1,8 @@
-"""How a model in a registry is named: `registry://BUCKET/PATH#MODEL@ALIAS`, or `@VERSION`.
+"""Addresses of models in a registry: `registry://BUCKET/PATH#MODEL@ALIAS`, or `@VERSION`.
 
 registry://bucket/models#roads            the champion, in S3
 registry+gs://bucket/models#roads@8c1f0e2b9d47
-registry:models#roads@challenger          a folder on disk; registry:///data/models#… with its whole path
+registry:models#roads@challenger          a folder on disk; registry:///data/models#… with an absolute path
 """
 
 import re
@@ -36,14 +36,14 @@ class RegistryAddress:
     """A model in a registry, by alias or version."""
 
     url: str
-    """Of the registry, as any storage is named; a path on disk as it was written."""
+    """URL of the registry, as for any storage; a path on disk as the user wrote it."""
     model: str
     which: str = CHAMPION
     """One of ALIASES, or a version."""
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it names a version."""
+        """Whether it names a version and not an alias."""
         return self.which not in ALIASES
 
     def __str__(self) -> str:
@@ -56,12 +56,12 @@ class RegistryAddress:
 
 
 def is_registry(spec: str) -> bool:
-    """Whether this is meant to be an address in a registry."""
+    """Return whether a `--weights` value has the form of a registry address."""
     return spec.startswith(("registry:", "registry+"))
 
 
 def parse(spec: str) -> RegistryAddress:
-    """Raises SettingsError for what has not the form."""
+    """Parse a registry address. Raises SettingsError where its form is invalid."""
     found = _FORM.fullmatch(spec)
     if found is None:
         raise SettingsError(
@@ -71,7 +71,7 @@ def parse(spec: str) -> RegistryAddress:
     kind, path = found["kind"] or "s3", found["path"]
     if kind not in _KINDS:
         raise SettingsError(
-            f"weights {shown(spec)!r}: registry+{kind} is none of registry+s3, registry+gs, registry+az"
+            f"weights {shown(spec)!r}: registry+{kind} is not one of registry+s3, registry+gs, registry+az"
         )
     if not found["slashes"] and found["kind"]:
         raise SettingsError(f"weights {shown(spec)!r}: write registry+{kind}://")
@@ -79,15 +79,15 @@ def parse(spec: str) -> RegistryAddress:
     url = path if is_local else f"{_KINDS[kind]}://{path}"
     if not is_local and canonical_uri(url) != split_protocol(url)[1]:
         raise SettingsError(
-            f"weights {shown(spec)!r}: keys and signatures in an address are not used; set storage.s3 and "
-            "its like"
+            f"weights {shown(spec)!r}: keys and signatures in a URL are not used; set storage.s3, "
+            "storage.gcs or storage.azure"
         )
     model, which = check_model(found["model"]), found["which"]
     return RegistryAddress(url.rstrip("/") or "/", model, check_which(CHAMPION if which is None else which))
 
 
 def absolute(spec: str) -> str:
-    """The same with a local path made absolute; what has not the form stays, it is told later."""
+    """Return the address with a local path made absolute; an invalid one unchanged, `parse` reports it."""
     try:
         address = parse(spec)
     except SettingsError:
@@ -98,20 +98,20 @@ def absolute(spec: str) -> str:
 
 
 def check_model(name: str) -> str:
-    """The name of a model. Raises SettingsError for one that would not do as a folder on every storage."""
+    """Return the name of a model. Raises SettingsError where it is not a valid folder on every storage."""
     if not _NAME.fullmatch(name):
-        raise SettingsError(f"model {name[:100]!r}: take letters, digits, `.`, `_` and `-`, at most 100")
+        raise SettingsError(f"model {name[:100]!r}: use letters, digits, `.`, `_` and `-`, at most 100")
     return name
 
 
 def check_which(which: str) -> str:
-    """An alias or a version, of which a whole sha256 is shortened. Raises SettingsError for anything else."""
+    """Return an alias or a version, a full sha256 shortened. Raises SettingsError for anything else."""
     if which in ALIASES:
         return which
     if re.fullmatch(r"[0-9a-f]{64}", which):
         return which[:12]
     if not _VERSION.fullmatch(which):
         raise SettingsError(
-            f"{which[:80]!r} is no version (12 hex digits) and no alias ({', '.join(ALIASES)})"
+            f"{which[:80]!r} is neither a version (12 hex digits) nor an alias ({', '.join(ALIASES)})"
         )
     return which

@@ -1,7 +1,7 @@
-"""`aliases.json` of a model: which version each alias means, and how that came to be.
+"""`aliases.json` of a model: the version of each alias, and the history of changes.
 
-Changed by compare-and-swap alone, so the history is one line of events whoever writes: of two that change it
-at once one wins, and the other looks again.
+Changed only by compare-and-swap, so the history is one sequence of events with any number of writers: of two
+that change it at once one wins, and the other reads it again.
 """
 
 import json
@@ -25,21 +25,21 @@ _TRIES = 20
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change."""
+    """One change of the aliases."""
 
     when: str
-    """UTC, of the machine that made it."""
+    """UTC time, by the clock of the machine that made it."""
     what: str
     """`add`, `promote`, `refuse` or `rollback`."""
     before: str | None
-    """Champion before and after; of `add` and `refuse` the challenger. `from` and `to` in the file."""
+    """Champion before and after; for `add` and `refuse` the challenger. `from` and `to` in the file."""
     after: str | None
     why: str
     run: str | None
-    """Address of the run that decided."""
+    """URL of the run that decided."""
 
     def record(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the event as in the file."""
         plain = asdict(self)
         plain["from"], plain["to"] = plain.pop("before"), plain.pop("after")
         return plain
@@ -47,7 +47,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Aliases:
-    """What the file says; of a model that is not there yet, nothing."""
+    """Contents of the file; empty for a model that does not exist yet."""
 
     generation: int = 0
     champion: str | None = None
@@ -56,28 +56,28 @@ class Aliases:
     history: tuple[Event, ...] = field(default=())
 
     def of(self, alias: str) -> str | None:
-        """The version that an alias means."""
+        """Return the version of an alias; None where it has none."""
         return {CHAMPION: self.champion, CHALLENGER: self.challenger, PREVIOUS: self.previous}[alias]
 
     @property
     def held(self) -> set[str]:
-        """Versions that an alias means."""
+        """Return the versions that have an alias."""
         return {version for alias in ALIASES if (version := self.of(alias)) is not None}
 
     def promoted(self, version: str, why: str, run: str | None) -> "Aliases":
-        """With another champion; the one before is `previous`."""
+        """Return the aliases with a new champion; the one before becomes `previous`."""
         event = Event(_now(), "promote", self.champion, version, why, run)
         left = None if self.challenger == version else self.challenger
         previous = self.champion if self.champion != version else self.previous
         return self._with(event, champion=version, challenger=left, previous=previous)
 
     def challenged(self, what: str, version: str, why: str, run: str | None) -> "Aliases":
-        """With another challenger; what: `add` or `refuse`."""
+        """Return the aliases with a new challenger; what: `add` or `refuse`."""
         event = Event(_now(), what, self.challenger, version, why, run)
         return self._with(event, challenger=version)
 
     def rolled_back(self, why: str, run: str | None) -> "Aliases":
-        """With the champion before, again; so a second one undoes the first."""
+        """Return the aliases with the previous champion again; a second rollback undoes the first."""
         event = Event(_now(), "rollback", self.champion, self.previous, why, run)
         return self._with(event, champion=self.previous, previous=self.champion)
 
@@ -86,14 +86,14 @@ class Aliases:
         return replace(self, generation=self.generation + 1, history=history, **changed)
 
     def data(self) -> bytes:
-        """The file."""
+        """Return the contents of the file."""
         names = {name: getattr(self, name) for name in ("generation", *ALIASES)}
         record = names | {"history": [event.record() for event in self.history]}
         return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def parse(data: bytes, path: str) -> Aliases:
-    """Raises JobFailedError for a damaged file: it is the history, nobody may begin another one."""
+    """Parse the file. Raises JobFailedError where it is damaged: its history must not be overwritten."""
     try:
         found = json.loads(data)
         history = tuple(
@@ -102,15 +102,15 @@ def parse(data: bytes, path: str) -> Aliases:
         )
         versions = [found[alias] for alias in ALIASES]
         if not all(each is None or isinstance(each, str) for each in versions):
-            raise TypeError("an alias is no text")
+            raise TypeError("an alias is not a string")
         champion, challenger, previous = versions
         return Aliases(int(found["generation"]), champion, challenger, previous, history)
     except (ValueError, KeyError, TypeError) as error:
-        raise JobFailedError(f"{path} is damaged ({error}); put its last good version back") from error
+        raise JobFailedError(f"{path} is damaged ({error}); restore its last good version") from error
 
 
 def read(filesystem: AbstractFileSystem, path: str, storage: StorageSettings) -> Aliases:
-    """What stands there now; of a model that is not there, nothing."""
+    """Read the aliases of a model; empty where it does not exist. Raises JobFailedError where that fails."""
     there = _there(filesystem, path, storage)
     return Aliases() if there is None else parse(there.data, path)
 
@@ -121,9 +121,10 @@ def change(
     storage: StorageSettings,
     edit: Callable[[Aliases], Aliases | None],
 ) -> Aliases:
-    """Write what `edit` makes of what stands there; returns what does now.
+    """Replace the aliases by `edit(aliases)` and return the result.
 
-    edit: called again when somebody else was faster; None leaves all as it is. It may raise.
+    edit: called again when another process was faster; returns None for no change. It may raise. Raises
+    JobFailedError where the storage fails or others keep changing the file.
     """
     for tries in range(_TRIES):
         there = _there(filesystem, path, storage)
@@ -135,17 +136,17 @@ def change(
             _write(filesystem, path, storage, after.data(), there)
             return after
         except FileExistsError:
-            now, place = read(filesystem, path, storage), len(before.history)
-            if now.history[place : place + 1] == after.history[-1:]:
-                return now  # the answer was lost, and somebody else has written since
+            now, index = read(filesystem, path, storage), len(before.history)
+            if now.history[index : index + 1] == after.history[-1:]:
+                return now  # the response was lost, and another process has written since
             time.sleep(min(1.0, 0.02 * 2**tries))
-    raise JobFailedError(f"{path}: others keep changing it; run again")
+    raise JobFailedError(f"{path}: other processes keep changing it; run again")
 
 
 def _write(
     filesystem: AbstractFileSystem, path: str, storage: StorageSettings, data: bytes, there: Versioned | None
 ) -> None:
-    """Raises FileExistsError where another version stands there by now."""
+    """Write the file. Raises FileExistsError where it has another version by now."""
     try:
         if there is None:
             retrying(lambda: create_atomically(filesystem, path, data), storage)

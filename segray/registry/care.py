@@ -1,17 +1,18 @@
-"""Whether a registry is whole, and what may be deleted from it."""
+"""Verify a registry, and select the versions that may be deleted."""
 
 import hashlib
 import time
 from datetime import UTC, datetime
 
 from segray.errors import JobFailedError
-from segray.registry.registry import MODEL, RUN, Registry, Version
+from segray.output.names import MODEL, RUN
+from segray.registry.registry import Registry, Version
 
 _DAY_S = 86_400.0
 
 
 def faults(registry: Registry, model: str) -> list[str]:
-    """What is wrong with a model, one line each; empty where every object is what it was."""
+    """Return the faults of a model, one line each; empty where every object is intact."""
     found = []
     try:
         aliases = registry.aliases(model)
@@ -23,7 +24,7 @@ def faults(registry: Registry, model: str) -> list[str]:
     for alias in ("champion", "challenger", "previous"):
         version = aliases.of(alias)
         if version is not None and version not in digests:
-            found.append(f"{model}: {alias} is {version}, of which there is no version")
+            found.append(f"{model}: {alias} is {version}, which does not exist")
     return found
 
 
@@ -33,22 +34,22 @@ def _faults_of(registry: Registry, model: str, digest: str) -> list[str]:
     except JobFailedError as error:
         return [*error.lines]
     if run is None:
-        return [f"half a version: no {RUN}; add it again, or let gc take it away"]
+        return [f"incomplete version: no {RUN}; add it again, or delete it with gc"]
     sums = run.get("registered", {}).get("sha256", {})
     found = []
     for name, expected in {MODEL: digest, **sums}.items():
         data = registry.read(model, digest, name)
         if data is None:
-            found.append(f"{name} is gone")
+            found.append(f"{name} is missing")
         elif not hashlib.sha256(data).hexdigest().startswith(str(expected)):
-            found.append(f"{name} is not what it was")
+            found.append(f"{name} was changed")
     return found
 
 
 def disposable(
     registry: Registry, model: str, keep: int | None, older_than_days: float | None
 ) -> list[Version]:
-    """Whole versions that no alias means, but the newest `keep`, and not those younger than that."""
+    """Return complete versions without alias, except the newest `keep` and those not older than that."""
     held = registry.aliases(model).held
     free = [version for version in registry.versions(model) if version.digest not in held]
     chosen = free[: len(free) - keep] if keep else free
@@ -59,7 +60,7 @@ def disposable(
 
 
 def _seconds(when: str) -> float:
-    """Of a time as run.json has it; now, for one that is none: such a version is never old."""
+    """Return the Unix time of a time in run.json; now for an invalid one: such a version is never old."""
     try:
         return datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
     except ValueError:

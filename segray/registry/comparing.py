@@ -1,4 +1,4 @@
-"""Two versions beside each other: scores, settings, and the labels that they were trained on."""
+"""Compare two versions: scores, settings, and the labels on which they were trained."""
 
 import io
 from collections.abc import Mapping
@@ -6,12 +6,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segray.registry.registry import METRICS, RUN, SNAPSHOT, Registry
+from segray.output.names import RUN, SCORES
+from segray.registry.registry import SNAPSHOT, Registry
 
 
 def difference(registry: Registry, one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
-    """What is not alike in two versions, each (model, version): `metrics`, `settings`, `labels`."""
-    metrics = [_plain(registry.read_json(*each, METRICS) or {}) for each in (one, other)]
+    """Return the differences of two versions, each (model, version): `metrics`, `settings`, `labels`.
+
+    Raises JobFailedError where a record is damaged.
+    """
+    metrics = [_plain(registry.read_json(*each, SCORES) or {}) for each in (one, other)]
     settings = [_plain((registry.read_json(*each, RUN) or {}).get("settings") or {}) for each in (one, other)]
     return {
         "versions": ["@".join(one), "@".join(other)],
@@ -22,13 +26,13 @@ def difference(registry: Registry, one: tuple[str, str], other: tuple[str, str])
 
 
 def difference_lines(record: Mapping[str, Any]) -> list[str]:
-    """For a person."""
+    """Return the differences as lines of text."""
     lines = [" against ".join(record["versions"])]
     for what in ("metrics", "settings"):
         lines += [f"{what}:", *(f"  {name}: {a} | {b}" for name, (a, b) in record[what].items())]
     labels = record["labels"]
     if labels is None:
-        return [*lines, "labels: one of the two has no snapshot of them"]
+        return [*lines, "labels: one of the two versions has no snapshot"]
     return [*lines, "labels: " + ", ".join(f"{number:,} {what}" for what, number in labels.items())]
 
 
@@ -38,7 +42,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, li
 
 
 def _plain(found: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """By dotted names."""
+    """Return a nested record as dotted names -> values."""
     plain: dict[str, Any] = {}
     for name, value in found.items():
         if isinstance(value, Mapping):

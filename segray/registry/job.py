@@ -1,4 +1,4 @@
-"""`segray registry ACTION …`."""
+"""`segray registry ACTION …`: one function an action."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,30 +6,35 @@ from typing import Any
 
 from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.log import answer, say
+from segray.output.names import SCORES
 from segray.registry.adding import version_of
 from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, check_model, check_which
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
 from segray.registry.comparing import difference, difference_lines
 from segray.registry.mirror import check_mirror, mirror
-from segray.registry.registry import METRICS, Registry, Version
+from segray.registry.registry import Registry, Version
 from segray.registry.settings import ACTIONS, RegistrySettings
 from segray.storage import shown
 
 Answer = tuple[ExitCode, Any, list[str]]
-"""Exit code, what --json prints, lines for a person."""
+"""Exit code, the value that --json prints, lines of text."""
 
 
 def run(settings: RegistrySettings, *, as_json: bool) -> ExitCode:
-    """Do what the words say. Raises SettingsError for words that say nothing."""
+    """Run an action of `segray registry`.
+
+    Raises SettingsError for an unknown action or wrong arguments, NothingToDoError where a model is missing,
+    JobFailedError where the registry is damaged or cannot be reached.
+    """
     action, *words = settings.words
     if action not in ACTIONS:
-        raise SettingsError(f"{action!r} is none of {', '.join(ACTIONS)}")
+        raise SettingsError(f"{action!r} is not one of {', '.join(ACTIONS)}")
     least, most = _NUMBERS[action]
     if not least <= len(words) <= most:
         raise SettingsError(f"usage: segray registry {action} {ACTIONS[action]} --registry URL")
     if action != "gc" and (settings.keep is not None or settings.older_than_days is not None):
-        raise SettingsError("keep, older_than_days: are for gc")
+        raise SettingsError("keep, older_than_days: only for gc")
     if action in ("add", "promote", "rollback"):
         check_mirror()
     registry = Registry(settings.registry, settings.storage)
@@ -42,16 +47,16 @@ def run(settings: RegistrySettings, *, as_json: bool) -> ExitCode:
 
 
 def _split(word: str, default: str = CHAMPION) -> tuple[str, str]:
-    """(Model, alias or version)."""
+    """Return (model, alias or version) of `MODEL[@…]`."""
     model, _, which = word.partition("@")
     return check_model(model), check_which(which or default)
 
 
 def _model(registry: Registry, word: str) -> str:
-    """A model that is there. Raises NothingToDoError."""
+    """Return an existing model. Raises NothingToDoError where there is none of that name."""
     model = check_model(word)
     if model not in (known := registry.models()):
-        has = f"it has {', '.join(known)}" if known else "it is empty, or not there"
+        has = f"it has {', '.join(known)}" if known else "it is empty, or does not exist"
         raise NothingToDoError(f"registry: {shown(registry.url)} has no model {model}; {has}")
     return model
 
@@ -89,8 +94,8 @@ def _show(registry: Registry, _: RegistrySettings, words: Sequence[str]) -> Answ
         names = [alias for alias in ALIASES if aliases.of(alias) == version.digest]
         columns = (version.digest, version.added_at, _scores(registry, version), " ".join(names))
         lines.append(f"  {'  '.join(columns)}".rstrip())
-    lines += ["history:", *(f"  {_told(event.record())}" for event in aliases.history)]
-    lines += ["runs:", *(f"  {_run_told(each)}" for each in runs)] if runs else ["no run used it yet"]
+    lines += ["history:", *(f"  {_event_line(event.record())}" for event in aliases.history)]
+    lines += ["runs:", *(f"  {_run_line(each)}" for each in runs)] if runs else ["no run used it yet"]
     return ExitCode.DONE, record, lines
 
 
@@ -104,23 +109,23 @@ def _show_one(
         "model": model,
         "version": digest,
         "aliases": [alias for alias in ALIASES if aliases.of(alias) == digest],
-        "metrics": registry.read_json(model, digest, METRICS),
+        "metrics": registry.read_json(model, digest, SCORES),
         "run": version.run,
         "runs": used,
         "url": shown(registry.url_of(model, digest)),
     }
     lines = [f"{model}@{digest}, added {version.added_at}: {record['url']}", "", *card.decode().splitlines()]
-    lines += ["", *(f"used by {_run_told(each)}" for each in used)]
+    lines += ["", *(f"used by {_run_line(each)}" for each in used)]
     return ExitCode.DONE, record, lines
 
 
 def _row(registry: Registry, version: Version) -> dict[str, Any]:
-    metrics = registry.read_json(version.model, version.digest, METRICS)
+    metrics = registry.read_json(version.model, version.digest, SCORES)
     return {"version": version.digest, "added_at": version.added_at, "metrics": metrics}
 
 
 def _scores(registry: Registry, version: Version) -> str:
-    metrics = registry.read_json(version.model, version.digest, METRICS) or {}
+    metrics = registry.read_json(version.model, version.digest, SCORES) or {}
     found = metrics.get("figures") or metrics.get("val") or {}
     name = next((name for name in ("ap", "miou") if isinstance(found.get(name), float)), None)
     if name is None:
@@ -130,12 +135,12 @@ def _scores(registry: Registry, version: Version) -> str:
     return f"{name} {found[name]:.4f} on {where}"
 
 
-def _told(event: dict[str, Any]) -> str:
+def _event_line(event: dict[str, Any]) -> str:
     change = f"{event['from'] or 'none'} -> {event['to'] or 'none'}"
     return f"{event['when']}  {event['what']}  {change}" + (f"  ({event['why']})" if event["why"] else "")
 
 
-def _run_told(run: dict[str, Any]) -> str:
+def _run_line(run: dict[str, Any]) -> str:
     return f"{run.get('finished_at')}  {run.get('verb')} with {run.get('version')}: {run.get('output')}"
 
 
@@ -167,7 +172,7 @@ def _promote(registry: Registry, settings: RegistrySettings, words: Sequence[str
     name, which = _split(words[0], CHALLENGER)
     model = _model(registry, name)
     version = registry.resolve(model, which)
-    metrics = registry.read_json(model, version, METRICS) or {}
+    metrics = registry.read_json(model, version, SCORES) or {}
     decision = metrics.get("decision") or {}
 
     def edit(now: Aliases) -> Aliases | None:
@@ -179,14 +184,14 @@ def _promote(registry: Registry, settings: RegistrySettings, words: Sequence[str
         and registry.aliases(model).champion != version
     ):
         reasons = [f"  {reason}" for reason in decision.get("reasons", [])]
-        told = f"{model}@{version}: not promoted, its comparison with {decision.get('champion')} refused it:"
+        line = f"{model}@{version}: not promoted, refused by its comparison with {decision.get('champion')}:"
         refused = {
             "model": model,
             "version": version,
             "promoted": False,
             "reasons": decision.get("reasons", []),
         }
-        return ExitCode.REFUSED, refused, [told, *reasons, "  --force promotes it nevertheless"]
+        return ExitCode.REFUSED, refused, [line, *reasons, "  --force promotes it nevertheless"]
     before = registry.aliases(model).champion
     aliases = registry.change(model, edit)
     mirror(registry, model, version, aliases)
@@ -199,7 +204,7 @@ def _rollback(registry: Registry, settings: RegistrySettings, words: Sequence[st
 
     def edit(now: Aliases) -> Aliases:
         if now.previous is None:
-            raise SettingsError(f"registry: {model} has no champion before {now.champion or 'this'}")
+            raise SettingsError(f"registry: {model} has no previous champion to roll back to")
         registry.resolve(model, now.previous)
         return now.rolled_back(settings.why, None)
 
@@ -230,7 +235,7 @@ def _verify(registry: Registry, _: RegistrySettings, words: Sequence[str]) -> An
         raise NothingToDoError(f"registry: no model in {shown(registry.url)}")
     found = [line for model in models for line in faults(registry, model)]
     number = sum(len(registry.digests(model)) for model in models)
-    lines = found or [f"{len(models)} models, {number} versions: every object is what it was"]
+    lines = found or [f"{len(models)} models, {number} versions: every object is intact"]
     record = {"models": models, "versions": number, "faults": found}
     return ExitCode.FAILED if found else ExitCode.DONE, record, lines
 
@@ -238,13 +243,13 @@ def _verify(registry: Registry, _: RegistrySettings, words: Sequence[str]) -> An
 def _gc(registry: Registry, settings: RegistrySettings, words: Sequence[str]) -> Answer:
     model = _model(registry, words[0])
     if settings.keep is None and settings.older_than_days is None:
-        raise SettingsError("gc: say what may go: --keep N, --older-than-days D, or both")
+        raise SettingsError("gc: set --keep N, --older-than-days D, or both")
     chosen = disposable(registry, model, settings.keep, settings.older_than_days)
     gone = []
     for version in chosen:
         if not settings.dry_run:
             if version.digest in registry.aliases(model).held:
-                say(f"{model}@{version.digest}: an alias means it by now, it stays", "warning")
+                say(f"{model}@{version.digest}: has an alias by now, not deleted", "warning")
                 continue
             registry.delete(model, version.digest)
         gone.append(version.digest)
@@ -267,4 +272,4 @@ _NUMBERS = {
     **{"list": (0, 1), "show": (1, 1), "add": (2, 2), "promote": (1, 1), "rollback": (1, 1)},
     **{"diff": (2, 2), "verify": (0, 1), "gc": (1, 1)},
 }
-"""Words that each takes, at least and at most."""
+"""Minimum and maximum number of arguments of each action."""

@@ -1,13 +1,14 @@
-"""Versions and aliases as MLflow's model registry shows them, where MLFLOW_TRACKING_URI is set."""
+"""Mirror versions and aliases in MLflow's model registry, where MLFLOW_TRACKING_URI is set."""
 
 import os
 from typing import Any
 
 from segray.errors import SettingsError
 from segray.log import say
+from segray.output.names import SCORES
 from segray.registry.address import ALIASES
 from segray.registry.aliases import Aliases
-from segray.registry.registry import METRICS, Registry
+from segray.registry.registry import Registry
 from segray.sources.roundtrips import describe
 from segray.storage import shown
 
@@ -16,7 +17,7 @@ _TAG = "segray.version"
 
 
 def check_mirror() -> None:
-    """Raise SettingsError where the variable is set and the package is not installed: before work begins."""
+    """Raise SettingsError, before work begins, where the variable is set and mlflow is not installed."""
     if not os.environ.get(VARIABLE):
         return
     try:
@@ -28,9 +29,9 @@ def check_mirror() -> None:
 
 
 def mirror(registry: Registry, model: str, version: str, aliases: Aliases) -> None:
-    """Register a version and set the aliases there, too; nothing where the variable is not set.
+    """Register a version in MLflow and set its aliases; do nothing where the variable is not set.
 
-    segray's own registry decides: what MLflow does not take costs a warning.
+    segray's own registry is authoritative: an error of MLflow only causes a warning.
     """
     if not os.environ.get(VARIABLE):
         return
@@ -38,8 +39,8 @@ def mirror(registry: Registry, model: str, version: str, aliases: Aliases) -> No
         from mlflow import MlflowClient
 
         _mirror(MlflowClient(), registry, model, version, aliases)
-    except Exception as error:  # noqa: BLE001 - whatever MLflow and its stores raise
-        say(f"MLflow does not know of {model}@{version}: {describe(error)}", "warning")
+    except Exception as error:  # noqa: BLE001 - MLflow and its stores raise many types
+        say(f"{model}@{version} is not registered in MLflow: {describe(error)}", "warning")
 
 
 def _mirror(client: Any, registry: Registry, model: str, version: str, aliases: Aliases) -> None:
@@ -52,7 +53,7 @@ def _mirror(client: Any, registry: Registry, model: str, version: str, aliases: 
             raise
     there = {each.tags.get(_TAG): each.version for each in client.search_model_versions(f"name='{model}'")}
     if version not in there:
-        metrics = registry.read_json(model, version, METRICS) or {}
+        metrics = registry.read_json(model, version, SCORES) or {}
         found = metrics.get("figures") or metrics.get("val") or {}
         tags = {_TAG: version} | {
             f"segray.{name}": f"{value:.6f}" for name, value in found.items() if isinstance(value, float)

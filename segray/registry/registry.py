@@ -1,12 +1,12 @@
-"""A registry of models in a folder or a bucket.
+"""Model registry in a folder or a bucket.
 
     MODEL/versions/<first 12 hex digits of model.pt's sha256>/
-        model.pt  card.md  metrics.json  snapshot.parquet  profile.json  report.html   what there is of these
-        run.json                                        written last: it exists = the version is whole
+        model.pt  card.md  metrics.json  snapshot.parquet  profile.json  report.html   those that exist
+        run.json                                        written last: it exists = the version is complete
     MODEL/aliases.json     champion, challenger, previous, and the history (see `aliases`)
-    MODEL/runs/<version>-<digest of the output's address>.json   runs that used a version
+    MODEL/runs/<version>-<digest of the output's URL>.json   runs that used a version
 
-A version's objects are created, never written over; promoting deletes nothing.
+A version's objects are created, never overwritten; promoting deletes nothing.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from segray.atomic import create_atomically, put_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.output.names import MODEL, RUN, SCORES
 from segray.registry import aliases
 from segray.registry.address import ALIASES, RegistryAddress, check_model, parse
 from segray.registry.aliases import Aliases
@@ -26,7 +27,7 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, open_filesystem, shown
 
 T = TypeVar("T")
-MODEL, RUN, METRICS, CARD = "model.pt", "run.json", "metrics.json", "card.md"
+CARD = "card.md"
 SNAPSHOT, PROFILE, REPORT = "snapshot.parquet", "profile.json", "report.html"
 DIGITS = 12
 
@@ -43,29 +44,29 @@ class Version:
 
     @property
     def added_at(self) -> str:
-        """UTC; sorts by time."""
+        """UTC time as text, which sorts by time."""
         return str(self.run.get("registered", {}).get("added_at", ""))
 
 
 class Registry:
-    """Reads and changes one registry."""
+    """Read and change one registry."""
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
         self.url, self.storage = url.rstrip("/") or "/", storage
         self._filesystem, self._root = open_filesystem(self.url, storage)
 
-    # --- what is there -------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------------
 
     def models(self) -> list[str]:
-        """Names, sorted; none where the registry is not there yet."""
+        """Return the names of all models, sorted; none where the registry does not exist yet."""
         return [name for name in self._names("") if self._names(name, "versions") or self.has_aliases(name)]
 
     def has_aliases(self, model: str) -> bool:
-        """Whether the model is there."""
+        """Return whether the model exists."""
         return aliases.NAME in self._names(model)
 
     def versions(self, model: str) -> list[Version]:
-        """The whole ones, oldest first."""
+        """Return the complete versions of a model, oldest first."""
         found = [
             Version(model, digest, run)
             for digest in self._names(model, "versions")
@@ -74,15 +75,15 @@ class Registry:
         return sorted(found, key=lambda version: (version.added_at, version.digest))
 
     def digests(self, model: str) -> list[str]:
-        """Of all versions, also of those that are not whole."""
+        """Return the digests of all versions, incomplete ones included."""
         return self._names(model, "versions")
 
     def aliases(self, model: str) -> Aliases:
-        """What they mean now."""
+        """Return the aliases of a model; empty where it does not exist."""
         return aliases.read(self._filesystem, self._path(check_model(model), aliases.NAME), self.storage)
 
     def resolve(self, model: str, which: str) -> str:
-        """The version that an alias or a version means. Raises SettingsError where there is none."""
+        """Return the version of an alias or a version. Raises SettingsError where it does not exist."""
         version = self.aliases(model).of(which) if which in ALIASES else which
         where = shown(self.url)
         if version is None:
@@ -96,23 +97,26 @@ class Registry:
         return version
 
     def read(self, model: str, version: str, name: str) -> bytes | None:
-        """One object of a version; None where there is none."""
+        """Return one object of a version; None where it does not exist."""
         return self._read(self._path(model, "versions", version, name))
 
     def read_json(self, model: str, version: str, name: str) -> dict[str, Any] | None:
-        """Likewise. Raises JobFailedError where it is damaged."""
+        """Return one JSON object of a version; None where it does not exist.
+
+        Raises JobFailedError where it is damaged.
+        """
         path = self._path(model, "versions", version, name)
         found = self._parsed(path)
         if found is not None and (wrong := _wrong_part(found, name)):
-            raise JobFailedError(f"registry: {path} is damaged: its {wrong} is no record")
+            raise JobFailedError(f"registry: {path} is damaged: its {wrong} is not a JSON object")
         return found
 
     def url_of(self, model: str, version: str, name: str = MODEL) -> str:
-        """Where an object of a version is."""
+        """Return the URL of an object of a version."""
         return f"{self.url}/{model}/versions/{version}/{name}"
 
     def runs(self, model: str) -> list[dict[str, Any]]:
-        """Runs that used a version, oldest first."""
+        """Return the records of runs that used a version, oldest first."""
         found = [self._parsed(self._path(model, "runs", name)) for name in self._names(model, "runs")]
         return sorted((each for each in found if each), key=lambda run: str(run.get("finished_at")))
 
@@ -126,20 +130,20 @@ class Registry:
             parse(str(RegistryAddress(self.url, "model")))
         except SettingsError as error:
             raise SettingsError(
-                f"registry: {shown(self.url)}: --weights could not name its models; take a folder or a "
+                f"registry: {shown(self.url)}: --weights could not address its models; use a folder or a "
                 "bucket (s3://, gs://, az://) without `#` in its path"
             ) from error
         try:
             check_output(self.url, self.storage)
         except SettingsError as error:
-            told = (line.replace("output:", "registry:", 1) for line in error.lines)
-            raise SettingsError(*told) from error
+            lines = (line.replace("output:", "registry:", 1) for line in error.lines)
+            raise SettingsError(*lines) from error
 
     def add(self, model: str, files: Mapping[str, bytes], record: Mapping[str, Any]) -> str:
-        """Keep a version, once; returns its digest.
+        """Add a version, once; return its digest.
 
-        files: model.pt and what else there is. record: what run.json holds. One that is there stays as it is.
-        Raises JobFailedError where half of another one of this digest is in the way.
+        files: model.pt and other objects. record: contents of run.json. An existing version is not changed.
+        Raises JobFailedError where an incomplete version of this digest has other objects.
         """
         check_model(model)
         whole = hashlib.sha256(files[MODEL]).hexdigest()
@@ -159,19 +163,19 @@ class Registry:
         return digest
 
     def change(self, model: str, edit: Callable[[Aliases], Aliases | None]) -> Aliases:
-        """See `aliases.change`."""
+        """Change the aliases of a model by compare-and-swap, see `aliases.change`. Raises JobFailedError."""
         path = self._path(check_model(model), aliases.NAME)
         return aliases.change(self._filesystem, path, self.storage, edit)
 
     def note_run(self, model: str, version: str, run: Mapping[str, Any]) -> None:
-        """Keep that a run used a version; run: `verb`, `output`, `finished_at`, `counts`."""
+        """Record that a run used a version; run: `verb`, `output`, `finished_at`, `counts`."""
         name = hashlib.sha256(str(run["output"]).encode()).hexdigest()[:DIGITS]
         path = self._path(model, "runs", f"{version}-{name}.json")
         data = json.dumps({**run, "version": version}, indent=2, ensure_ascii=False).encode() + b"\n"
         self._asked("write", path, lambda: put_atomically(self._filesystem, path, data))
 
     def delete(self, model: str, version: str) -> None:
-        """Take a version away, run.json first: half of it is no version."""
+        """Delete a version, run.json first: without it a version is incomplete."""
         names = self._names(model, "versions", version)
         for name in sorted(names, key=lambda name: name != RUN):
             path = self._path(model, "versions", version, name)
@@ -186,7 +190,7 @@ class Registry:
         return "/".join((self._root.rstrip("/"), *parts))
 
     def _names(self, *parts: str) -> list[str]:
-        """What lies directly in a folder; nothing where there is none."""
+        """Return the names directly in a folder; none where it does not exist."""
         path = self._path(*parts).rstrip("/")
         try:
             rows = self._asked("list", path, lambda: self._filesystem.ls(path, detail=False))
@@ -210,18 +214,21 @@ class Registry:
         except ValueError as error:
             raise JobFailedError(f"registry: {path} is damaged: {error}") from error
         if not isinstance(found, dict):
-            raise JobFailedError(f"registry: {path} is damaged: it holds no record")
+            raise JobFailedError(f"registry: {path} is damaged: it is not a JSON object")
         return found
 
     def _create(self, path: str, data: bytes, *, same: bool = True) -> None:
-        """Write an object where none is; one that is there must be the same, if `same`."""
+        """Create an object; an existing one must have the same contents, if `same`.
+
+        Raises JobFailedError where it has others.
+        """
         try:
             self._asked("write", path, lambda: create_atomically(self._filesystem, path, data))
         except FileExistsError:
             if same and self._read(path) != data:
                 raise JobFailedError(
-                    f"registry: {path} is there already, with other contents; look at it, and delete it if "
-                    "it is of a run that was killed"
+                    f"registry: {path} exists already, with other contents; check it, and delete it if "
+                    "it was left by a killed run"
                 ) from None
 
     def _asked(self, what: str, path: str, call: Callable[[], T]) -> T:
@@ -235,13 +242,13 @@ class Registry:
 
 _PARTS = {
     RUN: ("registered", "registered.sha256", "settings"),
-    METRICS: ("holdout", "figures", "val", "decision", "champion"),
+    SCORES: ("holdout", "figures", "val", "decision", "champion"),
 }
-"""Records within those of a version; each may be missing or null."""
+"""Nested JSON objects of a version's records; each may be missing or null."""
 
 
 def _wrong_part(record: Mapping[str, Any], name: str) -> str | None:
-    """The first part that is no record."""
+    """Return the first part that is not a JSON object."""
     for path in _PARTS.get(name, ()):
         part: Any = record
         for key in path.split("."):
@@ -252,7 +259,7 @@ def _wrong_part(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def pinned(address: RegistryAddress, storage: StorageSettings) -> RegistryAddress:
-    """The same with the version that its alias means now. Raises SettingsError where there is none."""
+    """Return the address with the present version of its alias. Raises SettingsError where there is none."""
     registry = Registry(address.url, storage)
     try:
         version = registry.resolve(address.model, address.which)
@@ -262,16 +269,16 @@ def pinned(address: RegistryAddress, storage: StorageSettings) -> RegistryAddres
 
 
 def read_model(address: RegistryAddress, storage: StorageSettings) -> bytes:
-    """The model file of a pinned address. Raises SettingsError where it is gone or not what it was."""
+    """Return the model file of a pinned address. Raises SettingsError where it is missing or damaged."""
     registry = Registry(address.url, storage)
     try:
         data = registry.read(address.model, address.which, MODEL)
     except JobFailedError as error:
         raise SettingsError(*error.lines) from error
     if data is None:
-        raise SettingsError(f"weights {address}: its {MODEL} is gone")
+        raise SettingsError(f"weights {address}: its {MODEL} is missing")
     if not hashlib.sha256(data).hexdigest().startswith(address.which):
         raise SettingsError(
-            f"weights {address}: damaged, its {MODEL} is not what it was; see `segray registry verify`"
+            f"weights {address}: its {MODEL} is damaged (sha256 differs); see `segray registry verify`"
         )
     return data

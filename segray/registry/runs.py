@@ -1,4 +1,4 @@
-"""Runs tell the registry which version they used; `segray registry show` lists them."""
+"""Record in the registry which version a run used; `segray registry show` lists these runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from segray.storage import StorageSettings, canonical_uri
 
 
 def note_run(weights: str, output: str, record: Mapping[str, Any], storage: StorageSettings) -> None:
-    """Keep with the version that a run used it; nothing for other weights.
+    """Record with the version that a run used it; do nothing for other weights.
 
-    weights: pinned. A registry that may only be read costs a warning: the run itself has its record.
+    weights: pinned. A read-only registry only causes a warning: the run has its own record.
     """
     if not is_registry(weights):
         return
@@ -23,4 +23,4 @@ def note_run(weights: str, output: str, record: Mapping[str, Any], storage: Stor
     try:
         Registry(address.url, storage).note_run(address.model, address.which, run)
     except (SegrayError, OSError) as error:
-        say(f"the registry does not know of this run: {error}", "warning")
+        say(f"this run is not recorded in the registry: {error}", "warning")

@@ -1,4 +1,4 @@
-"""What `segray registry` can be told."""
+"""Settings of `segray registry`: flags, environment and help."""
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -16,17 +16,17 @@ ACTIONS = {
     "verify": "[MODEL]",
     "gc": "MODEL (--keep N | --older-than-days D)",
 }
-"""And what each takes."""
+"""Actions and their arguments."""
 
 
 class RegistrySettings(CommonSettings):
-    """Models with versions that never change, and aliases that do: champion, challenger, previous.
+    """Manage models with immutable versions and aliases: champion, challenger, previous.
 
-    list: models and their champions. show: versions of one, its history, the runs that used it. add: keep a
-    model file, or the model of a training (RUN, its output), as a version and as challenger. promote: make a
-    version the champion. rollback: back to the champion before. diff: two versions beside each other. verify:
-    whether every object is what it was. gc: delete versions by a rule, never one that an alias means.
-    A registry is a folder or a bucket; `--weights registry://BUCKET/PATH#MODEL@ALIAS` takes a model from it.
+    list: models and their champions. show: versions of a model, its history, the runs that used it. add: add
+    a model file, or the model of a training (RUN, its output), as a version and as challenger. promote: make
+    a version the champion. rollback: return to the previous champion. diff: compare two versions. verify:
+    check that every object is intact. gc: delete versions by a rule, never one with an alias.
+    A registry is a folder or a bucket; `--weights registry://BUCKET/PATH#MODEL@ALIAS` loads a model from it.
     With --json, JSON is printed.
     """
 
@@ -41,17 +41,17 @@ class RegistrySettings(CommonSettings):
   segray registry gc roads --registry models --keep 10 --older-than-days 90
 
 exit codes:
-  0 done   1 failed, or verify found damage   2 bad settings   4 nothing there   5 promotion refused"""
+  0 done   1 failed, or verify found damage   2 bad settings   4 not found   5 promotion refused"""
 
     words: CliPositionalArg[list[str]] = Field(
         default=[],
         validate_default=True,
         min_length=1,
-        description=f"what to do, one of {', '.join(ACTIONS)}, and with which model",
+        description=f"action, one of {', '.join(ACTIONS)}, and its model",
     )
     registry: Address = Field(description="folder or bucket URL of the registry")
-    why: str = Field("", description="kept in the history by add, promote and rollback")
-    force: bool = Field(False, description="promote what a comparison with the champion has refused")
-    keep: int | None = Field(None, ge=0, description="gc: keep so many of the newest versions without alias")
+    why: str = Field("", description="reason for the history (add, promote, rollback)")
+    force: bool = Field(False, description="promote a version that its comparison with the champion refused")
+    keep: int | None = Field(None, ge=0, description="gc: number of newest versions without alias to keep")
     older_than_days: float | None = Field(None, ge=0, description="gc: delete only versions older than this")
-    dry_run: bool = Field(False, description="gc: say what would be deleted, delete nothing")
+    dry_run: bool = Field(False, description="gc: print what would be deleted, delete nothing")

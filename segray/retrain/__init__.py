@@ -1,1 +1,1 @@
-"""Corrected labels in, a better model out, or a refusal with reasons."""
+"""Retraining: from corrected labels to a promoted model, or a refusal with reasons."""

@@ -1,4 +1,4 @@
-"""The beginning of a round: what is new, what is held out, and all of it frozen."""
+"""Begin a round: find new labels, assign the holdout, freeze the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from segray.cluster import RayStart
 from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.log import say
 from segray.output.folder import Output
+from segray.output.names import MODEL, RUN, SCORES
 from segray.registry.adding import card_of
 from segray.registry.address import RegistryAddress
-from segray.registry.registry import METRICS, MODEL, Registry
-from segray.registry.registry import RUN as VERSION_RUN
 from segray.registry.registry import SNAPSHOT as KEPT_SNAPSHOT
+from segray.registry.registry import Registry
 from segray.retrain import data as data_of
 from segray.retrain.columns import values_by_image
 from segray.retrain.gate import Gate
-from segray.retrain.holdout import Holdout, deal
+from segray.retrain.holdout import Holdout, assign_splits
 from segray.retrain.labels import (
     LEFT_OUT,
     TEST,
@@ -38,19 +38,19 @@ from segray.retrain.scoring import manifest
 from segray.retrain.settings import RetrainSettings
 from segray.storage import shown
 
-_TOLD = 10
-"""Problems that are said."""
+_PRINTED = 10
+"""Maximum number of rejected images to print."""
 
 
 class RejectsError(SegrayError):
-    """Too many pictures are of no use; a person must look."""
+    """Too many images cannot be used; a person must check."""
 
     exit_code = ExitCode.REJECTED
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every step has."""
+    """Settings, output, registry and gate that every step of a round uses."""
 
     settings: RetrainSettings
     store: Output
@@ -59,16 +59,16 @@ class Job:
     gate: Gate
 
     def champion(self) -> str | None:
-        """The version that is champion now."""
+        """Return the present champion's version; None where there is none."""
         return self.registry.aliases(self.settings.model).champion
 
     def address(self, version: str) -> str:
-        """A version, as `--weights` takes it."""
+        """Return the `--weights` value of a version."""
         return str(RegistryAddress(self.settings.registry.rstrip("/"), self.settings.model, version))
 
 
 def snapshot_before(job: Job) -> pa.Table | None:
-    """Of the last round that is over; else what the champion was trained on; None where nobody knows."""
+    """Return the last finished round's snapshot (schema SNAPSHOT), else the champion's; None if unknown."""
     over = [each for each in rounds(job.store, job.settings.output) if each.is_over]
     if over:
         return from_bytes(over[-1].read(SNAPSHOT))
@@ -79,17 +79,17 @@ def snapshot_before(job: Job) -> pa.Table | None:
 
 
 def start_of(job: Job, champion: str | None) -> str | None:
-    """Weights that the challenger starts from; None: from scratch."""
+    """Return the weights from which the challenger starts; None: from scratch."""
     return None if champion is None or job.settings.start == "scratch" else job.address(champion)
 
 
 def quick_news(job: Job, champion: str | None, before: pa.Table | None) -> tuple[News, int]:
-    """(The most that can be new, pictures listed): nothing is opened, and no model is loaded."""
+    """Return (upper limit of what is new, images listed) without opening a file or loading a model."""
     known = data_of.train_settings(job.settings, job.settings.data, job.settings.output)
     if "arch" not in job.settings.train and champion is not None:
-        run = job.registry.read_json(job.settings.model, champion, VERSION_RUN) or {}
+        run = job.registry.read_json(job.settings.model, champion, RUN) or {}
         arch = (run.get("settings") or {}).get("arch")
-        if arch is None:  # a file that somebody added
+        if arch is None:  # a file that was added by hand
             return _unread(data_of.listed(job.settings, start_of(job, champion)), before)
         known = known.model_copy(update={"arch": arch})
     return _unread(data_of.listed_as(job.settings, known), before)
@@ -101,7 +101,11 @@ def _unread(labels: data_of.Listed, before: pa.Table | None) -> tuple[News, int]
 
 
 def begin(job: Job, now: Round) -> None:
-    """Find what is new, and freeze what the round is about. Raises NothingToDoError."""
+    """Find new labels, and freeze the data of the round.
+
+    Raises NothingToDoError where too few labels are new, SettingsError where nothing is held out,
+    RejectsError where too many images cannot be read.
+    """
     settings, champion, before = job.settings, job.champion(), snapshot_before(job)
     _wait_for_drift(job, champion)
     _enough(quick_news(job, champion, before)[0], settings.min_new)
@@ -109,11 +113,11 @@ def begin(job: Job, now: Round) -> None:
     start = start_of(job, champion)
     labels = data_of.listed(settings, start)
     unknown = _unknown_to(job, champion, labels)
-    pairs, rows, rejected = data_of.surveyed(labels, job.store, job.ray)
+    pairs, rows, rejected = data_of.scanned(labels, job.store, job.ray)
     check_rejects(settings, rejected, len(labels.pairs.pairs) + len(labels.pairs.rejected), "read")
     holdout = _holdout(job, champion, before)
     trained = _trained(job, champion, before)
-    splits = deal(
+    splits = assign_splits(
         pairs,
         rows,
         holdout,
@@ -123,18 +127,18 @@ def begin(job: Job, now: Round) -> None:
         look_alikes=settings.group_look_alikes,
     )
     snapshot = snapshot_of(pairs, rows, splits, labels.categories)
-    _say_flattered(job, champion, snapshot)
+    _warn_of_leakage(job, champion, snapshot)
     found = news(snapshot, before)
     _enough(found, settings.min_new)
     counts = {split: splits.count(split) for split in ("train", "val", TEST, LEFT_OUT)}
     if not counts[TEST]:
         raise SettingsError(
-            f"data: none of {len(pairs):,} pictures is held out; name `test` as the split of some, or raise "
+            f"data: none of {len(pairs):,} images is held out; set the split `test` for some, or increase "
             "holdout_share"
         )
     name = data_of.freeze(labels, pairs, splits, job.store, now.folder)
     training = data_of.train_settings(settings, now.address(name), now.address("train"), start)
-    data_of.hand_over_survey(labels, pairs, rows, training)
+    data_of.hand_over_scan(labels, pairs, rows, training)
     now.write(SNAPSHOT, to_bytes(snapshot))
     now.write(
         ITEMS, manifest([pair.image.uri for pair, split in zip(pairs, splits, strict=True) if split == TEST])
@@ -157,11 +161,11 @@ def begin(job: Job, now: Round) -> None:
     }
     now.write_json(ROUND, frozen)
     sizes = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
-    say(f"round {now.number}: {found.told()}; {sizes}")
+    say(f"round {now.number}: {found.text()}; {sizes}")
 
 
 def _unknown_to(job: Job, champion: str | None, labels: data_of.Listed) -> list[str]:
-    """Classes of the labels that the champion does not have: on them it scores nothing.
+    """Return the classes of the labels that the champion lacks: it scores 0 on them.
 
     Raises SettingsError for a champion of the other task, which could not be compared.
     """
@@ -172,34 +176,34 @@ def _unknown_to(job: Job, champion: str | None, labels: data_of.Listed) -> list[
     if (about["task"] == "instance") != labels.is_instance:
         kind = "instance" if labels.is_instance else "semantic"
         raise SettingsError(
-            f"train.arch: {model} is a model of {about['task']} labels, this would train one of {kind} "
+            f"train.arch: {model} is a model for {about['task']} labels, this would train one for {kind} "
             "labels; use another --model"
         )
     known = set(about["classes"].values())
     unknown = [name for name in labels.class_names if name not in known]
     if unknown:
-        say(f"{told_unknown(unknown)}: where it was renamed, give the labels the name it had", "warning")
+        say(f"{unknown_classes(unknown)}: if a class was renamed, use its old name in the labels", "warning")
     return unknown
 
 
-def told_unknown(names: Sequence[str]) -> str:
-    """A sentence without its end."""
-    return f"The champion does not know {', '.join(names)}, and scores nothing there"
+def unknown_classes(names: Sequence[str]) -> str:
+    """Return a sentence on classes that the champion lacks, without its full stop."""
+    return f"The champion lacks the class {', '.join(names)}, and scores 0 there"
 
 
 def _holdout(job: Job, champion: str | None, before: pa.Table | None) -> Holdout:
-    """What is held out so far; where the output is gone, what the champion was scored on."""
+    """Return the holdout so far; where the output is lost, the images on which the champion was scored."""
     holdout = Holdout.read(job.store.read(HOLDOUT))
     if holdout.version or before is None or champion is None:
         return holdout
     holdout = holdout.joined_by(before)
-    metrics = job.registry.read_json(job.settings.model, champion, METRICS) or {}
+    metrics = job.registry.read_json(job.settings.model, champion, SCORES) or {}
     looks = int((metrics.get("holdout") or {}).get("looks") or 0)
     return holdout.looked_at(set(holdout.table["digest"].to_pylist()), looks)
 
 
 def write_groups(job: Job, now: Round, snapshot: pa.Table) -> None:
-    """Keep the groups of the held-out pictures. Raises SettingsError where none of them has one."""
+    """Write the groups of the held-out images. Raises SettingsError where none of them has one."""
     settings = job.settings
     if settings.group_by is None:
         return
@@ -208,14 +212,14 @@ def write_groups(job: Job, now: Round, snapshot: pa.Table) -> None:
     found = {address: values[address] for address in held if address in values}
     if not found:
         raise SettingsError(
-            f"group_by: none of the {len(held):,} held-out pictures has a {settings.group_by}; the data name "
-            f"others, the first is {min(values)}"
+            f"group_by: none of the {len(held):,} held-out images has a {settings.group_by}; the data have "
+            f"it for other images, the first is {min(values)}"
         )
     now.write_json(GROUPS, found)
 
 
 def _trained(job: Job, champion: str | None, before: pa.Table | None) -> set[str]:
-    """Addresses and digests of pictures that a model may have trained on, also of those that are gone."""
+    """Return addresses and digests of images on which a model may have trained, deleted ones included."""
     trained = names_from(job.store.read(TRAINED))
     if before is not None:
         trained |= trained_in(before)
@@ -225,15 +229,15 @@ def _trained(job: Job, champion: str | None, before: pa.Table | None) -> set[str
             trained |= trained_in(kept)
         else:
             say(
-                f"the registry does not know what {job.settings.model}@{champion} was trained on: pictures "
-                "that it learned from may be held out, and flatter it; add it as the output of its training",
+                f"the registry has no snapshot of the labels of {job.settings.model}@{champion}: images of "
+                "its training may be held out and inflate its score; add it as the output of its training",
                 "warning",
             )
     return trained
 
 
-def _say_flattered(job: Job, champion: str | None, snapshot: pa.Table) -> None:
-    """Another output of this model may have trained its champion on what this one holds out."""
+def _warn_of_leakage(job: Job, champion: str | None, snapshot: pa.Table) -> None:
+    """Warn where the champion was trained, with another output, on images that this one holds out."""
     kept = None if champion is None else job.registry.read(job.settings.model, champion, KEPT_SNAPSHOT)
     there = from_bytes(kept)
     if there is None:
@@ -243,19 +247,19 @@ def _say_flattered(job: Job, champion: str | None, snapshot: pa.Table) -> None:
     number = pc.sum(pc.is_in(held["digest"], value_set=learned["digest"].combine_chunks())).as_py() or 0
     if number:
         say(
-            f"{number:,} of {held.num_rows:,} held-out pictures trained the champion, which was made with "
-            "another output: they flatter it; keep to one output for a model",
+            f"{number:,} of {held.num_rows:,} held-out images trained the champion, which was made with "
+            "another output: they inflate its score; use one output for a model",
             "warning",
         )
 
 
 def _enough(found: News, least: int) -> None:
     if found.number < least:
-        raise NothingToDoError(f"data: {found.told()} since the last round; {least} are asked for (min_new)")
+        raise NothingToDoError(f"data: {found.text()} since the last round; min_new is {least}")
 
 
 def _wait_for_drift(job: Job, champion: str | None) -> None:
-    """Raises NothingToDoError while the run that `if_drift` names looks as the champion's answers did."""
+    """Raise NothingToDoError while the run of `if_drift` has not drifted from the champion's profile."""
     settings = job.settings
     if settings.if_drift is None or champion is None:
         return
@@ -270,11 +274,11 @@ def _wait_for_drift(job: Job, champion: str | None) -> None:
 
 
 def check_rejects(settings: RetrainSettings, rejected: Sequence[str], listed: int, what: str) -> None:
-    """Raises RejectsError when too many pictures cannot be used."""
-    for line in rejected[:_TOLD]:
+    """Raise RejectsError where more than `max_rejects` of the images cannot be used."""
+    for line in rejected[:_PRINTED]:
         say(f"cannot be {what}: {line}", "warning")
     if len(rejected) > settings.max_rejects * listed:
         raise RejectsError(
-            f"{len(rejected):,} of {listed:,} pictures cannot be {what}, more than max_rejects "
+            f"{len(rejected):,} of {listed:,} images cannot be {what}, more than max_rejects "
             f"({settings.max_rejects:g}); nothing was decided"
         )

@@ -1,4 +1,4 @@
-"""What a bootstrap over images says, how sure it must be at each look, and which gain a holdout can show."""
+"""Bootstrap over images: bounds of a gain, the error level of each look, and the detectable gain."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A column of the data beside pictures and labels: what the groups of the gate are named by."""
+"""Read the column of the data that names the groups of the gate."""
 
 import csv
 import io
@@ -19,9 +19,9 @@ from segray.storage import StorageSettings, canonical_uri
 
 
 def values_by_image(data: str, column: str, root: str | None, storage: StorageSettings) -> dict[str, str]:
-    """Canonical address of a picture -> what the column says of it; pictures without a value are left out.
+    """Return canonical URL of an image -> value of the column; images without a value are left out.
 
-    Raises SettingsError for data without such a column, and for a folder of pictures, which has none.
+    Raises SettingsError for data without such a column, and for a folder of images, which has none.
     """
     try:
         found = {name: value for name, value in _values(data, column, root, storage) if value}
@@ -35,7 +35,7 @@ def values_by_image(data: str, column: str, root: str | None, storage: StorageSe
 
 
 def _values(data: str, column: str, root: str | None, storage: StorageSettings) -> Iterator[tuple[str, str]]:
-    """(Canonical address of a picture, what the column says)."""
+    """Yield (canonical URL of an image, value of the column)."""
     lower, folder = data.lower(), data.rstrip("/").rpartition("/")[0]
     if lower.endswith(".json"):
         rows, base = _coco(read_file(data, storage, "data"), column), root or folder
@@ -47,7 +47,7 @@ def _values(data: str, column: str, root: str | None, storage: StorageSettings) 
     elif holds_labels(data, storage):
         rows, base = _ledger(data, column, storage), data.rstrip("/")
     elif lower.endswith(".txt") or not _is_coco_folder(data, storage):
-        raise SettingsError(f"group_by: {canonical_uri(data)} has no columns; take a manifest or COCO JSON")
+        raise SettingsError(f"group_by: {canonical_uri(data)} has no columns; use a manifest or COCO JSON")
     else:
         content = read_file(f"{data.rstrip('/')}/{FOLDER_FILE}", storage, "data")
         rows, base = _coco(content, column), root or f"{data.rstrip('/')}/{FOLDER_IMAGES}"

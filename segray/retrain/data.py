@@ -1,37 +1,34 @@
-"""The data of a round: listed as `segray train` lists them, surveyed once, frozen so that it reads them back.
+"""The data of a round: listed as `segray train` lists them, scanned once, frozen for training and scoring.
 
-rounds/NNNN/labels.json      of an instance model: COCO, with the pictures' splits and labels as they were
-rounds/NNNN/labels.parquet   of a semantic model: addresses of pictures and label maps, and splits
+rounds/NNNN/labels.json      of an instance model: COCO, with the images' splits and labels as they were
+rounds/NNNN/labels.parquet   of a semantic model: addresses of images and label maps, and splits
 """
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.cluster import RayStart
-from segray.data.coco_listing import AnnotatedPair, CocoListing
-from segray.data.dataset import dealt
+from segray.data.coco_listing import CocoListing
+from segray.data.dataset import assign_splits, openable, splits_json
 from segray.data.label_listing import NothingConfirmedError, holds_labels
 from segray.data.pairs import Pair, Pairs
-from segray.data.scan import Survey
-from segray.data.splits import Deal
+from segray.data.scan import Scan
+from segray.data.splits import SplitRule
 from segray.errors import NothingToDoError, SettingsError
 from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
 from segray.retrain.settings import RetrainSettings, without_environment
-from segray.storage import split_protocol
-from segray.train.job import design_of, list_data, survey_pairs, with_start
+from segray.train.job import scan_pairs, with_start
 from segray.train.settings import TrainSettings
-from segray.train.tasks.instance_job import InstanceDesign
-from segray.train.tasks.semantic_job import Design
+from segray.train.tasks import TrainingTask, kind_of
 
 if TYPE_CHECKING:
     from segray.models.start import Start
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
 def train_settings(
     settings: RetrainSettings, data: str, output: str, start_from: str | None = None
 ) -> TrainSettings:
-    """Of the challenger's training."""
+    """Return the settings of the challenger's training."""
     own = {
         **{"data": data, "output": output, "storage": settings.storage, "ray": settings.ray},
         **{"device": settings.device, "val_share": settings.val_share, "split_seed": settings.split_seed},
@@ -49,7 +46,7 @@ def train_settings(
     given = {**settings.train, **own}
     if start_from is not None:
         given["start_from"] = start_from
-    elif settings.start == "champion":  # there is none yet, and random weights must not stay
+    elif settings.start == "champion":  # there is none yet; train all weights from scratch
         given = {name: value for name, value in given.items() if name not in ("freeze", "freeze_epochs")}
     made: TrainSettings = without_environment(TrainSettings, given)
     return made
@@ -57,160 +54,137 @@ def train_settings(
 
 @dataclass(frozen=True)
 class Listed:
-    """What there is, no picture opened."""
+    """The listed images and labels; no image is opened."""
 
     settings: TrainSettings
-    """With what the model decides that training starts from."""
-    found: Pairs | CocoListing
+    """Settings, with the values that the start model determines."""
+    pairs: Pairs
+    """Pairs of images and labels, and rejected ones."""
     start: "Start | None"
 
-    @property
-    def pairs(self) -> Pairs:
-        """Pictures and labels, and what was rejected."""
-        return self.found.listed if isinstance(self.found, CocoListing) else self.found
-
     @cached_property
-    def design(self) -> Design | InstanceDesign:
-        """What is trained. Raises SettingsError where settings and labels do not fit each other."""
-        return design_of(self.settings, self.found, self.start)
+    def task(self) -> TrainingTask:
+        """Task to train. Raises SettingsError where settings and labels do not match."""
+        return kind_of(self.settings).of(self.settings, self.pairs, self.start)
 
     @property
     def categories(self) -> dict[int, str] | None:
-        """Id to name, of labels of instances."""
-        return self.found.categories if isinstance(self.found, CocoListing) else None
+        """Category id -> name of instance labels; None for semantic ones."""
+        return self.pairs.categories if isinstance(self.pairs, CocoListing) else None
 
     @property
     def class_names(self) -> list[str]:
-        """What the labels name."""
-        design = self.design
-        return [*(design.categories.values() if isinstance(design, InstanceDesign) else design.names)]
+        """Names of the labels' classes."""
+        return [*self.task.names]
 
     @property
     def is_instance(self) -> bool:
-        """Whether instance labels were listed."""
-        return isinstance(self.found, CocoListing)
+        """Whether the labels are instance labels."""
+        return self.settings.is_instance
 
 
 def listed(settings: RetrainSettings, start_from: str | None) -> Listed:
-    """List the labels. Raises SettingsError."""
+    """List the labels.
+
+    Raises SettingsError where they cannot be listed, NothingToDoError where no label is corrected yet.
+    """
     given = train_settings(settings, settings.data, settings.output, start_from)
     known, start = with_start(given)
     return listed_as(settings, known, start)
 
 
 def listed_as(settings: RetrainSettings, known: TrainSettings, start: "Start | None" = None) -> Listed:
-    """Likewise, of a training whose architecture is known.
+    """List the labels for a training whose architecture is known.
 
-    Raises NothingToDoError for labels in annotate's shape that nobody has corrected yet.
+    Raises SettingsError where they do not match it, NothingToDoError for labels in annotate's format of which
+    none is corrected yet.
     """
     more = {"root": settings.root, "min_score": settings.min_score}
     if not known.is_instance and holds_labels(settings.data, settings.storage):
         raise SettingsError(
-            f"train.arch: DATA are labels of instances, {known.arch} is a semantic model; take another"
+            f"train.arch: DATA has instance labels, {known.arch} is a semantic model; choose another"
         )
     if not known.is_instance:
         _refuse_settings_of_instances(settings, known.arch)
     known = known.model_copy(update=more)
     try:
-        return Listed(known, list_data(known), start)
-    except NothingConfirmedError as error:  # a job that comes every hour waits for the first correction
+        return Listed(known, kind_of(known).list_data(known), start)
+    except NothingConfirmedError as error:  # an hourly job waits for the first correction
         raise NothingToDoError(*error.lines) from error
 
 
 def _refuse_settings_of_instances(settings: RetrainSettings, arch: str) -> None:
-    """They would be left out of account without a word, or fail after the promotion."""
+    """Raise SettingsError for settings of instance models, which would be ignored or fail after promotion."""
     problems = {
-        "score": "whole pictures are scored, and annotate has no part in it",
-        "label": "annotate takes instance models; let notify start segray predict",
+        "score": "whole images are scored, without annotate",
+        "label": "annotate takes instance models only; let notify start segray predict",
         "min_score": "label maps have no scores",
     }
-    told = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
+    texts = [f"{name}: {arch} is a semantic model; {why}" for name, why in problems.items()]
     given = [
-        line for name, line in zip(problems, told, strict=True) if getattr(settings, name) not in ({}, None)
+        line for name, line in zip(problems, texts, strict=True) if getattr(settings, name) not in ({}, None)
     ]
     if given:
         raise SettingsError(*given)
 
 
-def surveyed(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
-    """(Pairs that can be used, their FIGURES, what was rejected); no picture is read twice."""
+def scanned(labels: Listed, store: Output, ray: RayStart) -> tuple[list[Pair], pa.Table, list[str]]:
+    """Return (usable pairs, their figures (schema FIGURES), rejected ones as lines); read each image once."""
     settings, pairs = labels.settings, labels.pairs
-    survey = Survey(pairs.pairs, labels.design.rules, settings.max_pixels, store, begun=False)
-    if survey.missing:
-        reading = labels.design.reading(settings)
-        survey_pairs(survey, pairs.pairs, reading, ray.cluster().cpus, settings)
-    rows = survey.rows()
+    scan = Scan(pairs.pairs, labels.task.rules, settings.max_pixels, store, begun=False)
+    if scan.missing:
+        reading = labels.task.reading()
+        scan_pairs(scan, pairs.pairs, reading, ray.cluster().cpus, settings)
+    rows = scan.rows()
     good = pc.is_null(rows["error_type"]).to_pylist()
-    told = [f"{one.uri}: {one.error}" for one in pairs.rejected]
-    told += [
+    rejected = [f"{one.uri}: {one.error}" for one in pairs.rejected]
+    rejected += [
         f"{pair.image.uri}: {error}"
         for pair, error, is_good in zip(pairs.pairs, rows["error"].to_pylist(), good, strict=True)
         if not is_good
     ]
-    return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), told
+    return list(compress(pairs.pairs, good)), rows.filter(pa.array(good)), rejected
 
 
 def freeze(labels: Listed, pairs: Sequence[Pair], splits: Sequence[str], store: Output, folder: str) -> str:
-    """Write what is trained and scored; returns its name in `folder`.
+    """Write the data for training and scoring; return the file's name in `folder`.
 
-    folder: of the round, relative to the store.
+    folder: the round's folder, relative to the store.
     """
     used = [split != LEFT_OUT for split in splits]
     kept, kept_splits = list(compress(pairs, used)), list(compress(splits, used))
-    if isinstance(labels.found, CocoListing):
-        name, data = "labels.json", _coco(labels.found, kept, kept_splits)
+    if isinstance(labels.pairs, CocoListing):
+        name, data = "labels.json", splits_json(kept, kept_splits, labels.pairs.categories, groups=True)
     else:
         name, data = "labels.parquet", _manifest(kept, kept_splits)
     store.write(f"{folder}/{name}", data)
     return name
 
 
-def hand_over_survey(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
-    """Put what is known of the pictures into the training's output: it would read all of them again.
+def hand_over_scan(labels: Listed, pairs: Sequence[Pair], rows: pa.Table, settings: TrainSettings) -> None:
+    """Write the images' figures, `rows` (schema FIGURES), to the training's output to spare it the scan.
 
-    Raises SettingsError where nothing is left to train with, or to choose the best epoch by.
+    Raises SettingsError where no image is left for training or for validation.
     """
     store = Output(settings.output, settings.storage)
-    found = list_data(settings.model_copy(update={"arch": labels.settings.arch}))
-    frozen = found.listed if isinstance(found, CocoListing) else found
-    survey = Survey(frozen.pairs, labels.design.rules, settings.max_pixels, store, begun=True)
-    place_of = {pair.image.uri: place for place, pair in enumerate(pairs)}
-    missing = [place for place in survey.missing if frozen.pairs[place].image.uri in place_of]
+    known = settings.model_copy(update={"arch": labels.settings.arch})
+    frozen = kind_of(known).list_data(known)
+    scan = Scan(frozen.pairs, labels.task.rules, settings.max_pixels, store, begun=True)
+    index_of = {pair.image.uri: index for index, pair in enumerate(pairs)}
+    missing = [index for index in scan.missing if frozen.pairs[index].image.uri in index_of]
     if missing:
-        order = [place_of[frozen.pairs[place].image.uri] for place in missing]
-        survey.add(rows.take(pa.array(order)).append_column("place", pa.array(missing, pa.int64())))
-        survey.save()
+        order = [index_of[frozen.pairs[index].image.uri] for index in missing]
+        scan.add(rows.take(pa.array(order)).append_column("index", pa.array(missing, pa.int64())))
+        scan.save()
     shares = settings.split_seed, settings.val_share, settings.test_share
-    dealt(frozen, survey.rows(), Deal.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
-
-
-def _address(pair: Pair) -> str:
-    """What opens the picture again; addresses in buckets come without signatures."""
-    return pair.image.address if split_protocol(pair.image.uri)[0] == "file" else pair.image.uri
-
-
-def _coco(found: CocoListing, pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
-    images, annotations = [], []
-    for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
-        assert isinstance(pair, AnnotatedPair)
-        content = json.loads(pair.annotations)
-        height, width = content["size"]
-        image: dict[str, Any] = {"id": number, "file_name": _address(pair), "height": height, "width": width}
-        images.append(image | {"split": split, "group": pair.group})
-        annotations += [{**each, "image_id": number} for each in content["annotations"]]
-    categories = [{"id": number, "name": name} for number, name in sorted(found.categories.items())]
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
+    assign_splits(frozen, scan.rows(), SplitRule.of(frozen.pairs, *shares), 0.0, settings.group_look_alikes)
 
 
 def _manifest(pairs: Sequence[Pair], splits: Sequence[str]) -> bytes:
-    label = [
-        pair.label.address if split_protocol(pair.label.uri)[0] == "file" else pair.label.uri
-        for pair in pairs
-    ]
     table = pa.table(
         {
-            "images": pa.array([_address(pair) for pair in pairs], pa.string()),
-            "masks": pa.array(label, pa.string()),
+            "images": pa.array([openable(pair.image) for pair in pairs], pa.string()),
+            "masks": pa.array([openable(pair.label) for pair in pairs], pa.string()),
             "split": pa.array(list(splits), pa.string()),
             "group": pa.array([pair.group for pair in pairs], pa.string()),
         }

@@ -1,4 +1,4 @@
-"""Champion and challenger on the held-out pictures, the decision, and the page that shows it."""
+"""Score champion and challenger on the held-out images, decide, and write the report page."""
 
 import json
 from dataclasses import replace
@@ -9,20 +9,23 @@ import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
 from segray.evaluate.report import without_nan
+from segray.output.names import METRICS, MODEL
 from segray.registry.registry import PROFILE
 from segray.retrain import data as data_of
-from segray.retrain.begin import Job, check_rejects, told_unknown, write_groups
+from segray.retrain.begin import Job, check_rejects, unknown_classes, write_groups
 from segray.retrain.holdout import Holdout
 from segray.retrain.labels import TEST, from_bytes
 from segray.retrain.report import report_page
 from segray.retrain.rounds import DECISION, GROUPS, HOLDOUT, ITEMS, REPORT, SNAPSHOT, Round, now_utc
 from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
 from segray.storage import canonical_uri, shown
-from segray.train.identity import METRICS, MODEL
 
 
 def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
-    """Score both models on the holdout and compare them, once."""
+    """Score both models on the holdout and compare them, once; return the decision's record.
+
+    Raises JobFailedError where scoring fails, RejectsError where too many images cannot be scored.
+    """
     done: dict[str, Any] | None = now.read_json(DECISION)
     holdout = Holdout.read(job.store.read(HOLDOUT))
     if done is not None:
@@ -35,7 +38,7 @@ def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
         check_rejects(job.settings, one.lost, frozen["holdout"]["images"], "scored")
     both = in_common([challenger] if other is None else [challenger, other])
     challenger, other = both[0], both[1] if len(both) > 1 else None
-    if job.settings.group_by != frozen.get("group_by"):  # changed since the round was begun
+    if job.settings.group_by != frozen.get("group_by"):  # changed since the round began
         write_groups(job, now, _snapshot(now))
     groups = (now.read_json(GROUPS) or {}) if job.settings.group_by else {}
     found = job.gate.decide(
@@ -51,7 +54,7 @@ def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
         },
     )
     if other is not None and frozen.get("unknown_to_champion"):
-        found = replace(found, notes=(*found.notes, f"{told_unknown(frozen['unknown_to_champion'])}."))
+        found = replace(found, notes=(*found.notes, f"{unknown_classes(frozen['unknown_to_champion'])}."))
     decision = {
         **found.to_json(),
         "champion_version": champion,
@@ -69,7 +72,7 @@ def decide(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
 
 
 def _promotions(job: Job) -> int:
-    """Comparisons that replaced a champion: what they told of the holdout is paid for."""
+    """Return the number of comparisons that replaced a champion: they revealed a bit of the holdout each."""
     history = job.registry.aliases(job.settings.model).history
     return sum(
         event.what == "promote" and event.before is not None and event.run is not None for event in history
@@ -77,7 +80,7 @@ def _promotions(job: Job) -> int:
 
 
 def _keep_profile(job: Job, now: Round, challenger: Scored) -> None:
-    """What the challenger's answers look like as its users will have them, for `segray drift`."""
+    """Write the profile of the challenger's predictions, for `segray drift`."""
     if not challenger.run:
         return
     from segray.drift.reading import profile_of
@@ -87,7 +90,7 @@ def _keep_profile(job: Job, now: Round, challenger: Scored) -> None:
 
 
 def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]) -> None:
-    """The holdout's pictures were looked at; once for each comparison, however often this is done."""
+    """Count the comparison as a look at the holdout's images; repeating it does not count twice."""
     if decision["champion_version"] is None:
         return
     snapshot = _snapshot(now)
@@ -98,7 +101,7 @@ def _count_look(job: Job, now: Round, holdout: Holdout, decision: dict[str, Any]
 def _snapshot(now: Round) -> pa.Table:
     snapshot = from_bytes(now.read(SNAPSHOT))
     if snapshot is None:
-        raise JobFailedError(f"{shown(now.address(SNAPSHOT))} is gone; put it back, or delete the round")
+        raise JobFailedError(f"{shown(now.address(SNAPSHOT))} is missing; restore it, or delete the round")
     return snapshot
 
 
@@ -108,11 +111,12 @@ def _scored(job: Job, now: Round, frozen: dict[str, Any], weights: str, name: st
         return score_instances(
             job.settings, weights, labels, now.address(ITEMS), now.address(f"scored/{name}")
         )
-    from segray.train.job import design_of, list_data
+    from segray.train.tasks import kind_of
 
     settings = data_of.train_settings(job.settings, labels, now.address("train"))
-    design: Any = design_of(settings, list_data(settings))
-    return score_semantic(job.settings, weights, labels, design.rules, design.names)
+    kind = kind_of(settings)
+    task: Any = kind.of(settings, kind.list_data(settings))
+    return score_semantic(job.settings, weights, labels, task.rules, task.names)
 
 
 def _page(

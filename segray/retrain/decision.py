@@ -1,4 +1,4 @@
-"""What the gate decided, with everything it was decided by."""
+"""Record of a decision of the gate, with all figures on which it is based."""
 
 import math
 from collections.abc import Mapping
@@ -8,29 +8,29 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A score, or a difference of two, with its interval; NaN where there is nothing to score."""
+    """A score, or a difference of two, with its interval; NaN without anything to score."""
 
     figure: float
     low: float
-    """Percentile interval of the bootstrap, at 1 - `Decision.level`, for one look."""
+    """Lower end of the bootstrap's percentile interval at 1 - `Decision.level`, for one look."""
     high: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Challenger minus champion."""
+    """Score of the challenger minus that of the champion."""
 
     difference: Estimate
     standard_error: float
-    """Of the difference, by the bootstrap."""
+    """Standard error of the difference, by the bootstrap."""
     lower: float
-    """What the true gain exceeds at this look's level; -inf where nothing can be said."""
+    """Lower bound of the true gain at this look's level; -inf where there is none."""
     detectable: float
-    """The true gain that would be promoted in 80 of 100 cases at this look."""
+    """True gain that would be promoted in 80 of 100 cases at this look."""
     differing: int
-    """Images on which the models answer differently."""
+    """Number of images on which the models' predictions differ."""
     undefined: int
-    """Draws without any true instance or pixel."""
+    """Number of draws without any true instance or pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +42,33 @@ class GroupRow:
     challenger: float
     champion: float | None
     floor: float | None
-    """The lowest score that is allowed, or None."""
+    """Minimum score of the group, or None."""
     judged: bool
     """False: too few images, or no truth; reported only."""
     problem: str | None
-    """Why it refuses the challenger."""
+    """Why the group refuses the challenger; None where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Promoted or refused, and why."""
+    """Whether the challenger is promoted or refused, and why."""
 
     metric: str
     """`AP` or `mIoU`."""
     holdout: str
     images: int
     look: int
-    """Decisions on this holdout, this one included."""
+    """Number of decisions on this holdout, this one included."""
     level: float
     """Error probability over all looks."""
     look_level: float
-    """That of this look."""
+    """Error probability of this look."""
     margin: float
     draws: int
     seed: int
     challenger: Estimate
     champion: Estimate | None
-    """None: there was none."""
+    """None where there is no champion."""
     gain: Gain | None
     groups: tuple[GroupRow, ...]
     promoted: bool = False
@@ -78,12 +78,12 @@ class Decision:
     """Sentences: groups that were not judged, and the gain that the holdout can show."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `json.dumps` takes; what is not finite is None."""
+        """Return plain values for `json.dumps`; non-finite numbers become None."""
         plain: dict[str, Any] = _finite(asdict(self))
         return plain
 
     def lines(self) -> list[str]:
-        """The decision for a person."""
+        """Return the decision as lines of text."""
         return [
             f"{'promoted' if self.promoted else 'refused'} (look {self.look} at holdout {self.holdout})",
             *(f"  {line}" for line in (*self.reasons, *self.notes)),

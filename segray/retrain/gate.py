@@ -1,8 +1,8 @@
-"""The gate: a challenger replaces the champion only where noise is no likely reason of its higher score.
+"""The gate: a challenger replaces the champion only where its higher score is unlikely to be noise.
 
 Paired bootstrap over images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993): images are
 drawn with replacement, both models are scored on the same draw, and the lower bound of the difference must
-exceed the margin. `bounds.look_level` says what a second and a hundredth look at one holdout cost.
+exceed the margin. `bounds.look_level` gives the error level of each further look at one holdout.
 """
 
 import math
@@ -19,21 +19,21 @@ from segray.retrain.matches import Bools, Floats, Matches
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The rules of promotion. Raises ValueError for rules that make no sense, all of them at once."""
+    """The rules of promotion. Raises ValueError for invalid rules, all of them at once."""
 
     margin: float = 0.0
-    """What the lower bound of the gain must exceed, in the score's own unit: 0.01 is a point."""
+    """Minimum of the lower bound of the gain, in the score's own unit: 0.01 is a point."""
     level: float = 0.05
     """Probability that noise is ever promoted, over all looks at one holdout."""
     draws: int = 10_000
     floors: Mapping[str, float] = field(default_factory=dict)
     """Lowest score of a group, by its name."""
     group_drop: float | None = None
-    """The most that the score of any group may fall below the champion's; None: not judged."""
+    """Maximum drop of any group's score below the champion's; None: not judged."""
     least: int = 10
-    """Images below which a group is reported, not judged."""
+    """Minimum number of images to judge a group; smaller groups are only reported."""
     least_figure: float = 0.0
-    """What a first version, which has no champion, must exceed."""
+    """Score that a first version, without a champion, must exceed."""
 
     def __post_init__(self) -> None:
         wrong = {
@@ -60,9 +60,9 @@ class Gate:
     ) -> Decision:
         """Compare both on one holdout; `look` counts the decisions on it, this one included, from 1.
 
-        `promotions` says how many of the earlier ones replaced a champion; that is paid for, too.
+        `promotions` is the number of earlier ones that replaced a champion; they lower the error level, too.
         `groups` is image name to group, for images that have one. The same arguments give the same decision:
-        the draws come from the names of holdout and look.
+        the draws are seeded by the names of holdout and look.
 
         Raises ValueError for models that were scored on different images or by different metrics, and for a
         look below 1.
@@ -119,7 +119,7 @@ class Gate:
 
 
 class _Groups:
-    """The groups of one holdout, each scored alone."""
+    """Scores of the groups of one holdout."""
 
     def __init__(
         self, gate: Gate, challenger: Matches, champion: Matches | None, groups: Mapping[str, str]
@@ -128,7 +128,7 @@ class _Groups:
         self._members = [groups.get(name) for name in challenger.images]
 
     def rows(self) -> list[GroupRow]:
-        """One row a group, by name; one that has a floor and no image is there as well."""
+        """Return one row a group, by name, including groups with a floor and without an image."""
         names = {name for name in self._members if name is not None} | set(self._gate.floors)
         return [self._row(name) for name in sorted(names)]
 
@@ -156,5 +156,5 @@ class _Groups:
 
 
 def _figure(model: Matches, images: Bools) -> float:
-    """The score on these images; NaN without truth, or without any image."""
+    """Return the score on these images, bool (images,); NaN without truth or without any image."""
     return float(model.figure(images.astype(np.int64)[None])[0]) if images.any() else math.nan

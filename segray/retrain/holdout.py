@@ -1,9 +1,9 @@
-"""Which pictures are held out, for ever, and how often each was looked at.
+"""The holdout: images that are never trained on, and the number of looks at each.
 
-    holdout.parquet   a row a picture that is held out: contents, likeness, since which version, looks
+    holdout.parquet   one row a held-out image: contents, likeness, version in which it joined, looks
 
-A picture that is held out never trains, nor does one that looks like it; one that trained is never held out.
-New pictures join by the hash of their contents, look-alikes together; each time some do, the holdout has a
+A held-out image is never trained on, nor is one that looks like it; an image of training is never held out.
+New images join by the hash of their contents, look-alikes together; each time some join, the holdout has a
 new version. Champion and challenger are scored on the newest one.
 """
 
@@ -29,63 +29,63 @@ HOLDOUT = pa.schema(
         ("group", pa.string()),
         ("likeness", pa.uint64()),
         ("joined", pa.int32()),  # version of the holdout
-        ("looks", pa.int32()),  # decisions that it had a part in
+        ("looks", pa.int32()),  # decisions in which it was scored
     ]
 )
 _AT_ONCE = 4_000_000
-"""Pairs of pictures that are compared at a time."""
+"""Number of image pairs to compare at a time."""
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """What is held out so far."""
+    """The images that are held out so far."""
 
     table: pa.Table
-    """HOLDOUT."""
+    """Table of the schema HOLDOUT."""
 
     @classmethod
     def read(cls, data: bytes | None) -> "Holdout":
-        """What `data` wrote; empty where there is none. Raises JobFailedError where it is damaged."""
+        """Read the bytes of `data`; empty for None. Raises JobFailedError where they are damaged."""
         return cls(HOLDOUT.empty_table() if data is None else table_of(data, HOLDOUT, "holdout.parquet"))
 
     def data(self) -> bytes:
-        """The file."""
+        """Return the contents of the file."""
         sink = pa.BufferOutputStream()
         pq.write_table(self.table.combine_chunks(), sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
 
     @property
     def version(self) -> int:
-        """Counts from 1; 0: nothing is held out yet."""
+        """Version, from 1; 0: nothing is held out yet."""
         return max(self.table["joined"].to_pylist(), default=0)
 
     @property
     def looks(self) -> int:
-        """The most decisions that one of its pictures had a part in.
+        """Maximum number of decisions in which one of its images was scored.
 
-        A new version that keeps some of the pictures goes on counting: the error level is spent on them.
+        A new version that keeps some of the images continues the count: their error level is spent.
         """
         return max(self.table["looks"].to_pylist(), default=0)
 
     @property
     def name(self) -> str:
-        """Version, and a digest of the contents: the same name is the same holdout."""
+        """Version and digest of the contents: the same name is the same holdout."""
         contents = "\n".join(sorted(self.table["digest"].to_pylist()))
         return f"{self.version}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
 
     def looked_at(self, digests: set[str], look: int) -> "Holdout":
-        """With these pictures looked at so often, at least."""
+        """Return the holdout with at least this number of looks at these images."""
         looks = [
             max(looks, look) if digest in digests else looks
             for looks, digest in zip(
                 self.table["looks"].to_pylist(), self.table["digest"].to_pylist(), strict=True
             )
         ]
-        place = HOLDOUT.get_field_index("looks")
-        return Holdout(self.table.set_column(place, HOLDOUT.field("looks"), pa.array(looks, pa.int32())))
+        index = HOLDOUT.get_field_index("looks")
+        return Holdout(self.table.set_column(index, HOLDOUT.field("looks"), pa.array(looks, pa.int32())))
 
     def joined_by(self, snapshot: pa.Table) -> "Holdout":
-        """With the pictures of a snapshot's split `test` that are not in it yet."""
+        """Return the holdout with the new images of a snapshot's (schema SNAPSHOT) split `test`."""
         known = set(self.table["digest"].to_pylist())
         version = self.version + 1
         new = [
@@ -100,7 +100,7 @@ class Holdout:
         return Holdout(pa.concat_tables([self.table, pa.Table.from_pylist(new, HOLDOUT)])) if new else self
 
 
-def deal(
+def assign_splits(
     pairs: Sequence[Pair],
     rows: pa.Table,
     holdout: Holdout,
@@ -110,10 +110,10 @@ def deal(
     seed: int,
     look_alikes: LookAlikes,
 ) -> list[str]:
-    """The split of each picture: `train`, `val` (where the data say so), `test` or `left_out`.
+    """Return the split of each image: `train`, `val` (where the data name it), `test` or `left_out`.
 
-    The hash is not the one by which training deals val: that would find none among what is left.
-    rows: FIGURES of the pairs. trained: addresses and digests of pictures that a model has trained on.
+    The hash differs from the one by which training splits off val, which would find none in the rest.
+    rows: FIGURES of the pairs. trained: URLs and digests of images on which a model was trained.
     """
     digests, likeness = rows["digest"].to_pylist(), np.array(rows["likeness"].to_pylist(), np.uint64)
     table = holdout.table
@@ -129,45 +129,45 @@ def deal(
     near_held |= np.array([pair.group in groups_held for pair in pairs], bool)
     splits = ["" for _ in pairs]
     members: dict[int, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups_of(pairs, likeness.tolist(), look_alikes).tolist()):
-        members[group].append(place)
+    for index, group in enumerate(groups_of(pairs, likeness.tolist(), look_alikes).tolist()):
+        members[group].append(index)
     near_old = alike.to(likeness[old], np.array([pair.group is None for pair in pairs], bool)[old])
-    for places in members.values():
-        new = [place for place in places if not held[place] and not old[place]]
-        is_held = any(held[place] or near_held[place] for place in places)
-        is_old = any(old[place] or near_old[place] for place in places)
-        named = {pairs[place].split for place in new}
+    for indices in members.values():
+        new = [index for index in indices if not held[index] and not old[index]]
+        is_held = any(held[index] or near_held[index] for index in indices)
+        is_old = any(old[index] or near_old[index] for index in indices)
+        named = {pairs[index].split for index in new}
         dealt = split_of(
-            min((digests[place] for place in new), default=""), seed=-1 - seed, val_share=0, test_share=share
+            min((digests[index] for index in new), default=""), seed=-1 - seed, val_share=0, test_share=share
         )
-        for place in places:
-            said = pairs[place].split
-            if held[place]:
-                splits[place] = TEST
-            elif old[place]:
-                splits[place] = LEFT_OUT if is_held or said == TEST else said or "train"
+        for index in indices:
+            named_split = pairs[index].split
+            if held[index]:
+                splits[index] = TEST
+            elif old[index]:
+                splits[index] = LEFT_OUT if is_held or named_split == TEST else named_split or "train"
             elif is_held:
-                splits[place] = LEFT_OUT if is_old else TEST
+                splits[index] = LEFT_OUT if is_old else TEST
             elif is_old:
-                splits[place] = LEFT_OUT if TEST in named else said or "train"
+                splits[index] = LEFT_OUT if TEST in named else named_split or "train"
             elif TEST in named:
-                splits[place] = TEST
+                splits[index] = TEST
             else:
                 others = "val" if "val" in named else "train"
-                splits[place] = said or (dealt if named == {None} else others)
+                splits[index] = named_split or (dealt if named == {None} else others)
     return _without_look_alikes(splits, alike, likeness, pairs)
 
 
 def _without_look_alikes(
     splits: list[str], alike: "_Alike", likeness: NDArray[np.uint64], pairs: Sequence[Pair]
 ) -> list[str]:
-    """A picture that trains and looks like one that is held out is left out, in whatever groups they are."""
+    """Leave out training images that look like a held-out one, whatever their groups."""
     tested = np.array([split == TEST for split in splits], bool)
     free = np.array([pair.group is None for pair in pairs], bool)
     near = alike.to(likeness[tested], free[tested])
     return [
-        LEFT_OUT if near[place] and split not in (TEST, LEFT_OUT) else split
-        for place, split in enumerate(splits)
+        LEFT_OUT if near[index] and split not in (TEST, LEFT_OUT) else split
+        for index, split in enumerate(splits)
     ]
 
 
@@ -180,7 +180,7 @@ def _ungrouped(table: pa.Table) -> NDArray[np.bool_]:
 
 
 class _Alike:
-    """Which pictures look like one of others; those to which the data give a group look like nobody."""
+    """Find images that look like one of others; images with a group in the data look like none."""
 
     def __init__(
         self, likeness: NDArray[np.uint64], free: NDArray[np.bool_], look_alikes: LookAlikes
@@ -189,15 +189,15 @@ class _Alike:
         self._distance = DISTANCES.get(look_alikes, -1)
 
     def to(self, others: NDArray[np.uint64], free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(pictures,) whether each is as near to one of them as copies are."""
+        """Return which images, bool (images,), are look-alikes of `others`, uint64 (others,)."""
         near = np.zeros(len(self._likeness), bool)
         others = np.unique(others[free]) if len(others) else others
         if self._distance < 0 or not len(others):
             return near
-        codes, place = np.unique(self._likeness, return_inverse=True)
+        codes, index = np.unique(self._likeness, return_inverse=True)
         found = np.zeros(len(codes), bool)
         step = max(1, _AT_ONCE // len(others))
         for start in range(0, len(codes), step):
             bits = np.bitwise_count(codes[start : start + step, None] ^ others[None])
             found[start : start + step] = (bits <= self._distance).any(axis=1)
-        return found[place.ravel()] & self._free
+        return found[index.ravel()] & self._free

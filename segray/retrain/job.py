@@ -1,7 +1,7 @@
-"""`segray retrain`, step by step: look, freeze, train, score, decide, register, tell. Each is gone on with.
+"""`segray retrain`, step by step: list, freeze, train, score, decide, register, notify.
 
-A round that is begun ends, whatever killed it: every step leaves its result in the round's folder and is not
-done again. What a later step reads is frozen when the round begins: labels, holdout, the model to start from.
+A killed round is continued: every step writes its result to the round's folder and is not repeated. The
+inputs of later steps are frozen when the round begins: labels, holdout, the model to start from.
 """
 
 import time
@@ -21,6 +21,7 @@ from segray.log import LOG, answer, say
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lease
+from segray.output.names import MODEL, PLAN, RUN
 from segray.registry.mirror import check_mirror
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
@@ -40,10 +41,8 @@ from segray.retrain.promotion import ChampionChangedError, keep, promote
 from segray.retrain.rounds import (
     DECISION,
     LABEL,
-    PLAN,
     REPORT,
     ROUND,
-    RUN,
     Round,
     check_plan,
     now_utc,
@@ -52,13 +51,13 @@ from segray.retrain.rounds import (
 from segray.retrain.settings import RetrainSettings, without_environment
 from segray.run import Problems, on_ray
 from segray.storage import shown
-from segray.train.identity import MODEL
 
 
 def retrain(settings: RetrainSettings) -> ExitCode:
-    """One round: a new champion (0), a refusal (5), or nothing to do (4). Every end is told to `notify`.
+    """Run one round: a new champion (0), a refusal (5), or nothing to do (4). Every end goes to `notify`.
 
-    Raises SettingsError for what can be known before work begins, NothingToDoError, JobFailedError.
+    Raises SettingsError for problems found before work begins, NothingToDoError where too few labels are new,
+    JobFailedError where a step fails.
     """
     started = time.time()
     about = {"verb": "retrain", "model": settings.model, "registry": shown(settings.registry)}
@@ -89,11 +88,11 @@ _OUTCOMES = {
 
 
 def _retrain(settings: RetrainSettings) -> dict[str, Any] | None:
-    """Return the record of a round that is over; None for a dry run."""
+    """Return the record of the finished round; None for a dry run."""
     with on_ray(settings, _load_ray) as ray:
         job, lease = _prepare(settings, ray)
         if settings.dry_run:
-            _tell_plan(job)
+            _print_plan(job)
             return None
         try:
             with lease:
@@ -110,7 +109,7 @@ def _load_ray() -> None:
 
 
 def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lease[Output]]:
-    """Look at output and registry: all problems at once."""
+    """Check output and registry; raise SettingsError with all problems at once."""
     problems = Problems()
     attempt = problems.attempt
     store = Output(settings.output, settings.storage)
@@ -130,24 +129,22 @@ def _prepare(settings: RetrainSettings, ray: RayStart) -> tuple[Job, Lease[Outpu
             lambda: values_by_image(settings.data, settings.group_by or "", settings.root, settings.storage)
         )
     elif settings.gate.floors or settings.gate.group_drop is not None:
-        problems.lines.append("gate.floors, gate.group_drop: say with group_by what the groups are")
+        problems.lines.append("gate.floors, gate.group_drop: set group_by, the column that names the groups")
     if problems:
         raise problems.error()
     gate = Gate(margin=settings.margin, **settings.gate.model_dump())
     return Job(settings, store, registry, ray, gate), lease
 
 
-def _tell_plan(job: Job) -> None:
-    """Print what a round would do."""
+def _print_plan(job: Job) -> None:
+    """Print what a round would do, for a dry run."""
     open_rounds = [each for each in rounds(job.store, job.settings.output) if not each.is_over]
     champion, before = job.champion(), snapshot_before(job)
     found, listed = quick_news(job, champion, before)
-    does = (
-        f"round {open_rounds[-1].number} would be gone on with" if open_rounds else _would(job, found.number)
-    )
+    does = f"round {open_rounds[-1].number} would be continued" if open_rounds else _would(job, found.number)
     answer(
         [
-            f"labels: {listed:,} pictures, {found.told()} since the last round",
+            f"labels: {listed:,} images, {found.text()} since the last round",
             f"champion: {champion or 'none yet'}; start: {start_of(job, champion) or 'scratch'}",
             does,
             "dry run: nothing was written",
@@ -157,23 +154,23 @@ def _tell_plan(job: Job) -> None:
 
 def _would(job: Job, number: int) -> str:
     enough = number >= job.settings.min_new
-    return "a round would begin" if enough else f"nothing would be done: {job.settings.min_new} are asked for"
+    return "a round would begin" if enough else f"nothing would be done: min_new is {job.settings.min_new}"
 
 
 # --- a round -----------------------------------------------------------------------------------------
 
 
 def _round(job: Job) -> dict[str, Any]:
-    """Begin a round or go on with the last one, to its end."""
+    """Begin a round or continue the last one, to its end; return its record."""
     there = rounds(job.store, job.settings.output)
     last = there[-1] if there else None
     if last is not None and not last.is_over and last.is_begun:
-        say(f"going on with round {last.number}")
+        say(f"continuing round {last.number}")
         now = last
     else:
         is_over = last is not None and last.is_over
         if last is not None and is_over:
-            _label(job, last)  # where that was not ended
+            _label(job, last)  # if that was not finished
         number = 1 if last is None else last.number + is_over
         now = Round(job.store, number, job.settings.output)
         begin(job, now)
@@ -195,8 +192,8 @@ def _round(job: Job) -> dict[str, Any]:
 
 def _way_out(now: Round, frozen: dict[str, Any]) -> str:
     return (
-        f"this is round {now.number}, begun {frozen.get('begun_at', 'before')}: it goes on with the settings "
-        f"and files that it was begun with; to begin it anew, delete {shown(now.address())}"
+        f"this is round {now.number}, begun {frozen.get('begun_at', 'before')}: it continues with the "
+        f"settings and files with which it began; to restart it, delete {shown(now.address())}"
     )
 
 
@@ -212,7 +209,7 @@ def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
     )
     code, record = trained(settings)
     if code != ExitCode.DONE:
-        raise RejectsError("pictures that could be read when the round began cannot now")
+        raise RejectsError("images that were readable when the round began are not readable now")
     return record
 
 
@@ -222,10 +219,10 @@ def _train(job: Job, now: Round, frozen: dict[str, Any]) -> dict[str, Any]:
 def _register(
     job: Job, now: Round, frozen: dict[str, Any], decision: dict[str, Any], run: dict[str, Any]
 ) -> str:
-    """Keep the challenger as a version, and make it the champion where the decision says so."""
+    """Add the challenger as a version, and make it the champion if the decision is to promote."""
     model = now.read(f"train/{MODEL}")
     if model is None:
-        raise JobFailedError(f"{now.address(f'train/{MODEL}')} is gone; run again")
+        raise JobFailedError(f"{now.address(f'train/{MODEL}')} is missing; run again")
     try:
         version = keep(job.registry, job.settings, now, model, frozen, decision, run)
         promote(job.registry, job.settings, now, version, decision)
@@ -280,7 +277,7 @@ def _settings(settings: RetrainSettings) -> Any:
 
 
 def _label(job: Job, now: Round) -> None:
-    """Annotate with a new champion, where that is asked for; its trouble is its own. It is gone on with."""
+    """Annotate with a new champion if `label` is set; an error is a warning, and the next run continues."""
     pending = now.read_json(LABEL)
     if not pending or pending["done"] or not job.settings.label or pending["version"] != job.champion():
         return

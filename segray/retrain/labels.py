@@ -1,4 +1,4 @@
-"""The labels of a round: what is known of each picture, and what is new since the round before."""
+"""The labels of a round: a snapshot of each image and its labels, and what is new since an earlier one."""
 
 import hashlib
 import io
@@ -17,25 +17,25 @@ from segray.errors import JobFailedError
 
 SNAPSHOT = pa.schema(
     [
-        ("address", pa.string()),  # canonical URL of the picture
+        ("address", pa.string()),  # canonical URL of the image
         ("etag", pa.string()),  # or size and mtime
         ("label_address", pa.string()),
         ("label_etag", pa.string()),
-        ("digest", pa.string()),  # sha256 of the picture's file, hex
+        ("digest", pa.string()),  # sha256 of the image's file, hex
         ("label_digest", pa.string()),  # sha256 of its labels, hex: see `digest_of_instances`
-        ("split", pa.string()),  # train, val, test; or left_out: a look-alike of a held-out picture
-        ("group", pa.string()),  # of pictures that stay together
+        ("split", pa.string()),  # train, val, test; or left_out: a look-alike of a held-out image
+        ("group", pa.string()),  # images of one group are in one split
         ("likeness", pa.uint64()),  # perceptual hash
     ]
 )
-"""What a model was trained on and scored with, frozen; sorted by address."""
+"""Images and labels on which a model was trained and scored; sorted by address."""
 _NAMES = pa.schema([("name", pa.string())])
 TEST, LEFT_OUT = "test", "left_out"
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the labels have that an earlier snapshot had not."""
+    """Number of new, changed and removed images since an earlier snapshot."""
 
     new: int
     changed: int
@@ -43,19 +43,19 @@ class News:
 
     @property
     def number(self) -> int:
-        """What counts for `min_new`."""
+        """Number that is compared with `min_new`."""
         return self.new + self.changed
 
-    def told(self) -> str:
-        """For a person."""
+    def text(self) -> str:
+        """Return the numbers as text."""
         return f"{self.new:,} new, {self.changed:,} changed, {self.removed:,} removed"
 
 
 def digest_of_instances(pair: AnnotatedPair, categories: Mapping[int, str]) -> str:
-    """sha256, hex, of what the annotations of a picture mean.
+    """Return the sha256, hex, of the contents of an image's annotations.
 
-    Ids and the order of annotations, which every export numbers anew, are no part of it; the names of
-    categories are: one that is renamed is another label.
+    Ids and the order of annotations, which change in every export, are not included; names of categories are:
+    a renamed category is another label.
     """
     content = json.loads(pair.annotations)
     meant = [
@@ -69,9 +69,9 @@ def digest_of_instances(pair: AnnotatedPair, categories: Mapping[int, str]) -> s
 def unread_news(
     pairs: Sequence[Pair], before: pa.Table | None, categories: Mapping[int, str] | None = None
 ) -> News:
-    """The most that can be new, by addresses and versions alone: no picture is opened.
+    """Return an upper limit of what is new, by addresses and versions only, without opening images.
 
-    categories: of labels of instances, which are in the listing and are compared by what they mean.
+    categories: id -> name, for instance labels, which are in the listing and compared by contents.
     """
     label = "label_etag" if categories is None else "label_digest"
     known = _by_address(before, ("address", "etag", label))
@@ -86,7 +86,7 @@ def _label_version(pair: Pair, categories: Mapping[int, str] | None) -> str:
 
 
 def news(snapshot: pa.Table, before: pa.Table | None) -> News:
-    """By contents. A picture that was left out or rejected counts as any other."""
+    """Compare two snapshots (schema SNAPSHOT) by contents; images that were left out count, too."""
     columns = ("address", "digest", "label_digest")
     return _compared(_by_address(snapshot, columns), _by_address(before, columns))
 
@@ -110,7 +110,10 @@ def snapshot_of(
     splits: Sequence[str],
     categories: Mapping[int, str] | None = None,
 ) -> pa.Table:
-    """SNAPSHOT of pairs that could be read; rows: their FIGURES; categories: of labels of instances."""
+    """Return the snapshot (schema SNAPSHOT) of readable pairs.
+
+    rows: their figures (schema FIGURES); categories: id -> name, for instance labels.
+    """
     digests = rows["label_digest"].to_pylist()
     if categories is not None:
         digests = [_label_version(pair, categories) for pair in pairs]
@@ -130,41 +133,41 @@ def snapshot_of(
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """Parquet, the same bytes for the same rows."""
+    """Return a table (any schema) as Parquet, the same bytes for the same rows."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.combine_chunks(), sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
 
 
 def from_bytes(data: bytes | None) -> pa.Table | None:
-    """A snapshot that was written; None where there is none. Raises JobFailedError where it is damaged."""
+    """Return the snapshot (schema SNAPSHOT) in a file; None for None. Raises JobFailedError if damaged."""
     return None if data is None else table_of(data, SNAPSHOT, "snapshot.parquet")
 
 
 def table_of(data: bytes, schema: pa.Schema, name: str) -> pa.Table:
-    """A table that was written. Raises JobFailedError for one that is damaged: nobody may begin another."""
+    """Return the table of this schema in a file. Raises JobFailedError where it is damaged."""
     try:
         return pq.read_table(io.BytesIO(data)).cast(schema)
     except ValueError as error:  # ArrowInvalid is one
-        raise JobFailedError(f"{name} is damaged ({error}); put its last good version back") from error
+        raise JobFailedError(f"{name} is damaged ({error}); restore its last good version") from error
 
 
 def trained_in(snapshot: pa.Table) -> set[str]:
-    """Addresses and digests of the pictures that were not held out."""
+    """Return addresses and digests of the images of a snapshot (schema SNAPSHOT) that were not held out."""
     rows = snapshot.filter(pc.not_equal(snapshot["split"], TEST))
     return {*rows["address"].to_pylist(), *rows["digest"].to_pylist()}
 
 
 def names_to_bytes(names: Collection[str]) -> bytes:
-    """A table of addresses and digests, which `names_from` reads."""
+    """Return a Parquet file of addresses and digests, which `names_from` reads."""
     return to_bytes(pa.table({"name": sorted(names)}, schema=_NAMES))
 
 
 def names_from(data: bytes | None) -> set[str]:
-    """None where there is no table. Raises JobFailedError where it is damaged."""
+    """Return the addresses and digests in a file; empty for None. Raises JobFailedError if damaged."""
     return set() if data is None else {*table_of(data, _NAMES, "trained.parquet")["name"].to_pylist()}
 
 
 def name_of(snapshot: bytes) -> str:
-    """The first 12 hex digits of its sha256."""
+    """Return the name of a snapshot: the first 12 hex digits of its sha256."""
     return hashlib.sha256(snapshot).hexdigest()[:12]

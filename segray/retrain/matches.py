@@ -1,7 +1,7 @@
-"""What one model got right on each image of a holdout, so that its score can be computed for any resample.
+"""Matches of one model on each image of a holdout, from which the score of any resample is computed.
 
 AP is not a mean over images: detections of all images are ranked together. So each bootstrap draw ranks the
-matches again; overlapping masks, the slow part, happens once.
+matches again; the overlap of masks, the slow part, is computed once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ Bools = NDArray[np.bool_]
 RECALLS: Floats = np.linspace(0.0, 1.00, 101)
 """COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
 _CHUNK = 1 << 16
-"""Draws x detections that are ranked at a time; a few such arrays of float64 stay in the cache."""
+"""Draws x detections to rank at a time; a few such float64 arrays fit into the cache."""
 
 
 class Matches(Protocol):
-    """One model on one holdout."""
+    """Matches of one model on one holdout."""
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -34,16 +34,16 @@ class Matches(Protocol):
 
     @property
     def metric(self) -> str:
-        """What the score is called: `AP` or `mIoU`."""
+        """Name of the score: `AP` or `mIoU`."""
 
     def figure(self, weights: Ints) -> Floats:
         """Return the score, float64 (draws,), of integer weights (draws, images); NaN without truth.
 
-        An image of weight 2 counts as if it were twice in the holdout, one of weight 0 as if it were not.
+        An image of weight 2 counts as two copies, one of weight 0 is left out.
         """
 
     def differing(self, other: Self) -> Bools:
-        """Return, for each image, whether the two models answer differently there, bool (images,)."""
+        """Return on which images the predictions of the two models differ, bool (images,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class InstanceMatches:
 
     images: tuple[str, ...]
     categories: Ints
-    """(categories,) their ids, ascending."""
+    """(categories,) category ids, ascending."""
     category: Ints
     """(detections,) index in `categories`."""
     image: Ints
@@ -84,13 +84,13 @@ class InstanceMatches:
         for number, each in enumerate(found):
             if each is None:  # neither truth nor prediction
                 continue
-            row, place = divmod(number, len(names))
-            truth[row, place] = np.count_nonzero(each["gtIgnore"] == 0)
+            row, index = divmod(number, len(names))
+            truth[row, index] = np.count_nonzero(each["gtIgnore"] == 0)
             detections = len(each["dtScores"])
             columns.append(
                 (
                     np.full(detections, row),
-                    np.full(detections, place),
+                    np.full(detections, index),
                     np.array(each["dtScores"], np.float64),
                     each["dtMatches"] > 0,
                     each["dtIgnore"].astype(bool),
@@ -115,9 +115,9 @@ class InstanceMatches:
     def figure(self, weights: Ints) -> Floats:
         """Return COCO's AP of each draw: the mean over IoUs, recall points and categories with truth.
 
-        Equal to pycocotools on a data set in which each image stands as often as its weight says, its copies
-        side by side. (Between two detections of one image with one score and category, pycocotools ranks the
-        second before the copy of the first; here copies of a detection come together.)
+        Equal to pycocotools on a data set in which each image occurs as often as its weight, its copies in
+        sequence. (For two detections of one image with one score and category, pycocotools ranks the second
+        before the copy of the first; here copies of a detection are consecutive.)
 
         Raises ValueError for weights of another shape.
         """
@@ -141,7 +141,7 @@ class InstanceMatches:
         return np.array([one != another for one, another in zip(mine, theirs, strict=True)], bool)
 
     def _of_images(self) -> list[bytes]:
-        """All that is known of the detections of each image, to compare."""
+        """Return all values of the detections of each image as bytes, for comparison."""
         order = np.argsort(self.image, kind="stable")
         rows = np.column_stack(
             (
@@ -178,7 +178,7 @@ class _Category:
             (np.flatnonzero(hit & ~passed), ~passed if passed.any() else None)
             for hit, passed in zip(matched, ignored, strict=True)
         ]
-        """For each IoU: ranks of the true positives, and which detections count, where not all do."""
+        """For each IoU: ranks of the true positives, and which detections count (None: all)."""
 
     def average_precision(self, weights: Ints, truth: Ints) -> Floats:
         """Return the mean precision over IoUs and recall points, (draws,); `truth` (draws,) is above 0."""
@@ -196,12 +196,12 @@ class _Category:
 
 
 def _precision_sums(hits: Floats, detections: Floats, needed: Floats) -> Floats:
-    """Sum of the interpolated precision over the recall points, (draws,).
+    """Return the sum of the interpolated precision over the recall points, float64 (draws,).
 
     `hits` (draws, true positives): the weight of each, by rank; `detections`, likewise: the weight of all up
-    to there; `needed` (draws, 101): how many hits each recall point asks for, ascending.
+    to it; `needed` (draws, 101): number of hits that each recall point requires, ascending.
 
-    Precision is highest, and a recall point is reached, at a true positive; other ranks are left out. The
+    Precision is highest, and a recall point is reached, at a true positive; other ranks are skipped. The
     interpolated precision at a recall is the highest from there on (Everingham et al., "The PASCAL VOC
     Challenge", 2010): the highest between neighbouring points first, then from the right.
     """
@@ -212,7 +212,7 @@ def _precision_sums(hits: Floats, detections: Floats, needed: Floats) -> Floats:
     np.divide(found[:, :-1], detections + np.spacing(1), out=precision[:, :-1])
     apart = needed[:, -1].max() + 2
     found[:, -1] = apart - 1
-    row = np.arange(draws)[:, None] * apart  # makes one ascending list of all draws
+    row = np.arange(draws)[:, None] * apart  # concatenates all draws to one ascending list
     found += row
     reached = np.searchsorted(found.ravel(), (needed + row).ravel())
     between = np.maximum.reduceat(precision.ravel(), reached).reshape(needed.shape)
@@ -220,7 +220,7 @@ def _precision_sums(hits: Floats, detections: Floats, needed: Floats) -> Floats:
 
 
 def _needed(truth: Ints) -> Floats:
-    """Fewest hits whose recall, hits / truth in float64, is at least each recall point, (draws, 101)."""
+    """Return the fewest hits whose recall, hits / truth in float64, reaches each point, (draws, 101)."""
     whole = truth[:, None].astype(np.float64)
     hits = np.ceil(RECALLS * whole)
     hits -= (hits - 1) / whole >= RECALLS
@@ -235,20 +235,20 @@ def _no_detections() -> tuple[Ints, Ints, Floats, Bools, Bools]:
 
 @dataclass(frozen=True, eq=False)
 class ConfusionMatrices:
-    """Pixels of each image and class: of truth, of prediction, of both; mIoU needs no more."""
+    """Number of pixels of each image and class in truth, prediction and both, from which mIoU is computed."""
 
     images: tuple[str, ...]
     hits: Ints
-    """(images, classes) pixels that are of the class and predicted as such."""
+    """(images, classes) pixels of the class that are predicted as such."""
     true: Ints
-    """(images, classes)"""
+    """(images, classes) pixels of the class in the truth."""
     found: Ints
-    """(images, classes)"""
+    """(images, classes) pixels that are predicted as the class."""
     metric: str = "mIoU"
 
     @classmethod
     def of(cls, scores: Mapping[str, SemanticScores]) -> "ConfusionMatrices":
-        """Take one confusion matrix an image; raises ValueError if they differ in classes."""
+        """Take one confusion matrix an image. Raises ValueError where they differ in classes."""
         names = tuple(sorted(scores))
         if len({(each.classes, each.ignore_index) for each in scores.values()}) > 1:
             raise ValueError("confusion matrices of different classes")

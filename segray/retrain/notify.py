@@ -1,4 +1,4 @@
-"""Telling a command or a webhook of the user's how a retraining ended."""
+"""Notify commands and webhooks of the user about the end of a retraining."""
 
 import json
 import shlex
@@ -16,13 +16,13 @@ PATIENCE_S = 30.0
 
 
 def notify(targets: Sequence[SecretStr], record: Mapping[str, Any]) -> None:
-    """Give the record, as JSON, to each; one that fails costs a warning, which does not show it."""
+    """Send the record, as JSON, to each target; a failure causes a warning without the target."""
     data = json.dumps(record, ensure_ascii=False, default=str).encode()
     for number, target in enumerate(targets, start=1):
         try:
             _tell(target.get_secret_value(), data)
         except (OSError, ValueError, HTTPException, subprocess.SubprocessError) as error:
-            say(f"notify: number {number} was not told: {_reason(error)}", "warning")
+            say(f"notify: number {number} failed: {_reason(error)}", "warning")
 
 
 def _tell(target: str, data: bytes) -> None:
@@ -35,7 +35,7 @@ def _tell(target: str, data: bytes) -> None:
 
 
 def _words(command: str) -> list[str]:
-    """Raises ValueError for what is no command."""
+    """Split a command into words. Raises ValueError for an empty or invalid one."""
     words = shlex.split(command)
     if not words:
         raise ValueError("no command")
@@ -43,7 +43,7 @@ def _words(command: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """Without the target, which may be a secret."""
+    """Describe an error without the target, which may be a secret."""
     if isinstance(error, subprocess.CalledProcessError):
         return f"it ended with exit code {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Held-out pictures on which champion and challenger differ most, for the report."""
+"""Panels of the held-out images on which champion and challenger differ most, for the report."""
 
 import io
 from collections.abc import Sequence
@@ -20,14 +20,17 @@ from segray.sources.manifest import look_up_rows
 from segray.sources.read_step import read_all
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.train.reporting.instance_samples import side_by_side
+from segray.train.reporting.samples import side_by_side
 
 SURE = 0.5
-"""Detections with a higher score are drawn and counted."""
+"""Score above which detections are drawn and counted."""
 
 
 def f1(matches: InstanceMatches) -> NDArray[np.float64]:
-    """(images,) 2 TP / (detections + truth) at IoU 0.5, of detections above SURE; 1 where neither is."""
+    """Return F1, 2 TP / (detections + truth), at IoU 0.5 of detections above SURE, float64 (images,).
+
+    It is 1 for images without detections and truth.
+    """
     images = len(matches.images)
     sure = (matches.score > SURE) & ~matches.ignored[0]
     hits = np.bincount(matches.image[sure & matches.matched[0]], minlength=images)
@@ -38,9 +41,9 @@ def f1(matches: InstanceMatches) -> NDArray[np.float64]:
 def differing_pictures(
     challenger: Scored, champion: Scored | None, number: int, max_pixels: int, storage: StorageSettings
 ) -> list[tuple[str, bytes]]:
-    """(Caption, PNG) of at most `number` pictures of an instance model; those that are gone are left out.
+    """Return (caption, PNG) of at most `number` images of an instance model, except deleted ones.
 
-    Without a champion those on which the challenger is worst.
+    Without a champion the images on which the challenger is worst.
     """
     if not isinstance(challenger.matches, InstanceMatches) or not number:
         return []
@@ -50,17 +53,17 @@ def differing_pictures(
         assert isinstance(champion.matches, InstanceMatches)
         theirs = f1(champion.matches)
     order = np.argsort(-np.abs(mine - theirs), kind="stable")[:number]
-    chosen = [place for place in order.tolist() if mine[place] != theirs[place]]
-    keys = [challenger.matches.images[place] for place in chosen]
+    chosen = [index for index in order.tolist() if mine[index] != theirs[index]]
+    keys = [challenger.matches.images[index] for index in chosen]
     pixels = _pixels([challenger.names[key] for key in keys], max_pixels, storage)
     found = []
-    for place, key, picture in zip(chosen, keys, pixels, strict=True):
+    for index, key, picture in zip(chosen, keys, pixels, strict=True):
         if isinstance(picture, ItemError):
             continue
         name = challenger.names[key]
-        words = f"{name}: F1 {theirs[place]:.2f} of the champion, {mine[place]:.2f} of the challenger"
+        words = f"{name}: F1 {theirs[index]:.2f} of the champion, {mine[index]:.2f} of the challenger"
         if champion is None:
-            words = f"{name}: F1 {mine[place]:.2f}"
+            words = f"{name}: F1 {mine[index]:.2f}"
         found.append((words, _drawn(name, key, picture, challenger, champion)))
     return found
 

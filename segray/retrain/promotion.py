@@ -1,4 +1,4 @@
-"""The challenger as a version of the registry, and as its champion where the decision says so."""
+"""Add the challenger to the registry, and make it the champion if the decision is to promote."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from segray.storage import shown
 
 
 class ChampionChangedError(SegrayError):
-    """Somebody promoted another version since the comparison."""
+    """Another version was promoted since the comparison."""
 
 
 def keep(
@@ -29,7 +29,7 @@ def keep(
     decision: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> str:
-    """Put the challenger into the registry, with what is known of it; returns its version."""
+    """Add the challenger to the registry, with its records; return its version."""
     figures = decision["figures"]
     metrics = {
         "holdout": {**frozen["holdout"], "looks": decision["look"]},
@@ -56,7 +56,7 @@ def keep(
 def promote(
     registry: Registry, settings: RetrainSettings, now: Round, version: str, decision: Mapping[str, Any]
 ) -> None:
-    """Change the aliases, once. Raises ChampionChangedError where another one is champion by now."""
+    """Change the aliases, once. Raises ChampionChangedError where another version is champion by now."""
     run, why = shown(now.address()), " ".join(decision["reasons"])
 
     def edit(there: Aliases) -> Aliases | None:

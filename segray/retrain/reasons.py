@@ -1,4 +1,4 @@
-"""The sentences of a decision: why it is refused or promoted, and what was not judged."""
+"""Sentences of a decision: reasons of a refusal or promotion, and what was not judged."""
 
 import math
 
@@ -7,7 +7,7 @@ from segray.retrain.decision import Decision
 
 
 def problems(decision: Decision, least_figure: float) -> list[str]:
-    """Return all that speaks against the challenger; nothing: it is promoted."""
+    """Return all reasons to refuse the challenger; empty: it is promoted."""
     if not decision.images:
         found = [f"The holdout {decision.holdout} has no image."]
     elif decision.gain is None:
@@ -18,7 +18,7 @@ def problems(decision: Decision, least_figure: float) -> list[str]:
 
 
 def merits(decision: Decision, least_figure: float) -> list[str]:
-    """Return why it is promoted, where nothing speaks against it."""
+    """Return the reasons of a promotion."""
     metric, mine, champion = decision.metric, decision.challenger.figure, decision.champion
     if champion is None or decision.gain is None:
         lines = [f"It is the first version, and its {metric} of {mine:.4f} is above {least_figure:.4f}."]
@@ -32,7 +32,7 @@ def merits(decision: Decision, least_figure: float) -> list[str]:
 
 
 def notes(decision: Decision, least: int) -> list[str]:
-    """Return which groups are reported only, and which gain this holdout can show."""
+    """Return which groups are only reported, and which gain this holdout can show."""
     lines = []
     for row in decision.groups:
         if row.images and not row.judged:
@@ -69,7 +69,7 @@ def _of_gain(decision: Decision) -> list[str]:
     if gain is None or champion is None:
         return []
     if not gain.differing:
-        return [f"Champion and challenger answer alike on all {images:,} images of the holdout."]
+        return [f"Champion and challenger predict the same on all {images:,} images of the holdout."]
     change = f"The {decision.metric} goes from {champion.figure:.4f} to {decision.challenger.figure:.4f}"
     if gain.difference.figure <= decision.margin:
         return [f"{change}, which is not above the margin of {decision.margin:.4f}."]

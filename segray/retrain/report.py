@@ -1,4 +1,4 @@
-"""The page of one retraining: the decision, why, and what it rests on; one HTML file that needs no other."""
+"""Report page of one retraining, a self-contained HTML file: the decision, its reasons and figures."""
 
 import base64
 import math
@@ -10,15 +10,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 WIDTH, HEIGHT = 320, 120
-"""Of a curve, in SVG units."""
+"""Size of a curve, in SVG units."""
 _CURVES = ("train_loss", "val_loss", "ap", "miou", "lr")
-"""Columns of metrics.jsonl that are drawn, where they are."""
+"""Columns of metrics.jsonl to draw, where present."""
 
 
 def report_page(record: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]] = ()) -> str:
-    """Return the page as HTML; every name in it is escaped, and nothing is loaded from elsewhere.
+    """Return the page as HTML; every name in it is escaped, and nothing is loaded from the network.
 
-    `record` holds `model`, `version`, `time` and `decision` (of `Decision.to_json`), and, where known: `data`
+    `record` has `model`, `version`, `time` and `decision` (of `Decision.to_json`), and, where known: `data`
     ({`new`, `changed`, `removed`, `rows`: [{`split`, `group`, `new`, `changed`, `removed`}]}), labels since
     the champion's snapshot; `history` (rows of metrics.jsonl); `versions` and `links`, both name to text.
     `pictures` are captions and PNG files.
@@ -48,39 +48,39 @@ def report_page(record: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]
 
 
 def score(value: float | None) -> str:
-    """A score with four digits; a dash where there is none."""
+    """Return a score with four digits; a dash for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def signed(value: float | None) -> str:
-    """A difference, likewise."""
+    """Return a difference with its sign and four digits; a dash for None."""
     return "-" if value is None else f"{value:+.4f}"
 
 
 def small(value: float | None) -> str:
-    """An error level or a learning rate: two digits that count."""
+    """Return an error level or a learning rate with two significant digits; a dash for None."""
     return "-" if value is None else f"{value:.2g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Whisker:
-    """One interval on an axis that it shares with others; positions are in 0..100."""
+    """One interval on an axis shared with others; positions are in 0..100."""
 
     name: str
     figure: float
     low: float
     high: float
     mark: float | None = None
-    """Position of a further mark."""
+    """Position of an additional mark."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One column over the epochs."""
+    """Curve of one column over the epochs."""
 
     name: str
     lines: list[str]
-    """Points of polylines, in SVG units; what is not a number parts them."""
+    """Points of polylines, in SVG units; NaN values separate them."""
     first: int
     last: int
     """Epochs."""
@@ -100,7 +100,7 @@ def _gain(decision: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | No
 
 
 def _whiskers(rows: Iterable[tuple[str, Mapping[str, Any] | None, float | None]]) -> list[Whisker]:
-    """Intervals (name, estimate, further mark) on one axis; those without figures are left out."""
+    """Return intervals (name, estimate, additional mark) on one axis; those without figures are left out."""
     known = [
         (name, [each["figure"], each["low"], each["high"]], mark)
         for name, each, mark in rows
@@ -121,7 +121,7 @@ def _whiskers(rows: Iterable[tuple[str, Mapping[str, Any] | None, float | None]]
 
 
 def _curve(name: str, history: Sequence[Mapping[str, Any]]) -> Curve | None:
-    """None without any number."""
+    """Return the curve of a column; None without any number."""
     rows = [(int(row["epoch"]), _number(row.get(name))) for row in history if "epoch" in row]
     values = [value for _, value in rows if value is not None]
     if not values:
@@ -143,7 +143,7 @@ def _number(value: Any) -> float | None:
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest with a tenth of their distance around, never one value."""
+    """Return the lowest and highest value, padded by a tenth of their distance, never equal."""
     low, high = min(values), max(values)
     around = (high - low) / 10 or max(abs(high), 1e-6) / 10
     return low - around, high + around

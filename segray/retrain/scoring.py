@@ -1,4 +1,4 @@
-"""A model on the held-out pictures: what the gate compares, whatever the task."""
+"""Score a model on the held-out images, for both tasks; the gate compares two such scores."""
 
 import io
 from collections.abc import Sequence
@@ -12,35 +12,36 @@ from segray.data.labels import LabelRules
 from segray.errors import ExitCode, ItemError, JobFailedError
 from segray.evaluate.average_precision import InstanceScores
 from segray.evaluate.categories import CategoryMap
-from segray.evaluate.confusion_matrix import IGNORE_INDEX, SemanticScores
+from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
+from segray.palette import VOID
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
 from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
 
 DETECTIONS = 500
-"""Of an image and category that count, as in training; COCO's 100 are below the truth of dense images."""
+"""Maximum detections of an image and category, as in training; COCO's 100 are too few for dense images."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One model on the holdout."""
+    """Scores of one model on the holdout."""
 
     matches: InstanceMatches | ConfusionMatrices
     names: dict[str, str]
-    """Image in `matches` -> address."""
+    """Image name in `matches` -> its URL."""
     lost: list[str]
-    """Images that are in no score, and why."""
+    """Images that could not be scored, with the reason."""
     figures: dict[str, float]
-    """Everything that is known, for the card."""
+    """All metrics, for the model card."""
     scores: InstanceScores | None = None
-    """Truth and predictions of an instance model."""
+    """Truth and predictions, for an instance model."""
     run: str = ""
-    """Output of `annotate`, of an instance model."""
+    """Output of `annotate`, for an instance model."""
 
 
 def manifest(addresses: Sequence[str]) -> bytes:
-    """What `annotate` reads."""
+    """Return a manifest of these URLs for `annotate`."""
     import pyarrow.parquet as pq
 
     sink = io.BytesIO()
@@ -49,9 +50,10 @@ def manifest(addresses: Sequence[str]) -> bytes:
 
 
 def score_instances(settings: RetrainSettings, weights: str, labels: str, items: str, output: str) -> Scored:
-    """Annotate the holdout and match what was found with the truth.
+    """Annotate the holdout and match the predictions with the truth.
 
-    labels: COCO JSON with splits. items: the manifest of the split test. Raises as `annotate` does.
+    labels: COCO JSON with splits. items: the manifest of the split test. Raises JobFailedError where
+    annotating fails, SettingsError as `annotate` does.
     """
     from segray.annotate.task import Annotate
     from segray.bulk.job import done
@@ -60,7 +62,7 @@ def score_instances(settings: RetrainSettings, weights: str, labels: str, items:
     given = {
         **{"score_threshold": SCORE_THRESHOLD, **settings.score, "sources": [items], "output": output},
         **{"weights": weights, "storage": settings.storage, "ray": settings.ray, "device": settings.device},
-        "max_rejects": 1.0,  # what is lost is counted here
+        "max_rejects": 1.0,  # rejects are counted here
     }
     code, _ = done(Annotate(without_environment(AnnotateSettings, given)))
     if code != ExitCode.DONE:
@@ -93,7 +95,7 @@ def _say_unknown(categories: CategoryMap, weights: str) -> None:
 
 
 def in_common(scored: Sequence[Scored]) -> list[Scored]:
-    """The same models on the images that all of them were scored on."""
+    """Return the same models restricted to the images on which all of them were scored."""
     shared = set.intersection(*(set(each.matches.images) for each in scored))
     kept = []
     for each in scored:
@@ -104,7 +106,7 @@ def in_common(scored: Sequence[Scored]) -> list[Scored]:
             scores = each.scores.without(set(each.scores.images) - shared)
             kept.append(replace(each, matches=InstanceMatches.of(scores, DETECTIONS), scores=scores))
         else:
-            keep = [place for place, name in enumerate(each.matches.images) if name in shared]
+            keep = [index for index, name in enumerate(each.matches.images) if name in shared]
             found = each.matches
             parts = (found.hits[keep], found.true[keep], found.found[keep])
             kept.append(
@@ -116,20 +118,20 @@ def in_common(scored: Sequence[Scored]) -> list[Scored]:
 def score_semantic(
     settings: RetrainSettings, weights: str, labels: str, rules: LabelRules, names: Sequence[str]
 ) -> Scored:
-    """One confusion matrix for each held-out picture, in this process. Raises SettingsError, JobFailedError.
+    """Compute one confusion matrix for each held-out image, in this process.
 
-    rules: how labels are read. names: of their classes; those of the model are found by name, and what it
-    takes for a class that the labels do not have is wrong.
+    rules: how labels are read. names: names of their classes; the model's classes are matched by name, and
+    predictions of a class that the labels lack are wrong. Raises SettingsError, JobFailedError.
     """
     from segray.data.pair_reader import Reader
     from segray.data.pairs import list_pairs
     from segray.evaluate.compare_model import BATCH, classified
     from segray.evaluate.report import Progress
     from segray.models.device import resolve_device
-    from segray.models.semanticweights import load_semantic_weights
+    from segray.models.weights import load_weights
 
-    model = load_semantic_weights(weights, settings.storage)
-    table = np.full(256, IGNORE_INDEX, np.uint8)
+    model = load_weights(weights, settings.storage, "semantic")
+    table = np.full(256, VOID, np.uint8)
     for number, name in enumerate(model.classes):
         if name in names:
             table[number] = names.index(name)

@@ -1,4 +1,4 @@
-"""What makes a Parquet file of instances GeoParquet, and the order of its rows."""
+"""GeoParquet metadata of a file of instances, and the spatial order of its rows."""
 
 import json
 from collections.abc import Sequence
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.scenes.crs import CRS84, Floats, map_of
+from segray.scenes.crs import Floats, map_of
+from segray.schema import CRS84
 
 
 def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:
-    """The `geo` value of a Parquet file's metadata (GeoParquet 1.1): WKB in `crs` with a covering box.
+    """Return the `geo` value of a Parquet file's metadata (GeoParquet 1.1): WKB in `crs` with a covering box.
 
     `geometry_types` are those that occur ("Polygon", "MultiPolygon"), empty if unknown. OGC:CRS84 is the
-    default and left out.
+    default and omitted.
     """
     covering = {side: ["geometry_bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}
     column = {
@@ -30,10 +31,10 @@ def geoparquet_metadata(crs: str, geometry_types: Sequence[str]) -> bytes:
 
 
 def hilbert_order(bbox: Floats) -> NDArray[np.int64]:
-    """(m,) rows along a Hilbert curve of 2**16 x 2**16 cells over the centres of (m, 4) boxes.
+    """Return row indices (m,) in the order of a Hilbert curve over the centres of boxes, float64 (m, 4).
 
-    Rows without a place (NaN) come last; rows of one cell keep their order. The distance along the curve is
-    `xy2d` of https://en.wikipedia.org/wiki/Hilbert_curve for all rows at once.
+    The curve has 2**16 x 2**16 cells. Rows without coordinates (NaN) come last; rows of one cell keep their
+    order. The distance along the curve is `xy2d` of https://en.wikipedia.org/wiki/Hilbert_curve, vectorised.
     """
     centres = (bbox[:, :2] + bbox[:, 2:]) / 2
     somewhere = np.isfinite(centres).all(axis=1)
@@ -46,7 +47,7 @@ def hilbert_order(bbox: Floats) -> NDArray[np.int64]:
 
 
 def _hilbert(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Distance along the curve of cells 0..2**16 - 1: a quadrant a bit, each turned as the curve turns."""
+    """Return the distance along the curve of cells 0..2**16 - 1: one quadrant a bit, rotated as the curve."""
     distance = np.zeros_like(x)
     for bit in reversed(range(16)):
         right, up = x >> bit & 1, y >> bit & 1

@@ -1,14 +1,14 @@
-"""Outlines in pixels -> geometry, covering box and area on Earth, for all objects of a scene at once.
+"""Georeference outlines in pixels: geometry, covering box and area, for all objects of a scene at once.
 
-pixels --affine map--> the scene's CRS --PROJ--> the target CRS of the run (`--crs`), x east before y north
-whatever the CRS's own order of axes, as GeoParquet wants it.
+pixels --affine transform--> the scene's CRS --PROJ--> the target CRS of the run (`--crs`), always x east
+before y north, as GeoParquet requires.
 
-What has no sensible place stays without one (null geometry, NaN box and area), and never stops its scene:
+Some objects get no geometry (null geometry, NaN box and area) and do not fail their scene:
 - coordinates that PROJ cannot transform, scenes of another planet or of a local CRS;
-- objects whose edge runs through a pole, if the target is geographic: there a longitude means nothing;
-- objects that the target map tears apart, if it is projected: across +-180 degrees in Web Mercator, say.
-If the target is geographic, what crosses +-180 degrees is cut there into a MultiPolygon (RFC 7946, 3.1.9),
-and what holds a pole inside reaches up to it and has the whole width of the map.
+- objects whose edge runs through a pole, if the target is geographic: longitude is undefined there;
+- objects that the projected target CRS splits, for example across +-180 degrees in Web Mercator.
+If the target is geographic, objects that cross +-180 degrees are cut there into a MultiPolygon (RFC 7946,
+3.1.9), and an object with a pole inside extends to the pole and over all longitudes.
 """
 
 import math
@@ -21,44 +21,51 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.enums import TransformDirection
 
-from segray.scenes.crs import CRS84, Floats, can_place, half_turn, map_of, through, to_ground, transformer
+from segray.scenes.crs import Floats, can_place, half_turn, map_of, through, to_ground, transformer
+from segray.schema import CRS84
 
 Shapes = NDArray[np.object_]
 
 STRAIGHT = 1 / 16
-"""Pixels. The map from pixels to the target CRS may bend the box around an object by so much and still count
-as affine there: then corners stay corners, edges straight lines, and what was valid is valid, as nothing in a
-mask is nearer to anything else than a pixel. That holds for all but large or polar objects."""
+"""Pixels. Where the transform from pixels to the target CRS bends the box around an object by at most this,
+it counts as affine: corners stay corners, edges straight lines, and valid geometries stay valid, as the parts
+of a mask are at least a pixel apart. That holds for all but large or polar objects."""
 
 LENGTHS = (64, 16, 4, 1, 0.25)
-"""Pixels. Edges of the other objects are divided into pieces of at most the first of these lengths with which
-their middles keep within `STRAIGHT` of a straight line, as what is straight in one CRS is curved in another:
-64 pixels of 1 km at 50 degrees by 0.1 pixels, but those that pass a pole next to it by half a circle."""
+"""Pixels. Edges of the other objects are divided into pieces of at most the first of these lengths at which
+their midpoints are within `STRAIGHT` of a straight line, because a line that is straight in one CRS is curved
+in another: 64 pixels of 1 km at 50 degrees by 0.1 pixels, but an edge close to a pole by half a circle."""
 
 POLE = 1e-3
-"""Pixels: an edge as near to a pole as this runs through it."""
+"""Pixels: an edge at most this far from a pole counts as running through it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a scene lies. Any rotation, any order of rows; a transform without an inverse places nothing."""
+    """Georeference of a scene, with any rotation and order of rows.
+
+    With a transform that has no inverse, no object gets a geometry.
+    """
 
     transform: tuple[float, float, float, float, float, float]
-    """(a, b, c, d, e, f) as rasterio has them: x = a * col + b * row + c, y = d * col + e * row + f, corners
-    of pixels at integers."""
+    """(a, b, c, d, e, f) as in rasterio: x = a * col + b * row + c, y = d * col + e * row + f, corners of
+    pixels at integers."""
     crs: str
-    """Of the scene: WKT or anything else that PROJ reads."""
+    """CRS of the scene: WKT or any other form that PROJ reads."""
     target: str = CRS84
-    """Of the output."""
+    """CRS of the output."""
 
     def on_map(self, pixels: Floats) -> Floats:
-        """(n, 2) of (col, row) -> (n, 2) of (x, y) in the scene's CRS."""
+        """Transform pixels, float64 (n, 2) of col, row, to (n, 2) of x, y in the scene's CRS."""
         a, b, c, d, e, f = self.transform
         col, row = pixels[:, 0], pixels[:, 1]
         return np.stack([a * col + b * row + c, d * col + e * row + f], axis=1)
 
     def on_scene(self, points: Floats) -> Floats:
-        """(n, 2) of (x, y) in the scene's CRS -> (n, 2) of (col, row); NaN if there is no inverse."""
+        """Transform float64 (n, 2) of x, y in the scene's CRS to pixels (n, 2) of col, row.
+
+        NaN if the transform has no inverse.
+        """
         a, b, c, d, e, f = self.transform
         x, y = points[:, 0] - c, points[:, 1] - f
         area = a * e - b * d or math.nan
@@ -66,19 +73,19 @@ class Place:
 
 
 class Placed(NamedTuple):
-    """One row an object."""
+    """Geometry, covering box and area of m objects."""
 
     geometry: list[bytes | None]
     """Polygon or MultiPolygon: valid 2D little-endian WKB, exteriors counter-clockwise, holes clockwise."""
     bbox: Floats
-    """(m, 4) xmin, ymin, xmax, ymax in the target CRS. Of an object cut at +-180 degrees they reach from -180
-    to 180: readers compare with xmin <= x <= xmax, so they would lose a row whose xmin is above its xmax."""
+    """(m, 4) xmin, ymin, xmax, ymax in the target CRS. For an object cut at +-180 degrees they are -180 to
+    180: readers filter by xmin <= x <= xmax, so they would miss a row whose xmin is above its xmax."""
     area_m2: Floats
     """(m,) on the ellipsoid, holes subtracted."""
 
 
 def placed(outlines: Shapes, place: Place) -> Placed:
-    """(m,) valid polygons in pixels, empty or None where there is none -> their place; see `Placed`."""
+    """Georeference m outlines, object (m,) of valid polygons in pixels, empty or None where there is none."""
     shapes = _without(np.asarray(outlines, object), shapely.is_empty(outlines))
     area = np.full(len(shapes), np.nan)
     if can_place(place.crs, place.target):
@@ -94,11 +101,11 @@ def placed(outlines: Shapes, place: Place) -> Placed:
 
 
 def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
-    """Around which outlines, in pixels, the map to the target CRS is not affine, or has no values.
+    """Return around which outlines, bool (m,), the transform to the target CRS is not affine or undefined.
 
-    Three corners of each box say what an affine map would be; the fourth, the middles of the sides and of the
-    box say how far it is from that. A cut of the map that runs through a box parts its corners. What is
-    wider than half a turn counts as bent, so that no edge stays so long.
+    Three corners of each box define an affine transform; the fourth, the midpoints of the sides and of the
+    box measure the difference. A discontinuity of the map in a box separates its corners. An outline wider
+    than 180 degrees counts as bent, so that none of its edges stays that long.
     """
     half = half_turn(place.target) or np.inf
     low, size = np.split(shapely.bounds(shapes), 2, axis=1)
@@ -117,9 +124,9 @@ def _bent(shapes: Shapes, place: Place) -> NDArray[np.bool_]:
 
 
 def _unbroken(shapes: Shapes, place: Place) -> Shapes:
-    """Outlines, in pixels, with their edges divided; None for those through a pole or torn apart.
+    """Divide the edges of outlines, in pixels; None for those through a pole or split by the target CRS.
 
-    Torn apart by a projected target CRS is an edge whose middle lies far off, however short the edge: by half
+    A projected target CRS splits an edge if its midpoint is far off the line even for a short edge: by half
     its length if its ends are at opposite sides of the map.
     """
     half = half_turn(place.target)
@@ -134,9 +141,10 @@ def _unbroken(shapes: Shapes, place: Place) -> Shapes:
 
 
 def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
-    """(m, 2) of outlines in pixels: how far middles of edges come to lie from the middles between their ends.
+    """Return, float64 (m, 2), how far the transformed midpoints of edges are from the middle of their ends.
 
-    The most in pixels, and the most in lengths of the edge; infinite where PROJ has no answer.
+    Per outline: the maximum in pixels, and the maximum in lengths of the edge; infinite where PROJ cannot
+    transform them.
     """
     pixels, owner = shapely.get_coordinates(shapes, return_index=True)
     to_target = transformer(place.crs, place.target)
@@ -144,7 +152,7 @@ def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
     middles = through(to_target, place.on_map((pixels[1:] + pixels[:-1]) / 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         edges, halves = np.diff(points, axis=0), middles - points[:-1]
-        if half is not None:  # the shorter way round, and a degree of longitude is as long as it is there
+        if half is not None:  # the shorter way round, and a degree of longitude scaled by the latitude
             edges[:, 0], halves[:, 0] = ((each[:, 0] + half) % (2 * half) - half for each in (edges, halves))
             narrow = np.cos(middles[:, 1] * (math.pi / half))
             edges[:, 0], halves[:, 0] = edges[:, 0] * narrow, halves[:, 0] * narrow
@@ -158,14 +166,14 @@ def _off_straight(shapes: Shapes, place: Place, half: float | None) -> Floats:
 
 
 def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
-    """Polygons in pixels -> polygons in the target CRS, None where PROJ has no answer, and their areas."""
+    """Transform polygons in pixels to the target CRS, None where PROJ cannot; return them and their areas."""
     half = half_turn(place.target)
     pixels, owner = shapely.get_coordinates(shapes, return_index=True)
     points = through(transformer(place.crs, place.target), place.on_map(pixels))
     if half is None:
         lonlat = through(to_ground(place.crs), place.on_map(pixels)) * (math.pi / 180)
     else:
-        points[:, 1] = np.clip(points[:, 1], -half / 2, half / 2)  # global grids reach half a pixel beyond
+        points[:, 1] = np.clip(points[:, 1], -half / 2, half / 2)  # global grids reach beyond the poles
         lonlat = points * (math.pi / half)
     lost = np.zeros(len(shapes), bool)
     lost[owner[~(np.isfinite(points) & np.isfinite(lonlat)).all(axis=1)]] = True
@@ -177,10 +185,10 @@ def _carried(shapes: Shapes, place: Place) -> tuple[Shapes, Floats]:
 
 
 def _within_half_turns(shapes: Shapes, lon: Floats, owner: NDArray[np.int64], half: float) -> Shapes:
-    """Polygons in longitude and latitude, each brought to -half..half, those that cross its ends cut.
+    """Wrap polygons in longitude and latitude to -half..half; cut those that cross its ends.
 
-    An edge of more than half a turn is one that goes the other way round: true of edges that are straight on
-    any map, once divided, and do not run through a pole.
+    An edge of more than 180 degrees goes the other way round: this holds for edges that are straight on any
+    map, once divided, and do not run through a pole.
     """
     cut = np.zeros(len(shapes), bool)
     cut[owner[1:][(owner[1:] == owner[:-1]) & (np.abs(np.diff(lon)) > half)]] = True
@@ -197,7 +205,7 @@ def _within_half_turns(shapes: Shapes, lon: Floats, owner: NDArray[np.int64], ha
 
 
 def _cut(shape: shapely.Geometry, half: float) -> shapely.Geometry:
-    """One polygon or multipolygon that crosses +-half, in pieces within."""
+    """Cut a polygon or multipolygon that crosses +-half into pieces within -half..half."""
     return shapely.union_all(
         [
             shapely.difference(
@@ -212,9 +220,9 @@ def _cut(shape: shapely.Geometry, half: float) -> shapely.Geometry:
 
 
 def _ring_cut(ring: Floats, half: float) -> shapely.Geometry:
-    """(n, 2) of a closed ring -> the polygon inside it, within -half..half.
+    """Return the polygon inside a closed ring, float64 (n, 2), cut to -half..half.
 
-    A ring that is a turn away from its beginning when it comes back has gone round a pole: it is led there.
+    A ring whose last longitude is 360 degrees from its first goes round a pole: it is extended to the pole.
     """
     ring = np.stack([np.unwrap(ring[:, 0], period=2 * half), ring[:, 1]], axis=1)
     if abs(ring[-1, 0] - ring[0, 0]) > half:
@@ -231,9 +239,9 @@ def _ring_cut(ring: Floats, half: float) -> shapely.Geometry:
 
 
 def _on_pole(shapes: Shapes, place: Place, half: float) -> NDArray[np.bool_]:
-    """Which outlines, in pixels, have an edge through a pole of a geographic target CRS.
+    """Return, bool (m,), which outlines in pixels have an edge through a pole of a geographic target CRS.
 
-    Only where the pole is a point of the scene's map: on a map of longitudes it is a line, and no trouble.
+    Only where the pole is a point in the scene's CRS: in a geographic CRS it is a line and needs no care.
     """
     to_target, hit = transformer(place.crs, place.target), np.zeros(len(shapes), bool)
     for pole in (-half / 2, half / 2):
@@ -247,12 +255,12 @@ def _on_pole(shapes: Shapes, place: Place, half: float) -> NDArray[np.bool_]:
 
 
 def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ground: CRS) -> Floats:
-    """Square metres of polygons whose coordinates are (n, 2) radians; NaN for None.
+    """Return the areas in square metres of polygons whose coordinates are (n, 2) radians; NaN for None.
 
     Lambert's azimuthal equal-area projection of the authalic sphere, around each object's first vertex (J. P.
     Snyder, Map Projections - A Working Manual, 1987, equations 3-11 to 3-13, 24-2 to 24-4): equal-area
-    everywhere, and next to its centre its straight lines are the shortest ones. Not for continents: edges are
-    not divided for it (1 % at 2,000 km), and NaN is what reaches a quarter of the globe away from there.
+    everywhere, and close to its centre its straight lines are the shortest ones. Not for continents: edges
+    are not divided for it (1 % at 2,000 km), and an object that extends a quarter of the globe away is NaN.
     """
     sphere_radius, sine = _authalic(lonlat[:, 1], ground)
     cosine = np.sqrt(np.maximum(1 - sine * sine, 0))
@@ -268,7 +276,10 @@ def _areas(shapes: Shapes, lonlat: Floats, owner: NDArray[np.int64], ground: CRS
 
 
 def _authalic(lat: Floats, ground: CRS) -> tuple[float, Floats]:
-    """Radius of the sphere with the area of the CRS's ellipsoid, and sines of the latitudes of equal area."""
+    """Return the radius of the authalic sphere of the CRS's ellipsoid, and the sines of authalic latitudes.
+
+    Raises ValueError for a CRS without an ellipsoid.
+    """
     ellipsoid = ground.get_geod()
     if ellipsoid is None:
         raise ValueError(f"{ground.name}: no ellipsoid")
@@ -284,13 +295,13 @@ def _authalic(lat: Floats, ground: CRS) -> tuple[float, Floats]:
 
 
 def _without(shapes: Shapes, gone: NDArray[np.bool_]) -> Shapes:
-    """A copy, None where `gone`."""
+    """Return a copy of the outlines with None where `gone`, bool (m,)."""
     kept = shapes.copy()
     kept[gone] = None
     return kept
 
 
 def _polygonal(shape: shapely.Geometry) -> shapely.Geometry:
-    """The valid polygons of a geometry, without the lines and points to which some of it shrank."""
+    """Return the valid polygons of a geometry, without the parts that collapsed to lines and points."""
     valid = shapely.make_valid(shape, method="structure", keep_collapsed=False)
     return shapely.union_all([part for part in shapely.get_parts(valid) if shapely.get_dimensions(part) == 2])

@@ -1,8 +1,8 @@
-"""A file that is read by ranges, each fetched once: what GDAL opens in the decoder process.
+"""A file object that reads byte ranges, each fetched once: GDAL opens it in the decoder process.
 
-The bytes lie in a bucket, on disk or in memory; `fetch` gets several ranges at a time, so that a window costs
-one round trip however many blocks it lies in, and hears which ones come next, so that most of it is over when
-they are asked for.
+The bytes are in a bucket, on disk or in memory; `fetch` gets several ranges at a time, so that a window costs
+one round trip for any number of blocks, and receives the next ranges in advance, so that most of them are
+already there when they are read.
 """
 
 import io
@@ -15,23 +15,23 @@ Range = tuple[int, int]
 
 
 class Fetch(Protocol):
-    """How the bytes are had."""
+    """Function that reads byte ranges."""
 
     def __call__(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> Sequence[bytes]:
-        """The bytes of each range; `ahead`: groups of ranges that will be asked for next, in order."""
+        """Return the bytes of each range; `ahead`: groups of ranges that will be read next, in order."""
 
 
 CHUNK = 64 << 10
-"""What nobody announced (headers, directories, masks) is read in pieces of this size."""
+"""Ranges that were not prefetched (headers, directories, masks) are read in pieces of this many bytes."""
 KEPT_BYTES = 96 << 20
-"""Encoded bytes that are kept: a square of tiles shares blocks with its neighbours."""
+"""Size of the cache in encoded bytes: a square of tiles shares blocks with its neighbours."""
 
 AHEAD_BYTES = 32 << 20
-"""So much may be under way beside what is read."""
+"""Maximum number of bytes to prefetch beyond the ranges that are read now."""
 
 
 class RangeFile(io.RawIOBase):
-    """Readable and seekable; `prefetch` announces what will be read."""
+    """Readable and seekable file with a cache; `prefetch` fetches ranges that will be read."""
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         self.size = size
@@ -42,15 +42,15 @@ class RangeFile(io.RawIOBase):
         self._held = 0
 
     def prefetch(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> None:
-        """Fetch, together, those of the ranges that are not here. What is read must be one of them, whole.
+        """Fetch together the ranges that are not cached. A read must then be exactly one of them.
 
-        ahead: what later calls will ask for, a group each.
+        ahead: the ranges of later calls, one group each.
         """
         for each in ranges:
             if each in self._blocks:
                 self._blocks.move_to_end(each)
         missing = sorted({each for each in ranges if each not in self._blocks and each[1] > 0})
-        later = self._not_here(ahead, set(missing)) if missing else []
+        later = self._uncached(ahead, set(missing)) if missing else []
         for each, data in zip(missing, self._fetch(missing, later) if missing else (), strict=True):
             self._blocks[each] = data
             self._held += len(data)
@@ -58,8 +58,8 @@ class RangeFile(io.RawIOBase):
             _, dropped = self._blocks.popitem(last=False)
             self._held -= len(dropped)
 
-    def _not_here(self, groups: Sequence[Sequence[Range]], asked: set[Range]) -> list[list[Range]]:
-        """Of the groups, what is neither here nor asked for, as far as `AHEAD_BYTES` reach."""
+    def _uncached(self, groups: Sequence[Sequence[Range]], asked: set[Range]) -> list[list[Range]]:
+        """Return the ranges of the groups that are neither cached nor requested, up to `AHEAD_BYTES`."""
         left, found = AHEAD_BYTES, []
         for group in groups:
             new = sorted({each for each in group if each not in self._blocks and each[1] > 0} - asked)
@@ -70,26 +70,26 @@ class RangeFile(io.RawIOBase):
         return found
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of any file."""
+        """Move to a position and return it, as `io.IOBase.seek`."""
         self._position = (
             offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         )
         return self._position
 
     def tell(self) -> int:
-        """As of any file."""
+        """Return the position, as `io.IOBase.tell`."""
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """From here on; short at the end of the file."""
+        """Read `size` bytes from the position on, fewer at the end of the file."""
         left = max(self.size - self._position, 0)
         size = left if size is None or size < 0 else min(size, left)
         data = self._blocks.get((self._position, size)) or self._by_chunks(self._position, size)

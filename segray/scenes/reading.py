@@ -1,19 +1,19 @@
-"""A GeoTIFF or JPEG 2000 by window: rasterio opens it, in the process that a hostile file may kill alone.
+"""Read a GeoTIFF or JPEG 2000 by window with rasterio, in a process of its own that a hostile file may crash.
 
-What the model sees of a scene is three bytes a pixel:
+The model sees a scene as three bytes a pixel:
 
-    bands     those asked for; else red, green and blue where the file names them, else the first; one becomes
-              grey
+    bands     `--bands`; else red, green and blue where the file names them, else the first three or the
+              first one; a single band becomes grey
     palette   its colours
-    bytes     as they are; all other numbers from a low value to a high one, the same for the whole scene: as
-              the model file has them, else the 2nd and 98th percentile of its valid pixels, found once from
-              an overview
-    white     grey that is white where it is zero, and bytes of fewer bits, become bytes as a person sees them
-    no data   nodata value, NaN, mask or alpha, blocks that the file leaves out: black; a window without any
-              other pixel is skipped. A band that is marked as alpha but holds values, as GDAL writes near
-              infrared, is no mask, nor is one that is asked for
+    values    uint8 unchanged; other types scaled from a low and a high value, the same for the whole scene:
+              from the model file, else the 2nd and 98th percentile of its valid pixels, computed once from an
+              overview
+    white     min-is-white grey and samples of fewer bits are converted to ordinary bytes
+    nodata    nodata value, NaN, mask or alpha, sparse blocks: black; a window without any other pixel is
+              skipped. A band that is marked as alpha but has values, as GDAL writes near infrared, is not a
+              mask, nor is one in `--bands`
 
-Files beside the scene (world files, .aux.xml, external masks and overviews) are not looked for.
+Sidecar files (world files, .aux.xml, external masks and overviews) are not read.
 """
 
 import math
@@ -44,17 +44,17 @@ from segray.tiles import Window
 LOW, HIGH = 2.0, 98.0
 """Percentiles of a scene's valid pixels that become 0 and 255."""
 SAMPLED = 2048
-"""Longest side of the overview, or of a whole scene without one, that the percentiles are taken from."""
+"""Longest side of the overview, or of a scene without overviews, from which the percentiles are computed."""
 BLOCKS, TOGETHER = 64, 16
-"""About so many blocks, spread over it, of a scene whose coarsest overview is larger than twice that; so many
-are fetched at once."""
+"""Number of blocks, spread over the scene, to sample where its coarsest overview is larger than twice
+`SAMPLED`; number of blocks to fetch at once."""
 _VALUES = 0.1
-"""Share of an alpha band between 0 and 255, from which on it is none; soft edges have less."""
+"""Share of values other than 0 and 255 above which an alpha band is not a mask; soft edges have less."""
 MOST_PIXELS = 2**32 - 1
-"""COCO's run lengths end here (pycocotools counts in unsigned 32-bit integers)."""
+"""Largest image in COCO's run lengths (pycocotools counts in unsigned 32-bit integers)."""
 _UNPLACED = (
     "ground control points only: in pixels",
-    "rational polynomials (RPC) only: in pixels; `gdalwarp -rpc` gives it a place on Earth",
+    "rational polynomials (RPC) only: in pixels; `gdalwarp -rpc` georeferences it",
 )
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _PATH = "segray-scene.tif"
@@ -63,7 +63,7 @@ _JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 
 
 class SceneReader:
-    """One open file. Raises ItemError for what cannot be read."""
+    """An open scene. Raises ItemError where the file cannot be read."""
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         self._file = RangeFile(size, fetch)
@@ -71,12 +71,12 @@ class SceneReader:
         driver = "GTiff" if self._is_tiff else "JP2OpenJPEG"
         with (
             warnings.catch_warnings(),
-            _faults_told(f"open it as {'a GeoTIFF' if self._is_tiff else 'JPEG 2000'}"),
+            _gdal_errors(f"open it as {'a GeoTIFF' if self._is_tiff else 'JPEG 2000'}"),
         ):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._data: Any = rasterio.open(_PATH, driver=driver, opener=self._open)
         self._masked = True
-        """See Scene."""
+        """As `Scene.masked`, while a window is read."""
         self._palettes = dict[int, NDArray[np.uint8]]()
         self._block_shapes: dict[int | None, tuple[int, int]] = {None: self._data.block_shapes[0]}
 
@@ -89,24 +89,27 @@ class SceneReader:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the dataset."""
         self._data.close()
 
     def describe(self, tiling: Tiling) -> Scene | None:
-        """The scene; None for a picture: a file without a place on Earth, control points and RPCs."""
-        with _faults_told("make out what is in it"):
+        """Return the scene; None for an ordinary image: without georeference, control points and RPCs.
+
+        Raises ItemError where the file cannot be read, or has too many pixels.
+        """
+        with _gdal_errors("read its metadata"):
             return self._described(tiling)
 
     def window(
         self, scene: Scene, window: Window, ahead: Sequence[Window] = ()
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None] | None:
-        """Pixels (height, width, 3), RGB, of a window of the scene and which of them hold data, None: all.
+        """Read a window: RGB pixels, uint8 (height, width, 3), and which are valid, bool (height, width).
 
-        None where none does.
+        The mask is None where all pixels are valid; the result is None where no pixel is.
 
-        ahead: the windows that come next.
+        ahead: the windows that will be read next. Raises ItemError where the file cannot be read.
         """
-        with _faults_told("read this part of it"):
+        with _gdal_errors("read this window of it"):
             return self._pixels(scene, window, ahead)
 
     def _described(self, tiling: Tiling) -> Scene | None:
@@ -121,11 +124,12 @@ class SceneReader:
         if height * width > MOST_PIXELS:
             raise ItemError(
                 "too_large",
-                f"{width} x {height} pixels: COCO run lengths end at {MOST_PIXELS:,}; --resolution helps",
+                f"{width} x {height} pixels: COCO run lengths are limited to {MOST_PIXELS:,}; "
+                "set a coarser --resolution",
             )
         transform = data.transform @ Affine.scale(data.width / width, data.height / height)
         bands = self._bands(tiling.bands)
-        self._masked, told = self._alpha(bands)
+        self._masked, message = self._alpha(bands)
         return Scene(
             height,
             width,
@@ -137,7 +141,7 @@ class SceneReader:
             tuple(transform[:6]) if placed else None,
             note,
             self._masked,
-            told,
+            message,
         )
 
     def _pixels(
@@ -162,20 +166,20 @@ class SceneReader:
     def _bands(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
         data = self._data
         if kind := next((name for name in data.dtypes if "complex" in name), None):
-            raise ItemError("unsupported", f"{kind} numbers have no 8-bit form")
+            raise ItemError("unsupported", f"{kind} values cannot be scaled to 8 bits")
         if wanted is not None:
             if max(wanted) > data.count:
-                raise ItemError("unsupported", f"band {max(wanted)} is asked for, it has {data.count}")
+                raise ItemError("unsupported", f"--bands has band {max(wanted)}, the file has {data.count}")
             return wanted
         if all(colour in data.colorinterp for colour in _COLOURS):
             return tuple(data.colorinterp.index(colour) + 1 for colour in _COLOURS)
         usable = [n for n, kind in enumerate(data.colorinterp, 1) if kind != ColorInterp.alpha]
         if not usable:
-            raise ItemError("unsupported", "it has no band but alpha")
+            raise ItemError("unsupported", "its only band is alpha")
         return tuple(usable[:3]) if len(usable) >= 3 else (usable[0],)
 
     def _alpha(self, bands: tuple[int, ...]) -> tuple[bool, str | None]:
-        """(Whether its alpha band, if it has one, is a mask, what is to be said of that)."""
+        """Return (whether its alpha band, if it has one, is a mask; a message if it is not)."""
         kinds = self._data.colorinterp
         if ColorInterp.alpha not in kinds:
             return True, None
@@ -189,17 +193,17 @@ class SceneReader:
         levels = np.concatenate([values[0].reshape(-1) for values, _ in parts])
         if np.mean((levels > 0) & (levels < full)) < _VALUES:
             return True, None
-        told = f"band {band} is marked as alpha but holds values, so it is no mask; --bands can ask for it"
-        return False, told
+        message = f"band {band} is marked as alpha but has values, so it is not a mask; --bands can select it"
+        return False, message
 
     def _coarser(self, resolution: float | None) -> float:
-        """How many pixels of the file a pixel is wide, at least 1."""
+        """Return the downsampling factor, at least 1, for a resolution in metres a pixel."""
         if resolution is None:
             return 1.0
         return max(1.0, resolution / self._metres())
 
     def _metres(self) -> float:
-        """Side of a pixel in the middle of the scene."""
+        """Return the side of a pixel in the middle of the scene, in metres."""
         from pyproj import CRS, Geod
 
         data, crs = self._data, CRS.from_user_input(self._data.crs.to_wkt())
@@ -240,7 +244,7 @@ class SceneReader:
         if len(ranges) != len(bands):
             raise ItemError(
                 "unsupported",
-                f"the model file has ranges of {len(ranges)} bands, {len(bands)} are read",
+                f"the model file has value ranges of {len(ranges)} bands, but {len(bands)} are read",
             )
         about = [(self._data.scales[band - 1], self._data.offsets[band - 1]) for band in bands]
         return tuple(
@@ -249,7 +253,7 @@ class SceneReader:
         )
 
     def _percentiles(self, bands: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
-        """Of each band; (0, 1) where it has no valid pixel."""
+        """Return (low, high) of each band; (0, 1) where it has no valid pixel."""
         parts, found = self._sampled(bands, self._masked), []
         for number in range(len(bands)):
             values = np.concatenate([part[number][valid] for part, valid in parts]).astype(np.float64)
@@ -258,7 +262,7 @@ class SceneReader:
         return tuple(found)
 
     def _sampled(self, bands: tuple[int, ...], masked: bool) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """(values, valid) of `_samples`; masked: as in Scene."""
+        """Return (values, valid) of each window of `_samples`; masked: as in Scene."""
         samples, parts = list(self._samples()), []
         self._masked = masked
         for first in range(0, len(samples), TOGETHER):
@@ -268,7 +272,7 @@ class SceneReader:
         return parts
 
     def _samples(self) -> Iterator[tuple[RasterWindow, tuple[int, int]]]:
-        """Windows of the file and the shapes that they are read in."""
+        """Yield windows of the file with the shapes (height, width) to read them in."""
         data = self._data
         longest = max(data.height, data.width)
         if longest / max(data.overviews(1), default=1) <= 2 * SAMPLED:
@@ -287,7 +291,7 @@ class SceneReader:
     def _read(
         self, bands: tuple[int, ...], part: RasterWindow, shape: tuple[int, int]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """(values (bands, height, width), valid (height, width))."""
+        """Return (values (bands, height, width), valid, bool (height, width)) of a window."""
         data, coarse = self._data, self._is_palette(bands)
         how = Resampling.nearest if coarse or shape[0] >= part.height else Resampling.average
         values = data.read(list(bands), window=part, out_shape=(len(bands), *shape), resampling=how)
@@ -297,7 +301,7 @@ class SceneReader:
             masks = data.read_masks(list(bands), window=part, out_shape=(len(bands), *shape))
             valid = (masks != 0).any(0)
         if self._masked and ColorInterp.alpha in data.colorinterp:
-            # GDAL's masks know it as a second or fourth band only
+            # GDAL's masks recognise alpha as a second or fourth band only
             alpha = data.colorinterp.index(ColorInterp.alpha) + 1
             valid &= data.read(alpha, window=part, out_shape=shape) != 0
         if values.dtype.kind == "f":
@@ -317,7 +321,7 @@ class SceneReader:
         return pixels
 
     def _palette(self, band: int) -> NDArray[np.uint8]:
-        """(values that the band's type has, 3); black where the file names none."""
+        """Return the palette, uint8 (number of values of the band's type, 3); black where it has no entry."""
         if self._palettes.get(band) is None:
             colours = np.zeros((1 + np.iinfo(self._data.dtypes[band - 1]).max, 3), np.uint8)
             for value, colour in self._data.colormap(band).items():
@@ -340,10 +344,10 @@ class SceneReader:
         coarser: float,
         later: Sequence[RasterWindow] = (),
     ) -> bool:
-        """Announce the blocks that GDAL will read, those of an overview where it will read one.
+        """Prefetch the blocks that GDAL will read, those of an overview where it will read one.
 
-        False where there are none: a file may leave blocks out, which hold no data. Nobody knows where those
-        of JPEG 2000 lie.
+        Return False where there are none: in a sparse file, blocks without data are missing. The offsets of
+        JPEG 2000 blocks are unknown.
         """
         if not self._is_tiff:
             return True
@@ -358,7 +362,7 @@ class SceneReader:
     def _ranges(
         self, part: RasterWindow, bands: Sequence[int], level: int | None, factor: int
     ) -> list[Range]:
-        """Of the blocks that the file has of a window, which is given in pixels of the full resolution."""
+        """Return the byte ranges of the blocks in a window, which is in pixels of the full resolution."""
         data = self._data
         rows, cols = self._block_shape(level)
         first_row, first_col = int(part.row_off / factor) // rows, int(part.col_off / factor) // cols
@@ -386,20 +390,20 @@ class SceneReader:
 
 
 @contextmanager
-def _faults_told(doing: str) -> Iterator[None]:
-    """What GDAL and rasterio raise of a damaged file, which has many types, as an ItemError."""
+def _gdal_errors(doing: str) -> Iterator[None]:
+    """Turn the errors of GDAL and rasterio, which have many types, into an ItemError."""
     try:
         yield
     except (ItemError, MemoryError):
         raise
     except Exception as error:
-        said = _said(error)
-        is_sound = "missing codec" in said
-        raise ItemError("unsupported" if is_sound else "corrupt", f"GDAL cannot {doing}: {said}") from error
+        reason = _reason(error)
+        is_sound = "missing codec" in reason
+        raise ItemError("unsupported" if is_sound else "corrupt", f"GDAL cannot {doing}: {reason}") from error
 
 
 class _Unclosed:
-    """GDAL opens and closes the file as it likes; what was fetched stays."""
+    """File that ignores `close`: GDAL opens and closes it several times, and the cache must be kept."""
 
     def __init__(self, file: RangeFile) -> None:
         self._file = file
@@ -414,21 +418,21 @@ class _Unclosed:
         pass
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _to_bytes(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    """`bounds` become 0 and 255; the second may be the smaller one."""
+    """Scale values linearly to uint8 of the same shape: `bounds` become 0 and 255, in either order."""
     low, high = bounds
     is_exact = values.dtype.itemsize < 4 or values.dtype == np.float32
-    kind = np.dtype("float32" if is_exact else "float64")  # float32 has steps of 64 at a thousand millions
+    kind = np.dtype("float32" if is_exact else "float64")  # float32 has steps of 64 at one billion
     with np.errstate(invalid="ignore"):
         scaled = (values.astype(kind) - kind.type(low)) * kind.type(255 / (high - low))
         pixels: NDArray[np.uint8] = np.nan_to_num(scaled.clip(0, 255)).round().astype(np.uint8)
     return pixels
 
 
-def _said(error: BaseException) -> str:
-    """GDAL's own words, which rasterio hides in the cause."""
-    said = str(error.__cause__ or error).replace(_PATH, "the file")
-    return said[:300] or type(error).__name__
+def _reason(error: BaseException) -> str:
+    """Return GDAL's own message, which rasterio hides in the cause."""
+    message = str(error.__cause__ or error).replace(_PATH, "the file")
+    return message[:300] or type(error).__name__

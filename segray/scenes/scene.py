@@ -1,7 +1,7 @@
-"""What is known of a scene before its first window is read; travels as JSON beside each of its tiles.
+"""Description of a scene, found before its first window is read; stored as JSON with each of its tiles.
 
-Everything that decides a tile's pixels is in here, found once a scene: two workers that read the same tile
-give the model the same pixels.
+It contains everything that determines a tile's pixels, computed once a scene: two workers that read the same
+tile give the model the same pixels.
 """
 
 import json
@@ -17,53 +17,53 @@ Transform = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What the settings say about scenes; part of a run's identity."""
+    """Settings for scenes; part of a run's identity."""
 
     tile: int = TILE
     overlap: int = OVERLAP
     bands: tuple[int, ...] | None = None
-    """One or three numbers from 1; None: red, green and blue where they are named, else the first."""
+    """One or three band numbers from 1; None: red, green and blue where they are named, else the first."""
     resolution: float | None = None
-    """Metres a pixel at least: a finer scene is read coarser."""
+    """Minimum metres a pixel: a finer scene is downsampled."""
     scaling: str = "auto"
-    """`auto`: bytes as they are, other numbers by `ranges` or percentiles; `percentiles`; or `LOW,HIGH`."""
+    """`auto`: uint8 unchanged, other types by `ranges` or percentiles; `percentiles`; or `LOW,HIGH`."""
     picture_pixels: int = 40_000_000
-    """Ordinary pictures above this are tiled, too."""
+    """Ordinary images with more pixels than this are tiled, too."""
     ranges: Sequence[tuple[float, float]] | None = None
-    """For each band the values that were 0 and 255 when the model learned, where its file says so; `auto`
-    takes them instead of percentiles."""
+    """For each band the values that were 0 and 255 in training, where the model file has them; `auto` uses
+    them instead of percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One scene, in pixels of the size that is annotated."""
+    """One scene, in pixels of the resolution that is annotated."""
 
     height: int
     width: int
     tile: int
     overlap: int
     bands: tuple[int, ...] = ()
-    """Numbers from 1 of the bands that become red, green and blue, one or three; empty for a picture."""
+    """Numbers from 1 of the bands that become red, green and blue, one or three; empty for an image."""
     scaling: tuple[tuple[float, float], ...] | None = None
-    """For each band the values that become 0 and 255; None: they are bytes already."""
+    """For each band the values that become 0 and 255; None: uint8 already."""
     crs: str | None = None
-    """WKT; None where the pixels have no place on Earth."""
+    """WKT; None without georeference."""
     transform: Transform | None = None
-    """Pixels to the CRS; None with `crs`."""
+    """Affine transform from pixels to the CRS; None where `crs` is."""
     note: str | None = None
-    """Why its pixels have no place on Earth, where a user would expect one."""
+    """Why it is not georeferenced, where a user would expect it."""
     masked: bool = True
-    """Where its alpha band is 0, there is no data; False: that band is none, or is read."""
+    """Whether pixels with alpha 0 have no data; False: its alpha band is not a mask, or is read as values."""
     told: str | None = None
-    """What a user should know of how it was read."""
+    """A message for the user about how it was read."""
 
     @property
     def grid(self) -> Grid:
-        """Its tiles."""
+        """Return the grid of its tiles."""
         return Grid(self.height, self.width, self.tile, self.overlap)
 
     def to_json(self) -> str:
-        """One line; without what is as in most scenes, so that it is the line of before there was that."""
+        """Return one line of JSON; newer fields with default values are omitted, as in earlier versions."""
         values = asdict(self)
         for name, usual in (("masked", True), ("told", None)):
             if values[name] == usual:
@@ -73,7 +73,7 @@ class Scene:
 
 @lru_cache(maxsize=64)
 def scene_from(text: str) -> Scene:
-    """What `Scene.to_json` wrote."""
+    """Return the scene that `Scene.to_json` wrote."""
     values = json.loads(text)
     for name in ("bands", "transform"):
         values[name] = None if values[name] is None else tuple(values[name])
@@ -83,9 +83,9 @@ def scene_from(text: str) -> Scene:
 
 
 def patches(grid: Grid, done: Sequence[bool] | None, side: int) -> list[list[int]]:
-    """The tiles that are left, in squares of `side` tiles: neighbours share blocks of the file.
+    """Group the tiles left to do in squares of `side` x `side` tiles: neighbours share blocks of the file.
 
-    `done`: of each tile, whether it has an answer; None: of none.
+    done: whether each tile has a result; None: none has.
     """
     found = []
     for row in range(0, grid.rows, side):

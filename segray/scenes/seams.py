@@ -1,30 +1,31 @@
-"""What was found in the overlapping tiles of a scene -> one instance per object.
+"""Merge the detections in the overlapping tiles of a scene into one instance per object.
 
-A view is what the model made of one object in one tile. It is cut where it comes within `EDGE` pixels of an
-edge of its window that has more scene behind it, else whole.
+A view is one detection of an object in one tile. It is cut where it comes within `EDGE` pixels of an edge of
+its window that is not an edge of the scene, else whole.
 
-    1  A cut view without a pixel in the core of its tile is left out: the neighbour sees at least a margin
-       more of what is there. This is also what keeps slivers, which prove nothing, from joining others.
+    1  A cut view without a pixel in the core of its tile is dropped: the neighbour sees at least a margin
+       more of the object. This also keeps slivers, which are weak evidence, from merging with others.
     2  Two views of one category are one object if their masks, inside the rectangle that the two windows
        share, have an IoU of at least `SAME`; windows that share less than the overlap (next but one to the
-       moved-back last) leave it to the window between. Pairs join in descending IoU, then in descending
-       pixels in common. A group never holds two views of one tile: no chain of neighbours melts together.
-    3  A whole view of a group is believed unless another view of it has pixels outside the whole one's
+       moved-back last) are not compared: the window between them is. Pairs merge in descending IoU, then
+       in descending pixels in common. A group never has two views of one tile: no chains of neighbours.
+    3  A whole view of a group is accepted unless another view of the group has pixels outside the whole one's
        window, more than `SPILL` of the whole one's. The object is the best whole view alone (by score, then
-       by pixels in its tile's core), for a union would be fatter; without one, it is the union of the parts.
-    4  A group is dropped as seen twice if of each of its views at least `COVERED` lies under views of other
-       groups, all of one other tile, and each is cut or lies mostly outside its tile's core. Weakest first
-       (cut, then least in cores), and what was dropped covers nothing, so never both of two.
+       by pixels in its tile's core), because a union would be larger; without one, it is the union of the
+       parts.
+    4  A group is dropped as a duplicate if of each of its views at least `COVERED` is covered by views of
+       other groups, all of one other tile, and each is cut or mostly outside its tile's core. Weakest first
+       (cut, then least in cores); a dropped group covers nothing, so one of two that cover each other stays.
 
-So a whole view that no other tile contradicts is always kept, and what a model finds twice inside one tile
-stays two.
+So a whole view that no other tile contradicts is always kept, and two detections inside one tile are never
+merged.
 
-Limits. Two views of an object may lie a third of its width apart (2 pixels for 7 x 7), half if they differ
-one way only; beyond that a small one may be found twice. The margin, half the overlap, should be 3 times that
-distance or more. Where one tile sees one object and the next several, rule 4 takes the word of the tile whose
-core holds most of it, or a mix of both where it lies on both cores. An object that leaves a window and comes
-back, and is two views there, stays two. What overlaps in truth (two roads that cross inside a narrow
-overlap) may be exchanged.
+Limits. Two views of an object may be a third of its width apart (2 pixels for 7 x 7), half if they differ
+in one direction only; beyond that a small object may be found twice. The margin, half the overlap, should be
+at least 3 times that distance. Where one tile sees one object and the next several, rule 4 follows the tile
+whose core has most of it, or mixes both where it spans both cores. An object that leaves a window and
+re-enters it, and is two views there, stays two. Objects that really overlap (two roads that cross inside a
+narrow overlap) may be swapped.
 
 Cost: sorts of the spans, and the spans that have a pixel in common; about 90 bytes for each span at its peak.
 """
@@ -40,7 +41,7 @@ from segray.masks.spans import Bools, Ints, Pixels, Spans, ranges, totals, union
 from segray.tiles import Grid, Window
 
 EDGE = 2
-"""Pixels: how far a model may leave free of an object that the window cuts."""
+"""Pixels: gap that a model may leave between a cut object and the edge of its window."""
 SAME = 0.3
 SPILL = 0.1
 COVERED = 0.5
@@ -48,35 +49,35 @@ COVERED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What was found in the tiles of one scene; n views, columns of one entry each."""
+    """The detections in the tiles of one scene: n views, columns of one entry each."""
 
     tile: Ints
-    """(n,) number of the tile in the grid."""
+    """(n,) index of the tile in the grid."""
     category_id: NDArray[np.int32]
     score: NDArray[np.float32]
     box: NDArray[np.float32]
     """(n, 4) x0, y0, x1, y1 of the detector's box in pixels of the scene."""
     masks: list[Spans]
-    """In pixels of the scene, each at least one pixel, inside the tile's window."""
+    """Spans (k, 3) in pixels of the scene, each of at least one pixel, inside the tile's window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One entry per object, m objects, in the order of their first views."""
+    """The merged instances: m objects, columns of one entry each, in the order of their first views."""
 
     category_id: NDArray[np.int32]
     score: NDArray[np.float32]
-    """(m,) of the best view that the mask was made of."""
+    """(m,) score of the best view that the mask is made of."""
     box: NDArray[np.float32]
-    """(m, 4) x0, y0, x1, y1 of the best whole view, else the hull of the parts' boxes."""
+    """(m, 4) x0, y0, x1, y1 of the best whole view, else the box around the parts' boxes."""
     masks: list[Spans]
-    """In pixels of the scene."""
+    """Spans (k, 3) in pixels of the scene."""
     views: Ints
-    """(m,) how many views were joined."""
+    """(m,) number of views that were merged."""
 
 
 def join(views: Views, grid: Grid) -> Joined:
-    """One instance per object, whatever the order of the views."""
+    """Merge n views into m <= n instances, one per object; the result does not depend on the views' order."""
     if not views.masks:
         return Joined(views.category_id, views.score, views.box, [], np.zeros(0, np.int64))
     views = _sorted(views, grid)
@@ -89,7 +90,7 @@ def join(views: Views, grid: Grid) -> Joined:
 
 
 def _sorted(views: Views, grid: Grid) -> Views:
-    """By tile, bounds, category, area, score; what is the same in all of these, by box and moments."""
+    """Sort views by tile, bounds, category, area and score, then by box and moments."""
     pixels = Pixels.of(views.masks, grid.width)
     col, top, bottom = pixels.spans.T
     moments = [pixels.sums(bottom * bottom - top * top), pixels.sums(col * col * (bottom + 3 * top))]
@@ -102,20 +103,20 @@ def _sorted(views: Views, grid: Grid) -> Views:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The views as pixels; n entries each."""
+    """Pixels and flags of n views."""
 
     tile: Ints
     window: Ints
-    """(n, 4) of the view's tile: row start, row stop, column start, column stop."""
+    """(n, 4) window of the view's tile: row start, row stop, column start, column stop."""
     pixels: Pixels
     area: Ints
     core: Ints
-    """Pixels in the core of the view's tile."""
+    """(n,) pixels in the core of the view's tile."""
     whole: Bools
     counts: Bools
-    """Whole, or with a pixel in its core (rule 1)."""
+    """(n,) whole, or with a pixel in its tile's core (rule 1)."""
     compared: Bools
-    """Counts, and reaches where other windows may see it as well."""
+    """(n,) counts, and extends into the part of its window that other windows share."""
 
 
 def _seen(views: Views, grid: Grid) -> _Seen:
@@ -135,7 +136,7 @@ def _seen(views: Views, grid: Grid) -> _Seen:
 
 
 def _lines(grid: Grid, window_of: Callable[[int], Window]) -> tuple[Ints, Ints]:
-    """Start and stop of the grid's lines of windows (rows, 2) and of a line's windows (cols, 2)."""
+    """Return start and stop of the grid's rows of windows (rows, 2) and of its columns (cols, 2)."""
     rows = [window_of(tile) for tile in range(0, len(grid), grid.cols)]
     cols = [window_of(tile) for tile in range(grid.cols)]
     return (
@@ -145,12 +146,12 @@ def _lines(grid: Grid, window_of: Callable[[int], Window]) -> tuple[Ints, Ints]:
 
 
 def _crossed(rows: Ints, cols: Ints) -> Ints:
-    """(rows, 2), (cols, 2) -> (tiles, 4)."""
+    """Combine all rows (rows, 2) with all columns (cols, 2): windows (tiles, 4)."""
     return np.hstack([np.repeat(rows, len(cols), axis=0), np.tile(cols, (len(rows), 1))])
 
 
 def _own(grid: Grid) -> Ints:
-    """(tiles, 4): the rectangle that no other window sees; stop may lie before start."""
+    """Return the part (tiles, 4) of each window that no other window covers; stop may be before start."""
     rows, cols = (
         np.stack([np.r_[0, line[:-1, 1]], np.r_[line[1:, 0], size]], axis=1)
         for line, size in zip(_lines(grid, grid.window), (grid.height, grid.width), strict=True)
@@ -160,14 +161,14 @@ def _own(grid: Grid) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Views of one category in two tiles that have pixels in common; one entry per pair."""
+    """Pairs of views of one category in two tiles that have pixels in common."""
 
     first: Ints
     second: Ints
     common: Ints
-    """Pixels."""
+    """(pairs,) pixels in common."""
     iou: NDArray[np.float64]
-    """Inside the rectangle that the two windows share; 0 where that is narrower than the overlap."""
+    """(pairs,) IoU in the rectangle that the windows share; 0 where that is narrower than the overlap."""
 
 
 def _compared(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> _Pairs:
@@ -181,10 +182,10 @@ def _compared(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> _Pairs
 
 
 def _overlaps(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> tuple[Ints, Ints, Ints]:
-    """Views first < second with pixels in common, and how many.
+    """Return views first < second with pixels in common, and the number of these pixels.
 
-    A scene's columns, once per category, are laid end to end; of spans sorted by their start, those that one
-    has pixels in common with are the ones that follow it, until one starts behind its stop.
+    A scene's columns, once per category, are placed end to end; in spans sorted by their start, a span
+    overlaps those that follow it, until one starts after its stop.
     """
     chosen = np.flatnonzero(seen.compared[seen.pixels.owner])
     col, top, bottom = seen.pixels.spans[chosen].T
@@ -203,7 +204,7 @@ def _overlaps(category_id: NDArray[np.int32], seen: _Seen, grid: Grid) -> tuple[
 
 
 def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
-    """(n,) the first view of each view's group (rule 2)."""
+    """Return the first view of each view's group, int64 (n,) (rule 2)."""
     parent = list(range(len(tile)))
     tiles = [{each} for each in tile.tolist()]
 
@@ -224,7 +225,7 @@ def _grouped(pairs: _Pairs, tile: Ints) -> Ints:
 
 
 def _contradicted(group: Ints, seen: _Seen) -> Ints:
-    """Views that seem whole, but the group sees more of the object outside their window (rule 3)."""
+    """Return which views, bool (n,), seem whole, but their group has more outside their window (rule 3)."""
     members = np.argsort(group, kind="stable")
     whole = np.flatnonzero(seen.whole & (np.bincount(group)[group] > 1))
     ends = (np.searchsorted(group[members], group[whole], side) for side in ("left", "right"))
@@ -235,7 +236,7 @@ def _contradicted(group: Ints, seen: _Seen) -> Ints:
 
 
 def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
-    """(n,) of each group, at its first view: rule 4, of those that count."""
+    """Return which groups rule 4 keeps, bool (n,), at each group's first view."""
     count = len(group)
     core, whole, area = (totals(group, each, count) for each in (seen.core, seen.whole, seen.area))
     kept: Bools = seen.counts & (group == np.arange(count))
@@ -253,11 +254,11 @@ def _kept(group: Ints, pairs: _Pairs, seen: _Seen) -> Bools:
             return kept
         rival = np.full(count, count)
         np.minimum.at(rival, group[view], np.where(twice, rank, count)[group[other]])
-        kept &= ~(twice & (rank < rival))  # of two that cover each other, the weaker, then look again
+        kept &= ~(twice & (rank < rival))  # of two that cover each other drop the weaker, then repeat
 
 
 def _most_under_one_tile(view: Ints, tile: Ints, common: Ints, count: int) -> Ints:
-    """(pairs,) pixels in common with views of a tile -> (count,) the most of each view."""
+    """Return the largest cover of each view (count,) by one tile's views, from pixels in common (pairs,)."""
     keys, pair = np.unique(view * (tile.max(initial=0) + 1) + tile, return_inverse=True)
     most = np.zeros(count, np.int64)
     np.maximum.at(most, keys // (tile.max(initial=0) + 1), totals(pair, common, len(keys)))
@@ -265,7 +266,7 @@ def _most_under_one_tile(view: Ints, tile: Ints, common: Ints, count: int) -> In
 
 
 def _used(group: Ints, seen: _Seen, score: NDArray[np.float32]) -> Bools:
-    """(n,) whether the object's mask is made of the view: of the best whole one, else of all (rule 3)."""
+    """Return which views, bool (n,), make up their objects' masks: the best whole one, else all (rule 3)."""
     order = np.lexsort((-seen.core, -score, ~seen.whole, group))
     best = order[np.r_[True, np.diff(group[order]) > 0]]
     used = ~np.isin(group, group[best[seen.whole[best]]])

@@ -1,1 +1,1 @@
-"""A job of another verb, again and again: the text that tells a scheduler, of which this is none."""
+"""Generate the files with which a scheduler runs another verb regularly; segray itself does not schedule."""

@@ -1,4 +1,4 @@
-"""Airflow: a DAG of one task."""
+"""Airflow: a DAG with one task."""
 
 from pathlib import Path
 
@@ -38,19 +38,19 @@ with DAG(
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Path -> content."""
+    """Return path -> content of the DAG. Raises SettingsError where a setting contains `endraw`."""
     settings, zone = in_here_document(plan.order.settings), plan.settings.time_zone or "UTC"
     run = f"exec segray {plan.order.verb} --config /dev/stdin <<'{HERE_END}'\n{settings}{HERE_END}\n"
     body = "".join(f"{line}\n" for line in setup_lines(plan.submit)) + run
     if "endraw" in body:
-        raise SettingsError("a setting holds endraw, which ends what Airflow's templates leave alone")
+        raise SettingsError("a setting contains endraw, which would end the raw block of Airflow's template")
     lines = f"{RAW}{body}{RAW_END}"
     head = plan.comment(
-        "Made by `segray schedule --as airflow`; put it into the folder of DAGs. Airflow 3, with",
+        "Made by `segray schedule --as airflow`; put it into the DAGs folder. Airflow 3, with",
         "apache-airflow-providers-standard; segray must be in the PATH of the workers.",
-        f"Exit codes of segray: 1, 130 and lost workers are tried again, {plan.settings.retries} times, and",
-        "go on where they stopped; so are 2 (settings), 3 (too many rejects) and 5 (refused), which end as",
-        "before within seconds and need a person; 4 (nothing to do) skips the task, the run succeeds.",
+        f"Exit codes of segray: 1, 130 and lost workers are retried, {plan.settings.retries} times, and",
+        "continue where they stopped; so are 2 (settings), 3 (too many rejects) and 5 (refused), which fail",
+        "again within seconds and need a person; 4 (nothing to do) skips the task, the run succeeds.",
         f"From --cron {plan.cron.typed!r}, in the time zone of {zone}.",
         "The environment is that of the workers.",
     )

@@ -1,8 +1,8 @@
-"""A cron expression: read by cronsim, written so that every scheduler reads the same in it.
+"""Cron expressions: parsed by cronsim, written so that every scheduler reads the same times.
 
-Their dialects differ: Kubernetes knows no 7 for Sunday, Slurm's steps count from the first value of the field
-and not of the range, Debian's cron takes no names in lists and no `5/15`. Numbers, ranges and lists are the
-same everywhere.
+Dialects differ: Kubernetes does not accept 7 for Sunday, Slurm's steps count from the first value of the
+field and not of the range, Debian's cron accepts no names in lists and no `5/15`. Numbers, ranges and lists
+are the same everywhere.
 """
 
 import re
@@ -19,43 +19,43 @@ NICKNAMES = {
 }  # fmt: skip
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _SHORTEST_RUN = 3
-"""From so many values on, a range is written."""
+"""Minimum number of consecutive values to write as a range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """When: every value of each field; None where a field says nothing."""
+    """The values of each field of a cron expression; None where a field matches all."""
 
     typed: str
-    """Five fields, as they were given."""
+    """The five fields as the user typed them."""
     minutes: tuple[int, ...]
     hours: tuple[int, ...]
     days: tuple[int, ...] | None
-    """Of the month, from 1."""
+    """Days of the month, from 1."""
     months: tuple[int, ...] | None
-    """From 1."""
+    """Months, from 1."""
     weekdays: tuple[int, ...] | None
-    """From 0, Sunday, to 6."""
+    """Days of the week, from 0 (Sunday) to 6."""
     both: bool
-    """Where days and weekdays are given: both must match; otherwise one of them is enough."""
+    """Where days and weekdays are given: whether both must match; otherwise one of them is enough."""
 
     @property
     def portable(self) -> str:
-        """The five fields as all dialects read them.
+        """The five fields in a form that all dialects read alike.
 
-        Raises ValueError where both days must match, which they do not say alike.
+        Raises ValueError where both days must match, which dialects write differently.
         """
         if self.both:
             day, weekday = self.typed.split()[2::2]
             raise ValueError(
-                f"{day!r} as day of the month with {weekday!r} as day of the week: cron means days on which "
-                "both match, others where one does; only systemd and crontab can say it. Write the days out"
+                f"{day!r} as day of the month with {weekday!r} as day of the week: cron runs on days where "
+                "both match, others where one does; only systemd and crontab support both. List the days"
             )
         return self._fields(_joined(self.days), _joined(self.weekdays))
 
     @property
     def vixie(self) -> str:
-        """The five fields for cron itself, where a day that begins with a star asks for both to match.
+        """The five fields for cron itself, where a day that begins with a star requires both to match.
 
         Raises ValueError where that cannot be written.
         """
@@ -66,14 +66,14 @@ class Cron:
             return self._fields(day, _joined(self.weekdays))
         if re.fullmatch(r"\*/\d+", weekday):
             return self._fields(_joined(self.days), weekday)
-        raise ValueError(f"write {day!r} and {weekday!r} out, as numbers with commas")
+        raise ValueError(f"write {day!r} and {weekday!r} as lists of numbers with commas")
 
     @property
     def on_calendar(self) -> tuple[str, ...]:
-        """systemd's words for it (systemd.time(7)), one or two, of which one must match; no time zone."""
+        """One or two calendar events of systemd (systemd.time(7)), of which one must match; no time zone."""
         months = _joined(self.months, "..")
-        clock = ":".join(_joined(_whole(some, end), "..", two) for some, end in self._clock) + ":00"
-        dates = "*" if self.days is None else _joined(self.days, "..", two)
+        clock = ":".join(_joined(_whole(some, end), "..", two_digits) for some, end in self._clock) + ":00"
+        dates = "*" if self.days is None else _joined(self.days, "..", two_digits)
         if self.weekdays is None:
             return (f"*-{months}-{dates} {clock}",)
         weekdays = _joined(sorted(day or 7 for day in self.weekdays), "..", lambda day: _DAYS[day - 1])
@@ -83,7 +83,7 @@ class Cron:
 
     @property
     def shortest_s(self) -> int:
-        """Seconds between two starts that are near each other."""
+        """Shortest time between two consecutive starts, in seconds."""
         from cronsim import CronSim
 
         starts = islice(CronSim(self.typed, datetime(2026, 1, 1)), 100)
@@ -99,7 +99,7 @@ class Cron:
 
 
 def cron(text: str) -> Cron:
-    """Read an expression of five fields. Raises ValueError."""
+    """Parse an expression of five fields. Raises ValueError for an invalid one."""
     from cronsim import CronSim, CronSimError
 
     typed = " ".join(text.split())
@@ -112,16 +112,16 @@ def cron(text: str) -> Cron:
         next(found)
     except CronSimError as error:
         field = str(error).removeprefix("Bad ").replace("-", " ").replace("day of", "day of the")
-        raise ValueError(f"its {field} is wrong; five fields are: {FIELDS}") from error
-    except (AssertionError, ValueError, StopIteration) as error:  # steps of its `L`; numbers of a mile
-        raise ValueError(f"is none, or never comes; five fields are: {FIELDS}") from error
+        raise ValueError(f"its {field} is invalid; the five fields are: {FIELDS}") from error
+    except (AssertionError, ValueError, StopIteration) as error:  # steps of its `L`; very long numbers
+        raise ValueError(f"is invalid, or never matches; the five fields are: {FIELDS}") from error
     return _cron(typed, found)
 
 
 def _cron(typed: str, found: Any) -> Cron:
-    """found: cronsim's."""
+    """Convert a parsed expression of cronsim, `found`. Raises ValueError for L, W and #."""
     if any(isinstance(day, tuple) for day in found.weekdays) or min(found.days) < 1:
-        raise ValueError("has an L, W or #, which cron does not know")
+        raise ValueError("has L, W or #, which cron does not support")
     days = _part(found.days, 31)
     weekdays = _part({day % 7 for day in found.weekdays}, 7)
     if not found.day_and and (days is None or weekdays is None):
@@ -132,7 +132,7 @@ def _cron(typed: str, found: Any) -> Cron:
 
 
 def _part(values: Iterable[int], all_of_them: int) -> tuple[int, ...] | None:
-    """None for all."""
+    """Return the values of a field, sorted; None where they are all."""
     found = tuple(sorted(values))
     return None if len(found) == all_of_them else found
 
@@ -141,13 +141,13 @@ def _whole(values: tuple[int, ...], all_of_them: int) -> tuple[int, ...] | None:
     return None if len(values) == all_of_them else values
 
 
-def two(number: int) -> str:
-    """As on a clock."""
+def two_digits(number: int) -> str:
+    """Return a number with two digits."""
     return f"{number:02}"
 
 
 def _joined(values: Iterable[int] | None, dash: str = "-", name: Callable[[int], str] = str) -> str:
-    """`1,5-7`: with ranges for what follows each other."""
+    """Return values as text, consecutive ones as ranges: `1,5-7`."""
     if values is None:
         return "*"
     runs = list[list[int]]()

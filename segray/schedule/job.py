@@ -1,4 +1,4 @@
-"""`segray schedule`, step by step: tell its options from the verb's, check both, print or write the text."""
+"""`segray schedule`, step by step: separate its options from the verb's, check both, print or write files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from segray.run import Problems
 from segray.schedule import airflow, crontab, k8s, kuberay, slurm, systemd
 from segray.schedule.cron import cron
 from segray.schedule.plan import Plan
-from segray.schedule.settings import USED, ScheduleOptions, ScheduleSettings, World
+from segray.schedule.settings import USED, ScheduleOptions, Scheduler, ScheduleSettings
 from segray.settings import ENV_PREFIX, CommonSettings, JobSettings, printable
 from segray.submit.job import check_words
 from segray.submit.job import split as split_at_verb
@@ -20,7 +20,7 @@ from segray.submit.order import order_of
 from segray.submit.settings import ClusterJobSettings, SubmitSettings
 from segray.verbs import ON_DATA
 
-FILES: dict[World, Callable[[Plan], dict[str, str]]] = {
+FILES: dict[Scheduler, Callable[[Plan], dict[str, str]]] = {
     "crontab": crontab.files,
     "systemd": systemd.files,
     "k8s": k8s.files,
@@ -30,15 +30,15 @@ FILES: dict[World, Callable[[Plan], dict[str, str]]] = {
     "slurm": slurm.files,
 }
 _HERE = ("crontab", "systemd")
-"""These run it on this machine, whose paths they see."""
+"""Schedulers that run on this machine and see its paths."""
 _KUBERNETES = ("k8s", "kuberay", "raycronjob")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """(schedule's arguments, verb, the verb's); the verb is empty where none is named.
+    """Return (schedule's arguments, verb, the verb's arguments); the verb is empty where none is named.
 
-    Behind the verb, what is named like an option of schedule is schedule's; `--config`, `--print-config` and
-    `--storage…`, which all verbs have, are the verb's there.
+    After the verb, options with the name of a schedule option are schedule's; `--config`, `--print-config`
+    and `--storage…`, which all verbs have, are the verb's there.
     """
     own, verb, words = split_at_verb(arguments, ScheduleSettings)
     flags = {
@@ -86,18 +86,18 @@ def _job(verb: str, arguments: Sequence[str]) -> JobSettings:
 
 
 def schedule(settings: ScheduleOptions, verb: str, job: JobSettings) -> int:
-    """Print, or write, what makes the scheduler run `segray VERB` with these settings.
+    """Print or write the files with which the scheduler runs `segray VERB` with these settings.
 
-    Raises SettingsError for what it cannot say or has no use for, for what is wrong with the job, and where
-    the files cannot be written.
+    Raises SettingsError for options that the scheduler does not support, for invalid settings of the job, and
+    where the files cannot be written.
     """
-    problems = [f"{name}: --as {settings.world} has no use for it" for name in _useless(settings)]
+    problems = [f"{name}: not supported by --as {settings.scheduler}" for name in _unsupported(settings)]
     if job.dry_run:
-        problems.append("dry_run: a job that does nothing is not scheduled; leave it out")
+        problems.append("dry_run: a dry run is not scheduled; leave it out")
     submit = _submit(settings, verb)
     try:
         plan = Plan(settings, cron(settings.cron), order_of(verb, job, submit), submit)
-        files = FILES[settings.world](plan)
+        files = FILES[settings.scheduler](plan)
     except ValueError as error:
         problems.append(f"cron: {error}")
     except SettingsError as error:
@@ -111,26 +111,26 @@ def schedule(settings: ScheduleOptions, verb: str, job: JobSettings) -> int:
     return ExitCode.DONE
 
 
-def _useless(settings: ScheduleOptions) -> list[str]:
-    """What was given, but not by the environment, which serves all, and means nothing there."""
+def _unsupported(settings: ScheduleOptions) -> list[str]:
+    """Return the options set by flag or file (not by environment, which serves all) without support there."""
     given = [name for name in settings.model_fields_set if f"{ENV_PREFIX}{name.upper()}" not in os.environ]
-    return sorted(set(given) - USED[settings.world])
+    return sorted(set(given) - USED[settings.scheduler])
 
 
 def _submit(settings: ScheduleOptions, verb: str) -> SubmitSettings:
-    """As if the job was sent to that scheduler now; the environment was read before."""
+    """Return the settings of `segray submit` to that scheduler; the environment was read before."""
     shared: dict[str, Any] = {name: getattr(settings, name) for name in ClusterJobSettings.model_fields}
     shared |= {"name": settings.name or verb, "dry_run": True}
-    if settings.world in _HERE:
+    if settings.scheduler in _HERE:
         shared["shared_filesystem"] = True
-    if settings.world == "kuberay" and settings.namespace is None:
+    if settings.scheduler == "kuberay" and settings.namespace is None:
         shared["namespace"] = "default"  # a RoleBinding must name one
-    shared["kuberay" if settings.world in _KUBERNETES else "slurm"] = True
+    shared["kuberay" if settings.scheduler in _KUBERNETES else "slurm"] = True
     return SubmitSettings.model_construct(**shared)
 
 
 def _print(files: dict[str, str]) -> None:
-    """To stdout; of several, each below a comment with its name."""
+    """Print the files to stdout; several files each after a comment with their name."""
     for path, text in files.items():
         if len(files) > 1:
             print(f"# file: {path}")

@@ -1,4 +1,4 @@
-"""Kubernetes: a CronJob whose pod is segray itself, with a Ray of its own."""
+"""Kubernetes: a CronJob whose pod runs segray with a local Ray."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ CONTAINER = "segray"
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Path -> content."""
+    """Return path -> content of the CronJob and its ConfigMap."""
     run = ONCE.format(verb=plan.order.verb, settings=f"{FOLDER}/{SETTINGS}") + END
     job = cron_job(plan, plan.submit.retries, _pod(plan), pod_failure_policy=_POLICY)
     head = plan.comment(
         "Made by `segray schedule --as k8s`; then: kubectl apply -f FILE. Image: jobs/cluster/Dockerfile.",
-        f"Exit codes of segray: 1 and 130 start another pod, up to {plan.submit.retries} times, which goes",
-        "on where it stopped; a node that is drained does not count. 2 (settings), 3 (too many rejects) and",
-        "5 (refused) fail the Job at once and need a person; 4 (nothing to do) is success: run.sh makes 0",
-        "of it. While a run is at work, the next one is left out.",
+        f"Exit codes of segray: 1 and 130 start another pod, up to {plan.submit.retries} times, which",
+        "continues where it stopped; a drained node does not count. 2 (settings), 3 (too many rejects) and",
+        "5 (refused) fail the Job at once and need a person; 4 (nothing to do) is success: run.sh turns it",
+        "into 0. While a run is active, the next one is skipped.",
         zone_line(plan),
         "The environment comes from the Secret of --secret, or --service-account has the rights.",
     )
@@ -41,7 +41,7 @@ _POLICY = {
 def cron_job(
     plan: Plan, retries: int, pod_template: dict[str, Any], pod_failure_policy: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The object that starts such pods; retries: how many of them may fail."""
+    """Return the CronJob object that starts pods of this template; retries: how many of them may fail."""
     zone = plan.settings.time_zone
     job: dict[str, Any] = {"backoffLimit": retries}
     if pod_failure_policy is not None:
@@ -60,8 +60,8 @@ def cron_job(
 
 
 def zone_line(plan: Plan) -> str:
-    """Which time zone it is."""
-    whose = plan.settings.time_zone or "kube-controller-manager, which mostly is UTC"
+    """Return a comment line with the cron expression and its time zone."""
+    whose = plan.settings.time_zone or "kube-controller-manager, usually UTC"
     return f"From --cron {plan.cron.typed!r}, in the time zone of {whose}."
 
 
@@ -75,6 +75,6 @@ def _pod(plan: Plan) -> dict[str, Any]:
     (container,) = spec["containers"]
     container["command"] = ["sh", f"{FOLDER}/run.sh"]
     container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
-    spec["volumes"].append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})  # else 64 MB, for Ray
+    spec["volumes"].append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})  # for Ray
     spec["restartPolicy"] = "Never"
     return template

@@ -1,4 +1,4 @@
-"""KubeRay: a CronJob that makes the RayJob anew, or KubeRay's own RayCronJob."""
+"""KubeRay: a CronJob that recreates the RayJob, or KubeRay's own RayCronJob."""
 
 from typing import Any
 
@@ -13,27 +13,27 @@ what='jsonpath={{.kind}} {{.status.jobDeploymentStatus}}'
 state=$(kubectl get rayjob {name} --ignore-not-found --output "$what")
 case "$state" in
     "" | "RayJob Complete" | "RayJob Failed" | "RayJob ValidationFailed") ;;
-    *) echo "segray: {name} is still at work: $state"; exit 0 ;;
+    *) echo "segray: {name} is still running: $state"; exit 0 ;;
 esac
 kubectl delete rayjob {name} --ignore-not-found
 kubectl create --filename {folder}/rayjob.yaml
 """
-"""As `segray submit --kuberay` does: one that has ended starts again under its name."""
+"""Shell script: recreate a RayJob that has ended under the same name, as `segray submit --kuberay` does."""
 _CODES = (
-    "Exit codes of segray: 1 is tried again in the same pods, {retries} times. When that does not help, or",
-    "the head's pod is lost, KubeRay starts the whole job again, {retries} times, and it goes on where it",
-    "stopped; also after 2 (settings), 3 (too many rejects) and 5 (refused), which end as before within",
+    "Exit codes of segray: 1 is retried in the same pods, {retries} times. If that does not help, or the",
+    "head's pod is lost, KubeRay starts the whole job again, {retries} times, and it continues where it",
+    "stopped; also after 2 (settings), 3 (too many rejects) and 5 (refused), which fail again within",
     "seconds and need a person: see `kubectl get rayjob`. 4 (nothing to do) is success.",
 )
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Path -> content, of a CronJob with all that it needs."""
+    """Return path -> content of a CronJob with its ConfigMap, account and role."""
     head = plan.comment(
         "Made by `segray schedule --as kuberay`; then: kubectl apply -f FILE.",
         "Image: jobs/cluster/Dockerfile.",
         *(line.format(retries=plan.submit.retries) for line in _CODES),
-        "The CronJob makes the RayJob anew; while the last one is at work, it leaves it at that.",
+        "The CronJob recreates the RayJob; while the last one is running, it does nothing.",
         zone_line(plan),
         _ENVIRONMENT,
     )
@@ -43,9 +43,9 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def own_files(plan: Plan) -> dict[str, str]:
-    """Path -> content, of a RayCronJob."""
+    """Return path -> content of a RayCronJob and its ConfigMap."""
     zone = plan.settings.time_zone
-    whose = zone or "the operator, which mostly is UTC"
+    whose = zone or "the operator, usually UTC"
     head = plan.comment(
         "Made by `segray schedule --as raycronjob`; then: kubectl apply -f FILE.",
         "Image: jobs/cluster/Dockerfile.",
@@ -73,7 +73,7 @@ _ENVIRONMENT = "The environment comes from the Secret of --secret, or --service-
 
 
 def _start(plan: Plan) -> str:
-    """The name of what starts the RayJob."""
+    """Return the name of the CronJob that starts the RayJob."""
     return f"{plan.name}-start"
 
 
@@ -82,7 +82,7 @@ def _metadata(plan: Plan) -> dict[str, Any]:
 
 
 def _rights(plan: Plan) -> list[dict[str, Any]]:
-    """An account that may make and remove RayJobs, and nothing else."""
+    """Return a ServiceAccount, Role and RoleBinding to create and delete RayJobs, and nothing else."""
     name, group = _start(plan), "rbac.authorization.k8s.io"
     verbs = ["get", "list", "watch", "create", "delete"]
     return [

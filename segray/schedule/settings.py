@@ -1,4 +1,4 @@
-"""`segray schedule`: when a job runs, and who starts it."""
+"""Settings of `segray schedule`: when a job runs, and which scheduler starts it."""
 
 import difflib
 from typing import Annotated, Any, Literal, get_args
@@ -11,12 +11,12 @@ from segray.schedule.cron import cron
 from segray.settings import CommonSettings
 from segray.submit.settings import ClusterJobSettings, Name
 
-World = Literal["crontab", "systemd", "k8s", "kuberay", "raycronjob", "airflow", "slurm"]
-"""Who starts it."""
-WORLDS: tuple[World, ...] = get_args(World)
+Scheduler = Literal["crontab", "systemd", "k8s", "kuberay", "raycronjob", "airflow", "slurm"]
+"""Scheduler to generate files for."""
+SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 
 _POD = ("image", "namespace", "secret", "service_account", "cpus", "gpus", "memory_gib", "retries")
-_OWN: dict[World, tuple[str, ...]] = {
+_OWN: dict[Scheduler, tuple[str, ...]] = {
     "crontab": ("time_zone",),
     "systemd": ("time_zone", "retries"),
     "k8s": ("time_zone", *_POD),
@@ -29,8 +29,8 @@ _OWN: dict[World, tuple[str, ...]] = {
     ),
 }
 _EVERYWHERE = ("cron", "as", "name", "into", *CommonSettings.model_fields)
-USED = {world: frozenset((*_EVERYWHERE, *own)) for world, own in _OWN.items()}
-"""The settings that each of them has a use for."""
+USED = {scheduler: frozenset((*_EVERYWHERE, *own)) for scheduler, own in _OWN.items()}
+"""Scheduler -> the settings that it supports."""
 
 
 def _checked(expression: str) -> str:
@@ -40,7 +40,7 @@ def _checked(expression: str) -> str:
 def _known_zone(name: str) -> str:
     known = available_timezones()
     if not known:
-        raise ValueError("this machine has no time zones; install tzdata")
+        raise ValueError("this machine has no time zone database; install tzdata")
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         raise ValueError("no time zone of that name" + "".join(f"; did you mean {each}?" for each in close))
@@ -48,7 +48,7 @@ def _known_zone(name: str) -> str:
 
 
 class ScheduleOptions(ClusterJobSettings):
-    """`ScheduleSettings` without `as`, which is a word of Python's."""
+    """`ScheduleSettings` without `as`, which is a Python keyword."""
 
     basic = (
         *("cron", "as", "name", "time_zone", "into", "retries", "nodes", "image"),
@@ -61,42 +61,39 @@ class ScheduleOptions(ClusterJobSettings):
   segray schedule --cron "30 2 * * 1-5" --as crontab --into out annotate /data/photos --output /data/labels
 
 exit codes:
-  0 printed or written   2 bad settings, of the verb too, or what that scheduler cannot say"""
+  0 printed or written   2 bad settings, also of the verb, or unsupported by that scheduler"""
 
     cron: Annotated[str, AfterValidator(_checked)] = Field(
-        description='when, in the five fields of crontab(5): "0 3 * * *" is every night at three'
+        description='cron expression, the five fields of crontab(5): "0 3 * * *" is every night at three'
     )
-    name: Name | None = Field(None, description="of the job and its files (default: the verb)")
+    name: Name | None = Field(None, description="name of the job and its files (default: the verb)")
     time_zone: Annotated[str, AfterValidator(_known_zone)] | None = Field(
-        None, description="of --cron, such as Europe/Berlin (default: the scheduler's own; Airflow: UTC)"
+        None, description="time zone of --cron, as Europe/Berlin (default: the scheduler's; Airflow: UTC)"
     )
-    into: LocalFile | None = Field(
-        None, description="folder in which the files are written, instead of printing them"
-    )
+    into: LocalFile | None = Field(None, description="folder to write the files to, instead of printing them")
     kubectl_image: str = Field(
-        "alpine/k8s:1.34.1", pattern=r"^\S+$", description="kuberay: any image with sh and kubectl"
+        "alpine/k8s:1.34.1", pattern=r"^\S+$", description="kuberay: container image with sh and kubectl"
     )
 
     @property
-    def world(self) -> World:
+    def scheduler(self) -> Scheduler:
         """The value of `as`."""
-        found: World = getattr(self, "as")
+        found: Scheduler = getattr(self, "as")
         return found
 
 
 _AS: Any = {
-    "as": (World, Field(description="who starts it; raycronjob is KubeRay's own, alpha and off by default"))
+    "as": (Scheduler, Field(description="scheduler; raycronjob is KubeRay's own, alpha and off by default"))
 }
 ScheduleSettings = create_model(
     "ScheduleSettings",
     __base__=ScheduleOptions,
-    __doc__="""Print what makes a scheduler run VERB again and again; segray is no scheduler.
+    __doc__="""Print the files with which a scheduler runs VERB regularly; segray itself does not schedule.
 
-    VERB and what follows is the command as it would be typed here: annotate, train, predict, evaluate or
-    retrain. The options below may stand before or behind it, and all else is VERB's. Its settings, those of
-    the environment too, are checked, and go into the text without secrets. Each text says what the scheduler
-    makes of exit codes, and what must be there. Options that the chosen scheduler has no use for are
-    refused.
+    VERB and what follows is the command as you would type it here: annotate, train, predict, evaluate or
+    retrain. The options below may be before or after it; all others are VERB's. VERB's settings, including
+    those of the environment, are checked and written without secrets. Each file says how the scheduler
+    handles exit codes, and what it requires. Options that the chosen scheduler does not support are errors.
     """,
     **_AS,
 )

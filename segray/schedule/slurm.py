@@ -1,4 +1,4 @@
-"""Slurm: a line of `scrontab` that sends the script of `segray submit --slurm`."""
+"""Slurm: a line of `scrontab` that submits the script of `segray submit --slurm`."""
 
 import shlex
 from pathlib import Path
@@ -8,11 +8,11 @@ from segray.submit import slurm
 
 FOLDER = "~/segray"
 CLEAN = 'env -i HOME="$HOME" USER="$USER" PATH="$PATH" ${SLURM_CONF:+SLURM_CONF="$SLURM_CONF"}'
-"""What the little job has of Slurm in its environment is not the other one's, its restarts above all."""
+"""Clean environment: the Slurm variables of the small job, restarts above all, are not for the other job."""
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Path -> content."""
+    """Return path -> content of the scrontab line and the sbatch script."""
     script = plan.path(".sh", FOLDER)
     given = plan.settings
     place = {"partition": given.partition, "account": given.account}
@@ -27,9 +27,9 @@ def files(plan: Plan) -> dict[str, str]:
     words = f"cd {_word(folder)} && {CLEAN} sbatch --dependency=singleton {_word(script)}"
     head = plan.comment(
         f"Made by `segray schedule --as slurm` from --cron {plan.cron.typed!r}; put it into `scrontab -e`.",
-        "Needs ScronParameters=enable in slurm.conf. A little job sends the script, which waits until the",
+        "Needs ScronParameters=enable in slurm.conf. A small job submits the script, which waits until the",
         "last one of its name has ended. The time is that of slurmctld. Logs are in the folder of the line.",
-        "Exit codes of segray: 1 and signals (lost nodes, time limit) put the script into the queue again,",
+        "Exit codes of segray: 1 and signals (lost nodes, time limit) requeue the script,",
         f"{given.retries} times; 2 (settings), 3 (too many rejects) and 5 (refused) need a person;",
         "4 (nothing to do) is success.",
         "The environment is that of the nodes.",
@@ -41,5 +41,5 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def _word(path: str) -> str:
-    """For the shell, which finds the home folder."""
+    """Return a path quoted for the shell, which expands the home folder."""
     return path if path.startswith("~") else shlex.quote(path)

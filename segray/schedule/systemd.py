@@ -1,4 +1,4 @@
-"""systemd: a service that runs once, and the timer that starts it."""
+"""systemd: a oneshot service and the timer that starts it."""
 
 import getpass
 import os
@@ -42,7 +42,10 @@ WantedBy=timers.target
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """Path -> content."""
+    """Return path -> content of the service, the timer and the settings.
+
+    Raises SettingsError where systemd cannot run the program's path.
+    """
     settings, environment = plan.path(".yaml", FOLDER), plan.path(".env", FOLDER)
     retries = plan.settings.retries
     service = SERVICE.format(
@@ -62,14 +65,14 @@ def files(plan: Plan) -> dict[str, str]:
     head = plan.comment(
         f"Made by `segray schedule --as systemd`; then: systemctl enable --now {plan.name}.timer.",
         f"Exit codes of segray: 1, 130 and signals start it again after 30 s, up to {retries} times within",
-        "half the time between two turns; 2 (settings, or another run is at work), 3 (too many rejects) and",
-        "5 (refused) need a person: see `systemctl --failed`; 4 (nothing to do) is success. While a run is",
-        "at work the timer starts no second one.",
-        f"The environment is read from {environment}, lines NAME=value, if that is there; chmod 600.",
+        "half the interval between two starts; 2 (settings, or another run is active), 3 (too many rejects)",
+        "and 5 (refused) need a person: see `systemctl --failed`; 4 (nothing to do) is success. While a run",
+        "is active the timer starts no second one.",
+        f"The environment is read from {environment}, lines NAME=value, if it exists; chmod 600.",
     )
     about = (
         f"# Made by `segray schedule --as systemd` from --cron {plan.cron.typed!r}, in the time zone of "
-        f"{zone or 'the machine'}.\n# A start that was missed, since the machine was off, is made up for.\n"
+        f"{zone or 'the machine'}.\n# A start missed while the machine was off is made up for.\n"
     )
     return {
         settings: plan.order.settings,
@@ -79,30 +82,30 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def _user() -> str:
-    """Whoever asks for it: root's outputs would be nobody else's to go on with."""
+    """Return the current user: outputs written by root could not be continued by anybody else."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container, a user without a name
         return str(os.getuid())
 
 
 def _plain(path: str) -> str:
-    """In a setting that holds one path; `%` begins a specifier (systemd.unit(5))."""
+    """Escape a path for a setting of one path; `%` begins a specifier (systemd.unit(5))."""
     return one_line(path).replace("%", "%%")
 
 
 def _program(path: str) -> str:
-    """The first word of a command line, in which systemd takes no quotes and backslashes."""
+    """Escape the first word of a command line; systemd supports no quotes and backslashes in it."""
     if any(each in path for each in "\"'\\"):
-        raise SettingsError(f"systemd: it starts no program with quotes or backslashes in its path: {path}")
+        raise SettingsError(f"systemd: cannot start a program with quotes or backslashes in its path: {path}")
     return _words(_plain(path))
 
 
 def _quoted(word: str) -> str:
-    """Another word (systemd.service(5)), in which variables would be put in."""
+    """Escape a further word (systemd.service(5)), in which variables would be expanded."""
     return _words(_plain(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$"))
 
 
 def _words(word: str) -> str:
-    """In quotes, where it is not one word otherwise."""
+    """Quote a word, where it would not be a single one otherwise."""
     return f'"{word}"' if any(each in word for each in " \t'\"\\;") else word

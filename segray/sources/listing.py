@@ -27,8 +27,6 @@ from segray.sources.remote import list_files, remote_source
 from segray.sources.roundtrips import describe
 from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
-_FIRST_ATTEMPTS = 3
-"""Tries of the first request to a storage: a wrong endpoint should be told in seconds."""
 _KINDS = 100
 """So many suffixes are counted apart."""
 _NOTHING = "no such file, folder or bucket"
@@ -83,7 +81,7 @@ class Listing:
     def _has(self, filesystem: AbstractFileSystem, protocol: str, keys: str) -> bool:
         """Whether names begin with this, as it is written: an object may be named as the folder is."""
         try:
-            files = list_files(filesystem, protocol, keys, everything, self._hasty)
+            files = list_files(filesystem, protocol, keys, everything, self._storage.hasty)
             return next(files, None) is not None
         except FileNotFoundError:
             return False
@@ -120,15 +118,10 @@ class Listing:
             return self._parts(files)
         return self._chosen(files, f"{protocol}://{folder}")
 
-    @property
-    def _hasty(self) -> StorageSettings:
-        """For the first request."""
-        return self._storage.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self._storage.attempts)})
-
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
         """What the storage says of the source; None where nothing has that name but it can be a pattern."""
         try:
-            return dict(retrying(lambda: filesystem.info(path), self._hasty))
+            return dict(retrying(lambda: filesystem.info(path), self._storage.hasty))
         except FileNotFoundError:
             if has_magic(path) and not path.startswith(("http://", "https://")):
                 return None

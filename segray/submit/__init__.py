@@ -1,1 +1,1 @@
-"""Sends a job of another verb to a cluster: Ray's own, Slurm, Kubernetes (KubeRay), a cloud (SkyPilot)."""
+"""Submit a job of another verb to a cluster: Ray's job server, Slurm, KubeRay or SkyPilot."""

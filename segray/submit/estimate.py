@@ -1,4 +1,4 @@
-"""How long a job would take and what it would cost, from a known rate."""
+"""Estimate the time and cost of a job from a known rate."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,31 +14,31 @@ from segray.submit.settings import SubmitSettings
 
 
 def estimate(submit: SubmitSettings, job: JobSettings) -> Iterator[str]:
-    """Lines for people; nothing where no rate is known.
+    """Yield the estimate as lines of text; nothing where no rate is known.
 
-    Raises SettingsError where the run that is to be alike has no rate. Archives count as one item each, since
-    nobody knows what is in them before they are read.
+    Archives count as one item each, because their members are unknown before they are read. Raises
+    SettingsError where the run of `--like` has no rate.
     """
     rate, price_of_one = _known(submit)
     if rate is None:
         return
     if not isinstance(job, BulkSettings):
-        yield "no estimate: only annotate and predict have a rate of images"
+        yield "no estimate: only annotate and predict have a rate in images a second"
         return
     files, archives = _counted(job)
     hours = files / rate / 3600
-    told = f"{files:,} images at {pace(rate)}: {clock(hours * 3600)}"
+    line = f"{files:,} images at {pace(rate)}: {clock(hours * 3600)}"
     if price_of_one is not None:
-        told += f", {files * price_of_one:,.2f} in the currency of the prices"
+        line += f", {files * price_of_one:,.2f} in the currency of the prices"
     elif submit.hourly_price is not None:
-        told += f", {hours * submit.hourly_price:,.2f} at {submit.hourly_price:g} an hour"
-    yield told
+        line += f", {hours * submit.hourly_price:,.2f} at {submit.hourly_price:g} an hour"
+    yield line
     if archives:
-        yield f"and {archives:,} archives, whose images nobody has counted"
+        yield f"and {archives:,} archives, whose images are not counted"
 
 
 def _known(submit: SubmitSettings) -> tuple[float | None, float | None]:
-    """(Images a second, price of one), each where it is known."""
+    """Return (images a second, price of an image); None where unknown."""
     if submit.like is None:
         return submit.rate, None
     try:
@@ -49,17 +49,17 @@ def _known(submit: SubmitSettings) -> tuple[float | None, float | None]:
         rates, cost = record["rates"], record.get("cost", {})
         if not rates["images_per_s"]:
             raise SettingsError(
-                f"like: {shown(submit.like)} did nothing in its last start, so it has no rate"
+                f"like: {shown(submit.like)} processed no image in its last start, so it has no rate"
             )
         return rates["images_per_s"], cost["total"] / rates["items"] if "total" in cost else None
     except (TypeError, KeyError) as error:
         raise SettingsError(
-            f"like: {shown(submit.like)} is no finished run of annotate or predict"
+            f"like: {shown(submit.like)} is not a finished run of annotate or predict"
         ) from error
 
 
 def _counted(job: BulkSettings) -> tuple[int, int]:
-    """(Files, archives) in the sources."""
+    """Return the number of (files, archives) in the sources."""
     files = archives = 0
     for source in Listing(job.sources, job.storage, job.choice):
         archives += source.kind != "file"

@@ -1,4 +1,4 @@
-"""The log of a job on a Ray cluster, each line once, through connections that break."""
+"""Follow the log of a job on a Ray cluster, each line once, across lost connections."""
 
 import asyncio
 import sys
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 AGAIN_S = 2.0
-"""Between two tries to connect."""
+"""Seconds between two attempts to connect."""
 QUIET_S = 60.0
-"""Without a line for so long, the server is asked whether it is there."""
+"""Seconds without a log line after which the server is polled."""
 SETTLE_S = 0.2
-"""Between the end of the log and the end of the job."""
+"""Seconds between the end of the log and the end of the job."""
 
 
 class Follower:
-    """Prints what a job says, and waits for its end."""
+    """Print the log of a job and wait for its end."""
 
     def __init__(
         self, client: "JobSubmissionClient", submission_id: str, address: str, patience_s: float
     ) -> None:
-        """patience_s: how long the server may be away."""
+        """Follow a job; patience_s: seconds to retry while the server does not answer."""
         self._client, self._id, self._address, self._patience = client, submission_id, address, patience_s
         self._printed = 0
-        """Characters of the log; a new connection begins with the first one."""
+        """Characters of the log that are printed; a new connection sends the log from its start."""
         self._lost: float | None = None
-        """Since when the server is away."""
+        """Time since which the server does not answer."""
 
     def to_the_end(self) -> "JobDetails":
         """Return the job once it has ended.
@@ -48,11 +48,11 @@ class Follower:
                 self._wait(error)
 
     def _ended(self) -> "JobDetails | None":
-        """The job, if it is over, its whole log printed."""
+        """Return the job if it has ended and all of its log is printed."""
         info = self._client.get_job_info(self._id)
         if self._lost is not None:
             self._lost = None
-            say("connected again")
+            say("reconnected")
         if not info.status.is_terminal():
             return None
         with suppress(RuntimeError):  # its node may be gone
@@ -60,11 +60,11 @@ class Follower:
         return info
 
     async def _tail(self) -> None:
-        """Print as it comes, until the connection ends."""
+        """Print the log as it arrives, until the connection ends."""
         seen, stream = 0, aiter(self._client.tail_job_logs(self._id))
         while True:
             coming = asyncio.ensure_future(anext(stream))
-            while not (await asyncio.wait({coming}, timeout=QUIET_S))[0]:  # a dead tunnel says nothing
+            while not (await asyncio.wait({coming}, timeout=QUIET_S))[0]:  # a dead tunnel raises no error
                 await asyncio.to_thread(self._client.get_job_info, self._id)
             try:
                 text = coming.result()
@@ -82,22 +82,22 @@ class Follower:
     def _wait(self, error: BaseException) -> None:
         if "does not exist" in str(error):
             raise JobFailedError(
-                f"{self._address} no longer knows {self._id}: its head was started anew; what is committed "
+                f"{self._address} has no job {self._id} any more: its head was restarted; what is committed "
                 "is safe, submit it again to continue"
             ) from error
         now = time.monotonic()
         if self._lost is None:
             self._lost = now
-            say(f"the connection to {self._address} is lost; trying again for {self._patience:g} s")
+            say(f"the connection to {self._address} is lost; retrying for {self._patience:g} s")
         if now - self._lost > self._patience:
             raise JobFailedError(
-                f"{self._address} does not answer; {self._id} may go on: submit it again to follow it"
+                f"{self._address} does not answer; {self._id} may be running: submit it again to follow it"
             ) from error
         time.sleep(AGAIN_S)
 
 
 def _away() -> tuple[type[Exception], ...]:
-    """What is raised where the server does not answer, or no longer knows the job."""
+    """Return the errors of a server that does not answer, or no longer has the job."""
     import aiohttp
     from ray.exceptions import AuthenticationError
 

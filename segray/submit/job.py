@@ -1,4 +1,4 @@
-"""`segray submit`, step by step: check here, build what is sent, print or send it, follow it to its end."""
+"""`segray submit`, step by step: check settings, build the request, print or send it, follow the job."""
 
 import difflib
 import json
@@ -17,7 +17,7 @@ from segray.verbs import ON_DATA
 def split(
     arguments: Sequence[str], cls: type[CommonSettings] = SubmitSettings
 ) -> tuple[list[str], str, list[str]]:
-    """(Arguments of `cls`, verb, the verb's arguments); the verb is empty where none is named."""
+    """Return (arguments of `cls`, verb, the verb's arguments); the verb is empty where none is named."""
     switches = {
         f"--{name.replace('_', '-')}" for name, field in cls.model_fields.items() if field.annotation is bool
     }
@@ -30,13 +30,13 @@ def split(
 
 
 def check_words(own: Sequence[str], verb: str) -> None:
-    """Raise SettingsError where the verb is misspelt, or what belongs behind it stands before it."""
+    """Raise SettingsError where the verb is misspelt, or one of its options stands before it."""
     likely = [close[0] for word in own if (close := difflib.get_close_matches(word, ON_DATA, 1, 0.7))]
     if likely and not verb:
-        raise SettingsError(f"no verb is among the words; did you mean {likely[0]}?")
+        raise SettingsError(f"no verb given; did you mean {likely[0]}?")
     for word in own:
         if verb and word.startswith("--storage."):
-            raise SettingsError(f"{word.partition('=')[0]}: belongs to {verb}; put it behind that word")
+            raise SettingsError(f"{word.partition('=')[0]}: an option of {verb}; put it after {verb}")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -60,13 +60,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
-    """Send `segray VERB` with these settings; returns its exit code.
+    """Submit `segray VERB` with these settings; return its exit code.
 
-    Raises SettingsError for what can be known before it is sent, JobFailedError for what broke later.
+    Raises SettingsError for problems found before it is sent, JobFailedError for later ones.
     """
     order = order_of(verb, job, settings)
     if order.kept_back:
-        say(f"not sent, since they are secret: {', '.join(order.kept_back)}; the nodes need their own")
+        say(
+            f"not sent, because secret: {', '.join(order.kept_back)}; the nodes need credentials of their own"
+        )
     if settings.dry_run:
         from segray.submit.estimate import estimate
 
@@ -82,7 +84,7 @@ def submit(settings: SubmitSettings, verb: str, job: JobSettings) -> int:
 
 
 def _text(settings: SubmitSettings, order: Order) -> str:
-    """What would be sent."""
+    """Return the request or file that would be sent, for `--dry-run`."""
     if settings.where == "slurm":
         return slurm.script(settings, order)
     if settings.where == "kuberay":
@@ -100,10 +102,10 @@ def _to_ray(settings: SubmitSettings, order: Order) -> int:
     cluster = RayCluster(settings)
     submission_id = cluster.send(order)
     if settings.detach:
-        cluster.come_back(submission_id)
+        cluster.print_commands(submission_id)
         return ExitCode.DONE
     try:
         return cluster.follow(submission_id)
     except KeyboardInterrupt:
-        cluster.come_back(submission_id)
+        cluster.print_commands(submission_id)
         return ExitCode.INTERRUPTED

@@ -1,4 +1,4 @@
-"""A job on Kubernetes: the settings as a ConfigMap, and KubeRay's RayJob, which starts a cluster for it."""
+"""Submit a job to Kubernetes: a ConfigMap with the settings, and a KubeRay RayJob with its own cluster."""
 
 import json
 import re
@@ -15,31 +15,31 @@ from segray.submit.settings import SubmitSettings
 from segray.submit.shell import AGAIN, CommandError, as_yaml, asked, say
 
 FOLDER = "/etc/segray"
-"""Of the head's container: where the settings are."""
-_LOOK_S = 5.0
+"""Folder of the settings in the head's container."""
+_POLL_S = 5.0
 
 HEADER = """\
 # Made by `segray submit --kuberay --dry-run`; by hand: kubectl apply -f FILE. Image: jobs/cluster/Dockerfile.
-# Exit codes of segray: 1 is tried again in the same pods, {retries} times. When that does not help, or the
-# head's pod is lost, KubeRay starts the whole job again, {retries} times, and it goes on where it stopped;
-# also after 2 (settings), 3 (too many rejects) and 5 (refused), which end as before within seconds and need a
+# Exit codes of segray: 1 is retried in the same pods, {retries} times. If that does not help, or the head's
+# pod is lost, KubeRay starts the whole job again, {retries} times, and it continues where it stopped; also
+# after 2 (settings), 3 (too many rejects) and 5 (refused), which fail again within seconds and need a
 # person. 4 (nothing to do) is success. Attempts may overlap: the lease in the output lets one of them write.
 """
 
 
 def manifest(submit: SubmitSettings, order: Order) -> str:
-    """Both objects, as YAML. Raises SettingsError where the settings cannot be sent so."""
+    """Return both objects as YAML. Raises SettingsError where the settings do not fit a ConfigMap."""
     text = "---\n".join(map(as_yaml, [config_map(submit, order), ray_job(submit, order)]))
     return HEADER.format(retries=submit.retries) + text
 
 
 def check_size(order: Order) -> None:
-    """Raise SettingsError where the settings cannot stand in a ConfigMap."""
+    """Raise SettingsError where the settings do not fit into a ConfigMap, or need local files."""
     if order.files:
-        raise SettingsError("KubeRay sends no files: put them into a bucket or into the image")
+        raise SettingsError("KubeRay cannot send files: put them into a bucket or into the image")
     if len(order.settings) > 900_000:
         raise SettingsError(
-            "the settings are larger than what a ConfigMap holds; name a manifest, not each file"
+            "the settings are too large for a ConfigMap; use a manifest instead of listing each file"
         )
 
 
@@ -48,16 +48,16 @@ def _name(submit: SubmitSettings, order: Order) -> str:
 
 
 def metadata(submit: SubmitSettings, name: str, order: Order) -> dict[str, Any]:
-    """Of an object of that name."""
-    place = {} if submit.namespace is None else {"namespace": submit.namespace}
+    """Return the metadata of an object of that name."""
+    namespace = {} if submit.namespace is None else {"namespace": submit.namespace}
     labels = {"app.kubernetes.io/name": "segray", "app.kubernetes.io/component": order.verb}
-    return {"name": name, **place, "labels": labels, "annotations": {"segray": order.digest}}
+    return {"name": name, **namespace, "labels": labels, "annotations": {"segray": order.digest}}
 
 
 def config_map(submit: SubmitSettings, order: Order, run: str | None = None) -> dict[str, Any]:
-    """With the settings, and how segray is run with them (default: again after 1).
+    """Return a ConfigMap with the settings and the script that runs segray (default: retry after exit 1).
 
-    Raises SettingsError where they cannot stand in it.
+    Raises SettingsError where the settings do not fit into it.
     """
     check_size(order)
     again = AGAIN.format(verb=order.verb, settings=f"{FOLDER}/{SETTINGS}", retries=submit.retries)
@@ -70,7 +70,7 @@ def config_map(submit: SubmitSettings, order: Order, run: str | None = None) -> 
 
 
 def ray_job(submit: SubmitSettings, order: Order) -> dict[str, Any]:
-    """The RayJob, which reads that ConfigMap."""
+    """Return the RayJob, which reads that ConfigMap."""
     settings = f"{_name(submit, order)}-settings"
     return {
         "apiVersion": "ray.io/v1",
@@ -112,7 +112,7 @@ def _workers(submit: SubmitSettings) -> dict[str, Any]:
 def pod(
     submit: SubmitSettings, name: str, size: dict[str, Any], settings: str | None = None
 ) -> dict[str, Any]:
-    """settings: the ConfigMap that the driver reads; it runs on the head."""
+    """Return a pod template; settings: name of the ConfigMap, for the head, on which the driver runs."""
     container: dict[str, Any] = {
         "name": name,
         "image": submit.image,
@@ -135,13 +135,13 @@ def pod(
 def send(submit: SubmitSettings, order: Order) -> int:
     """Apply the manifest, or find the RayJob of that name; follow it and return its exit code.
 
-    Raises SettingsError where there is no kubectl or it refuses, JobFailedError where the job is lost.
+    Raises SettingsError where kubectl is missing or fails, JobFailedError where the job is lost.
     """
     text, name = manifest(submit, order), _name(submit, order)
     try:
         _begin(submit, order, name, text)
     except CommandError as error:
-        raise SettingsError(f"kuberay: kubectl refuses: {error}") from error
+        raise SettingsError(f"kuberay: kubectl failed: {error}") from error
     stop = " ".join(_command(submit, "delete", "rayjob", name))
     if submit.detach:
         follow = " ".join(_command(submit, "logs", "--follow", f"job/{name}"))
@@ -150,17 +150,20 @@ def send(submit: SubmitSettings, order: Order) -> int:
     try:
         return _followed(submit, name)
     except KeyboardInterrupt:
-        say(f"{name} goes on; the same command follows it; to stop it: {stop}")
+        say(f"{name} continues; the same command follows it; to stop it: {stop}")
         return ExitCode.INTERRUPTED
 
 
 def _begin(submit: SubmitSettings, order: Order, name: str, text: str) -> None:
-    """The RayJob is there, and not one that has ended. Raises CommandError, and SettingsError."""
+    """Apply the manifest unless its RayJob is running; replace one that has ended.
+
+    Raises CommandError where kubectl fails, SettingsError where the RayJob of that name is another job.
+    """
     there = _found(submit, name)
     if there is not None and there["metadata"].get("annotations", {}).get("segray") != order.digest:
         raise SettingsError(f"name: the RayJob {name} has other settings; choose another --name")
     if there is not None and not _is_over(there):
-        say(f"{name} is under way already; following it")
+        say(f"{name} is running already; following it")
         return
     if there is not None:
         asked(_command(submit, "delete", "rayjob", name))  # one that has ended starts again under its name
@@ -169,18 +172,21 @@ def _begin(submit: SubmitSettings, order: Order, name: str, text: str) -> None:
 
 
 def _followed(submit: SubmitSettings, name: str) -> int:
-    """Wait for the end of the job, its log printed by `kubectl`; returns its exit code."""
+    """Wait for the end of the job while `kubectl` prints its log; return its exit code.
+
+    Raises JobFailedError where the job is deleted, fails without an exit code, or Kubernetes does not answer.
+    """
     shown, lost = "", None
     printed = Counter[str]()
-    """Of each start of the job, the lines of its log: a connection that broke begins with the first one."""
+    """Printed log lines of each start of the job: a new connection sends the log from its start."""
     while True:
         try:
             job, lost = _found(submit, name), None
         except CommandError as error:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > submit.patience_s:
-                raise JobFailedError(f"Kubernetes does not answer: {error}; {name} may go on") from error
-            time.sleep(_LOOK_S)
+                raise JobFailedError(f"Kubernetes does not answer: {error}; {name} may be running") from error
+            time.sleep(_POLL_S)
             continue
         if job is None:
             raise JobFailedError(
@@ -196,11 +202,11 @@ def _followed(submit: SubmitSettings, name: str) -> int:
         if state == "Running":
             start = str(status.get("jobId"))
             printed[start] = _print_log(submit, name, printed[start])
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _print_log(submit: SubmitSettings, name: str, skip: int) -> int:
-    """Until the pod that follows the job ends, or the connection; returns how many lines are printed."""
+    """Print the log until the pod or the connection ends; return the number of lines printed."""
     number = 0
     command = _command(submit, "logs", "--follow", f"job/{name}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -217,22 +223,22 @@ def _is_over(job: dict[str, Any]) -> bool:
 
 
 def _code(name: str, status: dict[str, Any]) -> int:
-    """The status has the exit code in the words of Ray alone."""
+    """Return the exit code, which only Ray's message has. Raises JobFailedError without one."""
     if status.get("jobStatus") == "SUCCEEDED":
         return ExitCode.DONE
-    said = str(status.get("message", ""))
-    if (found := re.search(r"exit code:? (\d+)", said)) is not None:
+    message = str(status.get("message", ""))
+    if (found := re.search(r"exit code:? (\d+)", message)) is not None:
         return int(found[1])
     raise JobFailedError(
-        f"{name} failed: {said or status.get('reason') or 'no reason is known'}; what is committed is safe, "
+        f"{name} failed: {message or status.get('reason') or 'unknown reason'}; what is committed is safe, "
         "submit it again to continue"
     )
 
 
 def _found(submit: SubmitSettings, name: str) -> dict[str, Any] | None:
-    """Raises CommandError."""
-    said = asked(_command(submit, "get", "rayjob", name, "--ignore-not-found", "--output", "json"))
-    found: dict[str, Any] | None = json.loads(said) if said else None
+    """Return the RayJob of that name; None where there is none. Raises CommandError where kubectl fails."""
+    output = asked(_command(submit, "get", "rayjob", name, "--ignore-not-found", "--output", "json"))
+    found: dict[str, Any] | None = json.loads(output) if output else None
     return found
 
 

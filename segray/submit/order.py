@@ -1,4 +1,4 @@
-"""What is sent: the settings of a verb as they are in force here, without secrets, and files they need."""
+"""The job to submit: the settings of a verb in force on this machine, without secrets, and local files."""
 
 import hashlib
 import importlib.util
@@ -21,7 +21,7 @@ from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
 MODELS = "weights", "start_from"
-"""Settings that take what `--weights` does."""
+"""Settings with the same values as `--weights`."""
 ADDRESSES = (
     "sources",
     "weights",
@@ -35,49 +35,49 @@ ADDRESSES = (
     "labels",
     "output",
 )
-"""The settings of all verbs that name files."""
+"""Settings of all verbs that name files."""
 PATTERNS = ("include", "exclude")
 SETTINGS = "segray-job.yaml"
-"""What the job's `--config` reads, in the folder that is sent."""
+"""File of the job's `--config`, in the package."""
 MOST_BYTES = 500_000_000
-"""Ray keeps packages in its head's memory and takes 512 MiB."""
+"""Maximum package size: Ray keeps packages in its head's memory and accepts 512 MiB."""
 
 Verb = Literal["annotate", "train", "predict", "evaluate", "retrain"]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A job for elsewhere."""
+    """A job to run on another machine."""
 
     verb: str
     settings: str
-    """YAML; local files that are sent by their names in the package."""
+    """YAML; local files that are sent have their names in the package."""
     files: dict[str, Path] = field(default_factory=dict)
     """Name in the package -> file or folder on this machine."""
     kept_back: tuple[str, ...] = ()
-    """Names of settings that hold secrets."""
+    """Names of settings that contain secrets and are not sent."""
 
     @property
     def digest(self) -> str:
-        """16 hex digits that tell this job from another one of the same name."""
+        """Return 16 hex digits that distinguish this job from another one of the same name."""
         digest = hashlib.sha256(f"{self.verb}\n{self.settings}".encode())
-        model = {name: path for name, path in self.files.items() if name}  # a package may hold anything
+        model = {name: path for name, path in self.files.items() if name}  # a package may contain anything
         for name, path in members(model):
             digest.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
 
 def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
-    """The job that `segray VERB` with these settings would be.
+    """Return the job of `segray VERB` with these settings.
 
-    Raises SettingsError, a line for each, for what means nothing elsewhere: paths of this machine, signed
-    addresses, a Ray of one's own choice.
+    Raises SettingsError, one line each, for settings that are invalid on another machine: local paths,
+    signed URLs, `ray.address`.
     """
     plain: dict[str, Any] = yaml.safe_load(printable(settings, without_defaults=True))
     packing = _Packing(submit)
     for name in PATTERNS:
         if name in plain:
-            plain[name] = getattr(settings, name)  # not addresses: nothing is cut from them
+            plain[name] = getattr(settings, name)  # not URLs: nothing is removed from them
     for name in ADDRESSES:
         given = getattr(settings, name, None)
         if name not in plain:
@@ -86,13 +86,13 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
             plain[name] = [packing.sent(name, each) for each in given]
         elif isinstance(given, str):
             plain[name] = packing.sent(name, given)
-    for name in ("sources", "output"):  # what a retraining's new champion annotates
+    for name in ("sources", "output"):  # images that a retraining's new champion annotates
         if name in plain.get("label", {}):
             given = plain["label"][name]
             sent = [packing.sent(name, each) for each in given] if isinstance(given, list) else None
             plain["label"][name] = packing.sent(name, given) if sent is None else sent
     if settings.ray.address is not None:
-        packing.problems.append("ray.address: leave it out; the job finds the Ray of the place where it runs")
+        packing.problems.append("ray.address: leave it out; the job uses the Ray cluster on which it runs")
     if settings.dry_run and not submit.dry_run:
         packing.problems.append("dry_run: put --dry-run before the verb, to see what would be sent")
     packing.check_size()
@@ -103,7 +103,7 @@ def order_of(verb: str, settings: JobSettings, submit: SubmitSettings) -> Order:
 
 
 def _without_empty(plain: dict[str, Any]) -> dict[str, Any]:
-    """Without groups of settings that say nothing."""
+    """Remove empty groups of settings."""
     kept = {
         name: _without_empty(value) if isinstance(value, dict) else value for name, value in plain.items()
     }
@@ -111,9 +111,9 @@ def _without_empty(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def members(files: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-    """(Name in the package, file) of each file in it, folders walked, sorted.
+    """Yield (name in the package, file) of each file, folders walked, sorted.
 
-    Without what is hidden (repositories, environments, credentials), compiled, or no file.
+    Hidden files and folders (repositories, environments, credentials) and compiled files are skipped.
     """
     for name, path in sorted(files.items()):
         if not path.is_dir():
@@ -135,14 +135,14 @@ def _is_sent(name: str) -> bool:
 
 
 def _is_new(folder: Path, seen: set[Path]) -> bool:
-    """Whether a folder was not walked before, by another link to it."""
-    is_new = (place := folder.resolve()) not in seen
-    seen.add(place)
+    """Return whether a folder was not walked before, by another link to it."""
+    is_new = (target := folder.resolve()) not in seen
+    seen.add(target)
     return is_new
 
 
 class _Packing:
-    """Decides, for one address after the other, how the nodes see it."""
+    """Translate local paths and URLs to those of the nodes; collect files to send and problems."""
 
     def __init__(self, submit: SubmitSettings) -> None:
         self._submit = submit
@@ -151,10 +151,10 @@ class _Packing:
         if submit.package is not None and submit.package.is_dir():
             self.files[""] = submit.package
         elif submit.package is not None:
-            self.problems.append(f"package: {submit.package} is no folder")
+            self.problems.append(f"package: {submit.package} is not a folder")
 
     def sent(self, name: str, address: str) -> str:
-        """The address as the job reads it."""
+        """Return the path or URL for the job; note a problem where the nodes cannot read it."""
         if name in MODELS and (wrong := _wrong_weights(address)) is not None:
             self.problems.append(wrong)
             return address
@@ -168,7 +168,7 @@ class _Packing:
             if canonical_uri(address) != path:
                 self.problems.append(
                     f"{name}: {shown(address)} was given with a password, signature or query, which is not "
-                    "sent; give the nodes rights of their own"
+                    "sent; give the nodes their own credentials"
                 )
             return address
         if self._submit.shared_filesystem or not Path(path).is_absolute():  # a name of `segray models`
@@ -176,7 +176,7 @@ class _Packing:
         return self._of_package(name, Path(path))
 
     def check_size(self) -> None:
-        """What is sent can be read, and is not too large."""
+        """Note a problem where the package cannot be read or is too large."""
         try:
             sizes = {name: path.stat().st_size for name, path in members(self.files)}
             for _, path in members(self.files):
@@ -194,8 +194,8 @@ class _Packing:
     def _of_registry(self, name: str, address: str) -> str:
         url = parse(address).url
         if split_protocol(url)[0] == "file" and not self._submit.shared_filesystem:
-            advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
-            self.problems.append(f"{name}: the registry {url} is on this machine alone; {advice}")
+            advice = "put it into a bucket, or set --shared-filesystem if all nodes have it under that path"
+            self.problems.append(f"{name}: the registry {url} is on this machine only; {advice}")
         return address
 
     def _of_package(self, name: str, path: Path) -> str:
@@ -205,39 +205,39 @@ class _Packing:
         if name in MODELS and self._submit.where == "address":
             self.files[f"weights/{path.name}"] = path
             return f"weights/{path.name}"
-        advice = "put it into a bucket, or say --shared-filesystem where all nodes see it under that path"
+        advice = "put it into a bucket, or set --shared-filesystem if all nodes have it under that path"
         if name != "output" and self._submit.where == "address":
             advice += ", or --package FOLDER to send a folder with it"
-        self.problems.append(f"{name}: {path} is on this machine alone; {advice}")
+        self.problems.append(f"{name}: {path} is on this machine only; {advice}")
         return str(path)
 
     def _send_module(self, name: str, module: str) -> None:
-        """A module that lies here is sent; one that is installed must be installed there, too."""
+        """Send a module of the working directory; an installed one must be installed on the nodes, too."""
         top = module.partition(".")[0]
         here = str(Path.cwd())
-        sys.path.insert(0, here)  # as the job does that is run here
+        sys.path.insert(0, here)  # as a job on this machine does
         try:
             found = importlib.util.find_spec(top)
         finally:
             sys.path.remove(here)
         if found is None:
-            self.problems.append(f"{name}: there is no module {top} here")
+            self.problems.append(f"{name}: there is no module {top} on this machine")
             return
-        places = [*(found.submodule_search_locations or ()), *filter(None, [found.origin])]
-        path = Path(places[0]) if places else Path()
+        locations = [*(found.submodule_search_locations or ()), *filter(None, [found.origin])]
+        path = Path(locations[0]) if locations else Path()
         if not path.exists() or _is_installed(path):  # built into Python
             return
         if self._submit.where == "address":
             self.files.setdefault(path.name, path)
         elif not self._submit.shared_filesystem:
             self.problems.append(
-                f"{name}: the module {top} is on this machine alone; install it where the nodes run "
-                "segray, or say --shared-filesystem"
+                f"{name}: the module {top} is on this machine only; install it where the nodes run "
+                "segray, or set --shared-filesystem"
             )
 
 
 def _wrong_weights(spec: str) -> str | None:
-    """What is wrong with a name, a `python:` or a local file; buckets are looked into there."""
+    """Return what is wrong with a name, a `python:` or a local file; URLs are checked by the job."""
     try:
         if weights_kind(spec) == "file" and split_protocol(spec)[0] == "file" and not is_registry(spec):
             check_weights(spec, StorageSettings())
@@ -252,7 +252,7 @@ def _is_installed(path: Path) -> bool:
 
 
 def _secrets(settings: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the settings that hold a secret."""
+    """Yield the dotted names of the settings that contain a secret."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         held = value if isinstance(value, list) else [value]

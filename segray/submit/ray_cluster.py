@@ -1,4 +1,4 @@
-"""A job on a Ray cluster, by its job server: what is there is asked, the job sent, and followed."""
+"""Submit a job to a Ray cluster by its job server: check versions, send the job, follow it."""
 
 import logging
 import os
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 TOKEN_FILE = Path("~/.ray/auth_token")
 _CONNECT_S, _ANSWER_S = 10.0, 120.0
 _SETTLE_S = 1.5
-"""Ray looks at a job each second, and one that was deleted before its last look would come back as failed."""
-_LOOK_S = 60.0
-"""For the look at what the cluster has installed; a node that starts may have to be waited for."""
+"""Ray polls a job each second; one deleted before its last poll would reappear as failed."""
+_VERSION_S = 60.0
+"""Timeout of the job that prints the cluster's versions; a node may have to start first."""
 
 
 def request(order: Order, submission_id: str) -> dict[str, Any]:
-    """What the job server is sent, besides the package."""
+    """Return the request to the job server, without the package."""
     return {
         "submission_id": submission_id,
         "entrypoint": shlex.join(["segray", order.verb, "--config", SETTINGS]),
@@ -41,7 +41,7 @@ def request(order: Order, submission_id: str) -> dict[str, Any]:
 
 
 def described(order: Order, submit: SubmitSettings) -> dict[str, Any]:
-    """The request for people, as `--dry-run` prints it."""
+    """Return the request with its URL and package, as `--dry-run` prints it."""
     files = [SETTINGS, *(name for name, _ in members(order.files))]
     return {
         "POST": f"{(submit.address or '').rstrip('/')}/api/jobs/",
@@ -57,31 +57,29 @@ class RayCluster:
         assert submit.address is not None
         self._submit, self.address = submit, submit.address.rstrip("/")
         _use_token()
-        os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # a model that git ignores is wanted
+        os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # to send models that git ignores
         set_environment()
         self._client = _connected(self.address)
-        self._looked: str | None = None
-        """The job that asked what is installed there."""
+        self._version_job: str | None = None
+        """Submission id of the job that printed the cluster's versions."""
 
     # --- sending -------------------------------------------------------------------------------------
 
     def send(self, order: Order) -> str:
-        """Send the job, or find the one of that name that is under way; returns its submission id.
+        """Send the job, or find the one of that name that is running; return its submission id.
 
-        Raises SettingsError where the server refuses or answers what nobody understands.
+        Raises SettingsError where the server refuses the request or its response is invalid.
         """
         try:
             return self._sent(order)
         except _away() as error:
-            hint = "; whether the job was sent is not known: the same --name finds it" * bool(
-                self._submit.name
-            )
+            hint = "; the job may have been sent: the same --name finds it" * bool(self._submit.name)
             raise SettingsError(f"address: {self.address}: {_first_line(error)}{hint}") from error
 
     def _sent(self, order: Order) -> str:
         attempts = self._attempts(order)
         if attempts and not attempts[-1].status.is_terminal():
-            say(f"{attempts[-1].submission_id} is under way already; following it")
+            say(f"{attempts[-1].submission_id} is running already; following it")
             return str(attempts[-1].submission_id)
         if not self._submit.any_version:
             self._compare_versions()
@@ -96,14 +94,14 @@ class RayCluster:
             except RuntimeError as error:
                 if "already" not in str(error):
                     raise
-                say(f"{submission_id} was sent by somebody else at the same moment; following it")
+                say(f"{submission_id} was sent by another process at the same moment; following it")
                 self._attempts(order)
                 return submission_id
         say(f"sent {submission_id} to {self.address}")
         return submission_id
 
     def _attempts(self, order: Order) -> "list[JobDetails]":
-        """The jobs of that name, oldest first. Raises SettingsError when they are of another command."""
+        """Return the jobs of that name, oldest first. Raises SettingsError if they are of another command."""
         if self._submit.name is None:
             return []
         jobs = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id is not None}
@@ -120,74 +118,77 @@ class RayCluster:
         return found
 
     def _compare_versions(self) -> None:
-        """Raise SettingsError where the job would meet another Ray, Python or segray than here."""
-        there = self._look()
+        """Raise SettingsError where the cluster has another Ray, Python or segray than this machine."""
+        there = self._versions()
         if there != banner():
             raise SettingsError(
-                f"address: {self.address} has {there}, here is {banner()}; install the same there or here, "
-                "or say --any-version"
+                f"address: {self.address} has {there}, this machine {banner()}; install the same versions, "
+                "or set --any-version"
             )
 
-    def _look(self) -> str:
-        """What `segray --version` says there: a job of a second that sends nothing of the user's."""
+    def _versions(self) -> str:
+        """Return the output of `segray --version` on the cluster, by a short job without user data.
+
+        Raises SettingsError where the job does not start, or segray is not installed there.
+        """
         look = f"segray-look-{uuid.uuid4().hex[:8]}"
         self._client.submit_job(entrypoint="segray --version || true", submission_id=look)
-        deadline = time.monotonic() + _LOOK_S
+        deadline = time.monotonic() + _VERSION_S
         while not (info := self._client.get_job_info(look)).status.is_terminal():
             if time.monotonic() > deadline:
                 raise SettingsError(
-                    f"address: {self.address} started no job within {_LOOK_S:.0f} s: {info.message}"
+                    f"address: {self.address} started no job within {_VERSION_S:.0f} s: {info.message}"
                 )
             time.sleep(0.2)
-        said = self._client.get_job_logs(look).splitlines()
+        log = self._client.get_job_logs(look).splitlines()
         time.sleep(_SETTLE_S)
-        self._looked = look
-        self._forget_look()
-        if found := [line for line in said if line.startswith("segray ")]:
+        self._version_job = look
+        self._delete_version_job()
+        if found := [line for line in log if line.startswith("segray ")]:
             return found[-1]
         raise SettingsError(
-            f"address: no segray in the PATH of {self.address} ({(said or ['no word'])[-1].strip()}); "
+            f"address: no segray in the PATH of {self.address} ({(log or ['no output'])[-1].strip()}); "
             "install it where `ray start` runs, and start it with that PATH"
         )
 
-    def _forget_look(self) -> None:
-        """Again at the end: a busy head may have brought it back."""
-        if self._looked is not None:
+    def _delete_version_job(self) -> None:
+        """Delete the version job; also called at the end: a busy head may have brought it back."""
+        if self._version_job is not None:
             with suppress(*_away()):
-                self._client.delete_job(self._looked)
+                self._client.delete_job(self._version_job)
 
     # --- following -----------------------------------------------------------------------------------
 
     def follow(self, submission_id: str) -> int:
-        """Print the job's log as it grows; returns its exit code.
+        """Print the job's log as it grows; return its exit code.
 
-        Raises JobFailedError when it ended without one, or the cluster is gone for too long.
+        Raises JobFailedError where it ended without one, or the cluster does not answer for too long.
         """
         info = Follower(self._client, submission_id, self.address, self._submit.patience_s).to_the_end()
-        self._forget_look()
+        self._delete_version_job()
         if info.driver_exit_code is not None and info.driver_exit_code >= 0:
             return int(info.driver_exit_code)
         if str(info.status) == "STOPPED":
             raise JobFailedError(f"{submission_id} was stopped; {self._again()}")
-        why = (info.message or "").strip().splitlines() or ["no reason is known"]
+        why = (info.message or "").strip().splitlines() or ["unknown reason"]
         raise JobFailedError(f"{submission_id} ended without an exit code: {why[0]}; {self._again()}")
 
-    def come_back(self, submission_id: str) -> None:
-        """Say how the job is met again."""
+    def print_commands(self, submission_id: str) -> None:
+        """Print the commands that follow and stop the job."""
         at = f"--address {self.address}"
         token = "RAY_AUTH_MODE=token " * (os.environ.get("RAY_AUTH_MODE") == "token")
         follow = (
             "the same command" if self._submit.name else f"{token}ray job logs {at} --follow {submission_id}"
         )
         stop = f"{token}ray job stop {at} {submission_id}"
-        say(f"{submission_id} goes on; to follow it: {follow}; to stop it: {stop}")
+        say(f"{submission_id} continues; to follow it: {follow}; to stop it: {stop}")
 
     def _again(self) -> str:
         return "what is committed is safe, submit it again to continue"
 
 
 def _use_token() -> None:
-    """Ray's clients use a token only when they are told to."""
+    """Let Ray's clients use a token: they do so only if RAY_AUTH_MODE is set."""
     there = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if there or TOKEN_FILE.expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -198,16 +199,16 @@ def _connected(address: str) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
     class Impatient(JobSubmissionClient):
-        """Ray's waits for ever for a server that hangs."""
+        """Job client with timeouts: Ray's waits forever for a server that hangs."""
 
         def _do_request(self, *words: Any, **options: Any) -> requests.Response:
             return super()._do_request(*words, timeout=(_CONNECT_S, _ANSWER_S), **options)
 
     for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.WARNING)  # else it tells of each upload and connection
+        handler.setLevel(logging.WARNING)  # else it logs each upload and connection
     try:
         client = Impatient(address)
-        client.list_jobs()  # asks for the token, which the version does not
+        client.list_jobs()  # checks the token, which the request for the version does not
     except _away() as error:
         if "Authentication" in str(error):
             raise SettingsError(_about_token(address, str(error))) from error
@@ -219,18 +220,18 @@ def _connected(address: str) -> "JobSubmissionClient":
 
 
 def _away() -> tuple[type[Exception], ...]:
-    """What Ray's client raises where the server refuses, is away, or is no job server."""
+    """Return the errors of Ray's client where the server refuses, is unreachable or not a job server."""
     from ray.exceptions import AuthenticationError
 
     return OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AuthenticationError
 
 
-def _about_token(address: str, said: str) -> str:
-    if "Missing" in said or "required" in said:
-        return f"address: {address} wants a token: set RAY_AUTH_TOKEN, or put it into {TOKEN_FILE}"
+def _about_token(address: str, message: str) -> str:
+    if "Missing" in message or "required" in message:
+        return f"address: {address} requires a token: set RAY_AUTH_TOKEN, or put it into {TOKEN_FILE}"
     source = "RAY_AUTH_TOKEN" if "RAY_AUTH_TOKEN" in os.environ else "RAY_AUTH_TOKEN_PATH"
     where = source if source in os.environ else str(TOKEN_FILE)
-    return f"address: {address} does not take the token of {where}; it must be the one of the cluster"
+    return f"address: {address} rejects the token of {where}; it must be the cluster's token"
 
 
 def _first_line(error: BaseException) -> str:
@@ -239,12 +240,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _package(order: Order) -> Iterator[Path]:
-    """A folder with what is sent."""
+    """Provide a temporary folder with the package."""
     files = list(members(order.files))
     with tempfile.TemporaryDirectory(prefix="segray-package-") as root:
         for name, path in files:
-            place = Path(root, name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            target = Path(root, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         Path(root, SETTINGS).write_text(order.settings, encoding="utf-8")
         yield Path(root)

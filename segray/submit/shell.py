@@ -1,4 +1,4 @@
-"""What the generated scripts share, and how this machine's commands are called."""
+"""Parts that the generated scripts share, and calls of this machine's commands."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ END = """\
 [ $code = 4 ] && code=0
 exit $code
 """
-"""4, nothing to do, is success to a scheduler."""
+"""Shell lines: exit code 4 (nothing to do) is success for a scheduler."""
 AGAIN = (
     """\
 tries=0
@@ -34,7 +34,7 @@ done
 """
     + END
 )
-"""1: what broke may be over."""
+"""Shell lines: retry after exit code 1, whose cause may be transient."""
 ONCE = """\
 segray {verb} --config {settings} &
 job=$!
@@ -42,54 +42,54 @@ trap 'kill -TERM $job' TERM INT
 wait $job; code=$?
 while kill -0 $job 2> /dev/null; do wait $job; code=$?; done
 """
-"""Passes on what ends it, where the scheduler itself starts it again."""
+"""Shell lines: run once and forward signals, where the scheduler itself restarts the job."""
 HERE_END = "END-OF-SETTINGS"
 
 
 class CommandError(Exception):
-    """The last line of what a command said that failed."""
+    """A command failed; the message is its last line of output."""
 
 
 def asked(command: Sequence[str], text: str | None = None) -> str:
-    """What a command prints, given `text`, without the settings in our environment, which sbatch would send.
+    """Return a command's output, given `text`, without `SEGRAY_…` variables, which sbatch would send.
 
-    Raises CommandError, and SettingsError where there is no such command.
+    Raises CommandError where the command fails, SettingsError where there is no such command.
     """
     if shutil.which(command[0]) is None:
         raise SettingsError(
-            f"there is no {command[0]} here; do this where there is one, or copy what --dry-run prints there"
+            f"{command[0]} is not installed here; run this where it is, or copy the output of --dry-run there"
         )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise CommandError(said[-1] if said else f"{command[0]} ended with {done.returncode}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise CommandError(output[-1] if output else f"{command[0]} ended with {done.returncode}")
     return done.stdout.strip()
 
 
 def in_here_document(settings: str) -> str:
-    """The settings, as lines between `<<'END-OF-SETTINGS'` and its end.
+    """Return the settings as the lines of a here-document that ends with `END-OF-SETTINGS`.
 
-    Raises SettingsError where they hold that end.
+    Raises SettingsError where they contain that line.
     """
     if HERE_END in settings.splitlines():
-        raise SettingsError(f"a setting holds {HERE_END}, which ends them in the script")
+        raise SettingsError(f"a setting contains {HERE_END}, which would end the script's here-document")
     return settings
 
 
 def setup_lines(submit: ClusterJobSettings) -> list[str]:
-    """Lines after which `segray` and `ray` are found: those of this machine, where the nodes see them."""
+    """Return shell lines that put `segray` and `ray` into PATH, if the nodes have this machine's paths."""
     own = f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH"
     return [own] * submit.shared_filesystem + submit.setup
 
 
 def say(line: str) -> None:
-    """To the terminal."""
+    """Print a message of `segray submit`."""
     LOG.say(f"submit: {line}")
 
 
 def as_yaml(content: Any) -> str:
-    """With scripts as blocks of lines, and nothing written once for two places."""
+    """Return YAML with scripts as block scalars and without aliases."""
     return yaml.dump(content, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -1,4 +1,4 @@
-"""A managed job on a cloud, by SkyPilot: it finds machines, replaces those that are taken, ends them."""
+"""Submit a managed job to a cloud by SkyPilot, which finds machines, replaces preempted ones, ends them."""
 
 import os
 import secrets
@@ -15,9 +15,9 @@ from segray.submit.settings import SubmitSettings
 from segray.submit.shell import AGAIN, as_yaml, in_here_document, say
 
 HEADER = """\
-# Made by `segray submit --sky --dry-run`; by hand, in the folder of this project, which is sent:
+# Made by `segray submit --sky --dry-run`; by hand, in this project's folder, which is sent:
 #   sky jobs launch --secret RAY_AUTH_TOKEN=$(openssl rand -hex 32) THIS-FILE
-# Exit codes of segray: 1 is tried again on the same machines, {retries} times; lost machines are recovered;
+# Exit codes of segray: 1 is retried on the same machines, {retries} times; lost machines are recovered;
 # 2 (settings), 3 (too many rejects), 5 (refused) end the job and need a person; 4 (nothing to do) is success.
 """
 SETUP = """\
@@ -35,7 +35,7 @@ if [ "$SKYPILOT_NODE_RANK" -gt 0 ]; then
   ray start --address="$first:6390" $options || true  # it ends with the first node's
   exit 0
 fi
-if [ "$SKYPILOT_NUM_NODES" -gt 1 ]; then  # a Ray beside SkyPilot's own
+if [ "$SKYPILOT_NUM_NODES" -gt 1 ]; then  # a Ray next to SkyPilot's own
   ray start --head --node-ip-address="$first" --port=6390 --include-dashboard=false --temp-dir=/tmp/segray \\
     $options &
   trap "kill $!" EXIT
@@ -45,9 +45,9 @@ fi
 
 
 def task(submit: SubmitSettings, order: Order) -> str:
-    """The task, as YAML. Raises SettingsError where the settings cannot stand in it."""
+    """Return the task as YAML. Raises SettingsError where it would need local files."""
     if order.files:
-        raise SettingsError("SkyPilot gets the project alone: put files into a bucket")
+        raise SettingsError("SkyPilot gets only the project: put files into a bucket")
     again = AGAIN.format(verb=order.verb, settings="/tmp/segray-job.yaml", retries=submit.retries)
     content = {
         "name": submit.name or order.verb,
@@ -75,17 +75,18 @@ def _resources(submit: SubmitSettings) -> dict[str, Any]:
 
 
 def send(submit: SubmitSettings, order: Order) -> int:
-    """Launch the managed job in the folder of this project; SkyPilot prints its log.
+    """Launch the managed job in this project's folder; SkyPilot prints its log. Return 0.
 
-    Returns 0, or raises JobFailedError: SkyPilot does not tell the exit code of a job.
+    Raises SettingsError where SkyPilot is missing, JobFailedError where the job fails: SkyPilot does not
+    report the exit code of a job.
     """
     text = task(submit, order)
     if shutil.which("sky") is None:
         raise SettingsError(
-            "sky: no SkyPilot here; install it in an environment of its own, or take --dry-run's file"
+            "sky: SkyPilot is not installed; install it in a separate environment, or use --dry-run's file"
         )
     if not _is_project(Path()):
-        raise SettingsError("sky: start it in the folder of this project, which is sent")
+        raise SettingsError("sky: run it in this project's folder, which is sent")
     with tempfile.TemporaryDirectory(prefix="segray-sky-") as folder:
         file = Path(folder, "task.yaml")
         file.write_text(text, encoding="utf-8")
@@ -101,7 +102,7 @@ def send(submit: SubmitSettings, order: Order) -> int:
         environment = os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
         code = subprocess.run([*command, str(file)], env=environment).returncode
     if code:
-        raise JobFailedError(f"sky jobs launch ended with {code}; its log says more: sky jobs queue")
+        raise JobFailedError(f"sky jobs launch ended with {code}; see its log: sky jobs queue")
     say("done" if not submit.detach else "to follow it: sky jobs logs; to stop it: sky jobs cancel")
     return ExitCode.DONE
 

@@ -1,4 +1,4 @@
-"""A batch job for Slurm: one script with all it needs, sent by `sbatch` and followed to its end."""
+"""Submit a batch job to Slurm: one self-contained script, sent with `sbatch` and followed to its end."""
 
 import re
 import sys
@@ -11,14 +11,14 @@ from segray.submit.order import Order
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import ONCE, CommandError, asked, in_here_document, say, setup_lines
 
-_LOOK_S = 2.0
-"""Between two looks at the job and its log."""
+_POLL_S = 2.0
+"""Poll interval of the job and its log, in seconds."""
 _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL"}
 
 SCRIPT = """\
 #!/bin/bash
-# Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it goes on where it stopped.
-# Exit codes of segray: 1 and signals (lost nodes, time limit) put it into the queue again, {retries} times;
+# Made by `segray submit --slurm --dry-run`; by hand: sbatch FILE; again, it continues where it stopped.
+# Exit codes of segray: 1 and signals (lost nodes, time limit) requeue it, {retries} times;
 # 2 (settings), 3 (too many rejects), 5 (refused) need a person; 4 (nothing to do) is success.
 #SBATCH --job-name={name}
 #SBATCH --comment=segray:{digest}
@@ -32,14 +32,14 @@ SCRIPT = """\
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -u
-unset "${{!SEGRAY_@}}"  # of whoever sent it: they would win over the settings below
+unset "${{!SEGRAY_@}}"  # of the submitter: they would override the settings below
 {setup}
 settings=$(mktemp)
 cat > "$settings" <<'END-OF-SETTINGS'
 {settings}END-OF-SETTINGS
 
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    # A Ray of this job alone: its own ports, its own folders, a token that only this job knows.
+    # A Ray for this job only: its own ports, its own folders, a token that only this job knows.
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     address=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname -I | cut -d' ' -f1)  # not a loopback one
@@ -63,7 +63,7 @@ case $code in
     4) code=0 ;;
     0 | 2 | 3 | 5) ;;
     *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then
-           echo "segray: exit $code; into the queue again"
+           echo "segray: exit $code; requeued"
            scontrol requeue "$SLURM_JOB_ID"
            sleep 60
        fi ;;
@@ -73,9 +73,9 @@ exit $code
 
 
 def script(submit: SubmitSettings, order: Order) -> str:
-    """The file for `sbatch`. Raises SettingsError where the settings cannot stand in it."""
+    """Return the script for `sbatch`. Raises SettingsError where the settings cannot be in it."""
     if order.files:
-        raise SettingsError("Slurm sends no files: say --shared-filesystem where all nodes see them")
+        raise SettingsError("Slurm cannot send files: set --shared-filesystem if all nodes have them")
     more = {
         "--gpus-per-node": submit.gpus or None, "--partition": submit.partition, "--account": submit.account,
     }  # fmt: skip
@@ -95,9 +95,9 @@ def script(submit: SubmitSettings, order: Order) -> str:
 
 
 def send(submit: SubmitSettings, order: Order) -> int:
-    """Send the job, or find the one of that name that waits or runs; follow it and return its exit code.
+    """Submit the job, or find the pending or running one of that name; follow it and return its exit code.
 
-    Raises SettingsError where there is no Slurm or it refuses the job, JobFailedError where it was lost.
+    Raises SettingsError where Slurm is missing or rejects the job, JobFailedError where the job is lost.
     """
     text = script(submit, order)
     job = _under_way(submit, order)
@@ -105,7 +105,7 @@ def send(submit: SubmitSettings, order: Order) -> int:
         try:
             job = asked(["sbatch", "--parsable"], text).partition(";")[0]
         except CommandError as error:
-            raise SettingsError(f"slurm: sbatch refuses the job: {error}") from error
+            raise SettingsError(f"slurm: sbatch rejects the job: {error}") from error
         say(f"job {job} is in the queue; its log: {_log(submit, order, job)}")
     if submit.detach:
         say(f"to stop it: scancel {job}")
@@ -113,7 +113,7 @@ def send(submit: SubmitSettings, order: Order) -> int:
     try:
         return _followed(job, submit)
     except KeyboardInterrupt:
-        say(f"job {job} goes on; to stop it: scancel {job}")
+        say(f"job {job} continues; to stop it: scancel {job}")
         return ExitCode.INTERRUPTED
 
 
@@ -122,7 +122,7 @@ def _log(submit: SubmitSettings, order: Order, job: str) -> Path:
 
 
 def _under_way(submit: SubmitSettings, order: Order) -> str | None:
-    """The job of that name in the queue. Raises SettingsError when it is another one."""
+    """Return the queued job of that name, None without one. Raises SettingsError if it is another job."""
     if submit.name is None:
         return None
     for line in asked(
@@ -130,14 +130,14 @@ def _under_way(submit: SubmitSettings, order: Order) -> str | None:
     ).splitlines():
         job, _, comment = line.strip().partition(" ")
         if comment != f"segray:{order.digest}":
-            raise SettingsError(f"name: job {job} of that name has other settings; choose another --name")
-        say(f"job {job} is under way already; following it")
+            raise SettingsError(f"name: job {job} has that name but other settings; choose another --name")
+        say(f"job {job} is queued already; following it")
         return job
     return None
 
 
 def _followed(job: str, submit: SubmitSettings) -> int:
-    """Print the log as it grows; the exit code of the job."""
+    """Print the log as it grows; return the exit code of the job. Raises JobFailedError where it is lost."""
     printed, lost = 0, None
     while True:
         try:
@@ -147,16 +147,16 @@ def _followed(job: str, submit: SubmitSettings) -> int:
             lost = lost or time.monotonic()
             if "Invalid job id" in str(error) or time.monotonic() - lost > submit.patience_s:
                 raise JobFailedError(f"Slurm does not answer for job {job}: {error}; see its log") from error
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             continue
         printed = _print_from(Path(about["StdOut"]), printed)
         if about["JobState"] in _OVER:
             return _code(job, about)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _print_from(log: Path, printed: int) -> int:
-    """Print what is new in a log that this machine may see; returns how much of it is printed."""
+    """Print the new part of a log, if this machine has the file; return the number of bytes printed."""
     with suppress(FileNotFoundError), log.open("rb") as file:
         file.seek(printed)
         data = file.read()
@@ -167,13 +167,13 @@ def _print_from(log: Path, printed: int) -> int:
 
 
 def _code(job: str, about: dict[str, str]) -> int:
-    """Raises JobFailedError when it ended without an exit code."""
+    """Return the exit code of a job. Raises JobFailedError where it ended without one."""
     code, _, signal = about["ExitCode"].partition(":")
     if about["JobState"] != "COMPLETED" and (code, signal) != ("0", "0") and signal == "0":
         return int(code)
     if about["JobState"] == "COMPLETED":
         return ExitCode.DONE
     raise JobFailedError(
-        f"job {job} ended as {about['JobState']} ({about.get('Reason', 'no reason is known')}); what is "
+        f"job {job} ended as {about['JobState']} ({about.get('Reason', 'unknown reason')}); what is "
         "committed is safe, submit it again to continue"
     )

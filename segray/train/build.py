@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from segray.errors import SettingsError
+from segray.palette import VOID
 from segray.train.losses import (
-    IGNORE_INDEX,
     LossSettings,
     build_loss,
     inverse_frequency,
     outputs_for,
 )
-from segray.train.lr_schedule import Schedule, ScheduleSettings
+from segray.train.lr_schedule import ScheduleSettings, check_schedule
 from segray.train.optim import OptimizerSettings, check_optimizer
 from segray.train.settings import TrainSettings
 
@@ -57,7 +57,7 @@ def check_constants(settings: TrainSettings, loss: str | None = None, classes: i
 
     if loss is not None:
         attempt(lambda: build_loss(loss_of(settings, loss, [1] * classes), outputs_for(loss, classes)))
-    attempt(lambda: Schedule(schedule_of(settings)))
+    attempt(lambda: check_schedule(schedule_of(settings)))
     attempt(lambda: check_optimizer(optimizer_of(settings)))
     if problems:
         raise SettingsError(*problems)
@@ -85,8 +85,26 @@ def loss_of(settings: TrainSettings, loss: str, counts: Sequence[int]) -> LossSe
         weights = inverse_frequency(counts, POWERS[wanted])
     elif wanted != "none":
         weights = tuple(map(float, wanted.split(",")))
-    fixed = {"name": loss, "class_weights": weights, "ignore_index": IGNORE_INDEX}
+    fixed = {"name": loss, "class_weights": weights, "ignore_index": VOID}
     return _made(LossSettings, "loss_settings", settings.loss_settings, fixed)
+
+
+def recipe_fields(settings: TrainSettings, trained: int, precision: str) -> dict[str, Any]:
+    """Return the fields of every `Recipe`, but its weights to begin with; trained: images of an epoch."""
+    return {
+        "optimizer": optimizer_of(settings),
+        "schedule": schedule_of(settings),
+        "epochs": settings.epochs,
+        "steps_per_epoch": -(-trained // settings.batch_size),
+        "seed": settings.seed,
+        "precision": precision,
+        "clip": settings.clip,
+        "ema": settings.ema,
+        "pretrained": settings.pretrained,
+        "accumulate": settings.accumulate,
+        "frozen": tuple(settings.freeze),
+        "frozen_epochs": settings.freeze_epochs,
+    }
 
 
 def _made(kind: type[T], setting: str, given: dict[str, Any], fixed: dict[str, Any]) -> T:

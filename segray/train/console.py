@@ -11,8 +11,8 @@ from segray.errors import JobFailedError
 from segray.log import say
 from segray.output.folder import Output
 from segray.output.lease import Lease
+from segray.output.names import METRICS
 from segray.output.progress import clock, pace
-from segray.train.identity import METRICS
 
 _LOOK_EVERY_S = 2.0
 _SHOWN = {"train_loss": "loss", "val_loss": "val", "miou": "mIoU", "ap": "AP", "ap50": "AP50"}

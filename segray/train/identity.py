@@ -5,12 +5,11 @@ from typing import Any
 
 from segray.errors import SettingsError
 from segray.output.folder import Output
+from segray.output.names import MODEL, PLAN
 from segray.run import check_same
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
 
-PLAN, RUN = "_segray/plan.json", "run.json"
 CHECKPOINT, BEFORE = "checkpoints/last.pt", "checkpoints/before.pt"
-MODEL, METRICS = "model.pt", "metrics.jsonl"
 """Files of the output."""
 FORMAT = 1
 UNDECIDING = frozenset(

@@ -1,27 +1,26 @@
-"""`segray train`, step by step: check, list, survey, deal, train, account."""
+"""`segray train`, step by step: check, list, scan, split, train, account."""
 
 import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from segray.cluster import RayStart
-from segray.data.coco_listing import CocoListing, list_coco
-from segray.data.dataset import Data, dealt, splits_csv
-from segray.data.label_listing import holds_labels, list_labels
+from segray.data.dataset import Data, assign_splits, splits_csv
 from segray.data.pair_table import pair_table
-from segray.data.pairs import Pair, Pairs, list_pairs
-from segray.data.scan import Survey
-from segray.data.splits import Deal
+from segray.data.pairs import Pair, Pairs
+from segray.data.scan import Scan
+from segray.data.splits import SplitRule
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.interrupts import INTERRUPTS
 from segray.log import LOG, say
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lease
+from segray.output.names import METRICS, MODEL, RUN
 from segray.output.progress import Progress
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.settings import printable
@@ -29,9 +28,6 @@ from segray.storage import shown
 from segray.train.console import Watch, figure, metrics
 from segray.train.identity import (
     CHECKPOINT,
-    METRICS,
-    MODEL,
-    RUN,
     check_data,
     check_settings,
     holds,
@@ -41,15 +37,12 @@ from segray.train.identity import (
 from segray.train.reporting.events import SCORES
 from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.settings import TrainSettings
-from segray.train.tasks.instance_job import InstanceDesign, design_instances, run_of_instances, splits_json
-from segray.train.tasks.semantic_job import Design, design_semantic, names_of, run_of_semantic
+from segray.train.tasks import TrainingTask, kind_of
 from segray.train.warm_start import started
 from segray.versions import versions
 from segray.watching import exported, labels
 
 if TYPE_CHECKING:
-    from segray.data.scan_stream import Reading
-    from segray.data.scene_windows import Windows
     from segray.models.start import Start
     from segray.train.trainer import Run
 
@@ -65,7 +58,7 @@ class Prepared:
     lock: Lease[Output]
     """Not entered yet; its output's store is `store`."""
     listed: Pairs
-    design: Design | InstanceDesign
+    task: TrainingTask
     device: str
     precision: str
     identity: dict[str, Any]
@@ -81,13 +74,6 @@ class Prepared:
         settings = self.settings
         cluster, least = self.ray.cluster(), settings.min_workers
         return share_out(settings.workers, settings.loaders, self.device, cluster, least)
-
-    def reading(self) -> Any:
-        """How pairs are read, or windows, or what a COCO file says; Ray must run."""
-        usual = self.design.reading(self.settings)
-        if self.settings.footprints is None:
-            return usual
-        return cast("Windows", self.listed).reading(cast("Reading", usual))
 
 
 def train(settings: TrainSettings) -> ExitCode:
@@ -124,23 +110,23 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     lock = attempt(lambda: open_output(Output(settings.output, settings.storage)))
     begun = attempt(lambda: with_start(settings))
     settings, start = begun or (settings, None)
-    found = None if begun is None else attempt(lambda: list_data(settings))
+    kind = kind_of(settings)
+    found = None if begun is None else attempt(lambda: kind.list_data(settings))
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
             attempt(lambda: _where(settings, ray))  # only torch knows
         raise problems.error()  # what is known without torch, before it is loaded
-    design = attempt(lambda: design_of(settings, found, start))
+    task = attempt(lambda: kind.of(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
-    if problems or not design or where is None:
+    if problems or task is None or where is None:
         raise problems.error()
     device, precision = where
-    if device == "cpu" and design.arch_settings.get("norm") == "sync":
+    if device == "cpu" and task.arch_settings.get("norm") == "sync":
         raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
-    identity = identity_of(settings, design.resolved() | {"precision": precision})
+    identity = identity_of(settings, task.resolved() | {"precision": precision})
     check_settings(lock.store, identity, shown(settings.output))
-    listed = found.listed if isinstance(found, CocoListing) else found
-    return Prepared(settings, lock, listed, design, device, precision, identity, ray)
+    return Prepared(settings, lock, found, task, device, precision, identity, ray)
 
 
 def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
@@ -157,37 +143,6 @@ def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
 
     start = load_start(settings.start_from, settings.storage)
     return started(settings, start), start
-
-
-def list_data(settings: TrainSettings) -> Pairs | CocoListing:
-    """What there is to train with; no picture is opened. Raises SettingsError."""
-    if settings.is_instance:
-        return _listed_instances(settings)
-    if settings.footprints is None:
-        return list_pairs(settings.data, settings.storage, settings.root)
-    from segray.data.scene_windows import list_windows
-
-    return list_windows(settings, names_of(settings))
-
-
-def _listed_instances(settings: TrainSettings) -> CocoListing:
-    data, storage = settings.data, settings.storage
-    if not data.lower().endswith(".json") and holds_labels(data, storage):
-        if settings.root is not None:
-            raise SettingsError("root: labels in annotate's shape name their pictures by addresses")
-        return list_labels(data, storage, settings.min_score)
-    if settings.min_score is not None:
-        raise SettingsError("min_score: for labels in annotate's shape, which have scores")
-    return list_coco(data, storage, settings.root)
-
-
-def design_of(
-    settings: TrainSettings, listed: Pairs | CocoListing, start: "Start | None" = None
-) -> Design | InstanceDesign:
-    """What is trained. Raises SettingsError for settings and data that do not fit each other."""
-    if isinstance(listed, CocoListing):
-        return design_instances(settings, listed, start)
-    return design_semantic(settings, listed, start)
 
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
@@ -234,8 +189,8 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     store.retract(RUN)
     write_plan(store, prepared.identity, data.told())
     store.write("splits.csv", splits_csv(data))
-    if isinstance(prepared.design, InstanceDesign):
-        store.write("splits.json", splits_json(prepared.design, data))
+    for name, content in prepared.task.files(data).items():
+        store.write(name, content)
     if not holds(store, CHECKPOINT):
         store.retract(METRICS)  # of a run that is gone: they must not pass for this one's
     _train(prepared, data, shares, lock)
@@ -252,7 +207,7 @@ def _check_model(store: Output, output: str) -> None:
 
 
 def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
-    best, name, output = record["best"], prepared.design.best, shown(prepared.settings.output)
+    best, name, output = record["best"], prepared.task.best, shown(prepared.settings.output)
     found = f"{SCORES[name]} {figure(best[name])}"
     say(f"{what}: best {found} on val in epoch {best['epoch']}; {output}/model.pt")
     for line in prepared.ray.hours_lines(record):
@@ -261,38 +216,36 @@ def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
 
 
 def _data(prepared: Prepared, *, begun: bool) -> Data:
-    """Look at the pairs that no earlier run has seen, on Ray, and deal all of them."""
+    """Look at the pairs that no earlier run has seen, on Ray, and split all of them."""
     settings, listed = prepared.settings, prepared.listed
-    survey = Survey(listed.pairs, prepared.design.rules, settings.max_pixels, prepared.store, begun=begun)
-    if survey.missing:
-        prepared.shares()  # what cannot start later needs no survey
-        survey_pairs(survey, listed.pairs, prepared.reading(), prepared.ray.cluster().cpus, settings)
-    deal = None
+    scan = Scan(listed.pairs, prepared.task.rules, settings.max_pixels, prepared.store, begun=begun)
+    if scan.missing:
+        prepared.shares()  # what cannot start later needs no scan
+        scan_pairs(scan, listed.pairs, prepared.task.reading(), prepared.ray.cluster().cpus, settings)
+    rule = None
     if settings.footprints is None:
-        deal = Deal.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
-    return dealt(listed, survey.rows(), deal, settings.oversample, settings.group_look_alikes)
+        rule = SplitRule.of(listed.pairs, settings.split_seed, settings.val_share, settings.test_share)
+    return assign_splits(listed, scan.rows(), rule, settings.oversample, settings.group_look_alikes)
 
 
-def survey_pairs(
-    survey: Survey, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings
-) -> None:
-    """Look, on the Ray that runs, at the pairs that the survey lacks; what was read is not read again."""
+def scan_pairs(scan: Scan, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings) -> None:
+    """Look, on the Ray that runs, at the pairs that the scan lacks; what was read is not read again."""
     import pyarrow as pa
 
-    from segray.data.scan_stream import survey as surveyed
+    from segray.data.scan_stream import scan as scanned
 
-    missing = survey.missing
-    places = pa.array(missing)
-    table = pair_table([pairs[place] for place in missing])
-    answers = surveyed(table, reading, cpus, settings.ray.stall_timeout_s)
+    missing = scan.missing
+    indices = pa.array(missing)
+    table = pair_table([pairs[index] for index in missing])
+    answers = scanned(table, reading, cpus, settings.ray.stall_timeout_s)
     try:
         with Progress("survey", len(missing), finds=False) as progress, closing(answers):
             for found in answers:
-                number = found.schema.get_field_index("place")
-                survey.add(found.set_column(number, "place", places.take(found["place"])))
+                number = found.schema.get_field_index("index")
+                scan.add(found.set_column(number, "index", indices.take(found["index"])))
                 progress.add(found.num_rows, rejected=found.num_rows - found["error"].null_count)
     finally:
-        survey.save()
+        scan.save()
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) -> None:
@@ -314,16 +267,28 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) 
 
 
 def _run_of(prepared: Prepared, data: Data) -> "Run":
-    settings, design = prepared.settings, prepared.design
-    where = (prepared.device, prepared.precision)
-    if isinstance(design, InstanceDesign):
-        return run_of_instances(settings, design, data, *where)
-    return run_of_semantic(settings, design, data, *where, prepared.reading())
+    """What every worker is given."""
+    from segray.train.loader import Feed
+    from segray.train.sampler import EpochSampler, shared
+    from segray.train.trainer import Run
+
+    settings, task, sizes = prepared.settings, prepared.task, data.sizes
+    repeats = shared(task.repeats(data))
+    sampler = EpochSampler(settings.batch_size, settings.seed, sizes["train"], sizes["val"], repeats)
+    stall_timeout_s = settings.ray.stall_timeout_s
+    return Run(
+        task.recipe(data, prepared.precision),
+        Feed(task.reading(), task.transform(data), sampler, settings.loaders, stall_timeout_s),
+        prepared.device,
+        settings.output,
+        settings.storage,
+        settings.checkpoint_every_s,
+    )
 
 
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
     """The contents of run.json; `seconds` are those of the run that finished."""
-    done, best = metrics(prepared.store), prepared.design.best
+    done, best = metrics(prepared.store), prepared.task.best
     last, wanted = done[-1]["epoch"] if done else 0, prepared.settings.epochs
     if last < wanted or not holds(prepared.store, MODEL):
         lacks = f"after {last} of {wanted} epochs" if last < wanted else f"without {MODEL}"
@@ -341,7 +306,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             "empty": data.empty,
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
             **data.sizes,
-            prepared.design.counted: data.counts,
+            prepared.task.counted: data.counts,
         },
         "epochs": done[-1]["epoch"],
         "best": max(done, key=lambda line: -1.0 if line[best] is None else float(line[best])),

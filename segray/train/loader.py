@@ -1,6 +1,6 @@
-"""What a worker is fed with by Ray Data: pairs in the order of the run, read, decoded, augmented.
+"""Data loader of a worker, by Ray Data: pairs in the sampler's order, read, decoded, transformed, collated.
 
-In order: a worker's part of each global batch of an epoch, then its pictures to score, then the next epoch.
+In order: a worker's part of each global batch of an epoch, then its images to score, then the next epoch.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,12 @@ import_torchvision()  # before what follows does: each loader is ready sooner
 
 from segray.columns import packed, unpacked
 from segray.errors import ItemError, JobFailedError
-from segray.data.coco_reader import CocoReading
-from segray.train.collate import Framing
-from segray.train.collate_instances import InstanceFraming
-from segray.data.pair_table import as_surveyed, pairs_at
-from segray.data.read_tasks import MAPPED, SCORING, Pause, configure, read_places, tables
-from segray.train.sampler import Order, Part
+from segray.train.collate import SAMPLES, Transform, sample_row, samples_in
+from segray.data.pair_table import as_scanned, pairs_at
+from segray.data.read_tasks import MAPPED, SCORING, Pause, configure, read_indices, tables
+from segray.train.sampler import EpochSampler, Part
 from segray.data.scan import PASSING
-from segray.data.scan_stream import Reading
+from segray.data.pair_reader import LabelReading
 from segray.ray_private import find
 from segray.train.resources import LOADER_CPUS
 from segray.train.reporting.samples import chosen
@@ -37,87 +35,87 @@ AHEAD = 8
 
 @dataclass(frozen=True)
 class Feed:
-    """What all workers are fed with."""
+    """What the loaders of all workers need."""
 
-    reading: Reading | CocoReading
-    framing: Framing | InstanceFraming
-    order: Order
+    reading: LabelReading
+    transform: Transform
+    sampler: EpochSampler
     loaders: int
     """Processes that decode, for each worker."""
     stall_timeout_s: float
 
 
 def batches(pairs: Any, feed: Feed, epochs: range, position: int, part: Part) -> Iterator[Any]:
-    """From the batch `position` of the first of `epochs`, counted from 0, to the end of the last.
+    """Yield batches from `position` of the first of `epochs`, counted from 0, to the end of the last.
 
     pairs: reference to a table of schema PAIRS. Raises JobFailedError for a pair that could be read in the
-    survey and cannot now, OSError when the storage or the machine is to blame.
+    scan and cannot now, OSError when the storage or the machine is to blame.
     """
     configure(feed.stall_timeout_s)
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [Pause] if find("callback") else []
-    tasks = [partial(feed.order.epoch, epoch, position * (epoch == epochs.start), part) for epoch in epochs]
-    loaded = read_places(tasks).map_batches(
+    tasks = [partial(feed.sampler.epoch, epoch, position * (epoch == epochs.start), part) for epoch in epochs]
+    loaded = read_indices(tasks).map_batches(
         _Load,
-        fn_constructor_args=(pairs, feed.reading, feed.framing),
+        fn_constructor_args=(pairs, feed.reading, feed.transform),
         compute=ActorPoolStrategy(min_size=1, max_size=feed.loaders, max_tasks_in_flight_per_actor=AHEAD),
         num_cpus=LOADER_CPUS,
         **MAPPED,
     )
     for table in tables(loaded, prefetch=2):
-        yield _batch(table, feed.framing)
+        yield _batch(table, feed.transform)
 
 
 def pictured(pairs: Any, feed: Feed) -> list[Any]:
-    """A few of the pictures that are scored, each alone, for a person; fewer where some cannot be read."""
+    """Return a few batches of one image to score, for panels; fewer where some cannot be read."""
     table: pa.Table = ray.get(pairs)
-    names = table["name"].slice(feed.order.train, feed.order.val).to_pylist()
-    some = pairs_at(table, [feed.order.train + place for place in chosen(names)])
-    framing: Any = feed.framing
-    found = []
-    for pair, example in zip(some, feed.reading.reader().read(some), strict=True):
-        if not isinstance(example, ItemError):
-            row = {"name": pair.name, **framing.row(example, None, pair.item)}
-            found.append(framing.batch(pa.Table.from_pylist([row], framing.columns)))
-    return found
+    names = table["name"].slice(feed.sampler.train, feed.sampler.val).to_pylist()
+    some = pairs_at(table, [feed.sampler.train + index for index in chosen(names)])
+    read = zip(some, feed.reading.reader().read(some), strict=True)
+    return [
+        feed.transform.collate([(pair.name, feed.transform.scoring(example))])
+        for pair, example in read
+        if not isinstance(example, ItemError)
+    ]
 
 
 class _Load:
-    """Places -> pixels and labels; a batch with a pair that cannot be used becomes one row with its error.
+    """Indices -> SAMPLES; a batch with a pair that cannot be used becomes one row with its error.
 
     An exception would come to the worker as Ray's own, in many lines.
     """
 
-    def __init__(
-        self, pairs: Any, reading: Reading | CocoReading, framing: Framing | InstanceFraming
-    ) -> None:
+    def __init__(self, pairs: Any, reading: LabelReading, transform: Transform) -> None:
         torch.set_num_threads(1)
         self._pairs: pa.Table = ray.get(pairs)
-        self._framing: Any = framing
+        self._transform = transform
         self._reader = reading.reader()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for table in unpacked(block):
-            yield packed(self._loaded(*(table[name].to_pylist() for name in ("place", "epoch", "turn"))))
+            yield packed(self._loaded(*(table[name].to_pylist() for name in ("index", "epoch", "repeat"))))
 
-    def _loaded(self, places: list[int], epochs: list[int], turns: list[int]) -> pa.Table:
+    def _loaded(self, indices: list[int], epochs: list[int], repeats: list[int]) -> pa.Table:
         rows = []
-        pairs = pairs_at(self._pairs, places)
-        drawn = zip(places, pairs, epochs, turns, self._reader.read(pairs), strict=True)
-        for place, pair, epoch, turn, read in drawn:
-            digests = (self._pairs[name][place].as_py() for name in ("digest", "label_digest"))
-            example: Any = as_surveyed(read, *digests)
+        pairs = pairs_at(self._pairs, indices)
+        drawn = zip(indices, pairs, epochs, repeats, self._reader.read(pairs), strict=True)
+        for index, pair, epoch, repeat, read in drawn:
+            digests = (self._pairs[name][index].as_py() for name in ("digest", "label_digest"))
+            example: Any = as_scanned(read, *digests)
             if isinstance(example, ItemError):
                 error = {"name": pair.name, "error_type": example.error_type, "error": example.reason}
-                return pa.Table.from_pylist([error], self._framing.columns)
-            item = f"{pair.item}:{turn}" if turn else pair.item  # another crop each time
-            framed = self._framing.row(example, None if epoch == SCORING else epoch, item)
-            rows.append({"name": pair.name, **framed})
-        return pa.Table.from_pylist(rows, self._framing.columns)
+                return pa.Table.from_pylist([error], SAMPLES)
+            item = f"{pair.item}:{repeat}" if repeat else pair.item  # another crop each time
+            if epoch == SCORING:
+                arrays = self._transform.scoring(example)
+            else:
+                arrays = self._transform.training(example, epoch, item)
+            rows.append(sample_row(pair.name, arrays))
+        return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def _batch(table: pa.Table, framing: Framing | InstanceFraming) -> Any:
+def _batch(table: pa.Table, transform: Transform) -> Any:
     if table.num_rows and table["error"][0].is_valid:
         name, kind, reason = (table[column][0].as_py() for column in ("name", "error_type", "error"))
         if kind in PASSING:
@@ -126,4 +124,4 @@ def _batch(table: pa.Table, framing: Framing | InstanceFraming) -> Any:
             f"{name}: {reason}; it could be read when the data were surveyed: put it back and run the same "
             "command again, or train into another --output"
         )
-    return framing.batch(table)
+    return transform.collate(samples_in(table))

@@ -30,7 +30,8 @@ from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
 from segray.output.folder import Output
 from segray.output.lease import follow, newest_generation
-from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
+from segray.output.names import METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.training import Training
 
 DRAWN_EVERY_S = 20.0
@@ -92,19 +93,19 @@ class Loop:
         pictures to score, then the next epoch. train: pictures of an epoch, of all processes; scored: this
         process's pictures to score.
         """
-        task = self.training.task
-        while self.training.epoch < task.epochs:
-            while self.position < task.steps_per_epoch:
+        recipe = self.training.recipe
+        while self.training.epoch < recipe.epochs:
+            while self.position < recipe.steps_per_epoch:
                 self._step(stream)
             self._share_statistics()
             figures = self.training.figures(islice(stream, scored))
             self.training.epoch += 1
-            self.training.schedule.observe(figures[self.training.best])
+            self.training.observe(figures)
             self._report(
                 {
                     "epoch": self.training.epoch,
                     "step": self.training.step,
-                    "train_loss": self._losses / task.steps_per_epoch,
+                    "train_loss": self._losses / recipe.steps_per_epoch,
                     **{name: _finite(value) for name, value in figures.items()},
                     "lr": self.training.optimizer.param_groups[0]["lr"],
                     "images_per_s": train / self._seconds,
@@ -117,7 +118,7 @@ class Loop:
     def _step(self, stream: Iterator[Any]) -> None:
         started = time.monotonic()
         # dropout and its like draw from here: the same after a restart as without one
-        torch.manual_seed(_drawn(self.training.task.seed, self.training.step, self._rank))
+        torch.manual_seed(_drawn(self.training.recipe.seed, self.training.step, self._rank))
         self._losses += self.training.train_step(next(stream))
         self.position += 1
         self._seconds += time.monotonic() - started
@@ -153,10 +154,10 @@ class Loop:
         from segray.train.reporting.curves import write_curves
         from segray.train.reporting.events import write_events
 
-        task, store, history = self.training.task, self._store, self.training.history
+        recipe, store, history = self.training.recipe, self._store, self.training.history
         with suppress(OSError):
             write_events(store.filesystem, f"{store.root}/tensorboard", history, self.training.names)
-        last = self.training.epoch == task.epochs
+        last = self.training.epoch == recipe.epochs
         if last or time.monotonic() - self._drawn >= DRAWN_EVERY_S:
             with suppress(OSError):
                 path = f"{store.root}/curves.png"

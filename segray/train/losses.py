@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from segray.errors import SettingsError
+from segray.palette import VOID
 from segray.train.choices import LossName
 from segray.train.loss_sums import (
     Pixels,
@@ -32,7 +33,6 @@ from segray.train.loss_sums import (
 LOSSES: tuple[str, ...] = get_args(LossName)
 SIGMOID_ONLY = frozenset({"bce", "bce_dice"})
 SOFTMAX_ONLY = frozenset({"ce", "weighted_ce", "ce_dice"})
-IGNORE_INDEX = 255
 
 Reduce = Callable[[Tensor], Tensor]
 """Adds a 1-D tensor of sums over all workers, differentiably."""
@@ -44,7 +44,7 @@ class LossSettings:
 
     name: str = "ce"
     """One of `LOSSES`."""
-    ignore_index: int = IGNORE_INDEX
+    ignore_index: int = VOID
     """Target value of pixels that are in no sum, whatever the network says there."""
     class_weights: tuple[float, ...] | None = None
     """One weight a class, 0 or more: needed by `weighted_ce`, possible for `ce_dice` and softmax `focal`."""

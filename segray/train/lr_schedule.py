@@ -1,13 +1,17 @@
 """Learning-rate schedules: the factor on the highest rate as a function of the optimiser step.
 
-Only `plateau` remembers anything, in a few plain numbers; every other rate follows from the step alone, so a
-run that goes on from a checkpoint goes on with the same rates.
+Only `plateau` remembers anything, in torch's `ReduceLROnPlateau`; every other rate follows from the step
+alone, so a run that goes on from a checkpoint goes on with the same rates.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segray.errors import SettingsError
 from segray.train.choices import ScheduleName
@@ -17,7 +21,7 @@ SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Which schedule, and its constants; `Schedule` checks them. Steps are optimiser steps."""
+    """Which schedule, and its constants; `check_schedule` checks them. Steps are optimiser steps."""
 
     name: str = "cosine"
     """One of `SCHEDULES`."""
@@ -43,99 +47,79 @@ class ScheduleSettings:
     """`plateau`: validations after a fall that are not held against it."""
 
 
-class Schedule:
-    """The factor at each step; for `plateau` also what was observed."""
-
-    def __init__(self, settings: ScheduleSettings) -> None:
-        """Raises SettingsError with everything that is out of range."""
-        if problems := list(_problems(settings)):
-            raise SettingsError(*problems)
-        self.settings = settings
-        self.plateau = Plateau(settings)
-
-    def rate(self, step: int, total_steps: int) -> float:
-        """Return the factor on the highest rate at a step in 0..total_steps - 1.
-
-        `cosine` and `poly` fall over the steps after the warm-up and reach the floor at `total_steps`, just
-        past the last step; a run that is no longer than its warm-up ends within it.
-        """
-        settings = self.settings
-        warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-        after = max(1, total_steps - settings.warmup_steps)
-        progress = min(1.0, max(0, step - settings.warmup_steps) / after)
-        return warmup * self._shape(step, progress)
-
-    def _shape(self, step: int, progress: float) -> float:
-        settings = self.settings
-        if settings.name == "cosine":
-            return cosine(progress, settings.floor)
-        if settings.name == "poly":
-            return poly(progress, settings.power, settings.floor)
-        if settings.name == "step":
-            return max(settings.floor, settings.gamma ** falls(step, settings.milestones, settings.every))
-        return self.plateau.factor if settings.name == "plateau" else 1.0
-
-    def observe(self, metric: float) -> None:
-        """Tell `plateau` the metric of a validation, the same on every worker; the others do not listen."""
-        if self.settings.name == "plateau":
-            self.plateau.observe(metric)
-
-    def state_dict(self) -> dict[str, float]:
-        """Return what was observed so far, as plain numbers; {} for all but `plateau`."""
-        return self.plateau.state_dict() if self.settings.name == "plateau" else {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from what `state_dict` returned."""
-        if self.settings.name == "plateau":
-            self.plateau.load_state_dict(state)
+def check_schedule(settings: ScheduleSettings) -> None:
+    """Raise SettingsError with everything that is out of range."""
+    if problems := list(_problems(settings)):
+        raise SettingsError(*problems)
 
 
-class Plateau:
-    """Lower the factor when the metric stops improving, as `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+def rate(settings: ScheduleSettings, step: int, total_steps: int) -> float:
+    """Return the factor on the highest rate at a step in 0..total_steps - 1; for `plateau` the warm-up alone.
 
-    With its `threshold_mode="abs"`: a relative threshold turns round for a metric below 0.
+    `cosine` and `poly` fall over the steps after the warm-up and reach the floor at `total_steps`, just
+    past the last step; a run that is no longer than its warm-up ends within it.
     """
+    warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    after = max(1, total_steps - settings.warmup_steps)
+    progress = min(1.0, max(0, step - settings.warmup_steps) / after)
+    return warmup * _shape(settings, step, progress)
 
-    def __init__(self, settings: ScheduleSettings) -> None:
-        self.settings = settings
-        self.factor = 1.0
-        self.best: float | None = None
-        """Best metric so far; None before the first that is a number."""
-        self.bad = 0
-        """Validations in a row without an improvement."""
-        self.cooling = 0
-        """Validations that are still not held against the last fall."""
 
-    def observe(self, metric: float) -> None:
-        """Take one validation's metric; NaN is no improvement."""
-        settings = self.settings
-        if self._better(metric):
-            self.best, self.bad = metric, 0
-        else:
-            self.bad += 1
-        if self.cooling > 0:
-            self.cooling, self.bad = self.cooling - 1, 0
-        if self.bad > settings.patience:
-            self.factor = max(self.factor * settings.gamma, settings.floor)
-            self.bad, self.cooling = 0, settings.cooldown
+def _shape(settings: ScheduleSettings, step: int, progress: float) -> float:
+    if settings.name == "cosine":
+        return cosine(progress, settings.floor)
+    if settings.name == "poly":
+        return poly(progress, settings.power, settings.floor)
+    if settings.name == "step":
+        return max(settings.floor, settings.gamma ** falls(step, settings.milestones, settings.every))
+    return 1.0
 
-    def _better(self, metric: float) -> bool:
-        if self.best is None:
-            return not math.isnan(metric)
-        threshold = self.settings.threshold
-        if self.settings.mode == "max":
-            return metric > self.best + threshold
-        return metric < self.best - threshold
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the state; `best` is left out before there is one."""
-        state: dict[str, float] = {"factor": self.factor, "bad": self.bad, "cooling": self.cooling}
-        return state if self.best is None else state | {"best": self.best}
+def plateau_of(settings: ScheduleSettings) -> ReduceLROnPlateau | None:
+    """Return torch's scheduler of a rate of 1, stepped by validation metrics; None unless `plateau`.
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take over a state."""
-        self.factor, self.best = state["factor"], state.get("best")
-        self.bad, self.cooling = int(state["bad"]), int(state["cooling"])
+    The metric is the same on every worker. `threshold_mode="abs"`: a relative threshold turns round for a
+    metric below 0.
+    """
+    if settings.name != "plateau":
+        return None
+    return ReduceLROnPlateau(
+        SGD([torch.zeros(1)], lr=1.0),
+        settings.mode,
+        settings.gamma,
+        settings.patience,
+        settings.threshold,
+        threshold_mode="abs",
+        cooldown=settings.cooldown,
+        min_lr=settings.floor,
+        eps=0,
+    )
+
+
+def plateau_factor(plateau: ReduceLROnPlateau | None) -> float:
+    """Return the factor that the validations so far have left; 1 without `plateau`."""
+    return 1.0 if plateau is None else float(plateau.optimizer.param_groups[0]["lr"])
+
+
+def plateau_state(plateau: ReduceLROnPlateau | None) -> dict[str, float]:
+    """Return the state as plain numbers; {} without `plateau`, and no `best` before there is one."""
+    if plateau is None:
+        return {}
+    state = {
+        "factor": plateau_factor(plateau),
+        "bad": plateau.num_bad_epochs,
+        "cooling": plateau.cooldown_counter,
+    }
+    return state | ({"best": plateau.best} if math.isfinite(plateau.best) else {})
+
+
+def load_plateau_state(plateau: ReduceLROnPlateau | None, state: dict[str, float]) -> None:
+    """Go on from what `plateau_state` returned, now or in an older version."""
+    if plateau is None:
+        return
+    plateau.optimizer.param_groups[0]["lr"] = state["factor"]
+    plateau.best = state.get("best", plateau.best)
+    plateau.num_bad_epochs, plateau.cooldown_counter = int(state["bad"]), int(state["cooling"])
 
 
 def cosine(progress: float, floor: float = 0.0) -> float:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from segray.address import Address
 from segray.data.look_alikes import LookAlikes
 from segray.errors import SettingsError
-from segray.models.architectures import INSTANCE_ARCHITECTURES, check_architecture
+from segray.models.architectures import CHOICES, INSTANCE_ARCHITECTURES, parsed
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings, WeightsAddress
 from segray.train.choices import LossName, OptimizerName, ScheduleName
@@ -25,9 +25,9 @@ class TrainSettings(SceneSettings):
     For a semantic one, DATA is a folder with images/ and labels/ (of the same stems, with or without train,
     val and test below), a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image
     label` a line; with `--footprints` a GeoTIFF scene or a folder of them, and the footprints (polygons) are
-    the label. For an instance one (compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2) it is a
-    COCO JSON file, a folder with instances.json and images/, or an output of `segray annotate` whose
-    instances a person corrected (those have a null score). All of it lies on local disk or in a bucket.
+    the label. For an instance one (Mask R-CNN) it is a COCO JSON file, a folder with instances.json and
+    images/, or an output of `segray annotate` whose instances a person corrected (those have a null score).
+    All of it lies on local disk or in a bucket.
     A killed run, run again with the same command, goes on from its last checkpoint.
     """
 
@@ -94,9 +94,7 @@ exit codes:
     )
     arch: str = Field(
         "unet",
-        description="unet, or FAMILY:ENCODER of unet, unetplusplus, deeplabv3, deeplabv3plus, pspnet, fpn "
-        "(segmentation-models-pytorch) or fcn (torchvision), such as unet:resnet50; instances: "
-        "compact-maskrcnn, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2",
+        description=CHOICES,
     )
     arch_settings: dict[str, Any] = Field({}, description="of the architecture, such as width and depth")
     pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
@@ -209,7 +207,7 @@ exit codes:
     @classmethod
     def _known_arch(cls, given: str) -> str:
         try:
-            check_architecture(given)
+            parsed(given)
         except SettingsError as error:
             raise ValueError(str(error)) from error
         return given

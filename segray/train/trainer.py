@@ -24,16 +24,14 @@ from segray import ray_private
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SegrayError
 from segray.output.folder import Output
+from segray.output.names import PLAN
 from segray.storage import StorageSettings
-from segray.train.identity import PLAN
 from segray.train.loader import Feed, batches, pictured
 from segray.train.loop import Loop
 from segray.train.process_group import OneAddressConfig
 from segray.train.resources import Shares
 from segray.train.sampler import Part
-from segray.train.tasks.instance import InstanceTask, InstanceTraining
-from segray.train.tasks.semantic import SemanticTraining, Task
-from segray.train.training import Training
+from segray.train.training import Recipe
 
 _FAILED, _TOLD = "segray-train-failed", "segray-train-told"
 """Where a failure is kept, and what else is to be said, among what Ray's head keeps for all its processes."""
@@ -44,7 +42,7 @@ _ABORT_S = 20.0
 class Run:
     """What every worker is given."""
 
-    task: Task | InstanceTask
+    recipe: Recipe
     feed: Feed
     device: str
     output: str
@@ -170,15 +168,11 @@ def _train(run: Run, pairs: Any, store: Output) -> None:
     if run.device == "cpu":  # Ray sets one thread for each CPU that is reserved, a share of what there is
         torch.set_num_threads(max(1, whole_cpus() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
-    training: Training
-    if isinstance(run.task, InstanceTask):
-        training = InstanceTraining(run.task, device)
-    else:
-        training = SemanticTraining(run.task, device)
+    training = run.recipe.training(device)
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
     loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown, run.generation)
     if (word := loop.restore()) and part.rank == 0:
         ray_private.put(_TOLD, run.attempt, word)
-    epochs = range(training.epoch, run.task.epochs)
+    epochs = range(training.epoch, run.recipe.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)
-    loop.run(stream, run.feed.order.train, len(part.scored(run.feed.order.val)))
+    loop.run(stream, run.feed.sampler.train, len(part.scored(run.feed.sampler.val)))

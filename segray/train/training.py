@@ -8,8 +8,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import fsspec
 import torch
@@ -18,7 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
-from segray.train.lr_schedule import Schedule, ScheduleSettings
+from segray.train.lr_schedule import (
+    ScheduleSettings,
+    load_plateau_state,
+    plateau_factor,
+    plateau_of,
+    plateau_state,
+    rate,
+)
 from segray.train.optim import OptimizerSettings, build_optimizer
 from segray.train.warm_start import frozen_in
 
@@ -26,38 +34,35 @@ LEAST_SCALE = 1e-4
 """Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
 
 
-class Recipe(Protocol):
-    """How a network is trained, whatever its task."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """How a network is trained: with a task's own fields, all that decides the weights but the images."""
 
-    @property
-    def optimizer(self) -> OptimizerSettings: ...
-    @property
-    def schedule(self) -> ScheduleSettings: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def steps_per_epoch(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def precision(self) -> str:
-        """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+    precision: str
+    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
+    clip: float
+    """Largest norm of the gradient."""
+    ema: float
+    """Decay of the averaged weights; 0: none are kept."""
+    pretrained: bool = False
+    """Begin with ImageNet's weights in the encoder."""
+    accumulate: int = 1
+    """Parts in which each process does its images of a global batch: maps of one part fill the memory."""
+    start: dict[str, Tensor] | None = None
+    """Weights to begin with, see `begin_with`."""
+    frozen: tuple[str, ...] = ()
+    """Layers that stay as they are, by the beginning of their names or as globs."""
+    frozen_epochs: int | None = None
+    """Epochs in which they do; None: all."""
 
-    @property
-    def clip(self) -> float:
-        """Largest norm of the gradient."""
-
-    @property
-    def ema(self) -> float:
-        """Decay of the averaged weights; 0: none are kept."""
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Layers that stay as they are, by the beginning of their names or as globs."""
-
-    @property
-    def frozen_epochs(self) -> int | None:
-        """Epochs in which they do; None: all."""
+    @abstractmethod
+    def training(self, device: torch.device) -> "Training":
+        """Return the training of this process."""
 
 
 class Training(ABC):
@@ -65,23 +70,23 @@ class Training(ABC):
 
     best: ClassVar[str]
     """The figure that decides which network is kept: the highest."""
-    task: Recipe
+    recipe: Recipe
 
-    def __init__(self, task: Recipe, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device) -> None:
         """model: on the device."""
-        self.task, self.device, self.model = task, device, model
-        self._frozen = frozen_in(model, task.frozen)
-        if task.frozen_epochs is None:
+        self.recipe, self.device, self.model = recipe, device, model
+        self._frozen = frozen_in(model, recipe.frozen)
+        if recipe.frozen_epochs is None:
             for parameter in self._frozen.parameters:
                 parameter.requires_grad_(False)
-        self.optimizer = build_optimizer(model, task.optimizer)
+        self.optimizer = build_optimizer(model, recipe.optimizer)
         self.average = (
-            AveragedModel(model, multi_avg_fn=partial(_averaged, task.ema), use_buffers=True)
-            if task.ema
+            AveragedModel(model, multi_avg_fn=partial(_averaged, recipe.ema), use_buffers=True)
+            if recipe.ema
             else None
         )
-        self.schedule = Schedule(task.schedule)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=task.precision == "fp16")
+        self.plateau = plateau_of(recipe.schedule)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
         several = distributed.is_available() and distributed.is_initialized()
@@ -125,7 +130,7 @@ class Training(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self._network.train()
-        is_frozen = self.task.frozen_epochs is None or self.epoch < self.task.frozen_epochs
+        is_frozen = self.recipe.frozen_epochs is None or self.epoch < self.recipe.frozen_epochs
         if is_frozen:
             self._frozen.keep_statistics()
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,7 +138,7 @@ class Training(ABC):
         if is_frozen:
             self._frozen.drop_gradients()  # the optimiser leaves alone what has none
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip).item()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         beyond_range = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
         if not math.isfinite(loss) or not (math.isfinite(norm) or beyond_range):
             raise JobFailedError(self._diverged(loss, batch.names))
@@ -144,13 +149,18 @@ class Training(ABC):
         self.step += 1
         return loss
 
+    def observe(self, figures: dict[str, Any]) -> None:
+        """Take the figures of a validation, the same in each process; `plateau` steps by them."""
+        if self.plateau is not None:
+            self.plateau.step(figures[self.best])
+
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on exactly, plain types and tensors: all random draws follow from the step."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": plateau_state(self.plateau),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -158,18 +168,19 @@ class Training(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, of a task with the same average and precision."""
+        """Go on from what `state_dict` gave, of a recipe with the same average and precision."""
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        load_plateau_state(self.plateau, state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
 
     def _rate(self) -> float:
-        total = self.task.epochs * self.task.steps_per_epoch
-        return self.task.optimizer.lr * self.schedule.rate(self.step, total)
+        total = self.recipe.epochs * self.recipe.steps_per_epoch
+        factor = rate(self.recipe.schedule, self.step, total) * plateau_factor(self.plateau)
+        return self.recipe.optimizer.lr * factor
 
     def _alone(self, alone: bool) -> AbstractContextManager[None]:
         """Whether gradients stay in this process for now; those of the last part carry all to the others."""

@@ -1,7 +1,7 @@
 """Training that begins with a model: what is taken over from it, and which of its layers stay as they are."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from segray.models.architectures import INSTANCE_ARCHITECTURES
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from segray.models.start import Start
 
@@ -38,6 +38,26 @@ def started(settings: TrainSettings, start: "Start") -> TrainSettings:
         if least > most:
             raise SettingsError(f"min_size: {start.name} has {least}, above max_size ({most}); set both")
     return settings.model_copy(update=taken)
+
+
+def first_weights(
+    settings: TrainSettings,
+    start: "Start | None",
+    build: Callable[[int], Any],
+    labels: Sequence[str],
+    outputs: int,
+) -> "dict[str, Tensor] | None":
+    """Return the weights that training begins with, fitted to the labels; None: random ones.
+
+    build: the network with so many outputs. Raises SettingsError for layers to freeze that it has not, and
+    for a start that does not fit.
+    """
+    if start is None and not settings.freeze:
+        return None
+    from segray.models.start import fitted
+
+    check_frozen(build(outputs), settings.freeze)
+    return None if start is None else fitted(start, labels, build, outputs)
 
 
 def has_frozen_norms(start: "Start | None") -> bool:

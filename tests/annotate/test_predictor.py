@@ -34,7 +34,7 @@ CATEGORIES = {1: "one", 2: "two", 3: "three"}
 
 
 def loaded(module: Any, category_ids: tuple[int, ...] | None = None) -> LoadedModel:
-    return LoadedModel("test", "python", module, CATEGORIES, category_ids, "0" * 64, "", "")
+    return LoadedModel("test", "python", module, CATEGORIES, category_ids, "0" * 64)
 
 
 def predictor(module: Any, threshold: float = 0.5, batch_size: int = 1, precision: Any = "fp32") -> Predictor:

@@ -215,7 +215,7 @@ class Trial:
             assert driver.returncode in (0, 130), f"exit {driver.returncode}: {told}"
         else:  # a run that had all its answers needs Ray no more
             assert driver.returncode in (0, 1), f"exit {driver.returncode}: {told}"
-        spoken_for = any("ended without a word" in command for command in running.values())
+        spoken_for = any("died without an error message" in command for command in running.values())
         if kind != "everything" and driver.returncode and spoken_for:  # else it was still importing
             assert AGAIN in told, f"no last word: {told}"
             assert "Traceback" not in told, told

@@ -119,7 +119,7 @@ def test_a_damaged_record_is_named(damage: str, unfinished: Path, capsys: pytest
     told = capsys.readouterr()
     if code:
         assert code == 1
-        assert "run.json, metrics.jsonl or _segray/lease.json is not as segray wrote it" in told.err
+        assert "run.json, metrics.jsonl or _segray/lease.json is damaged" in told.err
         assert told.err.count("\n") == 1
     else:
         assert "100 items" in told.out
@@ -146,7 +146,7 @@ def test_commits_that_are_merged_meanwhile_are_looked_for_again(
 def test_no_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in (tmp_path, tmp_path / "nowhere"):
         assert main(["status", str(run)]) == 4
-        assert f"{run}: no run of segray is there" in capsys.readouterr().err
+        assert f"{run}: no segray run found there" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert main(["status"]) == 2
     assert "run: is required" in capsys.readouterr().err

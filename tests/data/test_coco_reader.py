@@ -14,14 +14,16 @@ from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
+from segray.columns import packed as packed_table
+from segray.columns import unpacked
 from segray.data.coco_listing import CocoListing, list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.data.pair_table import pair_table, pairs_at
 from segray.errors import ItemError, SettingsError
 from segray.storage import StorageSettings
-from segray.train.collate_instances import InstanceBatch, InstanceFraming, layered
-from segray.train.sampler import order_of, turns_of
-from segray.train.transforms.instances import CropSettings
+from segray.train.collate import SAMPLES, sample_row, samples_in
+from segray.train.sampler import order_of, repeats_of
+from segray.train.transforms.instance import CropSettings, InstanceBatch, InstanceTransform, layered
 from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
 from tests.train.coco import HEIGHT, WIDTH, write_mixed
@@ -37,19 +39,21 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(listing: CocoListing) -> list[CocoExample | ItemError]:
     """By way of the table that the loaders share."""
     reader = CocoReading(listing.categories, 10_000, STORAGE).reader()
-    table = pair_table(listing.listed.pairs)
+    table = pair_table(listing.pairs)
     return reader.read(pairs_at(table, range(table.num_rows)))
 
 
-def batch(framing: InstanceFraming, example: CocoExample, epoch: int | None) -> InstanceBatch:
+def batch(transform: InstanceTransform, example: CocoExample, epoch: int | None) -> InstanceBatch:
     """By way of the table that a loader gives."""
-    row = {"name": "x", **framing.row(example, epoch, "item")}
-    return framing.batch(pa.Table.from_pylist([row], framing.columns))
+    arrays = transform.scoring(example) if epoch is None else transform.training(example, epoch, "item")
+    table = pa.Table.from_pylist([sample_row("x", arrays)], SAMPLES)
+    (packed,) = unpacked(packed_table(table))
+    return transform.collate(samples_in(packed))
 
 
-def framing(preset: str = "off", seed: int = 0) -> InstanceFraming:
+def transform(preset: str = "off", seed: int = 0) -> InstanceTransform:
     augment = AugmentSettings.model_validate({"preset": preset})
-    return InstanceFraming(CropSettings(64, 64, smallest_area=1), augment, (3, 7), seed)
+    return InstanceTransform(CropSettings(64, 64, smallest_area=1), augment, (3, 7), seed)
 
 
 def test_masks_are_those_of_pycocotools(truth: Path) -> None:
@@ -69,9 +73,9 @@ def test_masks_are_those_of_pycocotools(truth: Path) -> None:
 def test_crowds_are_no_targets_and_are_scored_as_crowds(truth: Path) -> None:
     (example,) = examples(list_coco(str(truth), STORAGE))
     assert isinstance(example, CocoExample)
-    (trained,) = batch(framing(), example, 0).pictures
+    (trained,) = batch(transform(), example, 0).pictures
     assert sorted(trained.target["labels"].tolist()) == [1, 1, 2, 2]  # ids 3 and 7 in ascending order
-    (scored,) = batch(framing(), example, None).pictures
+    (scored,) = batch(transform(), example, None).pictures
     assert [each["crowd"] for each in scored.truth] == [False] * 4 + [True]
     assert np.array_equal(scored.pixels.permute(1, 2, 0).numpy(), example.pixels)
     assert scored.size == (HEIGHT, WIDTH)
@@ -80,8 +84,8 @@ def test_crowds_are_no_targets_and_are_scored_as_crowds(truth: Path) -> None:
 def test_a_target_comes_over_whole(truth: Path) -> None:
     (example,) = examples(list_coco(str(truth), STORAGE))
     assert isinstance(example, CocoExample)
-    pixels, target = framing("strong").training(example, 3, "item")
-    (picture,) = batch(framing("strong"), example, 3).pictures
+    pixels, target = transform("strong").target(example, 3, "item")
+    (picture,) = batch(transform("strong"), example, 3).pictures
     assert torch.equal(picture.pixels, pixels)
     for name, value in target.items():
         assert torch.equal(picture.target[name], value), name
@@ -94,7 +98,7 @@ def test_what_is_drawn_follows_from_seed_epoch_and_item(truth: Path) -> None:
 
     def drawn(seed: int, epoch: int, item: str) -> torch.Tensor:
         torch.rand(seed + epoch + 1)  # the state of the process does not matter
-        return framing("strong", seed).training(example, epoch, item)[0]
+        return transform("strong", seed).target(example, epoch, item)[0]
 
     first = drawn(0, 0, "a")
     assert torch.equal(first, drawn(0, 0, "a"))
@@ -115,13 +119,13 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     content["images"].append({**content["images"][4], "id": 99})
     file.write_text(json.dumps(content))
     listing = list_coco(str(folder), STORAGE)
-    assert [one.reason for one in listing.listed.rejected] == ["no_image", "listed_twice"]
-    found = dict(zip((pair.name for pair in listing.listed.pairs), examples(listing), strict=True))
+    assert [one.reason for one in listing.rejected] == ["no_image", "listed_twice"]
+    found = dict(zip((pair.name for pair in listing.pairs), examples(listing), strict=True))
     assert list(found) == [f"cells-{number}.png" for number in (0, 1, 2, 4, 5)]
     reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
     assert len(reasons) == 3
     assert reasons[1] == "the picture is 20 x 30, its COCO entry 96 x 96"
-    assert "a polygon of an image 96 x 96 holds 'x'" in reasons[2]
+    assert "polygon coordinate 'x' in an image of 96 x 96" in reasons[2]
 
 
 NOT_A_NUMBER = float("nan")
@@ -144,7 +148,7 @@ def test_whole_numbers_as_other_programs_write_them(of: str, form: Any, tmp_path
         each.update(iscrowd=form(0), area=NOT_A_NUMBER)
     file.write_text(json.dumps(content))
     listing = list_coco(str(folder), STORAGE)
-    assert listing.listed.ignored == 0
+    assert listing.ignored == 0
     for old, new in zip(before, examples(listing), strict=True):
         assert isinstance(old, CocoExample)
         assert isinstance(new, CocoExample)
@@ -165,7 +169,7 @@ def test_run_lengths_with_points(tmp_path: Path) -> None:
             assert mask.area(example.instances[0].mask) == 5
         else:
             assert isinstance(example, ItemError)
-            assert example.reason.endswith("run lengths hold a fraction")
+            assert example.reason.endswith("run lengths must be integers")
 
 
 def test_annotations_without_a_mask_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -213,7 +217,7 @@ def test_groups_that_images_name(truth: Path, tmp_path: Path) -> None:
     for given, group in (("street 5", "street 5"), (7, "7"), ("", None), (None, None)):
         content["images"][0]["group"] = given
         truth.write_text(json.dumps(content))
-        assert [pair.group for pair in list_coco(str(truth), STORAGE).listed.pairs] == [group]
+        assert [pair.group for pair in list_coco(str(truth), STORAGE).pairs] == [group]
     content["images"][0]["group"] = [7]
     truth.write_text(json.dumps(content))
     with pytest.raises(SettingsError, match=r"#image=1: group '\[7\]' is neither text nor a whole number"):
@@ -225,7 +229,7 @@ def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) 
     moved.write_bytes(truth.read_bytes())
     with pytest.raises(SettingsError, match="none of its 1 images is there; say with --root"):
         list_coco(str(moved), STORAGE)
-    (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).listed.pairs
+    (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).pairs
     assert (pair.name, pair.image.address) == ("one.png", str(truth.parent / "one.png"))
 
 
@@ -263,7 +267,7 @@ def test_rare_kinds_come_more_often_and_the_rest_follows_from_the_seed() -> None
     assert np.mean(np.concatenate(orders) < 10) == pytest.approx(1 / 11, abs=0.01)
 
 
-def test_turns_count_what_came_before() -> None:
+def test_repeats_count_what_came_before() -> None:
     order = np.array([4, 1, 4, 4, 0, 1])
     expected = [list(order[:place]).count(item) for place, item in enumerate(order)]
-    assert turns_of(order).tolist() == expected
+    assert repeats_of(order).tolist() == expected

@@ -62,7 +62,7 @@ def write(folder: Path, images: list[dict[str, Any]], instances: list[dict[str, 
 
 def listed(folder: Path, min_score: float | None = None) -> dict[str, AnnotatedPair]:
     found = list_labels(str(folder), StorageSettings(), min_score)
-    pairs = [pair for pair in found.listed.pairs if isinstance(pair, AnnotatedPair)]
+    pairs = [pair for pair in found.pairs if isinstance(pair, AnnotatedPair)]
     return {Path(pair.image.uri).stem: pair for pair in pairs}
 
 
@@ -124,13 +124,13 @@ def test_what_cannot_be_learned_from_is_rejected_with_its_reason(tmp_path: Path)
     folder = write(tmp_path, images, [instance("a", 0, None), instance("stray", 0, None)])
     (folder / "photos/gone.png").unlink()
     found = list_labels(str(folder), StorageSettings())
-    assert [Path(pair.image.uri).stem for pair in found.listed.pairs] == ["a"]
-    reasons = {Path(one.uri).stem: one.error for one in found.listed.rejected}
+    assert [Path(pair.image.uri).stem for pair in found.pairs] == ["a"]
+    reasons = {Path(one.uri).stem: one.error for one in found.rejected}
     assert reasons["b"] == "rejected as corrupt: no JPEG"
     assert "lies in an archive" in reasons["y"]
     assert "no height and width" in reasons["d"]
     assert len(reasons) == 4
-    assert found.listed.ignored == 1
+    assert found.ignored == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from segray.data.labels import LabelRules
 from segray.data.pair_reader import Example, Reader
-from segray.data.pair_table import as_surveyed, pair_table, pairs_at
+from segray.data.pair_table import as_scanned, pair_table, pairs_at
 from segray.data.pairs import Pair, list_pairs
 from segray.errors import ItemError
 from segray.storage import StorageSettings
@@ -43,13 +43,13 @@ def test_files_that_changed_since_the_survey_are_no_examples(pairs: list[Pair]) 
     good = next(pair for pair in pairs if "broken" not in pair.name)
     (example,) = Reader(LabelRules(2, "binary"), 10_000, StorageSettings()).read([good])
     assert isinstance(example, Example)
-    assert as_surveyed(example, example.digest, example.label_digest) is example
+    assert as_scanned(example, example.digest, example.label_digest) is example
     for digests, what in (
         (("0" * 64, example.label_digest), "image"),
         ((example.digest, "0" * 64), "label"),
     ):
-        told = as_surveyed(example, *digests)
+        told = as_scanned(example, *digests)
         assert isinstance(told, ItemError)
         assert told.reason == f"the {what} changed since the data were surveyed"
     error = ItemError("missing", "the file is not there")
-    assert as_surveyed(error, "", "") is error
+    assert as_scanned(error, "", "") is error

@@ -17,6 +17,7 @@ from segray.data.pairs import Pair
 from segray.data.scene_windows import WindowReader, Windows, list_windows
 from segray.errors import ItemError, SettingsError
 from segray.train.settings import TrainSettings
+from segray.train.tasks.semantic import window_settings
 from tests.train import grounds
 from tests.train.squares import lines, train
 
@@ -41,7 +42,7 @@ def settings(data: Path, footprints: Path, **more: Any) -> TrainSettings:
 
 def listed(data: Path, footprints: Path, **more: Any) -> Windows:
     found = settings(data, footprints, **more)
-    return list_windows(found, found.classes or NAMES)
+    return list_windows(window_settings(found, str(footprints)), found.classes or NAMES)
 
 
 def reader(windows: Windows) -> WindowReader:

@@ -20,11 +20,11 @@ from segray.data.pair_reader import digest_of
 from segray.data.pairs import Pair
 from segray.data.splits import (
     ALIKE,
-    Deal,
-    deal_alike,
+    SplitRule,
     groups_of,
     near_duplicates,
     perceptual_hash,
+    split_groups,
     split_of,
 )
 from segray.sources.item import Source
@@ -47,16 +47,18 @@ def within(found: int, count: int, share: float) -> bool:
 @pytest.mark.parametrize(("val_share", "test_share"), [(0.12, 0.18), (0.05, 0.0), (0.3, 0.3)])
 def test_shares(val_share: float, test_share: float) -> None:
     for seed in (1, 2):
-        deal = Deal(seed, val_share, test_share)
-        dealt = Counter(deal.split_by(None, digest) for digest in DIGESTS)
-        assert within(dealt["val"], 10_000, val_share)
-        assert within(dealt["test"], 10_000, test_share)
-        assert dealt.total() == 10_000
+        rule = SplitRule(seed, val_share, test_share)
+        counts = Counter(rule.split_by(None, digest) for digest in DIGESTS)
+        assert within(counts["val"], 10_000, val_share)
+        assert within(counts["test"], 10_000, test_share)
+        assert counts.total() == 10_000
 
 
 def test_seeds_deal_independently() -> None:
     """Of what one seed tests, another one tests its usual share."""
-    first, second = ([Deal(seed).split_by(None, digest) == "test" for digest in DIGESTS] for seed in (1, 2))
+    first, second = (
+        [SplitRule(seed).split_by(None, digest) == "test" for digest in DIGESTS] for seed in (1, 2)
+    )
     both = sum(one and other for one, other in zip(first, second, strict=True))
     assert within(both, sum(first), 0.18)
 
@@ -65,34 +67,36 @@ def test_content_alone_decides() -> None:
     """The oracle is `split_of` of hashlib's digest; the name, the order and the other pairs are nothing."""
     contents = {f"{n}.png": f"content {n % 40}".encode() for n in range(80)}
     pairs = [pair(name) for name in contents]
-    deal = Deal.of(pairs, seed=5)
+    rule = SplitRule.of(pairs, seed=5)
     expected = {
         name: split_of(hashlib.sha256(content).hexdigest(), seed=5) for name, content in contents.items()
     }
-    assert {one.name: deal.split(one, contents[one.name]) for one in pairs} == expected
+    assert {one.name: rule.split(one, contents[one.name]) for one in pairs} == expected
     assert len(set(expected.values())) == 3
     random.Random(1).shuffle(pairs)
     for some in (pairs, pairs[:7]):
-        deal = Deal.of(some, seed=5)
-        assert all(deal.split(one, contents[one.name]) == expected[one.name] for one in some)
+        rule = SplitRule.of(some, seed=5)
+        assert all(rule.split(one, contents[one.name]) == expected[one.name] for one in some)
 
 
 def test_named_splits_stay_and_the_rest_is_dealt() -> None:
     named = {"a": "test", "b": "val", "c": "train"}
-    deal = Deal.of([pair(name, split) for name, split in named.items()] + [pair("d")], seed=3)
+    rule = SplitRule.of([pair(name, split) for name, split in named.items()] + [pair("d")], seed=3)
     for digest in DIGESTS[:200]:
-        assert all(deal.split_by(split, digest) == split for split in named.values())
-        assert deal.split_by(None, digest) == split_of(digest, seed=3)
+        assert all(rule.split_by(split, digest) == split for split in named.values())
+        assert rule.split_by(None, digest) == split_of(digest, seed=3)
 
 
 @pytest.mark.parametrize("others", [[], ["test"]])
 def test_val_comes_out_of_train_where_it_is_not_named(others: list[str]) -> None:
-    deal = Deal.of([pair("a", "train"), *(pair(split, split) for split in others)], seed=3, val_share=0.2)
-    dealt = Counter(deal.split_by("train", digest) for digest in DIGESTS)
-    assert set(dealt) == {"train", "val"}
-    assert within(dealt["val"], 10_000, 0.2)
-    assert deal.split_by("test", DIGESTS[0]) == "test"
-    assert not Deal.of([pair("a"), pair("b", "test")], seed=3).val_from_train
+    rule = SplitRule.of(
+        [pair("a", "train"), *(pair(split, split) for split in others)], seed=3, val_share=0.2
+    )
+    counts = Counter(rule.split_by("train", digest) for digest in DIGESTS)
+    assert set(counts) == {"train", "val"}
+    assert within(counts["val"], 10_000, 0.2)
+    assert rule.split_by("test", DIGESTS[0]) == "test"
+    assert not SplitRule.of([pair("a"), pair("b", "test")], seed=3).val_from_train
 
 
 def jpeg(pixels: Pixels, quality: int) -> Pixels:
@@ -215,7 +219,7 @@ def test_many_photos_are_not_compared_with_all(kind: str, distance: int) -> None
 def test_a_group_that_the_data_name_goes_before_likeness() -> None:
     """What looks alike stays apart for it, and what does not comes together."""
     named = ["b", "a", None, None, "b", None]
-    pairs = [replace(pair(f"{place}"), group=group) for place, group in enumerate(named)]
+    pairs = [replace(pair(f"{index}"), group=group) for index, group in enumerate(named)]
     likeness = [0, 0, 0, 1, 2**64 - 1, 2**32 - 1]
     groups = {kind: groups_of(pairs, likeness, kind).tolist() for kind in ("loose", "strict", "off")}
     assert groups["loose"] == groups["strict"] == [0, 1, 2, 2, 0, 5]
@@ -224,29 +228,29 @@ def test_a_group_that_the_data_name_goes_before_likeness() -> None:
     assert groups_of(pairs, [0, 0, 0, 7, 0, 0], "strict").tolist() == [0, 1, 2, 3, 0, 2]
 
 
-def dealt(pairs: list[Pair], groups: list[int], seed: int = 1, **options: Any) -> list[str]:
+def splits_of(pairs: list[Pair], groups: list[int], seed: int = 1, **options: Any) -> list[str]:
     digests = [digest_of(one.name.encode()) for one in pairs]
-    return deal_alike(Deal.of(pairs, seed, **options), pairs, digests, np.array(groups))
+    return split_groups(SplitRule.of(pairs, seed, **options), pairs, digests, np.array(groups))
 
 
 def test_a_group_is_dealt_by_its_smallest_digest() -> None:
     pairs = [pair(f"{number}") for number in range(3000)]
     groups = [number // 3 for number in range(3000)]
-    splits = dealt(pairs, groups)
+    splits = splits_of(pairs, groups)
     for group in range(1000):
         members = slice(3 * group, 3 * group + 3)
         digest = min(hashlib.sha256(one.name.encode()).hexdigest() for one in pairs[members])
         assert splits[members] == [split_of(digest, seed=1)] * 3
     assert within(splits.count("test") // 3, 1000, 0.18)
     order = random.Random(2).sample(range(3000), 3000)
-    again = dealt([pairs[place] for place in order], [groups[place] for place in order])
-    assert again == [splits[place] for place in order]
+    again = splits_of([pairs[index] for index in order], [groups[index] for index in order])
+    assert again == [splits[index] for index in order]
 
 
 def test_without_likeness_each_is_dealt_alone() -> None:
     pairs = [pair(f"{number}") for number in range(200)]
-    deal = Deal.of(pairs, 1)
-    assert dealt(pairs, list(range(200))) == [deal.split(one, one.name.encode()) for one in pairs]
+    rule = SplitRule.of(pairs, 1)
+    assert splits_of(pairs, list(range(200))) == [rule.split(one, one.name.encode()) for one in pairs]
 
 
 def test_named_splits_of_a_group() -> None:
@@ -254,12 +258,12 @@ def test_named_splits_of_a_group() -> None:
     names: list[str | None] = ["train", "val", "test", None, "train", None, "val", None]
     pairs = [pair(f"{number}", split) for number, split in enumerate(names)]
     for seed in range(5):
-        splits = dealt(pairs, [0, 0, 0, 0, 1, 1, 2, 2], seed)
+        splits = splits_of(pairs, [0, 0, 0, 0, 1, 1, 2, 2], seed)
         assert splits == ["train", "val", "test", "test", "train", "train", "val", "val"]
 
 
 def test_val_out_of_train_takes_whole_groups() -> None:
     pairs = [pair(f"{number}", "train") for number in range(1000)]
-    splits = dealt(pairs, [number // 2 for number in range(1000)], val_share=0.3)
+    splits = splits_of(pairs, [number // 2 for number in range(1000)], val_share=0.3)
     assert splits[::2] == splits[1::2]
     assert within(splits[::2].count("val"), 500, 0.3)

@@ -18,7 +18,8 @@ from segray.drift.job import compare_runs, profile_of
 from segray.drift.page import page
 from segray.drift.profile import Profile
 from segray.errors import NothingToDoError
-from segray.registry.registry import MODEL, PROFILE, Registry
+from segray.output.names import MODEL
+from segray.registry.registry import PROFILE, Registry
 from segray.storage import StorageSettings
 from tests.drift.made import Archive, archive, halves, write
 from tests.servers import Server
@@ -164,10 +165,10 @@ def test_maps_have_no_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "code", "line"),
     [
-        ("no run", 4, "no run of segray is there"),
+        ("no run", 4, "no segray run found there"),
         ("unfinished", 2, "its run is not finished"),
         ("bad record", 2, "its run.json is damaged"),
-        ("train", 2, "an output of train, it has no images/*.parquet"),
+        ("train", 2, "an output of train without images/*.parquet"),
         ("other schema", 2, "has no column status, instances"),
         ("no parquet", 2, "cannot be read"),
         ("all rejected", 4, "has no annotated images (200 rejected): nothing to compare"),
@@ -175,7 +176,7 @@ def test_maps_have_no_instances(tmp_path: Path) -> None:
         ("no group", 2, "group_by: "),
         ("many groups", 2, "group_by: camera has more than 1,000 values"),
         ("list group", 2, "group_by: "),
-        ("lost image", 2, "holds instances of images that are not in part-000000.parquet"),
+        ("lost image", 2, "has instances of images that are not in part-000000.parquet"),
         ("bad output", 2, "output: "),
         ("no against", 2, "against: is required"),
         ("no storage", 2, "unknown protocol gopher://"),
@@ -239,7 +240,7 @@ def test_a_kept_profile(tmp_path: Path) -> None:
     record = compare(run, Profile.from_json(whole.to_json().encode()), Thresholds())
     assert record["groups"] == []
     assert record["drifted"]
-    assert any("was kept without groups" in note for note in record["notes"])
+    assert any("was made without groups" in note for note in record["notes"])
 
 
 def test_a_version_in_a_registry(
@@ -262,7 +263,7 @@ def test_a_version_in_a_registry(
         assert crossed(record) == {(None, "brightness")}
     for version, line in (
         (versions[1], "against: "),
-        (versions[2], f"against: registry://{tmp_path}/models#roads@{versions[2]} is not a profile"),
+        (versions[2], f"against: registry://{tmp_path}/models#roads@{versions[2]} is not a segray profile"),
         ("challenger", "roads has no challenger"),
     ):
         assert main(["drift", run, "--against", f"registry:models#roads@{version}"]) == 2

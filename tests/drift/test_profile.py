@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
 def test_what_is_no_profile(damage: Any, made: Archive, tmp_path: Path) -> None:
     plain = json.loads(profile_of(write(tmp_path, made), STORAGE).to_json())
     damage(plain)
-    with pytest.raises(SettingsError, match=r"^kept is not a profile that segray made: "):
+    with pytest.raises(SettingsError, match=r"^kept is not a segray profile: "):
         Profile.from_json(json.dumps(plain), "kept")
     for text in ("", "[]", "7", "null"):
         with pytest.raises(SettingsError):

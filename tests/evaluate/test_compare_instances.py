@@ -285,8 +285,9 @@ def test_images_that_cannot_be_compared_are_named(
         "0/0.jpg": "missing: no prediction of this name",
         "1/1.jpg": "prediction: rejected as corrupt: it ends early",
         "0/2.jpg": "prediction: 240 x 60 pixels, its truth 240 x 200",
-        "0/4.jpg": f"truth: annotation {broken['id']}: a polygon is x, y, x, y, … of three points at least",
-        "1/5.jpg": "prediction: run lengths do not add up to 200 x 240 pixels",
+        "0/4.jpg": f"truth: annotation {broken['id']}: a polygon must be x, y, x, y, … with at least three "
+        "points",
+        "1/5.jpg": "prediction: run lengths do not sum to 200 x 240 pixels",
     }
     assert record["instances"]["labels"] == 0  # image 3 has none
     assert "0/0.jpg: missing" in capsys.readouterr().out

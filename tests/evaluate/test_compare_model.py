@@ -17,14 +17,14 @@ from segray.data.pairs import list_pairs
 from segray.evaluate.compare_model import score_semantic
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, semantic_bytes
-from segray.models.semanticweights import SemanticModel
+from segray.models.modelfile import SemanticCard, model_bytes
+from segray.models.weights import LoadedModel
 from segray.storage import StorageSettings
-from segray.train.collate import Batch, Framing
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import SemanticTransform
 from segray.train.transforms.strength import AugmentSettings
 
 CLASSES = ("ground", "tree", "roof")
@@ -61,11 +61,11 @@ def save(path: Path, pixels: Any) -> None:
 
 def trained(card: SemanticCard) -> SemanticTraining:
     """Random weights, with no class before the others on the mean."""
-    task = Task(
-        card,
-        LossSettings("ce_dice" if card.outputs > 1 else "bce_dice"),
-        OptimizerSettings("adamw", 0.01),
-        ScheduleSettings("constant"),
+    recipe = SemanticRecipe(
+        card=card,
+        loss=LossSettings("ce_dice" if card.outputs > 1 else "bce_dice"),
+        optimizer=OptimizerSettings("adamw", 0.01),
+        schedule=ScheduleSettings("constant"),
         epochs=1,
         steps_per_epoch=1,
         seed=5,
@@ -73,7 +73,7 @@ def trained(card: SemanticCard) -> SemanticTraining:
         clip=1.0,
         ema=0.0,
     )
-    training = SemanticTraining(task, torch.device("cpu"))
+    training = SemanticTraining(recipe, torch.device("cpu"))
     *_, bias = (each for name, each in training.model.named_parameters() if name.endswith("bias"))
     with torch.no_grad():
         noise = torch.rand((4, 3, 48, 48), generator=torch.Generator().manual_seed(1))
@@ -84,15 +84,14 @@ def trained(card: SemanticCard) -> SemanticTraining:
 
 def trainings_own(training: SemanticTraining, data: Path) -> SemanticScores:
     """What training says of the test pictures, from the same files."""
-    card = training.task.card
+    card = training.recipe.card
     rules = LabelRules(len(card.classes))
     pairs = [pair for pair in list_pairs(str(data), StorageSettings()).pairs if pair.split == "test"]
-    framing = Framing(card.size, card.fit, AugmentSettings(), 0, (0, 0, 0))  # type: ignore[arg-type]
+    transform = SemanticTransform(card.size, card.fit, AugmentSettings(), 0, (0, 0, 0))  # type: ignore[arg-type]
     batches = []
     for pair, example in zip(pairs, Reader(rules, 10**6, StorageSettings()).read(pairs), strict=True):
         assert not isinstance(example, Exception)
-        pixels, classes = framing.scoring(example)
-        batches.append(Batch(pixels[None], classes[None], [pair.name]))
+        batches.append(transform.collate([(pair.name, transform.scoring(example))]))
     return training.score(batches)[1]
 
 
@@ -108,7 +107,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
-    path.write_bytes(semantic_bytes(CARD, trained(CARD).model.state_dict()))
+    path.write_bytes(model_bytes(CARD, trained(CARD).model.state_dict()))
     return path
 
 
@@ -123,7 +122,7 @@ def test_the_counts_of_training(tmp_path: Path, data: Path, fit: str, classes: i
             label = np.asarray(Image.open(path))
             save(path, np.where(label == 2, 1, label))
     training = trained(card)
-    (tmp_path / "model.pt").write_bytes(semantic_bytes(card, training.model.state_dict()))
+    (tmp_path / "model.pt").write_bytes(model_bytes(card, training.model.state_dict()))
     expected = trainings_own(training, data)
     options = ("--weights", tmp_path / "model.pt", "--data", data, "--output", tmp_path / "out")
     assert evaluate(*options, "--precision", "fp32") == 0
@@ -141,7 +140,9 @@ def test_resized_pictures_are_scored_at_the_size_of_training(data: Path) -> None
     """Whatever their own size; the truth with them."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
     truth = np.zeros((30, 50), np.uint8)
-    model = SemanticModel("x", torch.nn.Conv2d(3, 2, 1), ("a", "b"), (0.5,) * 3, (0.5,) * 3, 64, "")
+    card = SemanticCard("x", {}, 2, ("a", "b"), (0.5,) * 3, (0.5,) * 3, 64, "resize")
+    module, named = torch.nn.Conv2d(3, 2, 1), card.categories
+    model = LoadedModel("x", "file", module, named, None, "", None, card, card.task)
     scores = score_semantic(model, [("x", pixels, truth)])
     assert scores.matrix.sum() == 64 * 64
 

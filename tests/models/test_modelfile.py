@@ -23,8 +23,8 @@ from segray.models.modelfile import (
     load_model_file,
     model_bytes,
     plain_contents,
-    save_model_file,
 )
+from tests.models.files import save_model_file
 
 TINY = CompactSettings(
     stem_width=8, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), fpn_width=8, box_width=16, mask_widths=(8,)
@@ -65,14 +65,13 @@ def test_everything_but_the_weights_comes_back(tmp_path: Path, model: MaskRCNN) 
     save_model_file(tmp_path / "m.pt", CARD, model.state_dict())
     loaded = load_model_file(tmp_path / "m.pt")
     assert loaded.card == CARD
-    assert loaded.categories == {3: "boat", 7: "quay"}
+    assert loaded.card.categories == {3: "boat", 7: "quay"}
     assert loaded.digest == hashlib.sha256((tmp_path / "m.pt").read_bytes()).hexdigest()
     assert not loaded.module.training
     assert loaded.module.transform.min_size == (96,)
     assert loaded.module.transform.image_std == [0.4, 0.5, 0.6]
     assert loaded.module.roi_heads.detections_per_img == TINY.detections_per_image
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
-    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
 def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path: Path, model: MaskRCNN) -> None:
@@ -83,10 +82,10 @@ def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path: Path, m
         assert torch.equal(value, model.state_dict()[name].to(torch.float16).to(value.dtype)), name
 
 
-def test_a_stream_is_read_like_a_file(tmp_path: Path, model: MaskRCNN) -> None:
+def test_bytes_are_read_like_a_file(tmp_path: Path, model: MaskRCNN) -> None:
     save_model_file(tmp_path / "m.pt", CARD, model.state_dict())
-    streamed = load_model_file(io.BytesIO((tmp_path / "m.pt").read_bytes()))
-    assert streamed.digest == load_model_file(tmp_path / "m.pt").digest
+    read = load_model_file((tmp_path / "m.pt").read_bytes())
+    assert read.digest == load_model_file(tmp_path / "m.pt").digest
 
 
 class Trap:
@@ -115,7 +114,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, write: Any) -> No
     [
         ({"weight": torch.zeros(2)}, "not a segray model file"),
         ([1, 2], "not a segray model file"),
-        ({"format": "segray-model/2", "state_dict": {}}, "not a segray model file"),
+        ({"format": "segray-model/3", "state_dict": {}}, "not a segray model file"),
         ({"format": FORMAT, "state_dict": {}}, "incomplete"),
         ({"format": FORMAT, **asdict(CARD)}, "incomplete"),
         ({"format": FORMAT, **asdict(CARD), "state_dict": "abc"}, "state_dict is a str, not tensors"),
@@ -181,11 +180,11 @@ def rezipped(data: bytes, compression: int, more: int = 0) -> bytes:
 def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path, model: MaskRCNN) -> None:
     save_model_file(tmp_path / "m.pt", CARD, model.state_dict())
     whole = (tmp_path / "m.pt").read_bytes()
-    load_model_file(io.BytesIO(rezipped(whole, zipfile.ZIP_STORED)))
+    load_model_file(rezipped(whole, zipfile.ZIP_STORED))
     bomb = rezipped(whole, zipfile.ZIP_DEFLATED, more=64 << 20)
     assert len(bomb) < 1 << 20
     with pytest.raises(SettingsError, match="refused, its records are compressed"):
-        load_model_file(io.BytesIO(bomb))
+        load_model_file(bomb)
 
 
 def test_records_that_lie_over_each_other_are_refused(model: MaskRCNN) -> None:
@@ -221,4 +220,4 @@ def test_files_without_checksums_are_read(model: MaskRCNN) -> None:
         data = model_bytes(CARD, model.state_dict())
     finally:
         torch.serialization.set_crc32_options(True)
-    assert load_model_file(io.BytesIO(data)).card == CARD
+    assert load_model_file(data).card == CARD

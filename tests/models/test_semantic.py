@@ -17,12 +17,11 @@ from torchvision.models import resnet50
 from torchvision.models.segmentation import fcn_resnet50
 
 from segray.errors import SettingsError
-from segray.models import architectures
+from segray.models import architectures, smp_names
 from segray.models.architectures import complete_settings
-from segray.models.semantic import build_semantic, parameters_of
-from segray.models.smp_networks import offered
-from segray.models.unet import UNet, overlap_tile
-from segray.models.unet_settings import UNetSettings
+from segray.models.semantic import build_semantic
+from segray.models.smp_names import offered
+from segray.models.unet import UNet, UNetSettings, overlap_tile
 
 SMP: dict[str, tuple[Any, int]] = {
     "unet:resnet18": (smp.Unet, 32),
@@ -62,6 +61,10 @@ def image(height: int, width: int, bands: int = 4) -> Tensor:
 
 
 @torch.no_grad()
+def parameters_of(network: nn.Module) -> int:
+    return sum(each.numel() for each in network.parameters())
+
+
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     result = network(images)
     logits: Tensor = result["out"] if isinstance(result, dict) else result
@@ -152,31 +155,31 @@ def test_given_settings_win() -> None:
 
 
 def test_the_table_of_names_is_what_the_libraries_offer() -> None:
-    """After an upgrade of them: `python -m segray.models.smp_networks` writes it anew."""
-    assert json.loads(architectures.SMP_NAMES.read_text()) == json.loads(json.dumps(offered()))
+    """After an upgrade of them: `python -m segray.models.smp_names` writes it anew."""
+    assert json.loads(smp_names.SMP_NAMES.read_text()) == json.loads(json.dumps(offered()))
 
 
 def test_another_version_of_the_libraries_is_asked_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    table = json.loads(architectures.SMP_NAMES.read_text())
+    table = json.loads(smp_names.SMP_NAMES.read_text())
     table["encoders"].remove("resnet18")
     del table["families"]["fpn"]["decoder_dropout"]
     (tmp_path / "names.json").write_text(json.dumps(table))
     for older, told in ((False, "no encoder 'resnet18'"), (True, "")):
         table["versions"]["timm"] = "0.0.1" if older else table["versions"]["timm"]
         (tmp_path / "names.json").write_text(json.dumps(table))
-        monkeypatch.setattr(architectures, "SMP_NAMES", tmp_path / "names.json")
-        for kept in (architectures._smp_names, architectures._is_current):
+        monkeypatch.setattr(smp_names, "SMP_NAMES", tmp_path / "names.json")
+        for kept in (smp_names._known, smp_names._is_current):
             kept.cache_clear()
         try:
             if told:
                 with pytest.raises(SettingsError, match=told):
-                    architectures.check_architecture("fpn:resnet18")
+                    architectures.parsed("fpn:resnet18")
             else:
                 assert complete_settings("fpn:resnet18", {})["decoder_dropout"] == 0.2
         finally:
-            for kept in (architectures._smp_names, architectures._is_current):
+            for kept in (smp_names._known, smp_names._is_current):
                 kept.cache_clear()
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from segray.errors import SettingsError
 from segray.models.unet import (
     UNet,
+    UNetSettings,
     overlap_tile,
     valid_input_size,
     valid_margin,
     valid_output_size,
 )
-from segray.models.unet_settings import UNetSettings
 
 SMALL = UNetSettings(width=8, depth=2)
 VALID = replace(SMALL, padding="valid")

@@ -21,9 +21,10 @@ from segray.errors import SettingsError
 from segray.models import torchvision_files
 from segray.models.catalog import NAMED_MODELS, bundled, named_model, show
 from segray.models.maskrcnn import CompactSettings
-from segray.models.modelfile import ModelCard, build_model, save_model_file
+from segray.models.modelfile import ModelCard, build_model
 from segray.models.weights import load_weights, weights_kind
 from segray.storage import StorageSettings
+from tests.models.files import save_model_file
 from tests.servers import Server
 
 STORAGE = StorageSettings()
@@ -178,7 +179,8 @@ def test_bundled_models_are_as_the_catalog_says() -> None:
     for name in bundled():
         loaded, row = load_weights(name, STORAGE), named_model(name)
         assert row is not None
-        assert (loaded.kind, loaded.licence) == ("bundled", row.licence)
+        assert loaded.card is not None
+        assert (loaded.kind, loaded.card.licence) == ("bundled", row.licence)
         assert row.parameters == sum(each.numel() for each in loaded.module.parameters())
         assert row.categories == len(loaded.categories)
 
@@ -186,7 +188,8 @@ def test_bundled_models_are_as_the_catalog_says() -> None:
 def test_model_file(model_file: Path) -> None:
     loaded = load_weights(str(model_file), STORAGE)
     assert (loaded.categories, loaded.category_ids) == ({3: "boat", 7: "quay"}, (3, 7))
-    assert (loaded.licence, loaded.origin) == ("CC0-1.0", "made for a test")
+    assert loaded.card is not None
+    assert (loaded.card.licence, loaded.card.source) == ("CC0-1.0", "made for a test")
     again = pickle.loads(pickle.dumps(loaded))
     assert same_weights(again.module, loaded.module)
     assert (again.digest, again.category_ids, again.name) == (loaded.digest, (3, 7), str(model_file))

@@ -182,7 +182,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_with_results_of_another_tool_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/photo.png").write_text("a photo")
-    with pytest.raises(SettingsError, match="no run of segray made"):
+    with pytest.raises(SettingsError, match="segray did not write"):
         open_store(tmp_path).check_usable()
 
 
@@ -218,5 +218,5 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
 def test_a_commit_never_overwrites_that_of_another_run(tmp_path: Path) -> None:
     ours, theirs = open_store(tmp_path), open_store(tmp_path)
     ours.commit(table(answer("a")))
-    with pytest.raises(JobFailedError, match="another run writes here"):
+    with pytest.raises(JobFailedError, match="another run writes to it"):
         theirs.commit(table(answer("b")))

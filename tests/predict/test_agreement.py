@@ -11,8 +11,8 @@ from PIL import Image
 
 from segray.cli import main
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
-from segray.models.semanticweights import load_semantic_weights
+from segray.models.modelfile import SemanticCard, build_model, model_bytes
+from segray.models.weights import load_weights
 from segray.predict.network import Network
 from segray.storage import StorageSettings
 from tests.bulk.runs import FEW, tables
@@ -31,7 +31,7 @@ def write_model(path: Path, fit: str) -> None:
         ("ground", "thing"), (0.5,) * 3, (0.25,) * 3, SIDE, fit,
     )  # fmt: skip
     torch.manual_seed(11)
-    path.write_bytes(semantic_bytes(card, network_of(card).state_dict()))
+    path.write_bytes(model_bytes(card, build_model(card).state_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def miou(folder: Path) -> float:
 def test_maps_are_worth_what_the_model_is_worth(fit: str, views: Path, tmp_path: Path) -> None:
     """Against labels that are the model's own, with a strip that it does not see."""
     write_model(tmp_path / "model.pt", fit)
-    model = load_semantic_weights(str(tmp_path / "model.pt"), StorageSettings())
+    model = load_weights(str(tmp_path / "model.pt"), StorageSettings(), "semantic")
     network = Network(model, "cpu", "fp32")
     (tmp_path / "data/images").mkdir(parents=True)
     (tmp_path / "data/labels").mkdir()

@@ -7,18 +7,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.data.pair_reader import Example
-from segray.models.semanticweights import SemanticModel
+from segray.models.modelfile import SemanticCard
+from segray.models.weights import LoadedModel
 from segray.predict.network import ONE, Network
-from segray.train.collate import Framing
+from segray.train.transforms.semantic import SemanticTransform
 from segray.train.transforms.strength import AugmentSettings
 from tests.predict.networks import Local, local
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
 
-def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) -> SemanticModel:
+def model(module: nn.Module, resized_to: int | None = None, classes: int = 3) -> LoadedModel:
     names = tuple(f"class {number}" for number in range(classes))
-    return SemanticModel("test", module.eval(), names, MEAN, STD, resized_to, "digest")
+    fit = "crop" if resized_to is None else "resize"
+    card = SemanticCard("test", {}, classes, names, MEAN, STD, resized_to or 64, fit)
+    named = card.categories
+    return LoadedModel("test", "file", module.eval(), named, None, "digest", None, card, card.task)
 
 
 @pytest.fixture
@@ -84,11 +88,11 @@ def test_views_are_averaged(tta: str, views: int, images: list[NDArray[np.uint8]
 
 
 def test_a_resizing_model_sees_what_training_scored(images: list[NDArray[np.uint8]]) -> None:
-    """The pixels of `Framing.scoring`; the logits come back to the picture's size."""
-    framing = Framing(32, "resize", AugmentSettings(preset="off"), 0, (0, 0, 0))
+    """The pixels of `SemanticTransform.scoring`; the logits come back to the picture's size."""
+    transform = SemanticTransform(32, "resize", AugmentSettings(preset="off"), 0, (0, 0, 0))
     example = Example(images[0], np.zeros(images[0].shape[:2], np.uint8), "", "")
-    pixels, _ = framing.scoring(example)
-    small = logits(Local(), pixels.permute(1, 2, 0).numpy())
+    pixels = transform.scoring(example)["pixels"]
+    small = logits(Local(), pixels.transpose(1, 2, 0))
     large = nn.functional.interpolate(small, images[0].shape[:2], mode="bilinear", align_corners=False)
     network = Network(model(local(), resized_to=32), "cpu", "fp32")
     assert np.array_equal(network.labels(images[:1])[0], large.argmax(1)[0].numpy())

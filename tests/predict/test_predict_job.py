@@ -23,7 +23,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from segray.cli import main
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
+from segray.models.modelfile import SemanticCard, build_model, model_bytes
 from segray.storage import open_filesystem
 from segray.tiles import Grid
 from tests.bulk.runs import FEW, REAL, kill_tree, running, tables, tiles, wait_for
@@ -264,7 +264,7 @@ def test_a_model_file_from_and_into_a_bucket(
         (0.5,) * 3, (0.2,) * 3, 64, "resize",
     )  # fmt: skip
     torch.manual_seed(0)
-    s3_server.put("maps/model.pt", semantic_bytes(card, network_of(card).state_dict()))
+    s3_server.put("maps/model.pt", model_bytes(card, build_model(card).state_dict()))
     s3_server.put("maps/in/one.png", REAL[0].read_bytes())
     s3_server.put("maps/in/scene.tif", SCENE.read_bytes())
     url = s3_server.url("maps")

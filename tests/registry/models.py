@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
+from segray.models.modelfile import SemanticCard, build_model, model_bytes
 
 NAMES = ("background", "road")
 
@@ -15,7 +15,7 @@ def write_model(path: Path, seed: int = 0) -> bytes:
     settings = complete_settings("unet", {"width": 4, "depth": 2})
     card = SemanticCard("unet", settings, 1, NAMES, (0.4,) * 3, (0.3,) * 3, 64, "crop", licence="CC0-1.0")
     torch.manual_seed(seed)
-    data = semantic_bytes(card, network_of(card).state_dict())
+    data = model_bytes(card, build_model(card).state_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return data

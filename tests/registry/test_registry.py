@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from segray.errors import JobFailedError, SettingsError
-from segray.models.semanticweights import load_semantic_weights
+from segray.models.weights import load_weights
+from segray.output.names import MODEL, RUN
 from segray.registry.address import RegistryAddress
 from segray.registry.aliases import Aliases
 from segray.registry.care import disposable, faults
-from segray.registry.registry import MODEL, RUN, Registry, pinned, read_model
+from segray.registry.registry import Registry, pinned, read_model
 from segray.storage import StorageSettings
 from tests.faults import flaky
 from tests.registry.models import write_model
@@ -46,8 +47,8 @@ def story(url: str, storage: StorageSettings, tmp_path: Path) -> None:
     back = registry.change("roads", lambda aliases: aliases.rolled_back("worse", None))
     assert (back.champion, back.previous) == (first, second)
     assert registry.aliases("roads") == back
-    told = [(event.what, event.before, event.after, event.why) for event in back.history]
-    assert told == [
+    lines = [(event.what, event.before, event.after, event.why) for event in back.history]
+    assert lines == [
         ("promote", None, first, "the first"), ("promote", first, second, ""),
         ("rollback", second, first, "worse"),
     ]  # fmt: skip
@@ -60,7 +61,7 @@ def story(url: str, storage: StorageSettings, tmp_path: Path) -> None:
     assert [run["version"] for run in registry.runs("roads")] == [first]
     registry.delete("roads", second)
     assert [version.digest for version in registry.versions("roads")] == [first]
-    assert faults(registry, "roads") == [f"roads: previous is {second}, of which there is no version"]
+    assert faults(registry, "roads") == [f"roads: previous is {second}, which does not exist"]
 
 
 def test_the_story_of_a_model_on_disk(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_version_is_never_written_over(tmp_path: Path) -> None:
     assert json.loads((folder / RUN).read_text())["registered"]["version"] == version
     (folder / RUN).unlink()
     (folder / "card.md").write_text("another")
-    with pytest.raises(JobFailedError, match=r"card.md is there already, with other contents"):
+    with pytest.raises(JobFailedError, match=r"card.md exists already, with other contents"):
         add(registry, tmp_path, 1)
     assert (folder / "card.md").read_text() == "another"
 
@@ -95,13 +96,13 @@ def test_damage_is_found_and_not_loaded(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (folder / MODEL).write_bytes(data)
     (folder / "card.md").unlink()
-    told = [f"roads@{version}: {MODEL} is not what it was", f"roads@{version}: card.md is gone"]
-    assert sorted(faults(registry, "roads")) == sorted(told)
-    with pytest.raises(SettingsError, match=r"damaged, its model.pt is not what it was"):
-        load_semantic_weights(f"registry:{tmp_path}/r#roads", StorageSettings())
+    lines = [f"roads@{version}: {MODEL} was changed", f"roads@{version}: card.md is missing"]
+    assert sorted(faults(registry, "roads")) == sorted(lines)
+    with pytest.raises(SettingsError, match=r"its model.pt is damaged \(sha256 differs\)"):
+        load_weights(f"registry:{tmp_path}/r#roads", StorageSettings(), "semantic")
     (tmp_path / "r/roads/aliases.json").write_text("{")
     assert "damaged" in faults(registry, "roads")[0]
-    with pytest.raises(JobFailedError, match="put its last good version back"):
+    with pytest.raises(JobFailedError, match="restore its last good version"):
         promote(registry, version)
 
 

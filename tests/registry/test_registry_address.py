@@ -47,13 +47,13 @@ def test_addresses(spec: str, url: str, model: str, which: str, again: str) -> N
     [
         ("registry://bucket/models", "write registry://BUCKET/PATH#MODEL@ALIAS"),
         ("registry://#m", "write registry://"),
-        ("registry+ftp://b#m", "registry\\+ftp is none of"),
+        ("registry+ftp://b#m", "registry\\+ftp is not one of"),
         ("registry+s3:b#m", "write registry\\+s3://"),
-        ("registry://b#m@chmpion", "no version .12 hex digits. and no alias .champion"),
-        ("registry://b#m@", "no version"),
-        ("registry://b#m@0123", "no version"),
-        ("registry://b#../x@champion", "take letters, digits"),
-        ("registry://b#a/b", "take letters, digits"),
+        ("registry://b#m@chmpion", "neither a version .12 hex digits. nor an alias .champion"),
+        ("registry://b#m@", "neither a version"),
+        ("registry://b#m@0123", "neither a version"),
+        ("registry://b#../x@champion", "use letters, digits"),
+        ("registry://b#a/b", "use letters, digits"),
     ],
 )
 def test_wrong_ones_are_told(spec: str, words: str) -> None:

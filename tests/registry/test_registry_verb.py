@@ -54,12 +54,12 @@ def test_the_verb_as_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (row["champion"], row["previous"], row["challenger"]) == (first, second, None)
     assert registry("diff", f"roads@{first}", "roads@previous") == 0
     assert registry("verify") == 0
-    assert "2 versions: every object is what it was" in said(capsys)
+    assert "2 versions: every object is intact" in said(capsys)
     assert registry("gc", "roads", "--keep", "0") == 0
     assert "0 versions deleted" in said(capsys)
     (here / "reg/roads/versions" / first / "card.md").unlink()
     assert registry("verify", "roads") == 1
-    assert f"roads@{first}: card.md is gone" in said(capsys)
+    assert f"roads@{first}: card.md is missing" in said(capsys)
 
 
 def test_what_was_refused_is_promoted_by_force_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,14 +76,14 @@ def test_what_was_refused_is_promoted_by_force_alone(here: Path, capsys: pytest.
     ("words", "code", "told"),
     [
         ((), 2, "words: is required"),
-        (("lst",), 2, "'lst' is none of list, show"),
+        (("lst",), 2, "'lst' is not one of list, show"),
         (("add", "roads"), 2, "usage: segray registry add MODEL FILE|RUN"),
-        (("add", "roads", "gone.pt"), 2, "no model file, and no finished training"),
-        (("add", "ro/ads", "1.pt"), 2, "take letters, digits"),
+        (("add", "roads", "gone.pt"), 2, "neither a model file nor a finished training"),
+        (("add", "ro/ads", "1.pt"), 2, "use letters, digits"),
         (("add", "roads", "note.txt"), 2, "note.txt: refused, it carries code or is no file"),
-        (("show", "roads"), 4, "has no model roads; it is empty, or not there"),
+        (("show", "roads"), 4, "has no model roads; it is empty, or does not exist"),
         (("gc", "roads"), 4, "has no model roads"),
-        (("list", "--keep", "1"), 2, "keep, older_than_days: are for gc"),
+        (("list", "--keep", "1"), 2, "keep, older_than_days: only for gc"),
     ],
 )
 def test_wrong_words(
@@ -141,7 +141,7 @@ def test_mlflow_shows_what_the_registry_has(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert registry("rollback", "roads") == 0
     told = said(capsys)
-    assert "MLflow does not know of" in told
+    assert "is not registered in MLflow" in told
     assert "hidden" not in told
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from segray.errors import SettingsError
 from segray.output.folder import Output
-from segray.registry.registry import MODEL, SNAPSHOT, Registry
+from segray.output.names import MODEL
+from segray.registry.registry import SNAPSHOT, Registry
 from segray.retrain import data as data_of
-from segray.retrain.begin import Job, _say_flattered, _trained, _unknown_to, write_groups
+from segray.retrain.begin import Job, _trained, _unknown_to, _warn_of_leakage, write_groups
 from segray.retrain.labels import names_from, names_to_bytes, snapshot_of, to_bytes, trained_in
 from segray.retrain.rounds import TRAINED, Round
 from segray.retrain.settings import RetrainSettings
@@ -57,7 +58,7 @@ def test_what_a_champion_from_elsewhere_learned_from_counts(
     assert not capsys.readouterr().err
     unknown = job.registry.add("m", {MODEL: b"another"}, {})
     assert _trained(job, unknown, None) == set()
-    assert "may be held out, and flatter it" in capsys.readouterr().err
+    assert "may be held out and inflate its score" in capsys.readouterr().err
 
 
 def test_a_champion_is_compared_with_before_work_begins(
@@ -71,9 +72,9 @@ def test_a_champion_is_compared_with_before_work_begins(
     nuclei = (Path(data_of.__file__).parents[1] / "models/bundled/nuclei-small.pt").read_bytes()
     assert _unknown_to(here, None, labels) == []
     assert _unknown_to(here, job.registry.add("m", {MODEL: nuclei}, {}), labels) == ["cell"]
-    assert "The champion does not know cell, and scores nothing there" in capsys.readouterr().err
+    assert "The champion lacks the class cell, and scores 0 there" in capsys.readouterr().err
     road = job.registry.add("m", {MODEL: write_model(tmp_path / "road.pt")}, {})
-    with pytest.raises(SettingsError, match="a model of semantic labels, this would train one of instance"):
+    with pytest.raises(SettingsError, match="a model for semantic labels, this would train one for instance"):
         _unknown_to(here, road, labels)
 
 
@@ -82,14 +83,14 @@ def test_groups_that_no_held_out_picture_has_are_told(job: Job, tmp_path: Path) 
     (tmp_path / "list.csv").write_text("images,masks,camera\na.png,b.png,left\n")
     more = {"data": str(tmp_path / "list.csv"), "group_by": "camera"}
     here = replace(job, settings=job.settings.model_copy(update=more))
-    with pytest.raises(SettingsError, match="group_by: none of the 3 held-out pictures has a camera"):
+    with pytest.raises(SettingsError, match="group_by: none of the 3 held-out images has a camera"):
         write_groups(here, Round(job.store, 1, here.settings.output), snapshot(range(3), "test"))
 
 
 @pytest.mark.parametrize("url", ["my#models", "memory://models"])
 def test_a_registry_that_no_address_could_name_is_refused(tmp_path: Path, url: str) -> None:
     where = url if "://" in url else str(tmp_path / url)
-    with pytest.raises(SettingsError, match="--weights could not name its models"):
+    with pytest.raises(SettingsError, match="--weights could not address its models"):
         Registry(where, StorageSettings()).check_usable()
 
 
@@ -98,8 +99,8 @@ def test_a_champion_that_trained_on_what_is_held_out_here_is_named(
 ) -> None:
     files = {MODEL: b"one", SNAPSHOT: to_bytes(snapshot(range(4), "train"))}
     champion = job.registry.add("m", files, {})
-    _say_flattered(job, champion, snapshot(range(2, 12), "train"))
-    _say_flattered(job, None, snapshot(range(2, 12), "test"))
+    _warn_of_leakage(job, champion, snapshot(range(2, 12), "train"))
+    _warn_of_leakage(job, None, snapshot(range(2, 12), "test"))
     assert not capsys.readouterr().err
-    _say_flattered(job, champion, snapshot(range(2, 12), "test"))
-    assert "2 of 10 held-out pictures trained the champion" in capsys.readouterr().err
+    _warn_of_leakage(job, champion, snapshot(range(2, 12), "test"))
+    assert "2 of 10 held-out images trained the champion" in capsys.readouterr().err

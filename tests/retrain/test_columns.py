@@ -22,7 +22,7 @@ from segray.storage import StorageSettings
         ("a.csv", "images,masks,camera\n\u00e4.png,b.png,x\n".encode("latin-1"), "cannot be read"),
         ("a.csv", b"Images,masks,camera\na.png,b.png,x\n", "has no column images"),
         ("a.csv", b"images,masks\na.png,b.png\n", "has no column camera"),
-        ("a.txt", b"a.png b.png\n", "take a manifest or COCO JSON"),
+        ("a.txt", b"a.png b.png\n", "use a manifest or COCO JSON"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, name: str, content: bytes, words: str) -> None:

@@ -230,7 +230,7 @@ def test_the_same_model_is_refused() -> None:
     champion, _ = holdout(4, 0.1)
     decision = decided(champion, champion)
     assert not decision.promoted
-    assert decision.reasons == ("Champion and challenger answer alike on all 65 images of the holdout.",)
+    assert decision.reasons == ("Champion and challenger predict the same on all 65 images of the holdout.",)
 
 
 def test_few_images_that_differ_prove_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from segray.data.pairs import Pair
 from segray.errors import JobFailedError
-from segray.retrain.holdout import Holdout, deal
+from segray.retrain.holdout import Holdout, assign_splits
 from segray.retrain.labels import (
     LEFT_OUT,
     TEST,
@@ -45,7 +45,7 @@ def rows(pairs: list[Pair], alike: dict[int, int] | None = None) -> pa.Table:
 def dealt(
     pairs: list[Pair], table: pa.Table, holdout: Holdout, trained: set[str] | None = None
 ) -> dict[int, str]:
-    splits = deal(pairs, table, holdout, trained or set(), share=0.3, seed=0, look_alikes="loose")
+    splits = assign_splits(pairs, table, holdout, trained or set(), share=0.3, seed=0, look_alikes="loose")
     return {int(each.name): split for each, split in zip(pairs, splits, strict=True)}
 
 
@@ -78,7 +78,7 @@ def test_what_is_held_out_stays_so_and_new_ones_join() -> None:
 def test_who_trained_is_never_held_out_whatever_the_share() -> None:
     _, holdout, trained = round_of(range(100), Holdout.read(None), set())
     pairs = [pair(number) for number in range(100)]
-    splits = deal(pairs, rows(pairs), holdout, trained, share=0.99, seed=5, look_alikes="loose")
+    splits = assign_splits(pairs, rows(pairs), holdout, trained, share=0.99, seed=5, look_alikes="loose")
     held = set(holdout.table["address"].to_pylist())
     assert {each.image.uri for each, split in zip(pairs, splits, strict=True) if split == TEST} == held
 
@@ -106,7 +106,9 @@ def test_chains_of_look_alikes_do_not_reach_training() -> None:
     for seed in range(6):
         pairs = [pair(number) for number in range(12)]
         table = rows(pairs, codes)
-        splits = deal(pairs, table, Holdout.read(None), set(), share=0.5, seed=seed, look_alikes="loose")
+        splits = assign_splits(
+            pairs, table, Holdout.read(None), set(), share=0.5, seed=seed, look_alikes="loose"
+        )
         held = [codes[number] for number, split in enumerate(splits) if split == TEST]
         for number, split in enumerate(splits):
             if split == "train":

@@ -16,7 +16,7 @@ from tests.train.cells import write_cells
 
 def snapshot(found: CocoListing) -> pa.Table:
     """With the digests that a survey gives: of the annotations as they stand in the file."""
-    pairs = found.listed.pairs
+    pairs = found.pairs
     columns = {"digest": [pair.image.version for pair in pairs]}
     columns["label_digest"] = [pair.label.version for pair in pairs]
     rows = pa.table(columns).append_column("likeness", pa.array(range(len(pairs)), pa.uint64()))
@@ -57,5 +57,5 @@ def test_labels_are_compared_by_what_they_mean(
     change(content)
     file.write_text(json.dumps(content))
     found = list_coco(str(tmp_path / "cells"), StorageSettings())
-    assert unread_news(found.listed.pairs, before, found.categories).changed == changed
+    assert unread_news(found.pairs, before, found.categories).changed == changed
     assert news(snapshot(found), before).changed == changed

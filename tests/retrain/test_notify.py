@@ -64,9 +64,9 @@ def test_what_fails_is_said_without_what_it_is(
     notify([*map(SecretStr, failing), SecretStr(f"tee {last}")], RECORD)
     told = capsys.readouterr().err
     assert "secret-token" not in told
-    assert "number 1 was not told: HTTP 403" in told
-    assert "number 4 was not told: it ended with exit code 7" in told
-    assert told.count("was not told") == len(failing)
+    assert "number 1 failed: HTTP 403" in told
+    assert "number 4 failed: it ended with exit code 7" in told
+    assert told.count(" failed: ") == len(failing)
     assert json.loads(last.read_text()) == RECORD
     assert len(posted) == 1
 
@@ -96,7 +96,7 @@ def test_a_target_that_cannot_be_told_costs_a_warning(
     notify([SecretStr(target), SecretStr(f"tee {told}")], {"outcome": "promoted"})
     assert json.loads(told.read_text()) == {"outcome": "promoted"}
     err = capsys.readouterr().err
-    assert "notify: number 1 was not told" in err
+    assert "notify: number 1 failed" in err
     assert "token" not in err
 
 
@@ -105,5 +105,5 @@ def test_a_server_that_answers_rubbish_costs_a_warning(
 ) -> None:
     notify([SecretStr(rubbish)], {"outcome": "promoted"})
     err = capsys.readouterr().err
-    assert "notify: number 1 was not told" in err
+    assert "notify: number 1 failed" in err
     assert "token" not in err

@@ -133,7 +133,7 @@ def test_its_status(
     assert main(["status", "rounds"]) == 0
     told = capsys.readouterr().out
     assert "retrain, finished" in told
-    assert f"2 of 2 rounds over; the last one: promoted cells@{last_record(second)['version']}" in told
+    assert f"2 of 2 rounds done; last round: promoted cells@{last_record(second)['version']}" in told
 
 
 def test_nothing_new_is_exit_4(
@@ -143,7 +143,7 @@ def test_nothing_new_is_exit_4(
     for path in (here / "cells").rglob("*.png"):
         path.touch()  # other versions of the same pictures
     assert retrain("--notify", "tee told.json") == 4
-    assert "0 new, 0 changed, 0 removed since the last round; 4 are asked for" in capsys.readouterr().err
+    assert "0 new, 0 changed, 0 removed since the last round; min_new is 4" in capsys.readouterr().err
     assert json.loads((here / "told.json").read_text())["outcome"] == "nothing to do"
     assert not (here / "rounds/rounds/0003/round.json").exists()
     assert retrain("--dry-run") == 0
@@ -221,10 +221,10 @@ def test_a_champion_of_somebody_else_is_compared_before_it_is_replaced(
         ({"model": "a/b"}, "take letters, digits"),
         ({"train": {"epoch": 3}}, "train.epoch: unknown setting"),
         ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
-        ({"train": {"data": "x"}}, "train.data: retrain decides that"),
-        ({"score": {"weights": "x"}}, "score.weights: retrain decides that"),
+        ({"train": {"data": "x"}}, "train.data: set by retrain itself"),
+        ({"score": {"weights": "x"}}, "score.weights: set by retrain itself"),
         ({"label": {"sources": ["x"]}}, "label.output: Field required"),
-        ({"gate": {"floors": {"night": 0.5}}}, "say with group_by what the groups are"),
+        ({"gate": {"floors": {"night": 0.5}}}, "set group_by, the column that names the groups"),
         ({"group_by": "camra"}, "has no camra"),
         ({"data": "gone"}, "gone/instances.json: the file is not there"),
         ({"train": {"arch": "unet"}, "registry": "elsewhere", "output": "new"}, "no label has its stem"),
@@ -251,7 +251,7 @@ def test_a_picture_that_cannot_be_read_stops_the_round(
     assert retrain() == 3
     told = capsys.readouterr().err
     assert "cells-13.png" in told
-    assert "1 of 18 pictures cannot be read, more than max_rejects (0); nothing was decided" in told
+    assert "1 of 18 images cannot be read, more than max_rejects (0); nothing was decided" in told
 
 
 def test_a_round_waits_for_drift(

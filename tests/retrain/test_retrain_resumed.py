@@ -37,11 +37,11 @@ def test_what_changed_since_a_round_began_is_told_with_a_way_out(
     assert retrain() == 2
     told = capsys.readouterr().err
     assert "lr: 0.005 there, 0.1 now" in told
-    assert f"to begin it anew, delete {here}/rounds/rounds/0001" in told
+    assert f"to restart it, delete {here}/rounds/rounds/0001" in told
     write_config(here, epochs=1)
     (here / "cells/images/cells-1.png").rename(here / "gone.png")
     assert retrain() == 2
-    assert "to begin it anew, delete" in capsys.readouterr().err
+    assert "to restart it, delete" in capsys.readouterr().err
     (here / "gone.png").rename(here / "cells/images/cells-1.png")
     assert retrain() == 0
 

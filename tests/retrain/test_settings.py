@@ -19,9 +19,9 @@ BASE: dict[str, Any] = {"data": "d", "registry": "r", "model": "m", "output": "o
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"train": {"footprints": "f.gpkg", "arch": "unet"}}, "train.footprints: retrain decides that"),
-        ({"score": {"include": ["*.png"]}}, "score.include: retrain decides that"),
-        ({"score": {"keep_columns": ["camera"]}}, "score.keep_columns: retrain decides that"),
+        ({"train": {"footprints": "f.gpkg", "arch": "unet"}}, "train.footprints: set by retrain itself"),
+        ({"score": {"include": ["*.png"]}}, "score.include: set by retrain itself"),
+        ({"score": {"keep_columns": ["camera"]}}, "score.keep_columns: set by retrain itself"),
         ({"start": "scratch", "train": {"freeze": ["backbone"]}}, "random weights would stay"),
         ({"train": {"pretrained": True}}, "train.pretrained: the challenger starts from the champion"),
     ],

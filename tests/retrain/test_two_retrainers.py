@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from segray.errors import HeldError
 from segray.output.folder import Output
 from segray.output.lease import Lease
-from segray.registry.registry import MODEL, Registry
+from segray.output.names import MODEL
+from segray.registry.registry import Registry
 from segray.retrain.promotion import promote
 from segray.retrain.rounds import Round
 from segray.retrain.settings import RetrainSettings, without_environment

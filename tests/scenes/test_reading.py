@@ -119,7 +119,7 @@ def test_bands_that_are_asked_for(tmp_path: Path) -> None:
     assert np.array_equal(seen(path, Tiling(128, 32, (4, 2, 1)))[1], values[[3, 1, 0]].transpose(1, 2, 0))
     grey = seen(path, Tiling(128, 32, (3,)))[1]
     assert np.array_equal(grey, np.repeat(values[2][..., None], 3, axis=2))
-    with pytest.raises(ItemError, match="band 5 is asked for, it has 4"):
+    with pytest.raises(ItemError, match="--bands has band 5, the file has 4"):
         seen(path, Tiling(128, 32, (1, 2, 5)))
 
 
@@ -216,7 +216,7 @@ def test_near_infrared_that_is_marked_as_alpha_hides_nothing(kind: str, tmp_path
     scene, pixels, _ = seen(path, replace(SMALL, scaling="0,255"))
     assert np.array_equal(pixels, values[:3].transpose(1, 2, 0))
     assert scene.bands == (1, 2, 3)
-    assert "band 4 is marked as alpha but holds values" in (scene.told or "")
+    assert "band 4 is marked as alpha but has values" in (scene.told or "")
     scene, pixels, _ = seen(path, replace(SMALL, bands=(4, 1, 2), scaling="0,255"))
     assert np.array_equal(pixels, values[[3, 0, 1]].transpose(1, 2, 0))
     assert scene.told is None

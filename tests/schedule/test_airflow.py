@@ -128,7 +128,7 @@ def test_what_would_end_the_settings(name: str, tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr()
     if "endraw" in name:
         assert code == 2
-        assert "holds endraw" in said.err
+        assert "contains endraw" in said.err
         return
     assert code == 0
     command = next(

@@ -12,7 +12,7 @@ from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
 from segray.schedule.job import split
-from segray.schedule.settings import USED, WORLDS, ScheduleSettings
+from segray.schedule.settings import SCHEDULERS, USED, ScheduleSettings
 from segray.settings import CommonSettings
 from segray.train.settings import TrainSettings
 from segray.verbs import ON_DATA
@@ -60,7 +60,7 @@ def test_a_switch_takes_no_word_with_it() -> None:
 
 def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, "annotate", "--cron", "0 30 * * *", "--as", "sytemd", "--threshold", "2")
-    for each in ("cron: its hour is wrong", "as: ", "--threshold", "output: is required"):
+    for each in ("cron: its hour is invalid", "as: ", "--threshold", "output: is required"):
         assert each in said
 
 
@@ -70,23 +70,23 @@ def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) ->
         ([], f"one of {', '.join(ON_DATA)}"),
         ([*OWN, "k8s"], "say what is to be run"),
         ([*OWN, "k8s", "anotate", "x"], "did you mean annotate?"),
-        ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "belongs to annotate"),
+        ([*OWN, "k8s", "--storage.attempts", "3", *REMOTE], "an option of annotate; put it after annotate"),
         (["--as", "k8s", *REMOTE], "cron: is required"),
         (["--cron", "0 3 * * *", *REMOTE], "as: is required"),
         ([*OWN, "k8s", *REMOTE, "--crn", "x"], "did you mean cron?"),
-        ([*OWN, "k8s", *REMOTE, "--dry-run"], "dry_run: a job that does nothing"),
+        ([*OWN, "k8s", *REMOTE, "--dry-run"], "dry_run: a dry run is not scheduled"),
         ([*OWN, "k8s", *REMOTE, "--time-zone", "Europe/Berlni"], "did you mean Europe/Berlin?"),
         ([*OWN, "k8s", *REMOTE, "--time-zone", "Europe"], "no time zone of that name"),
         ([*OWN, "k8s", *REMOTE, "--time-zone", "../../etc/passwd"], "no time zone of that name"),
-        ([*OWN, "slurm", *REMOTE, "--time-zone", "UTC"], "time_zone: --as slurm has no use for it"),
-        ([*OWN, "crontab", *REMOTE, "--image", "x"], "image: --as crontab has no use for it"),
-        ([*OWN, "k8s", *REMOTE, "--nodes", "2"], "nodes: --as k8s has no use for it"),
+        ([*OWN, "slurm", *REMOTE, "--time-zone", "UTC"], "time_zone: not supported by --as slurm"),
+        ([*OWN, "crontab", *REMOTE, "--image", "x"], "image: not supported by --as crontab"),
+        ([*OWN, "k8s", *REMOTE, "--nodes", "2"], "nodes: not supported by --as k8s"),
         ([*OWN, "k8s", *REMOTE, "--name", "Nightly"], "lower-case"),
-        ([*OWN, "k8s", "annotate", "photos", "--output", "s3://b/x"], "is on this machine alone"),
-        ([*OWN, "airflow", "annotate", "photos", "--output", "s3://b/x"], "is on this machine alone"),
+        ([*OWN, "k8s", "annotate", "photos", "--output", "s3://b/x"], "is on this machine only"),
+        ([*OWN, "airflow", "annotate", "photos", "--output", "s3://b/x"], "is on this machine only"),
         ([*OWN, "slurm", *REMOTE, "--ray.address", "auto"], "ray.address: leave it out"),
-        (["--cron", "0 3 */2 * 1", "--as", "k8s", *REMOTE], "only systemd and crontab can say it"),
-        (["--cron", "0 3 */2,3 * */2,1", "--as", "crontab", *REMOTE], "out, as numbers with commas"),
+        (["--cron", "0 3 */2 * 1", "--as", "k8s", *REMOTE], "only systemd and crontab support both"),
+        (["--cron", "0 3 */2,3 * */2,1", "--as", "crontab", *REMOTE], "as lists of numbers with commas"),
         ([*OWN, "k8s", "annotate", "https://h/x?token=SECRET", "--output", "s3://b/y"], "which is not sent"),
     ],
 )  # fmt: skip
@@ -98,7 +98,7 @@ def test_what_is_refused(words: list[str], part: str, capsys: pytest.CaptureFixt
 
 def test_every_option_is_of_use_somewhere() -> None:
     assert set().union(*USED.values()) == set(ScheduleSettings.model_fields)
-    assert set(USED) == set(WORLDS)
+    assert set(USED) == set(SCHEDULERS)
 
 
 def test_settings_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,19 +119,19 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
     assert "- s3://b/x" in text
 
 
-@pytest.mark.parametrize("scheduler", WORLDS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_no_secret_is_in_a_text(scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGRAY_STORAGE__S3__SECRET", "SECRET-1")
     job = (*REMOTE, "--storage.s3.key", "SECRET-2", "--storage.s3.endpoint-url", "http://minio:9000")
     text = "\n".join(written(tmp_path, scheduler, job=job).values())
     assert "SECRET-" not in text
-    assert "# Not in here, since it is secret: storage.s3.key; the environment may hold it as" in text
+    assert "# Left out because it is secret: storage.s3.key; set it in the environment as" in text
     assert "SEGRAY_STORAGE__S3__SECRET." in text
-    assert "# Needs rights on s3://: AWS_ACCESS_KEY_ID" in text
+    assert "# Needs access to s3://: AWS_ACCESS_KEY_ID" in text
     assert "endpoint_url: http://minio:9000" in text or "endpoint_url: http://minio:9000" in json.dumps(text)
 
 
-@pytest.mark.parametrize("scheduler", WORLDS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_it_is_printed_as_it_is_written(
     scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

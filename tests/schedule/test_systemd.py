@@ -78,4 +78,4 @@ def test_a_program_that_systemd_would_not_start(
 ) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "/home/me/it's")
     assert main(["schedule", "--cron", "0 3 * * *", "--as", "systemd", *REMOTE]) == 2
-    assert "starts no program with quotes" in capsys.readouterr().err
+    assert "cannot start a program with quotes" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("segray.submit.kuberay._LOOK_S", 0.01)
+    monkeypatch.setattr("segray.submit.kuberay._POLL_S", 0.01)
     return tmp_path
 
 
@@ -114,7 +114,7 @@ def test_a_job_is_met_again_by_its_name(
     assert main([*SUBMIT, *JOB, "--score-threshold", "0.7"]) == 2
     assert "the RayJob labels has other settings" in capfd.readouterr().err
     assert main([*SUBMIT, *JOB]) == 0
-    assert "labels is under way already; following it" in capfd.readouterr().err
+    assert "labels is running already; following it" in capfd.readouterr().err
     assert main([*SUBMIT, *JOB]) == 0  # it has ended: once more
     assert "labels is applied" in capfd.readouterr().err
     assert sum("delete rayjob labels" in line for line in (commands / "called").read_text().splitlines()) == 1
@@ -125,7 +125,7 @@ def test_sky_launches_in_the_folder_of_the_project(
 ) -> None:
     submit = ("submit", "--sky", "--name", "labels")
     assert main([*submit, *JOB]) == 2
-    assert "start it in the folder of this project" in capfd.readouterr().err
+    assert "run it in this project's folder" in capfd.readouterr().err
     (commands / "uv.lock").touch()
     (commands / "pyproject.toml").write_text('[project]\nname = "segray"\n')
     assert main([*submit, "--detach", *JOB]) == 0

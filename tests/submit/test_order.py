@@ -143,9 +143,9 @@ def test_files_of_the_package_are_named_in_it(tmp_path: Path, monkeypatch: pytes
     assert yaml.safe_load(order.settings)["sources"] == ["photos.csv"]
     assert [name for name, _ in members(order.files)] == ["photos.csv"]
     (line,) = problems("other.csv", "--output", "s3://b/l", submit=(*RAY, "--package", "lists"))
-    assert "other.csv is on this machine alone" in line
+    assert "other.csv is on this machine only" in line
     assert problems(*REMOTE, submit=(*RAY, "--package", "nowhere")) == [
-        f"package: {tmp_path}/nowhere is no folder"
+        f"package: {tmp_path}/nowhere is not a folder"
     ]
 
 
@@ -234,10 +234,10 @@ def test_a_module_of_ones_own_goes_with_the_job(tmp_path: Path, monkeypatch: pyt
     assert [name for name, _ in members(order.files)] == ["own_models/__init__.py", "own_models/net.py"]
     assert annotate(*REMOTE, "--weights", "python:torchvision.models:resnet18").files == {}
     assert problems(*REMOTE, "--weights", "python:nowhere_to_be_found:make") == [
-        "weights: there is no module nowhere_to_be_found here"
+        "weights: there is no module nowhere_to_be_found on this machine"
     ]
     (line,) = problems(*REMOTE, "--weights", "python:own_detector:make", submit=("--slurm",))
-    assert "own_detector is on this machine alone" in line
+    assert "own_detector is on this machine only" in line
     assert "own_detector" not in sys.modules
 
 
@@ -292,13 +292,13 @@ def test_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "say where: one of --address URL, --slurm, --kuberay, --sky"),
+        ((), "set one of --address URL, --slurm, --kuberay, --sky"),
         (("--slurm", "--sky"), "given: --slurm and --sky"),
         (("--address", "head:8265"), "address: must be http(s)://HOST:PORT, without user and query"),
         (("--address", "http://user:pass@head:8265"), "address: must be http(s)://HOST:PORT"),
         (("--slurm", "--setup", 'export A="x'), "setup: "),
         (("--slurm", "anotate", "s3://b/x", "--output", "s3://b/y"), "did you mean annotate?"),
-        (("--slurm", "--storage.timeout-s", "5", "annotate"), "belongs to annotate; put it behind"),
+        (("--slurm", "--storage.timeout-s", "5", "annotate"), "an option of annotate; put it after annotate"),
         (
             ("--slurm", "annotate", "s3://b/x", "--output", "s3://b/y", "--nodes", "3"),
             "put it before the verb",

@@ -54,7 +54,7 @@ def test_a_job_that_loses_a_node_is_done_in_the_end(slurm: Slurm, submit: Submit
     second = submit(*words)
     other = submit(*words, "--score-threshold", "0.7")
     assert second.stderr is not None
-    assert "is under way already; following it" in second.stderr.readline()
+    assert "is queued already; following it" in second.stderr.readline()
     assert ended(other)[0] == 2
     slurm.lose("n1")  # the driver's
     slurm.start("n1")
@@ -80,10 +80,10 @@ def test_exit_codes_come_back(submit: Submit, tmp_path: Path) -> None:
     assert ended(submit(*one, "annotate", "nothing", "--output", "none"))[0] == 0  # nothing to do
     code, out, _ = ended(submit(*one, "annotate", "photos", "--output", "out", "--weights", "nuclei-small"))
     assert code == 2
-    assert "that no run of segray made" in out
+    assert "that segray did not write" in out
     code, _, err = ended(submit(*one, "--partition", "nowhere", "annotate", "photos", "--output", "out"))
     assert code == 2
-    assert "slurm: sbatch refuses the job: " in err
+    assert "slurm: sbatch rejects the job: " in err
 
 
 def test_a_misspelt_option_is_refused(slurm: Slurm, tmp_path: Path) -> None:

@@ -8,6 +8,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from segray.data.coco_listing import list_coco
+from segray.data.pair_reader import CocoExample, CocoReading
+from segray.data.pairs import Pair
+from segray.errors import ItemError
+from segray.storage import StorageSettings
+
 HEIGHT, WIDTH = 60, 80
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "disc"}]
 
@@ -49,3 +55,15 @@ def write_mixed(folder: Path) -> Path:
     content = {"images": [image], "annotations": annotations, "categories": CATEGORIES}
     (folder / "truth.json").write_text(json.dumps(content))
     return folder / "truth.json"
+
+
+def read_coco(data: Path) -> list[tuple[Pair, CocoExample]]:
+    """Return each image of a COCO file or folder with its instances, as training reads them."""
+    storage = StorageSettings()
+    listing = list_coco(str(data), storage)
+    examples = CocoReading(listing.categories, 10_000_000, storage).reader().read(listing.pairs)
+    found = []
+    for pair, example in zip(listing.pairs, examples, strict=True):
+        assert not isinstance(example, ItemError), example
+        found.append((pair, example))
+    return found

@@ -1,5 +1,7 @@
 """Augmentation moves pixels, masks and boxes together."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -8,16 +10,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from segray.train.dataset import InstanceImage, load_coco
-from segray.train.transforms.instances import (
+from segray.train.transforms.instance import (
     CropSettings,
     augmented,
+    layered,
     pasted_boxes,
     target_of,
     training_transform,
 )
 from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
+from tests.train.coco import read_coco
 
 SETTINGS = CropSettings(crop=128, resize_to=160, smallest_area=20)
 TRANSFORM = training_transform(
@@ -25,9 +28,25 @@ TRANSFORM = training_transform(
 )
 
 
+class InstanceImage(NamedTuple):
+    pixels: Tensor
+    """uint8 (3, height, width)."""
+    instances: Tensor
+    """int32 (height, width): the i-th instance is where it is i + 1."""
+    categories: Tensor
+    """int64 (instances,)."""
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[InstanceImage]:
-    return load_coco(write_cells(tmp_path_factory.mktemp("data") / "cells", images=3))[0]
+    found = []
+    for _, example in read_coco(write_cells(tmp_path_factory.mktemp("data") / "cells", images=3)):
+        masks = [each.mask for each in example.instances if each.mask is not None]
+        (instances,), _ = layered(masks, example.pixels.shape[:2])  # one layer: cells do not overlap
+        categories = torch.tensor([each.category for each in example.instances])
+        pixels = torch.from_numpy(example.pixels.copy()).permute(2, 0, 1)
+        found.append(InstanceImage(pixels, torch.from_numpy(instances), categories))
+    return found
 
 
 def test_targets_of_a_map_are_its_masks_and_their_boxes() -> None:

@@ -7,25 +7,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from torch import distributed
 
 from segray.data.coco_listing import list_coco
-from segray.data.coco_reader import CocoExample, CocoReading
+from segray.data.pair_reader import CocoExample, CocoReading
 from segray.models.maskrcnn import CompactSettings
 from segray.models.modelfile import ModelCard
 from segray.models.weights import load_weights
+from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
-from segray.train.collate_instances import InstanceBatch, InstanceFraming
-from segray.train.identity import METRICS, MODEL
 from segray.train.loop import Loop
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.instance import InstanceTask, InstanceTraining
-from segray.train.transforms.instances import CropSettings
+from segray.train.tasks.instance_training import InstanceRecipe, InstanceTraining
+from segray.train.transforms.instance import CropSettings, InstanceBatch, InstanceTransform
 from segray.train.transforms.strength import AugmentSettings
 from tests.train.cells import write_cells
 from tests.train.side_by_side import run_side_by_side
@@ -35,9 +33,9 @@ TINY = CompactSettings(
 )
 CARD = ModelCard("compact-maskrcnn", asdict(TINY), {4: "cell"}, (0.2,) * 3, (0.2,) * 3, 96, 96)
 STEPS, BATCH, SCORED = 3, 2, 2
-TASK = InstanceTask(
-    CARD, OptimizerSettings("adamw", 5e-3), ScheduleSettings("cosine", 2), 2, STEPS, seed=1, precision="fp32",
-    clip=5.0, ema=0.5,
+TASK = InstanceRecipe(
+    card=CARD, optimizer=OptimizerSettings("adamw", 5e-3), schedule=ScheduleSettings("cosine", 2), epochs=2,
+    steps_per_epoch=STEPS, seed=1, precision="fp32", clip=5.0, ema=0.5,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -51,18 +49,21 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         listing = list_coco(str(folder), StorageSettings())
-        read = CocoReading(listing.categories, 100_000, StorageSettings()).reader().read(listing.listed.pairs)
+        read = CocoReading(listing.categories, 100_000, StorageSettings()).reader().read(listing.pairs)
         self.examples = [each for each in read if isinstance(each, CocoExample)]
-        self.framing = InstanceFraming(
+        self.transform = InstanceTransform(
             CropSettings(96, 96, smallest_area=10), AugmentSettings(preset="off"), (4,), 0
         )
 
     def batch(self, places: list[int], epoch: int | None) -> InstanceBatch:
-        rows = [
-            {"name": f"{place}.png", **self.framing.row(self.examples[place], epoch, str(place))}
-            for place in places
-        ]
-        return self.framing.batch(pa.Table.from_pylist(rows, self.framing.columns))
+        samples = []
+        for place in places:
+            example, name = self.examples[place], f"{place}.png"
+            if epoch is None:
+                samples.append((name, self.transform.scoring(example)))
+            else:
+                samples.append((name, self.transform.training(example, epoch, str(place))))
+        return self.transform.collate(samples)
 
     def stream(self, epoch: int, position: int, epochs: int, dies_at: int = -1) -> Iterator[InstanceBatch]:
         given = 0
@@ -81,7 +82,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return Pictures(write_cells(tmp_path_factory.mktemp("cells") / "cells", images=BATCH * STEPS + SCORED))
 
 
-def train(pictures: Pictures, folder: Path, task: InstanceTask = TASK, dies_at: int = -1) -> Loop:
+def train(pictures: Pictures, folder: Path, task: InstanceRecipe = TASK, dies_at: int = -1) -> Loop:
     """From where the folder stands to the last epoch, or to a kill."""
     training = InstanceTraining(task, CPU)
     shown = [pictures.batch([BATCH * STEPS], None)]

@@ -90,7 +90,7 @@ def test_the_splits_are_read_back(whole: Path, tmp_path: Path, capsys: pytest.Ca
             ("loss: is for semantic models", "classes: is for semantic"),
         ),
         (("--augment.rotation", 5), ("augment.rotation: is for semantic models",)),
-        (("--arch-settings", '{"width": 3}'), ("arch_settings: compact-maskrcnn has no width",)),
+        (("--arch-settings", '{"width": 3}'), ("arch_settings: compact-maskrcnn has no setting width",)),
         (("--arch", "unet", "--arch-settings", "{}"), ("data",)),
     ],
 )

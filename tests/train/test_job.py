@@ -12,7 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segray import cluster
-from segray.models.semanticfile import classes_of, load_semantic
+from segray.models.modelfile import load_model_file
+from segray.models.semantic import classes_of
 from segray.output.lease import Lease
 from segray.output.store import Store
 from segray.status import lines as lines_of
@@ -36,7 +37,7 @@ def test_from_pictures_to_a_model_that_finds_squares(data: Path, whole: Path) ->
     epochs = range(1, EPOCHS + 1)
     assert [(line["epoch"], line["step"]) for line in found] == [(each, each * STEPS) for each in epochs]
     assert record["best"]["miou"] == max(line["miou"] for line in found) > 0.7
-    model = load_semantic("model.pt", (whole / "model.pt").read_bytes())
+    model = load_model_file(whole / "model.pt")
     with Image.open(data / "images/val/0.png") as image, Image.open(data / "labels/val/0.png") as label:
         pixels, truth = np.asarray(image), np.asarray(label) == 255
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.card.image_mean, model.card.image_std))

@@ -13,7 +13,15 @@ import torch
 from torch.optim import lr_scheduler
 
 from segray.errors import SettingsError
-from segray.train.lr_schedule import Schedule, ScheduleSettings
+from segray.train.lr_schedule import (
+    ScheduleSettings,
+    check_schedule,
+    load_plateau_state,
+    plateau_factor,
+    plateau_of,
+    plateau_state,
+    rate,
+)
 
 TOTAL = 40
 Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
@@ -33,8 +41,7 @@ def torch_rates(make: Make, steps: int = TOTAL) -> list[float]:
 
 
 def rates(settings: ScheduleSettings, steps: int = TOTAL, total: int = TOTAL) -> list[float]:
-    schedule = Schedule(settings)
-    return [schedule.rate(step, total) for step in range(steps)]
+    return [rate(settings, step, total) for step in range(steps)]
 
 
 SHAPES: dict[str, tuple[ScheduleSettings, Callable[[torch.optim.Optimizer, int], lr_scheduler.LRScheduler]]]
@@ -92,11 +99,11 @@ def test_steps_count_from_the_start_and_stop_at_the_floor() -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])
 def test_ends_at_the_floor_and_stays(name: str) -> None:
-    schedule = Schedule(ScheduleSettings(name, floor=0.02, warmup_steps=10))
-    falling = [schedule.rate(step, 50) for step in range(9, 51)]
+    settings = ScheduleSettings(name, floor=0.02, warmup_steps=10)
+    falling = [rate(settings, step, 50) for step in range(9, 51)]
     assert falling[0] == falling[1] == 1
     assert all(later < earlier for earlier, later in pairwise(falling[1:]))
-    assert schedule.rate(50, 50) == schedule.rate(70, 50) == pytest.approx(0.02)
+    assert rate(settings, 50, 50) == rate(settings, 70, 50) == pytest.approx(0.02)
 
 
 def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
@@ -111,53 +118,64 @@ PLATEAUS = [
 ]
 
 
+def old_plateau(settings: ScheduleSettings, metrics: list[float]) -> list[dict[str, float]]:
+    """The states that checkpoints of older versions hold after each metric: the loop that they had."""
+    factor, best, bad, cooling, states = 1.0, None, 0, 0, []
+    sign = 1 if settings.mode == "max" else -1
+    for metric in metrics:
+        if not math.isnan(metric) and (best is None or sign * metric > sign * best + settings.threshold):
+            best, bad = metric, 0
+        else:
+            bad += 1
+        if cooling > 0:
+            cooling, bad = cooling - 1, 0
+        if bad > settings.patience:
+            factor = max(factor * settings.gamma, settings.floor)
+            bad, cooling = 0, settings.cooldown
+        state = {"factor": factor, "bad": bad, "cooling": cooling}
+        states.append(state if best is None else state | {"best": best})
+    return states
+
+
 @pytest.mark.parametrize("settings", PLATEAUS)
 @pytest.mark.parametrize("seed", range(4))
-def test_plateau_as_torch_does(settings: ScheduleSettings, seed: int) -> None:
-    """On a metric that first improves and then only trembles; with a stop and a restart in the middle."""
+def test_plateau_goes_on_from_checkpoints_of_older_versions(settings: ScheduleSettings, seed: int) -> None:
+    """On a metric that first improves and then only trembles: the same states, to the last bit, from any."""
     random = np.random.default_rng(seed)
     course = 1 - np.exp(-np.arange(60) / 12) + random.normal(0, 0.04, 60)
-    metrics = course if settings.mode == "max" else 1 - course
+    metrics = (course if settings.mode == "max" else 1 - course) - 5 * (seed % 2)  # some below 0
     metrics[[0, 20]] = math.nan
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    other = lr_scheduler.ReduceLROnPlateau(
-        optimizer,
-        settings.mode,
-        factor=settings.gamma,
-        patience=settings.patience,
-        threshold=settings.threshold,
-        threshold_mode="abs",
-        cooldown=settings.cooldown,
-        min_lr=settings.floor,
-        eps=0,
-    )
-    schedule, seen = Schedule(settings), set()
-    for metric in metrics.tolist():
-        saved = json.dumps(schedule.state_dict(), allow_nan=False)
-        schedule = Schedule(settings)
-        schedule.load_state_dict(json.loads(saved))
-        schedule.observe(metric)
-        other.step(metric)
-        assert schedule.rate(3, 10) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
-        seen.add(schedule.rate(3, 10))
-    assert len(seen) > 2
+    expected = old_plateau(settings, metrics.tolist())
+    assert len({state["factor"] for state in expected}) > 2
+    assert "best" not in expected[0]
+    for start in (0, 1, 7, 30, 45):
+        plateau = plateau_of(settings)
+        assert plateau is not None
+        if start:
+            load_plateau_state(plateau, json.loads(json.dumps(expected[start - 1], allow_nan=False)))
+        for metric, state in zip(metrics[start:].tolist(), expected[start:], strict=True):
+            plateau.step(metric)
+            assert plateau_state(plateau) == state
+            assert plateau_factor(plateau) == state["factor"]
 
 
 def test_plateau_warms_up_too() -> None:
-    schedule = Schedule(ScheduleSettings("plateau", gamma=0.5, patience=0, warmup_steps=4))
+    settings = ScheduleSettings("plateau", gamma=0.5, patience=0, warmup_steps=4)
+    plateau = plateau_of(settings)
+    assert plateau is not None
     for metric in (0.5, 0.5):
-        schedule.observe(metric)
-    assert [schedule.rate(step, 10) for step in range(5)] == [0.125, 0.25, 0.375, 0.5, 0.5]
+        plateau.step(metric)
+    found = [rate(settings, step, 10) * plateau_factor(plateau) for step in range(5)]
+    assert found == [0.125, 0.25, 0.375, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("name", ["cosine", "poly", "constant"])
 def test_the_others_do_not_listen(name: str) -> None:
-    schedule, other = Schedule(ScheduleSettings(name)), Schedule(ScheduleSettings(name))
-    for _ in range(30):
-        schedule.observe(0.0)
-    assert schedule.state_dict() == {}
-    schedule.load_state_dict({})
-    assert schedule.rate(5, 20) == other.rate(5, 20)
+    plateau = plateau_of(ScheduleSettings(name))
+    assert plateau is None
+    assert plateau_state(plateau) == {}
+    load_plateau_state(plateau, {})
+    assert plateau_factor(plateau) == 1
 
 
 @pytest.mark.parametrize(
@@ -177,4 +195,4 @@ def test_the_others_do_not_listen(name: str) -> None:
 )
 def test_settings_that_do_not_fit_are_named(settings: ScheduleSettings, names: str) -> None:
     with pytest.raises(SettingsError, match=names):
-        Schedule(settings)
+        check_schedule(settings)

@@ -9,12 +9,12 @@ from torch import distributed
 
 from segray.errors import JobFailedError
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard
-from segray.train.collate import Batch
+from segray.models.modelfile import SemanticCard
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import Batch
 from tests.train.side_by_side import run_side_by_side
 
 STEPS, BATCH, SIDE = 20, 7, 16
@@ -23,11 +23,12 @@ UNET = complete_settings("unet", {"width": 4, "depth": 2, "norm": "group", "grou
 CARD = SemanticCard("unet", UNET, 3, ("ground", "square", "rest"), (0.4,) * 3, (0.2,) * 3, SIDE, "crop")
 
 
-def task(accumulate: int) -> Task:
+def task(accumulate: int) -> SemanticRecipe:
     """A loss whose Dice is of the whole batch, and everything that remembers."""
-    return Task(
-        CARD, LossSettings("ce_dice"), OptimizerSettings("adamw", 0.01), ScheduleSettings("cosine", 3), 1,
-        STEPS, seed=3, precision="fp32", clip=1.0, ema=0.9, accumulate=accumulate,
+    return SemanticRecipe(
+        card=CARD, loss=LossSettings("ce_dice"), optimizer=OptimizerSettings("adamw", 0.01),
+        schedule=ScheduleSettings("cosine", 3), epochs=1, steps_per_epoch=STEPS, seed=3,
+        precision="fp32", clip=1.0, ema=0.9, accumulate=accumulate,
     )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from segray.cli import main
+from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
 from segray.train import trainer
-from segray.train.identity import CHECKPOINT, METRICS, MODEL, holds
+from segray.train.identity import CHECKPOINT, holds
 from tests.train.cells import write_cells
 from tests.train.squares import EPOCHS, train
 from tests.train.test_instances_job import OPTIONS

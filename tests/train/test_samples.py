@@ -23,7 +23,7 @@ from segray.train.reporting.samples import (
     chosen,
     file_name,
     panels,
-    write_sample,
+    write_panels,
 )
 from tests.servers import Server
 
@@ -203,7 +203,12 @@ def test_the_same_items_are_chosen_whatever_their_order() -> None:
 
 def test_written_over_what_was_there(tmp_path: Path) -> None:
     for level in (100, 60):
-        write_sample(fsspec.filesystem("file"), str(tmp_path / "samples"), sample(level=level), CLASSES)
+        write_panels(
+            fsspec.filesystem("file"),
+            str(tmp_path / "samples"),
+            sample().name,
+            panels(sample(level=level), CLASSES),
+        )
         with Image.open(tmp_path / "samples/a.png") as image:
             assert (np.asarray(image) == panels(sample(level=level), CLASSES)).all()
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["a.png"]
@@ -211,7 +216,8 @@ def test_written_over_what_was_there(tmp_path: Path) -> None:
 
 def test_into_a_bucket(s3_server: Server) -> None:
     filesystem, path = open_filesystem(s3_server.url("panels/samples"), s3_server.storage)
-    write_sample(filesystem, path, sample(name="images/val/a.png"), CLASSES)
+    one = sample(name="images/val/a.png")
+    write_panels(filesystem, path, one.name, panels(one, CLASSES))
     (name,) = s3_server.names("panels/")
     assert name == f"panels/samples/{file_name('images/val/a.png')}"
     assert s3_server.get(name).startswith(b"\x89PNG")

@@ -10,9 +10,8 @@ import torch
 
 from segray.cli import main
 from segray.errors import SettingsError
-from segray.models.modelfile import ModelCard, build_model, load_model_file
+from segray.models.modelfile import ModelCard, SemanticCard, build_model, load_model_file, model_bytes
 from segray.models.semantic import build_semantic
-from segray.models.semanticfile import SemanticCard, network_of, semantic_bytes
 from segray.models.start import Start, begin_with, fitted, load_start
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
@@ -95,8 +94,8 @@ def test_a_semantic_model_is_begun_with(tmp_path: Path) -> None:
     names = ("sky", "road", "tree")
     card = SemanticCard("unet", complete, 3, names, (0.4,) * 3, (0.3,) * 3, 64, "crop")
     torch.manual_seed(1)
-    weights = network_of(card).state_dict()
-    (tmp_path / "m.pt").write_bytes(semantic_bytes(card, weights))
+    weights = build_model(card).state_dict()
+    (tmp_path / "m.pt").write_bytes(model_bytes(card, weights))
     found = load_start(str(tmp_path / "m.pt"), StorageSettings())
     assert (found.arch, found.arch_settings, found.labels) == ("unet", complete, names)
     state = fitted(found, ("tree", "sky"), lambda n: build_semantic("unet", 3, n, complete, False), 2)

@@ -9,27 +9,28 @@ import torch
 
 from segray.errors import JobFailedError
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard
-from segray.train.collate import Batch
+from segray.models.modelfile import SemanticCard
 from segray.train.losses import LossSettings, outputs_for
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import Batch
 
 CPU = torch.device("cpu")
 STEPS, PICTURES = 4, 7
 
 
-def task(loss: str = "ce_dice", **more: Any) -> Task:
+def task(loss: str = "ce_dice", **more: Any) -> SemanticRecipe:
     settings = complete_settings("unet", {"width": 4, "depth": 2, "norm": "group", "groups": 2})
     classes = ("a", "b", "c") if loss == "ce_dice" else ("a", "b")
     card = SemanticCard(
         "unet", settings, outputs_for(loss, len(classes)), classes, (0.5,) * 3, (0.2,) * 3, 32, "crop"
     )
     optimizer = OptimizerSettings("sgd", 0.1, 0.0)
-    plain = Task(
-        card, LossSettings(loss), optimizer, ScheduleSettings("constant"), 1, STEPS, 0, "fp32", 5.0, 0.0
-    )
+    plain = SemanticRecipe(
+        card=card, loss=LossSettings(loss), optimizer=optimizer, schedule=ScheduleSettings("constant"),
+        epochs=1, steps_per_epoch=STEPS, seed=0, precision="fp32", clip=5.0, ema=0.0,
+    )  # fmt: skip
     return replace(plain, **more)
 
 
@@ -45,7 +46,7 @@ def batches(classes: int) -> list[Batch]:
     return found
 
 
-def trained(work: Task) -> tuple[list[float], torch.Tensor]:
+def trained(work: SemanticRecipe) -> tuple[list[float], torch.Tensor]:
     """(Losses, all weights in a row)."""
     training = SemanticTraining(work, CPU)
     losses = [training.train_step(batch) for batch in batches(len(work.card.classes))]

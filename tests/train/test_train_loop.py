@@ -12,25 +12,27 @@ from torch import Tensor
 
 from segray.errors import JobFailedError, SettingsError
 from segray.models.architectures import complete_settings
-from segray.models.semanticfile import SemanticCard, load_semantic
+from segray.models.modelfile import SemanticCard, load_model_file
 from segray.output.lease import Lease
+from segray.output.names import METRICS, MODEL
 from segray.output.store import Store
 from segray.storage import StorageSettings
-from segray.train.collate import Batch
-from segray.train.identity import BEFORE, CHECKPOINT, METRICS, MODEL
+from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.loop import Loop
 from segray.train.losses import LossSettings
 from segray.train.lr_schedule import ScheduleSettings
 from segray.train.optim import OptimizerSettings
 from segray.train.reporting import curves
-from segray.train.tasks.semantic import SemanticTraining, Task
+from segray.train.tasks.semantic_training import SemanticRecipe, SemanticTraining
+from segray.train.transforms.semantic import Batch
 
 SIDE, BATCH, STEPS, EPOCHS, SCORED = 16, 2, 3, 2, 2
 UNET = complete_settings("unet", {"width": 2, "depth": 1, "norm": "batch"})
 CARD = SemanticCard("unet", UNET, 1, ("ground", "square"), (0.4,) * 3, (0.2,) * 3, SIDE, "crop")
-TASK = Task(
-    CARD, LossSettings("bce_dice"), OptimizerSettings("adamw", 0.02), ScheduleSettings("cosine", 2), EPOCHS,
-    STEPS, seed=3, precision="fp32", clip=1.0, ema=0.3,
+TASK = SemanticRecipe(
+    card=CARD, loss=LossSettings("bce_dice"), optimizer=OptimizerSettings("adamw", 0.02),
+    schedule=ScheduleSettings("cosine", 2), epochs=EPOCHS, steps_per_epoch=STEPS, seed=3,
+    precision="fp32", clip=1.0, ema=0.3,
 )  # fmt: skip
 """Everything that remembers: running statistics, moments, an average, a schedule."""
 
@@ -127,7 +129,7 @@ def stream(epoch: int, position: int, epochs: int, life: Mortal) -> Iterator[Bat
 
 
 def begin(
-    folder: Path, store_life: Mortal, *, task: Task = TASK, kind: type[SemanticTraining] = Noisy,
+    folder: Path, store_life: Mortal, *, task: SemanticRecipe = TASK, kind: type[SemanticTraining] = Noisy,
     rank: int = 0, every_s: float = 0.0,
 ) -> Loop:  # fmt: skip
     """What a worker does first."""
@@ -143,7 +145,7 @@ def train(
     """From where the folder stands to the last epoch, or to the death of one of the two."""
     loop = begin(folder, store_life or Mortal(), **how)
     training = loop.training
-    batches = stream(training.epoch, loop.position, training.task.epochs, stream_life or Mortal())
+    batches = stream(training.epoch, loop.position, training.recipe.epochs, stream_life or Mortal())
     loop.run(batches, BATCH * STEPS, SCORED)
     return loop
 
@@ -193,7 +195,7 @@ def test_it_learns_and_the_model_file_is_the_network(whole: tuple[Path, Loop, Mo
     assert found[1]["train_loss"] < found[0]["train_loss"]
     best = max(found, key=lambda line: float(line["miou"]))
     assert best is found[1], "the model file is compared with the last network"
-    kept = load_semantic("model.pt", (folder / MODEL).read_bytes()).module.state_dict()
+    kept = load_model_file(folder / MODEL).module.state_dict()
     for name, tensor in loop.training.scored.state_dict().items():
         assert torch.equal(kept[name], tensor), name
 
@@ -271,7 +273,7 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path: Path)
     store = Store(str(tmp_path), StorageSettings())
     with Lease(store):
         loop = begin(tmp_path, Mortal())
-    with Lease(store), pytest.raises(JobFailedError, match=r"another run took .* over"):
+    with Lease(store), pytest.raises(JobFailedError, match=r"another run took over "):
         loop.run(stream(0, 0, EPOCHS, Mortal()), STEPS * BATCH, SCORED)
     assert [path.name for path in tmp_path.iterdir()] == ["_segray"]
 

@@ -30,7 +30,7 @@ from segray.command_line import load_settings
 from segray.errors import SettingsError
 from segray.settings import JobSettings
 from segray.train.transforms.geometry import Axis
-from segray.train.transforms.paired import augmented, fitted
+from segray.train.transforms.semantic import augmented, fitted
 from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
 
 FILL = 200

@@ -1,4 +1,8 @@
-"""Panels of a validation picture: `picture | truth | prediction | error`, over a legend of its classes."""
+"""Panels of a validation image, side by side: of classes with error and legend, of instances in outline.
+
+semantic   picture | truth | prediction | error, over a legend of its classes
+instance   picture | truth | prediction, instances outlined
+"""
 
 import hashlib
 import io
@@ -18,6 +22,7 @@ from segray.sources.names import is_image_name
 from segray.train.reporting.lettering import class_names, end_of, font, lettered
 
 Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 SIDE = 512
 """Pixels of a panel's longer side, at most."""
@@ -71,13 +76,11 @@ def chosen(names: Sequence[str], number: int = 4) -> list[int]:
     return sorted(ranked[:number])
 
 
-def write_sample(
-    filesystem: fsspec.AbstractFileSystem, folder: str, sample: Sample, classes: Sequence[str]
-) -> None:
+def write_panels(filesystem: fsspec.AbstractFileSystem, folder: str, name: str, drawn: Pixels) -> None:
     """Write or replace the panels of an item in a folder (OUTPUT/samples)."""
     content = io.BytesIO()
-    Image.fromarray(panels(sample, classes)).save(content, "PNG")
-    put_atomically(filesystem, f"{folder}/{file_name(sample.name)}", content.getvalue())
+    Image.fromarray(drawn).save(content, "PNG")
+    put_atomically(filesystem, f"{folder}/{file_name(name)}", content.getvalue())
 
 
 def file_name(name: str) -> str:
@@ -100,21 +103,55 @@ def panels(sample: Sample, classes: Sequence[str]) -> Pixels:
     scores = SemanticScores(len(classes))
     scores.add(sample.truth, sample.prediction)
     drawn = _drawn(sample, len(classes))
-    height, width = drawn[0].shape[:2]
-    column = max(width, CELL) + GAP
-    room = 4 * column - GAP
+    column = max(drawn[0].shape[1], CELL) + GAP
     legend = _legend(sample, classes, scores)
-    places, lines = _flow([each.width for each in legend], room)
-    legend_top = TITLE + height + MARGIN
-    bottom = legend_top + (lines - 1) * LINE + SWATCH
-    canvas = Image.new("RGB", (MARGIN + room + MARGIN, bottom + MARGIN), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    _write_titles(draw, sample.name, scores, column)
-    for number, pixels in enumerate(drawn):
-        canvas.paste(Image.fromarray(pixels), (MARGIN + number * column, TITLE))
+    places, lines = _flow([each.width for each in legend], 4 * column - GAP)
+    figures = scores.compute()
+    known = figures["pixels"] > 0
+    wrong = f"error: {1 - figures['pixel_accuracy']:.1%} wrong" if known else "error"
+    titles = ("picture", "truth", "prediction", wrong)
+    note = f"mIoU {figures['miou']:.3f}" if known else ""
+    below = MARGIN + (lines - 1) * LINE + SWATCH
+    canvas = _canvas(sample.name, [*zip(titles, drawn, strict=True)], 3, note, below)
+    draw, top = ImageDraw.Draw(canvas), TITLE + drawn[0].shape[0] + MARGIN
     for entry, (left, line) in zip(legend, places, strict=True):
-        entry.draw(canvas, draw, MARGIN + left, legend_top + line * LINE)
+        entry.draw(canvas, draw, MARGIN + left, top + line * LINE)
     return np.asarray(canvas)
+
+
+def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:
+    """uint8 (height, width, 3); masks are (height, width) of the picture, each outlined in its own colour."""
+    panels = [("picture", ()), (f"truth: {len(truth)}", truth), (f"prediction: {len(found)}", found)]
+    return side_by_side(name, picture, panels)
+
+
+def side_by_side(name: str, picture: Pixels, panels: Sequence[tuple[str, Sequence[Mask]]]) -> Pixels:
+    """The picture as often as there are panels, each with its words above and its masks outlined."""
+    small = _resized(picture, scaled_size(*picture.shape[:2]), Image.Resampling.BOX)
+    drawn = [(text, _with_outlines(small.copy(), masks)) for text, masks in panels]
+    return np.asarray(_canvas(name, drawn, len(panels)))
+
+
+def _canvas(
+    name: str, panels: Sequence[tuple[str, Pixels]], titled: int, note: str = "", below: int = 0
+) -> Image.Image:
+    """Panels of one size in a row, each in a column of its own under its words, below the item's name.
+
+    titled: columns over which the name may reach, before its note; below: pixels left free under the panels.
+    """
+    height, width = panels[0][1].shape[:2]
+    column = max(width, CELL) + GAP
+    size = 2 * MARGIN + len(panels) * column - GAP, TITLE + height + below + MARGIN
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    title = end_of(lettered(name, file_name(name)), 16, titled * column)
+    _write(draw, (MARGIN, 20), title, 16, _INK)
+    _write(draw, (MARGIN + round(font(16).getlength(f"{title}  ")), 20), note, 14, _PALE)
+    for number, (text, pixels) in enumerate(panels):
+        left = MARGIN + number * column
+        _write(draw, (left, 46), text, 14, _PALE)
+        canvas.paste(Image.fromarray(pixels), (left, TITLE))
+    return canvas
 
 
 def scaled_size(height: int, width: int) -> tuple[int, int]:
@@ -145,18 +182,20 @@ def _drawn(sample: Sample, classes: int) -> list[Pixels]:
     return drawn
 
 
-def _write_titles(draw: ImageDraw.ImageDraw, name: str, scores: SemanticScores, column: int) -> None:
-    """The item's name with its mIoU, and under it what each panel is."""
-    figures = scores.compute()
-    known = figures["pixels"] > 0
-    title = end_of(lettered(name, file_name(name)), 16, 3 * column)
-    _write(draw, (MARGIN, 20), title, 16, _INK)
-    if known:
-        left = MARGIN + round(font(16).getlength(f"{title}  "))
-        _write(draw, (left, 20), f"mIoU {figures['miou']:.3f}", 14, _PALE)
-    wrong = f"error: {1 - figures['pixel_accuracy']:.1%} wrong" if known else "error"
-    for number, text in enumerate(("picture", "truth", "prediction", wrong)):
-        _write(draw, (MARGIN + number * column, 46), text, 14, _PALE)
+def _with_outlines(pixels: Pixels, masks: Sequence[Mask]) -> Pixels:
+    colours = palette(VOID)[1:VOID]
+    for number, mask in enumerate(masks):
+        resized = Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+        pixels[_outline(np.asarray(resized))] = colours[number % len(colours)]
+    return pixels
+
+
+def _outline(mask: Mask) -> Mask:
+    """The mask's pixels beside one that is not in it; the picture's border counts as outside."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    edge: Mask = mask & ~inner
+    return edge
 
 
 def _resized(pixels: Pixels, size: tuple[int, int], how: Image.Resampling) -> Pixels:

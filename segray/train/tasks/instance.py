@@ -1,169 +1,192 @@
-"""The training of an instance model, torchvision's Mask R-CNN: what a step and a score are. No Ray.
+"""Instance models as a task: COCO files and annotate's labels, and the checks of their settings."""
 
-The loss of a global batch is the mean over its pictures of what torchvision makes of each part: a process and
-a part (`InstanceTask.accumulate`) count by the pictures that they have. Torchvision divides by the proposals
-that it drew for a part, so parts and processes change the loss a little, unlike in semantic training.
-"""
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import numpy as np
+from numpy.typing import NDArray
 
-import fsspec
-import torch
-from pycocotools import mask as coco_mask
-from torch import Tensor, distributed
+from segray.data.coco_listing import CocoListing, list_coco
+from segray.data.dataset import Data, splits_json
+from segray.data.label_listing import holds_labels, list_labels
+from segray.data.pair_reader import CocoReading
+from segray.data.pairs import Pairs
+from segray.errors import SettingsError
+from segray.log import say
+from segray.train.settings import TrainSettings
+from segray.train.warm_start import first_weights, has_frozen_norms
 
-from segray.evaluate.average_precision import InstanceScores
-from segray.masks.types import Rle
-from segray.models.device import DTYPES
-from segray.models.modelfile import ModelCard, build_model, model_bytes
-from segray.models.resnetmaskrcnn import load_imagenet
-from segray.models.start import begin_with
-from segray.train.collate_instances import InstanceBatch, InstancePicture
-from segray.train.lr_schedule import ScheduleSettings
-from segray.train.optim import OptimizerSettings
-from segray.train.scoring import encode
-from segray.train.training import Training
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_BLANK = 64
-"""Side of a picture without anything, for a process that has none in a step."""
+    from segray.models.modelfile import ModelCard
+    from segray.models.start import Start
+    from segray.train.tasks.instance_training import InstanceRecipe
+    from segray.train.transforms.instance import InstanceTransform
+
+_SEMANTIC = (
+    "classes", "values", "void", "loss", "loss_settings", "class_weights", "fit", "oversample",
+    "activation_checkpointing", "compile",
+)  # fmt: skip
+"""Settings of semantic training alone."""
+_COLOURED = 2 / 255
+"""Pictures whose bands differ by more in their means are coloured."""
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class InstanceTask:
-    """What is trained and how; everything that decides the weights, but the pictures."""
+    """See `TrainingTask`."""
 
-    card: ModelCard
-    optimizer: OptimizerSettings
-    schedule: ScheduleSettings
-    epochs: int
-    steps_per_epoch: int
-    seed: int
-    precision: str
-    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
-    clip: float
-    ema: float
-    """Decay of the averaged weights; 0: none are kept."""
-    pretrained: bool = False
-    """Begin with ImageNet's weights in the ResNet."""
-    accumulate: int = 1
-    """Parts in which each process does its pictures of a global batch."""
-    start: dict[str, Tensor] | None = None
-    """Weights to begin with, see `begin_with`."""
-    frozen: tuple[str, ...] = ()
-    """Layers that stay as they are, by the beginning of their names or as globs."""
-    frozen_epochs: int | None = None
-    """Epochs in which they do; None: all."""
+    settings: TrainSettings
+    categories: dict[int, str]
+    arch_settings: dict[str, Any]
+    start: "Start | None" = None
+    """What training begins with."""
+    best: ClassVar[str] = "ap"
+    counted: ClassVar[str] = "instances"
 
+    @classmethod
+    def list_data(cls, settings: TrainSettings) -> CocoListing:
+        """List a COCO file, or labels in annotate's shape. Raises SettingsError."""
+        data, storage = settings.data, settings.storage
+        if not data.lower().endswith(".json") and holds_labels(data, storage):
+            if settings.root is not None:
+                raise SettingsError("root: labels in annotate's shape name their pictures by addresses")
+            return list_labels(data, storage, settings.min_score)
+        if settings.min_score is not None:
+            raise SettingsError("min_score: for labels in annotate's shape, which have scores")
+        return list_coco(data, storage, settings.root)
 
-class InstanceTraining(Training):
-    """A detector with masks."""
+    @classmethod
+    def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "InstanceTask":
+        """Raise SettingsError for settings that do not fit an instance model, all at once."""
+        assert isinstance(listed, CocoListing)
+        from segray.models.imports import import_torchvision
 
-    best = "ap"
-    task: InstanceTask
+        import_torchvision()
+        from segray.models.architectures import architecture, complete_settings
+        from segray.train.build import check_constants
+        from segray.train.transforms.strength import APPLIED_TO_INSTANCES
 
-    def __init__(self, task: InstanceTask, device: torch.device) -> None:
-        torch.manual_seed(task.seed)
-        model = build_model(task.card)
-        if task.pretrained:
-            load_imagenet(model)
-        if task.start is not None:
-            begin_with(model, task.start)
-        model.to(device)
-        if task.precision != "fp32":  # in fp32 this order made oneDNN's backward pass corrupt the heap
-            model.to(memory_format=torch.channels_last)
-        model.transform._skip_resize = True  # in training only: crops have their size already
-        super().__init__(task, model, device)
+        defaults = TrainSettings.model_fields
+        problems = [
+            f"{name}: is for semantic models, {settings.arch} is an instance model"
+            for name in _SEMANTIC
+            if getattr(settings, name) != defaults[name].default
+        ]
+        given = settings.augment.model_dump(exclude={"preset", *APPLIED_TO_INSTANCES}, exclude_none=True)
+        problems += [f"augment.{name}: is for semantic models" for name in given]
+        if settings.pretrained and not architecture(settings.arch).library.pretrained:
+            problems.append(f"pretrained: there are no weights for {settings.arch}")
+        complete, pretrained = dict[str, Any](), settings.pretrained or has_frozen_norms(start)
+        try:
+            complete = complete_settings(settings.arch, settings.arch_settings, pretrained=pretrained)
+        except SettingsError as error:
+            problems += [f"arch_settings: {line}" for line in error.lines]
+        try:
+            check_constants(settings)
+        except SettingsError as error:
+            problems += error.lines
+        if problems:
+            raise SettingsError(*problems)
+        task = cls(settings, listed.categories, complete, start)
+        task._check_build()
+        task._first_weights()  # raises, before anything is read
+        say(listed.told())
+        return task
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See Training."""
-        return tuple(name for _, name in sorted(self.task.card.categories.items()))
+        """Of the categories."""
+        return tuple(self.categories.values())
 
-    def figures(self, pictures: Iterable[InstanceBatch]) -> dict[str, Any]:
-        """See Training: AP of masks, and by size."""
-        scores = self.score(pictures)
-        if self._parallel is not None:
-            shards: list[InstanceScores] = [scores] * self._workers
-            distributed.all_gather_object(shards, scores)
-            scores = sum(shards, InstanceScores())
-        return dict(scores.compute())
+    @property
+    def rules(self) -> str:
+        """See TrainingTask."""
+        return f"COCO categories {sorted(self.categories)}"
 
-    def score(self, pictures: Iterable[InstanceBatch]) -> InstanceScores:
-        """Truth and predictions of this process's pictures; in float32, whatever the precision."""
-        scores = InstanceScores()
-        ids = sorted(self.task.card.categories)
-        for batch in pictures:
-            for picture in batch.pictures:
-                scores.add_image(picture.name, picture.size)
-                for true in picture.truth:
-                    rle: Rle = {"size": list(picture.size), "counts": true["counts"]}
-                    scores.add_truth(
-                        picture.name, rle, true["category"], crowd=true["crowd"], area=true["area"]
-                    )
-                found = self.predict(picture.pixels)
-                masks, labels = encode(found["masks"] > 0.5), found["labels"].tolist()
-                for mask, label, score in zip(masks, labels, found["scores"].tolist(), strict=True):
-                    scores.add_prediction(picture.name, mask, ids[label - 1], score)
-        return scores
+    def resolved(self) -> dict[str, Any]:
+        """See TrainingTask."""
+        categories = {str(number): name for number, name in self.categories.items()}
+        start = {"start": self.start.digest} if self.start else {}
+        return {"classes": categories, "arch_settings": self.arch_settings, **start}
 
-    @torch.inference_mode()
-    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """uint8 (3, h, w) -> `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes`, on the CPU."""
-        model = self.scored.eval()
-        (found,) = model([pixels.to(self.device).float() / 255])
-        return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}
+    def reading(self) -> CocoReading:
+        """See TrainingTask."""
+        return CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
 
-    def model_file(self) -> bytes:
-        """See Training."""
-        return model_bytes(self.task.card, self.scored.state_dict())
+    def transform(self, data: Data) -> "InstanceTransform":
+        """See TrainingTask."""
+        from segray.train.transforms.instance import CropSettings, InstanceTransform
 
-    def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
-        """See Training: picture | truth | prediction, instances outlined."""
-        from segray.train.reporting.instance_samples import write_outlined
+        settings = self.settings
+        crop = CropSettings(settings.size, settings.min_size)
+        return InstanceTransform(crop, settings.augment, tuple(sorted(self.categories)), settings.seed)
 
-        (one,) = picture.pictures
-        found = self.predict(one.pixels)
-        sure = found["scores"] >= 0.5
-        truth = [coco_mask.decode({"size": one.size, "counts": true["counts"]}) > 0 for true in one.truth]
-        masks = (found["masks"][sure] > 0.5).numpy()
-        write_outlined(filesystem, folder, one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+    def repeats(self, data: Data) -> NDArray[np.float64] | None:
+        """See TrainingTask."""
+        return kind_repeats(data) if self.settings.balance_kinds else None
 
-    def _backward(self, batch: InstanceBatch) -> Tensor:
-        """See Training."""
-        numbers = torch.tensor([len(batch.pictures)] * 2, dtype=torch.float64, device=self.device)
-        if self._parallel is not None:
-            distributed.all_reduce(numbers[:1])
-            distributed.all_reduce(numbers[1:], distributed.ReduceOp.MAX)
-        everyone, most = numbers.tolist()
-        parts = max(1, min(self.task.accumulate, int(most)))  # as many in every process
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in range(parts):
-            pictures = batch.pictures[part::parts]
-            share = len(pictures) / everyone
-            with self._alone(part < parts - 1):
-                loss = self._loss(pictures or [_blank()])
-                # DDP takes the mean over processes of what is to be added
-                self.scaler.scale(loss * share * self._workers).backward()
-            total += loss.detach().double() * share
-        if self._parallel is not None:
-            distributed.all_reduce(total)
-        return total
+    def recipe(self, data: Data, precision: str) -> "InstanceRecipe":
+        """See TrainingTask."""
+        from segray.train.build import recipe_fields
+        from segray.train.tasks.instance_training import InstanceRecipe
 
-    def _loss(self, pictures: list[InstancePicture]) -> Tensor:
-        pixels = [each.pixels.to(self.device).float() / 255 for each in pictures]
-        targets = [{name: t.to(self.device) for name, t in each.target.items()} for each in pictures]
-        kind, narrow = DTYPES[self.task.precision], self.task.precision != "fp32"
-        with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
-            losses: dict[str, Tensor] = self._network(pixels, targets)
-        return torch.stack([loss.float() for loss in losses.values()]).sum()
+        mean, deviation = data.mean, data.deviation
+        if self.settings.pretrained:
+            mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        if self.start is not None and self.start.mean:
+            mean, deviation = self.start.mean, self.start.std
+        return InstanceRecipe(
+            **recipe_fields(self.settings, data.sizes["train"], precision),
+            card=self._card(mean, deviation),
+            start=self._first_weights(),
+        )
+
+    def files(self, data: Data) -> dict[str, bytes]:
+        """See TrainingTask."""
+        return {"splits.json": splits_json(data.pairs, data.splits, self.categories)}
+
+    def _card(
+        self, mean: tuple[float, ...] = (0.5,) * 3, deviation: tuple[float, ...] = (0.5,) * 3
+    ) -> "ModelCard":
+        from segray.models.modelfile import ModelCard
+
+        settings = self.settings
+        sizes = settings.min_size, settings.max_size
+        return ModelCard(settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes)
+
+    def _check_build(self) -> None:
+        """Raise SettingsError for settings that the architecture does not take."""
+        import torch
+
+        from segray.models.modelfile import build_model
+
+        with torch.device("meta"):
+            build_model(self._card())
+
+    def _first_weights(self) -> "dict[str, Tensor] | None":
+        from segray.models.modelfile import build_model
+
+        def build(outputs: int) -> Any:
+            return build_model(replace(self._card(), categories=dict.fromkeys(range(1, outputs), "")))
+
+        names = [name for _, name in sorted(self.categories.items())]
+        return first_weights(self.settings, self.start, build, ["\0background", *names], len(names) + 1)
 
 
-def _blank() -> InstancePicture:
-    target = {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "masks": torch.zeros(0, _BLANK, _BLANK, dtype=torch.uint8),
-    }
-    return InstancePicture("", torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), target)
+def kind_repeats(data: Data) -> NDArray[np.float64]:
+    """How often each training picture is shown: a kind with n of them comes as the square root of n does.
+
+    The kind is height, width and whether there is colour: a cheap name for what took the picture.
+    """
+    means = np.stack(data.trained["sums"].to_pylist()) / data.trained["pixels"].to_numpy()[:, None]
+    coloured = np.ptp(means, axis=1) > _COLOURED
+    annotations = data.table["annotations"].slice(0, data.sizes["train"]).to_pylist()
+    sizes = np.array([json.loads(each)["size"] for each in annotations])
+    kinds = np.column_stack([sizes, coloured])
+    _, number, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(counts[number.ravel()])
+    return np.asarray(weights / weights.mean(), np.float64)

@@ -1,210 +1,185 @@
-"""The training of a semantic network: what a step and a score are. No Ray.
+"""Semantic models as a task: label images, scenes with footprints, and the checks of their settings."""
 
-With several processes every sum (loss, confusion matrix) is added over them before it is divided.
-
-A global batch is the pictures of all processes and of all parts that a process does one after another
-(`Task.accumulate`). The loss and its gradient are those of the whole of it, whatever the processes and parts;
-only batch normalisation looks at the part.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import fsspec
-import torch
-from torch import Tensor, distributed, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from segray.evaluate.confusion_matrix import SemanticScores
-from segray.models.batchnorm import statistics_kept
-from segray.models.device import DTYPES
-from segray.models.semantic import recompute_blocks
-from segray.models.semanticfile import SemanticCard, classes_of, network_of, semantic_bytes
-from segray.models.start import begin_with
-from segray.train.collate import Batch
-from segray.train.losses import IGNORE_INDEX, LossSettings, build_loss, reduce_over_ranks
-from segray.train.lr_schedule import ScheduleSettings
-from segray.train.optim import OptimizerSettings
-from segray.train.training import Training
+from segray.data.dataset import Data
+from segray.data.label_sample import decide_from
+from segray.data.labels import LabelRules, colour_rules
+from segray.data.pair_reader import Reading
+from segray.data.pairs import Pairs, list_pairs
+from segray.errors import SettingsError
+from segray.log import say
+from segray.train.settings import INSTANCE_ONLY, TrainSettings
+from segray.train.warm_start import first_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segray.data.scene_windows import Windows, WindowSettings
+    from segray.models.start import Start
+    from segray.train.tasks.semantic_training import SemanticRecipe
+    from segray.train.transforms.semantic import SemanticTransform
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is trained and how; everything that decides the weights, but the pictures."""
+class SemanticTask:
+    """See `TrainingTask`."""
 
-    card: SemanticCard
-    loss: LossSettings
-    optimizer: OptimizerSettings
-    schedule: ScheduleSettings
-    epochs: int
-    steps_per_epoch: int
-    seed: int
-    precision: str
-    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
-    clip: float
-    ema: float
-    """Decay of the averaged weights; 0: none are kept."""
-    pretrained: bool = False
-    accumulate: int = 1
-    """Parts in which each process does its pictures of a global batch: maps of one part fill the memory.
+    settings: TrainSettings
+    listed: Pairs
+    rules: LabelRules
+    names: tuple[str, ...]
+    """Of the classes."""
+    loss: str
+    outputs: int
+    arch_settings: dict[str, Any]
+    start: "Start | None" = None
+    """What training begins with."""
+    best: ClassVar[str] = "miou"
+    counted: ClassVar[str] = "class_pixels"
 
-    Costs one more forward pass, without a graph, for the losses with Dice, whose gradient depends on what the
-    network says of the whole batch; nothing for the others.
-    """
-    activation_checkpointing: bool = False
-    """Compute blocks again in the backward pass instead of keeping their maps (`recompute_blocks`)."""
-    compile: bool = False
-    """Train with `torch.compile`; pictures are scored without, as they may have any size."""
-    start: dict[str, Tensor] | None = None
-    """Weights to begin with, see `begin_with`."""
-    frozen: tuple[str, ...] = ()
-    """Layers that stay as they are, by the beginning of their names or as globs."""
-    frozen_epochs: int | None = None
-    """Epochs in which they do; None: all."""
+    @classmethod
+    def list_data(cls, settings: TrainSettings) -> Pairs:
+        """List pairs, or windows of scenes. Raises SettingsError."""
+        if settings.footprints is None:
+            return list_pairs(settings.data, settings.storage, settings.root)
+        from segray.data.scene_windows import list_windows
 
+        return list_windows(window_settings(settings, settings.footprints), names_of(settings))
 
-class SemanticTraining(Training):
-    """A network that gives each pixel a class."""
+    @classmethod
+    def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "SemanticTask":
+        """Raise SettingsError for labels, classes, loss and architecture that do not fit each other."""
+        from segray.models.architectures import check_recomputing, complete_settings
+        from segray.train.build import check_constants
+        from segray.train.losses import outputs_for
 
-    best = "miou"
-    task: Task
+        defaults = TrainSettings.model_fields
+        if given := [name for name in INSTANCE_ONLY if getattr(settings, name) != defaults[name].default]:
+            raise SettingsError(
+                *(f"{name}: is for instance models, {settings.arch} is a semantic one" for name in given)
+            )
+        rules, reason = _rules(settings, listed)
+        names = names_of(settings)
+        say(f"{len(listed.pairs):,} pairs, {len(names)} classes: {reason}")
+        loss = settings.loss if settings.loss != "auto" else "bce_dice" if len(names) == 2 else "ce_dice"
+        outputs = outputs_for(loss, len(names))
+        check_constants(settings, loss, len(names))
+        complete = complete_settings(settings.arch, settings.arch_settings)
+        if settings.activation_checkpointing:
+            check_recomputing(settings.arch)
+        task = cls(settings, listed, rules, names, loss, outputs, complete, start)
+        task._first_weights()  # raises, before anything is read
+        return task
 
-    def __init__(self, task: Task, device: torch.device) -> None:
-        torch.manual_seed(task.seed)
-        model = network_of(task.card, pretrained=task.pretrained).to(device)
-        if task.start is not None:
-            begin_with(model, task.start)
-        freeze_unused(model, len(task.card.bands))
-        if task.activation_checkpointing:
-            recompute_blocks(model)
-        model.to(memory_format=torch.channels_last)
-        super().__init__(task, model, device)
-        self.loss = build_loss(task.loss, task.card.outputs)
-        if task.compile:
-            self._network = torch.compile(self._network)
-        shape = (1, len(task.card.bands), 1, 1)
-        self._mean = torch.tensor(task.card.image_mean, device=device).reshape(shape)
-        self._std = torch.tensor(task.card.image_std, device=device).reshape(shape)
+    def resolved(self) -> dict[str, Any]:
+        """See TrainingTask."""
+        return {
+            "classes": self.names,
+            "values": self.rules.values,
+            "loss": self.loss,
+            "arch_settings": self.arch_settings,
+            **({"start": self.start.digest} if self.start else {}),
+        }
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """See Training."""
-        return self.task.card.classes
+    def reading(self) -> Reading:
+        """See TrainingTask."""
+        usual = Reading(self.rules, self.settings.max_pixels, self.settings.storage)
+        return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
 
-    def figures(self, pictures: Iterable[Batch]) -> dict[str, Any]:
-        """See Training."""
-        loss, scores = self.score(pictures)
-        found = scores.compute()
-        kept = {name: found[name] for name in ("miou", "dice", "pixel_accuracy")}
-        return {"val_loss": loss, **kept, "iou": found["per_class"]["iou"]}
+    def transform(self, data: Data) -> "SemanticTransform":
+        """See TrainingTask."""
+        from segray.train.transforms.semantic import SemanticTransform
 
-    def model_file(self) -> bytes:
-        """See Training."""
-        return semantic_bytes(self.task.card, self.scored.state_dict())
+        settings, (mean, _) = self.settings, self._moments(data)
+        fill = tuple(round(255 * each) for each in mean)
+        return SemanticTransform(settings.size, settings.fit, settings.augment, settings.seed, fill)
 
-    def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
-        """See Training: picture | truth | prediction | error."""
-        from segray.train.reporting.samples import Sample, write_sample
+    def repeats(self, data: Data) -> NDArray[np.float64] | None:
+        """See TrainingTask."""
+        return data.repeats
 
-        pixels = picture.pixels[0].permute(1, 2, 0).numpy()
-        found = self.classes(picture.pixels)[0].numpy()
-        sample = Sample(picture.names[0], pixels, picture.classes[0].numpy(), found)
-        write_sample(filesystem, folder, sample, self.names)
+    def recipe(self, data: Data, precision: str) -> "SemanticRecipe":
+        """See TrainingTask."""
+        from segray.models.modelfile import SemanticCard
+        from segray.train.build import loss_of, recipe_fields
+        from segray.train.tasks.semantic_training import SemanticRecipe
 
-    @torch.inference_mode()
-    def score(self, pictures: Iterable[Batch]) -> tuple[float, SemanticScores]:
-        """(Loss, confusion matrix) over the pictures of all processes; each may have another number."""
-        scores = SemanticScores(len(self.task.card.classes))
-        sums: Tensor | float = 0.0
-        model = self.scored.eval()
-        for batch in pictures:
-            logits = self._logits(model, batch.pixels)
-            sums = sums + self.loss.sums(logits, batch.classes.to(self.device)).double()
-            scores.add(batch.classes, classes_of(logits).cpu())
-        length = sum(term.length for term in self.loss.terms)
-        total = sums if isinstance(sums, Tensor) else torch.zeros(length, dtype=torch.float64)
-        total = total.to(self.device)
-        matrix = torch.from_numpy(scores.matrix).to(self.device)
-        if self._parallel is not None:
-            distributed.all_reduce(total)
-            distributed.all_reduce(matrix)
-        merged = SemanticScores(scores.classes, matrix=matrix.cpu().numpy())
-        return self.loss.value(total).item(), merged
+        settings, (mean, deviation) = self.settings, self._moments(data)
+        card = SemanticCard(
+            settings.arch,
+            self.arch_settings,
+            self.outputs,
+            self.names,
+            mean,
+            deviation,
+            settings.size,
+            settings.fit,
+        )
+        return SemanticRecipe(
+            **recipe_fields(settings, data.sizes["train"], precision),
+            card=card,
+            loss=loss_of(settings, self.loss, data.counts),
+            activation_checkpointing=settings.activation_checkpointing,
+            compile=settings.compile,
+            start=self._first_weights(),
+        )
 
-    @torch.inference_mode()
-    def classes(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, bands, h, w) -> uint8 (n, h, w) on the CPU: what the network that is scored sees."""
-        return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
+    def files(self, data: Data) -> dict[str, bytes]:
+        """See TrainingTask."""
+        return {}
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """As many in every process, as exchanges and synchronised norms need; void where one has fewer."""
-        images = torch.tensor(len(batch.classes), device=self.device)
-        if self._parallel is not None and self.task.accumulate > 1:
-            distributed.all_reduce(images, distributed.ReduceOp.MAX)
-        number = min(self.task.accumulate, int(images))
-        pixels, classes = batch.pixels, batch.classes
-        if (missing := number - len(classes)) > 0:
-            pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).expand(missing, -1, -1, -1)])
-            classes = torch.cat([classes, torch.full_like(classes[:1], IGNORE_INDEX).expand(missing, -1, -1)])
-        parts = zip(pixels.tensor_split(number), classes.tensor_split(number), strict=True)
-        return [Batch(*part, names=[]) for part in parts]
+    def _moments(self, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return (data.mean, data.deviation) if self.start is None else (self.start.mean, self.start.std)
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """See Training."""
-        parts = self._parts(batch)
-        if len(parts) == 1:
-            loss = self.loss.value(reduce_over_ranks(self._sums(self._network, parts[0])))
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
-        # as `reduce_over_ranks` says: DDP takes the mean over processes of what is to be added
-        slopes = self._workers * self.scaler.scale(self._slopes(parts))
-        total = torch.zeros_like(slopes)
-        for part in parts:
-            with self._alone(part is not parts[-1]):
-                sums = self._sums(self._network, part)
-                sums.backward(slopes)  # type: ignore[no-untyped-call]
-            total += sums.detach()
-        return self.loss.value(reduce_over_ranks(total))
+    def _first_weights(self) -> "dict[str, Tensor] | None":
+        from segray.models.semantic import build_semantic
 
-    @torch.no_grad()
-    def _slopes(self, parts: Sequence[Batch]) -> Tensor:
-        """The derivative of the loss by each of the sums over the global batch.
+        def build(outputs: int) -> Any:
+            return build_semantic(self.settings.arch, 3, outputs, self.arch_settings, False)
 
-        Where it takes what the network says of the whole batch, that is asked in advance, without a graph, as
-        in Gao et al. 2021, GradCache, https://arxiv.org/abs/2101.06983; dropout draws the same again.
-        """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), statistics_kept(self.model):
-            total = torch.stack([self._sums(self._asked, part) for part in parts]).sum(0)
-        return self.loss.slopes(reduce_over_ranks(total))
-
-    def _asked(self, pixels: Tensor) -> Tensor:
-        if not self.loss.fixed_slopes:
-            logits: Tensor = self.model(pixels)
-            return logits
-        return pixels.new_zeros(len(pixels), self.task.card.outputs, *pixels.shape[-2:])
-
-    def _sums(self, network: Callable[[Tensor], Tensor], part: Batch) -> Tensor:
-        return self.loss.sums(self._logits(network, part.pixels), part.classes.to(self.device))
-
-    def _logits(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-        """pixels: uint8 (n, bands, height, width)."""
-        normal = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-        kind, narrow = DTYPES[self.task.precision], self.task.precision != "fp32"
-        with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
-            return network(normal.contiguous(memory_format=torch.channels_last))
+        labels = self.names if self.outputs > 1 else self.names[1:]
+        return first_weights(self.settings, self.start, build, labels, self.outputs)
 
 
-def freeze_unused(network: nn.Module, bands: int) -> None:
-    """Take the gradient from parameters on which no logit depends, as the lower half of PSPNet's encoder.
+def names_of(settings: TrainSettings) -> tuple[str, ...]:
+    """Return the names of the classes, from 0 up."""
+    return tuple(settings.classes or ("background", "foreground"))
 
-    DDP would wait for their gradients. Found by one small picture in evaluation mode.
-    """
-    parameters = list(network.parameters())
-    picture = torch.zeros(1, bands, 64, 64, device=parameters[0].device)
-    network.eval()
-    logits = network(picture).sum()
-    network.train()
-    gradients = torch.autograd.grad(logits, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+
+def window_settings(settings: TrainSettings, footprints: str) -> "WindowSettings":
+    """Return how scenes become windows."""
+    from segray.data.scene_windows import WindowSettings
+
+    return WindowSettings(
+        settings.data,
+        footprints,
+        settings.footprints_layer,
+        settings.class_column,
+        settings.tiling,
+        settings.block,
+        (settings.split_seed, settings.val_share, settings.test_share),
+        settings.storage,
+    )
+
+
+def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
+    if settings.footprints is not None:
+        return LabelRules(len(names_of(settings))), cast("Windows", listed).told
+    if settings.colours:
+        rules = colour_rules(settings.colours, names_of(settings), settings.values, settings.void)
+        return rules, f"{len(settings.colours)} colours, as the settings say"
+    if settings.values != "auto":
+        values, reason = settings.values, "as the settings say"
+    else:
+        labels = [pair.label for pair in listed.pairs]
+        decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
+        values, reason = decision.values, decision.reason
+    if values == "indices" and not settings.classes:
+        raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
+    number = len(settings.classes) if settings.classes else 2
+    return LabelRules(number, values, tuple(settings.void)), reason

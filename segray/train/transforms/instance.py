@@ -1,16 +1,29 @@
-"""Paired augmentation with torchvision transforms.v2: an image and the integer maps of its instances."""
+"""Instance training: an image and integer maps of its instances, moved alike by torchvision; and batches.
 
+To train: a crop, augmented, with boxes, labels and masks of its instances; crowds are left out. To score: the
+whole image and its annotations as they are.
+"""
+
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from segray.data.pair_reader import CocoExample
+from segray.masks.types import Rle
+from segray.train.collate import Arrays
 from segray.train.transforms.nearest import nearest
 from segray.train.transforms.strength import AugmentSettings
 
@@ -25,6 +38,130 @@ class CropSettings:
     """Shorter side of a whole image after the model's own resize: the scale that training is centred on."""
     smallest_area: int = 30
     """Instances with fewer pixels left in the crop are no targets."""
+
+
+@dataclass(frozen=True)
+class InstancePicture:
+    """One picture of a batch."""
+
+    name: str
+    pixels: Tensor
+    """uint8 (3, height, width)."""
+    target: dict[str, Tensor] = field(default_factory=dict)
+    """To train: `boxes`, `labels` and `masks` as torchvision's detectors take them."""
+    truth: list[dict[str, Any]] = field(default_factory=list)
+    """To score: for each instance `counts` (compressed run lengths), `category`, `crowd` and `area`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height, width."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+@dataclass(frozen=True)
+class InstanceBatch:
+    """One process's part of a global batch; may be empty."""
+
+    pictures: list[InstancePicture]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures."""
+        return [picture.name for picture in self.pictures]
+
+
+@dataclass(frozen=True)
+class InstanceTransform:
+    """An image and its instances; see `Transform`."""
+
+    crop: CropSettings
+    augment: AugmentSettings
+    categories: tuple[int, ...]
+    """Ascending; label i of the network (1 is the first) is the i-th."""
+    seed: int
+
+    def training(self, example: CocoExample, epoch: int, item: str) -> Arrays:
+        """Return `pixels`, uint8 (3, crop, crop), and its target; `masks` as bits."""
+        pixels, target = self.target(example, epoch, item)
+        arrays = {name: tensor.numpy() for name, tensor in target.items()}
+        return {"pixels": pixels.numpy(), **arrays, "masks": np.packbits(arrays["masks"])}
+
+    def target(self, example: CocoExample, epoch: int, item: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return uint8 pixels (3, crop, crop) and their `boxes`, `labels` and `masks`, see `target_of`."""
+        kept = [each for each in example.instances if not each.crowd]
+        maps, layer_of = layered(
+            [each.mask for each in kept if each.mask is not None], example.pixels.shape[:2]
+        )
+        labels = torch.tensor([self.categories.index(each.category) + 1 for each in kept], dtype=torch.int64)
+        transform = training_transform(self.crop, self.augment)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_drawn(self.seed, epoch, item))
+            pixels, layers = augmented(
+                torch.from_numpy(_chw(example.pixels)), torch.from_numpy(maps), transform
+            )
+        target = target_of(layers, labels, self.crop.smallest_area, torch.from_numpy(layer_of))
+        pixel = self.crop.resize_to / min(example.pixels.shape[:2])
+        return pixels, target | {"boxes": pasted_boxes(target["boxes"], pixel=pixel)}
+
+    def scoring(self, example: CocoExample) -> Arrays:
+        """Return `pixels`, uint8 (3, height, width), and `truth`, the bytes of `InstancePicture.truth`."""
+        truth = [
+            {"counts": _text(each.mask), "category": each.category, "crowd": each.crowd, "area": each.area}
+            for each in example.instances
+        ]
+        content = json.dumps(truth).encode()
+        return {"pixels": _chw(example.pixels), "truth": np.frombuffer(content, np.uint8)}
+
+    def collate(self, samples: list[tuple[str, Arrays]]) -> InstanceBatch:
+        """Return images of any size as a batch, which may be empty."""
+        return InstanceBatch([_picture(name, arrays) for name, arrays in samples])
+
+
+def _picture(name: str, arrays: Arrays) -> InstancePicture:
+    pixels = torch.from_numpy(arrays["pixels"].copy())
+    if "truth" in arrays:
+        return InstancePicture(name, pixels, truth=json.loads(arrays["truth"].tobytes()))
+    shape = len(arrays["labels"]), *pixels.shape[1:]
+    masks = np.unpackbits(arrays["masks"], count=math.prod(shape)).reshape(shape)
+    target = {key: torch.from_numpy(arrays[key].copy()) for key in ("boxes", "labels")}
+    return InstancePicture(name, pixels, target | {"masks": torch.from_numpy(masks)})
+
+
+def layered(masks: Sequence[Rle], size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Masks as few maps of their numbers: (layers, height, width), and the layer of each.
+
+    The i-th mask is where its layer is i + 1. Masks of one layer do not overlap: a picture of hundreds of
+    instances takes a map or two, not hundreds.
+    """
+    layers = [np.zeros(size, np.int32)]
+    layer_of = np.zeros(len(masks), np.int64)
+    for number, mask in enumerate(masks):
+        x, y, width, height = map(int, coco_mask.toBbox(mask))
+        window = (slice(y, y + height), slice(x, x + width))
+        inside = coco_mask.decode(mask)[window] > 0
+        layer_index = next(
+            (n for n, layer in enumerate(layers) if not layer[window][inside].any()), len(layers)
+        )
+        if layer_index == len(layers):
+            layers.append(np.zeros(size, np.int32))
+        layers[layer_index][window][inside] = number + 1
+        layer_of[number] = layer_index
+    return np.stack(layers), layer_of
+
+
+def _chw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _text(mask: Rle | None) -> str:
+    assert mask is not None
+    counts = mask["counts"]
+    return counts.decode() if isinstance(counts, bytes) else counts
+
+
+def _drawn(seed: int, epoch: int, item: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{epoch}:{item}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class ScaledCrop(v2.Transform):  # type: ignore[misc]
@@ -110,19 +247,21 @@ def augmented(pixels: Tensor, layers: Tensor, transform: v2.Transform) -> tuple[
 
 
 def target_of(
-    layers: Tensor, labels: Tensor, smallest_area: int = 1, places: Tensor | None = None
+    layers: Tensor, labels: Tensor, smallest_area: int = 1, layer_of: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Expand maps of instances to `boxes`, `labels` and `masks` of torchvision's detectors.
 
     layers: (layers, height, width), or one map (height, width): the i-th instance is where it is i + 1.
-    places: the layer of each; default the first. `boxes` float32 (n, 4) x1, y1, x2, y2 half-open =
+    layer_of: the layer of each; default the first. `boxes` float32 (n, 4) x1, y1, x2, y2 half-open =
     pycocotools' `toBbox` of the mask; `labels` int64 (n,); `masks` uint8 (n, height, width). Instances below
     `smallest_area` pixels are left out.
     """
     layers = layers.reshape(-1, *layers.shape[-2:])
     areas = torch.bincount(layers.flatten().long(), minlength=len(labels) + 1)[1:]
     kept = torch.nonzero(areas >= max(1, smallest_area)).flatten()
-    masks = layers[torch.zeros_like(kept) if places is None else places[kept]] == (kept + 1)[:, None, None]
+    masks = (
+        layers[torch.zeros_like(kept) if layer_of is None else layer_of[kept]] == (kept + 1)[:, None, None]
+    )
     boxes = masks_to_boxes(masks) if len(kept) else torch.zeros(0, 4)
     boxes[:, 2:] += 1  # torchvision's function names the last pixel, a half-open box the first one outside
     return {"boxes": boxes, "labels": labels[kept], "masks": masks.to(torch.uint8)}

@@ -1,4 +1,4 @@
-"""Paired augmentation: a picture, its mask and what else lies on it, moved alike.
+"""Semantic training: an image, its mask and what else lies on it, moved alike; and batches of them.
 
 What the crop needs is cut from the source first, and only that is resized, so that the cost follows the crop
 and not the picture.
@@ -7,23 +7,82 @@ and not the picture.
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from segray.data.pair_reader import Example
+from segray.palette import VOID
+from segray.train.collate import Arrays
 from segray.train.transforms.colour import ColourChange, coloured
 from segray.train.transforms.geometry import Fit, Frame, Geometry, drawn_geometry
 from segray.train.transforms.nearest import nearest
 from segray.train.transforms.strength import PRESETS, AugmentSettings, Strength
 
 XYXY = tv_tensors.BoundingBoxFormat.XYXY
-VOID = 255
-"""Class of pixels that are no part of the truth."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a global batch."""
+
+    pixels: Tensor
+    """uint8 (n, bands, height, width)."""
+    classes: Tensor
+    """uint8 (n, height, width); 255 is void."""
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticTransform:
+    """An image and its mask, augmented to squares; see `Transform`."""
+
+    size: int
+    fit: Fit
+    augment: AugmentSettings
+    seed: int
+    fill: tuple[int, ...]
+    """The level of each band that stands where there is no image."""
+
+    def training(self, example: Example, epoch: int, item: str) -> Arrays:
+        """Return `pixels`, uint8 (3, size, size), and `classes`, uint8 (size, size)."""
+        found = augmented(
+            *_tensors(example), settings=self.augment, crop=self.size, seed=self.seed, epoch=epoch, item=item,
+            fit=self.fit, fill=self.fill,
+        )  # fmt: skip
+        return _arrays(found)
+
+    def scoring(self, example: Example) -> Arrays:
+        """Return the same of the whole image, resized where training does."""
+        crop = self.size if self.fit == "resize" else None
+        return _arrays(fitted(*_tensors(example), crop=crop, fit=self.fit))
+
+    def collate(self, samples: list[tuple[str, Arrays]]) -> Batch:
+        """Return images of one size as a batch; none: an image that is void all over."""
+        if not samples:
+            pixels = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
+            return Batch(pixels, torch.full_like(pixels[:, 0], VOID), [])
+        pixels, classes = (
+            torch.from_numpy(np.stack([arrays[name] for _, arrays in samples]))
+            for name in ("pixels", "classes")
+        )
+        return Batch(pixels, classes, [name for name, _ in samples])
+
+
+def _tensors(example: Example) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(np.ascontiguousarray(example.pixels.transpose(2, 0, 1)))
+    return pixels, torch.from_numpy(example.classes.copy())
+
+
+def _arrays(found: Sequence[Tensor]) -> Arrays:
+    return {"pixels": found[0].numpy(), "classes": found[1].numpy()}
 
 
 def augmented(

@@ -1,0 +1,83 @@
+"""What segmentation-models-pytorch and timm offer: families, their settings, and encoders, as plain names.
+
+It stands in `smp_names.json`, which `python -m segray.models.smp_names` writes: to import the libraries takes
+5 s. With other versions of them than it was made from, they are asked themselves.
+"""
+
+import inspect
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SMP_CLASSES = {
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pspnet": "PSPNet",
+    "fpn": "FPN",
+}
+"""Our name of a family to its class in segmentation-models-pytorch."""
+SMP_NAMES = Path(__file__).with_name("smp_names.json")
+TIMM = "tu-"
+"""In front of the name of an encoder of timm."""
+_NOT_SETTINGS = (
+    "encoder_name", "encoder_weights", "in_channels", "classes",  # have names of their own here
+    "activation", "aux_params",  # would make something else than logits
+    "kwargs",
+)  # fmt: skip
+
+
+def encoders(asked: str = "") -> list[str]:
+    """Return the names of all encoders, those of timm with tu- in front.
+
+    `asked` is among them if it is an encoder of timm with the name of its weights (tu-NAME.WEIGHTS).
+    """
+    names = _known()["encoders"]
+    bare = asked.partition(".")[0]
+    if bare not in names and not _is_current():
+        names = _offered()["encoders"]
+    return [*names, asked] if asked.startswith(TIMM) and bare in names else list(names)
+
+
+def settings_of(family: str) -> dict[str, Any]:
+    """Return the settings of a family and their defaults: keyword arguments of its class."""
+    names = _known() if _is_current() else _offered()
+    return dict(names["families"][family])
+
+
+def offered() -> dict[str, Any]:
+    """Return what `smp_names.json` holds: `versions`, `encoders` and the settings of `families`."""
+    import segmentation_models_pytorch as smp
+    import timm
+
+    def defaults(name: str) -> dict[str, Any]:
+        parameters = inspect.signature(getattr(smp, name)).parameters.values()
+        return {each.name: each.default for each in parameters if each.name not in _NOT_SETTINGS}
+
+    return {
+        "versions": {each: version(each) for each in ("segmentation-models-pytorch", "timm")},
+        "families": {family: defaults(name) for family, name in SMP_CLASSES.items()},
+        "encoders": [*smp.encoders.get_encoder_names(), *(f"{TIMM}{each}" for each in timm.list_models())],
+    }
+
+
+@cache
+def _known() -> dict[str, Any]:
+    names: dict[str, Any] = json.loads(SMP_NAMES.read_text(encoding="utf-8"))
+    return names
+
+
+@cache
+def _is_current() -> bool:
+    """Whether the libraries are those that the table was made from."""
+    return all(version(library) == known for library, known in _known()["versions"].items())
+
+
+_offered = cache(offered)
+
+
+if __name__ == "__main__":
+    SMP_NAMES.write_text(json.dumps(offered(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,11 @@
+"""Names of files that several jobs write into their outputs and others look for."""
+
+PLAN = "_segray/plan.json"
+"""With which settings an output was begun."""
+RUN = "run.json"
+"""Written last: the run is complete."""
+MODEL = "model.pt"
+METRICS = "metrics.jsonl"
+"""Of a training, a line an epoch."""
+SCORES = "metrics.json"
+"""Of a comparison with labels."""

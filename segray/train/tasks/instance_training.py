@@ -1,0 +1,152 @@
+"""The training of an instance model, torchvision's Mask R-CNN: what a step and a score are. No Ray.
+
+The loss of a global batch is the mean over its pictures of what torchvision makes of each part: a process and
+a part (`Recipe.accumulate`) count by the pictures that they have. Torchvision divides by the proposals
+that it drew for a part, so parts and processes change the loss a little, unlike in semantic training.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor, distributed
+
+from segray.evaluate.average_precision import InstanceScores
+from segray.masks.rle import encode_image_masks
+from segray.masks.types import Rle
+from segray.models.device import DTYPES
+from segray.models.modelfile import ModelCard, build_model, model_bytes
+from segray.models.start import begin_with
+from segray.train.training import Recipe, Training
+from segray.train.transforms.instance import InstanceBatch, InstancePicture
+
+_BLANK = 64
+"""Side of a picture without anything, for a process that has none in a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceRecipe(Recipe):
+    """Of a detector with masks."""
+
+    card: ModelCard
+
+    def training(self, device: torch.device) -> "InstanceTraining":
+        """See Recipe."""
+        return InstanceTraining(self, device)
+
+
+class InstanceTraining(Training):
+    """A detector with masks."""
+
+    best = "ap"
+    recipe: InstanceRecipe
+
+    def __init__(self, recipe: InstanceRecipe, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe.card, pretrained=recipe.pretrained)
+        if recipe.start is not None:
+            begin_with(model, recipe.start)
+        model.to(device)
+        if recipe.precision != "fp32":  # in fp32 this order made oneDNN's backward pass corrupt the heap
+            model.to(memory_format=torch.channels_last)
+        model.transform._skip_resize = True  # in training only: crops have their size already
+        super().__init__(recipe, model, device)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See Training."""
+        return tuple(name for _, name in sorted(self.recipe.card.categories.items()))
+
+    def figures(self, pictures: Iterable[InstanceBatch]) -> dict[str, Any]:
+        """See Training: AP of masks, and by size."""
+        scores = self.score(pictures)
+        if self._parallel is not None:
+            shards: list[InstanceScores] = [scores] * self._workers
+            distributed.all_gather_object(shards, scores)
+            scores = sum(shards, InstanceScores())
+        return dict(scores.compute())
+
+    def score(self, pictures: Iterable[InstanceBatch]) -> InstanceScores:
+        """Truth and predictions of this process's pictures; in float32, whatever the precision."""
+        scores = InstanceScores()
+        ids = sorted(self.recipe.card.categories)
+        for batch in pictures:
+            for picture in batch.pictures:
+                scores.add_image(picture.name, picture.size)
+                for true in picture.truth:
+                    rle: Rle = {"size": list(picture.size), "counts": true["counts"]}
+                    scores.add_truth(
+                        picture.name, rle, true["category"], crowd=true["crowd"], area=true["area"]
+                    )
+                found = self.predict(picture.pixels)
+                masks = encode_image_masks(found["masks"].numpy(), *picture.size).counts
+                for counts, label, score in zip(
+                    masks, found["labels"].tolist(), found["scores"].tolist(), strict=True
+                ):
+                    mask: Rle = {"size": list(picture.size), "counts": counts}
+                    scores.add_prediction(picture.name, mask, ids[label - 1], score)
+        return scores
+
+    @torch.inference_mode()
+    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
+        """uint8 (3, h, w) -> `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes`, on the CPU."""
+        model = self.scored.eval()
+        (found,) = model([pixels.to(self.device).float() / 255])
+        return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}
+
+    def model_file(self) -> bytes:
+        """See Training."""
+        return model_bytes(self.recipe.card, self.scored.state_dict())
+
+    def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
+        """See Training: picture | truth | prediction, instances outlined."""
+        from segray.train.reporting.samples import outlined, write_panels
+
+        (one,) = picture.pictures
+        found = self.predict(one.pixels)
+        sure = found["scores"] >= 0.5
+        truth = [coco_mask.decode({"size": one.size, "counts": true["counts"]}) > 0 for true in one.truth]
+        masks = (found["masks"][sure] > 0.5).numpy()
+        drawn = outlined(one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+        write_panels(filesystem, folder, one.name, drawn)
+
+    def _backward(self, batch: InstanceBatch) -> Tensor:
+        """See Training."""
+        numbers = torch.tensor([len(batch.pictures)] * 2, dtype=torch.float64, device=self.device)
+        if self._parallel is not None:
+            distributed.all_reduce(numbers[:1])
+            distributed.all_reduce(numbers[1:], distributed.ReduceOp.MAX)
+        everyone, most = numbers.tolist()
+        parts = max(1, min(self.recipe.accumulate, int(most)))  # as many in every process
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in range(parts):
+            pictures = batch.pictures[part::parts]
+            share = len(pictures) / everyone
+            with self._alone(part < parts - 1):
+                loss = self._loss(pictures or [_blank()])
+                # DDP takes the mean over processes of what is to be added
+                self.scaler.scale(loss * share * self._workers).backward()
+            total += loss.detach().double() * share
+        if self._parallel is not None:
+            distributed.all_reduce(total)
+        return total
+
+    def _loss(self, pictures: list[InstancePicture]) -> Tensor:
+        pixels = [each.pixels.to(self.device).float() / 255 for each in pictures]
+        targets = [{name: t.to(self.device) for name, t in each.target.items()} for each in pictures]
+        kind, narrow = DTYPES[self.recipe.precision], self.recipe.precision != "fp32"
+        with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
+            losses: dict[str, Tensor] = self._network(pixels, targets)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+def _blank() -> InstancePicture:
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, _BLANK, _BLANK, dtype=torch.uint8),
+    }
+    return InstancePicture("", torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), target)
