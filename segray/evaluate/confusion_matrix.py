@@ -5,7 +5,6 @@ prediction that is not a class (a model's or a file's own void, 255 say) is wron
 last column, where it lowers recall, IoU and Dice of the true class and is not a false positive of any other.
 """
 
-from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -119,31 +118,6 @@ class SemanticScores:
                 "precision": precision.tolist(),
             },
         }
-
-    def foreground(self) -> dict[str, float]:
-        """Return `iou`, `dice`, `recall` and `precision` of class 1. Raises ValueError unless binary."""
-        if self.classes != 2:
-            raise ValueError(f"{self.classes} classes have no foreground; two do")
-        per_class = self.compute()["per_class"]
-        return {
-            "iou": per_class["iou"][1],
-            "dice": per_class["dice"][1],
-            "recall": per_class["recall"][1],
-            "precision": per_class["precision"][1],
-        }
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the counts as plain values for JSON, which `from_plain` reads."""
-        return {
-            "classes": self.classes,
-            "ignore_index": self.ignore_index,
-            "matrix": self.matrix.tolist(),
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "SemanticScores":
-        """Return the scores from `to_plain`'s values. Raises KeyError or ValueError for anything else."""
-        return cls(int(plain["classes"]), int(plain["ignore_index"]), plain["matrix"])
 
     def _true_bytes(self, true: NDArray[Any]) -> NDArray[np.uint8]:
         if true.dtype == np.uint8 and self.ignore_index == _NO_CLASS:

@@ -14,6 +14,10 @@ from segray.errors import SettingsError
 from segray.models import smp_names
 
 Task = Literal["instance", "semantic"]
+USES: dict[Task, str] = {
+    "instance": "finds instances, use it with `segray annotate`",
+    "semantic": "gives every pixel a class, use it with `segray predict`",
+}
 _ENCODER = ":ENCODER"
 _RESIDUAL = ("resnet", "resnext")
 """Prefixes of encoders whose blocks are in `layer1` to `layer4`."""

@@ -1,8 +1,8 @@
 """The U-Net of Ronneberger, Fischer and Brox (2015), https://arxiv.org/abs/1505.04597.
 
 Padding "same" is what most code means by U-Net: zeros around every 3 x 3 convolution, logits as large as the
-image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 x 572 becomes 388 x 388, and a
-large image is processed in overlapping tiles with a mirrored border (`overlap_tile`).
+image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 x 572 becomes 388 x 388, so a
+large image needs a mirrored border (`samesize`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from torch.nn import functional
 from segray.errors import SettingsError
 from segray.models.batchnorm import tolerate_single_values
 from segray.models.recompute import recomputed
-from segray.models.samesize import SameSize, mirrored
+from segray.models.samesize import SameSize
 
 Padding = Literal["same", "valid"]
 Up = Literal["transposed", "bilinear"]
@@ -171,36 +171,6 @@ def valid_input_size(output_size: int, settings: UNetSettings) -> int:
     lost = (4 + _lost_in_doubling(settings)) * (scale - 1)
     lowest = -(-(max(1, output_size) + lost) // scale)
     return lowest * scale - lost + 2 * valid_margin(settings)
-
-
-@torch.no_grad()
-def overlap_tile(model: UNet, images: Tensor, tile: int = 384) -> Tensor:
-    """Return the logits of whole images from a "valid" network, without gradients, in tiles with mirrored
-    border.
-
-    The paper's section 2. images: float (n, bands, h, w), any h and w from 1, on any device; the logits
-    (n, outputs, h, w) are on it too. tile: minimum side of the logits of one tile, in pixels; rounded to a
-    multiple of 2^depth, because tiles must start on one pooling grid to give the logits of the whole mirrored
-    image. They do, up to rounding, but not with "group" normalisation: its statistics are the tile's.
-    Raises SettingsError unless the network is "valid" and in evaluation mode.
-    """
-    settings = model.settings
-    if settings.padding != "valid" or model.training:
-        raise SettingsError("unet: overlap_tile needs padding valid and a model in evaluation mode")
-    scale, margin = 1 << settings.depth, valid_margin(settings)
-    height, width = images.shape[-2:]
-    steps = [-(-min(tile, side) // scale) * scale for side in (height, width)]
-    sizes = [valid_input_size(step, settings) for step in steps]
-    weight = model.head.weight
-    logits = images.new_empty(len(images), model.head.out_channels, height, width)
-    for top in range(0, height, steps[0]):
-        rows = mirrored(top - margin, top - margin + sizes[0], height).to(images.device)
-        for left in range(0, width, steps[1]):
-            columns = mirrored(left - margin, left - margin + sizes[1], width).to(images.device)
-            part = model(images[..., rows[:, None], columns].to(weight))
-            place = logits[..., top : top + steps[0], left : left + steps[1]]
-            place.copy_(part[..., : place.shape[-2], : place.shape[-1]])
-    return logits
 
 
 def _double_convolution(width_in: int, width_out: int, settings: UNetSettings) -> nn.Sequential:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segray.errors import SettingsError
 from segray.models import bundled_models
-from segray.models.architectures import Task
+from segray.models.architectures import USES, Task
 from segray.models.catalog import NAMED_MODELS, named_model
 from segray.registry.address import is_registry, parse
 from segray.registry.registry import pinned, read_model
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from segray.models.modelfile import Card
 
 WeightsKind = Literal["torchvision", "bundled", "file", "python"]
-_USES: dict[Task, str] = {
-    "instance": "finds instances, use it with `segray annotate`",
-    "semantic": "gives every pixel a class, use it with `segray predict`",
-}
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,7 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
 
 def _check_task(name: str, task: Task, asked: Task | None) -> None:
     if asked is not None and task != asked:
-        raise SettingsError(f"weights {name}: {_USES[task]}")
+        raise SettingsError(f"weights {name}: {USES[task]}")
 
 
 def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedModel:

@@ -83,7 +83,7 @@ def send(submit: SubmitSettings, order: Order) -> int:
     text = task(submit, order)
     if shutil.which("sky") is None:
         raise SettingsError(
-            "sky: SkyPilot is not installed; install it in a separate environment, or use --dry-run's file"
+            "sky: SkyPilot is not installed here; install it in its own environment, or use --dry-run's file"
         )
     if not _is_project(Path()):
         raise SettingsError("sky: run it in this project's folder, which is sent")

@@ -296,7 +296,8 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
     if last < wanted or not holds(prepared.store, MODEL):
         lacks = f"after {last} of {wanted} epochs" if last < wanted else f"without {MODEL}"
         raise JobFailedError(
-            f"training ended {lacks} in {prepared.store.root}, and no worker reported why; run again"
+            f"training ended {lacks} in {prepared.store.root}, and no worker reported why; "
+            "run again to continue"
         )
     return {
         "verb": "train",

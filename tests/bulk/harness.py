@@ -26,7 +26,7 @@ TITLES = {  # kind -> part of the command line of its processes
     "reader": "ray::Read",
     "decode actor": "MapBatches(_Decode)",
     "decoder": "segray.sources.decoder_process",
-    "model actor": "MapBatches(_Annotate)",
+    "model actor": "MapBatches(_Predict)",
     "attempts actor": "ray::Attempts",
 }
 EARLY = ("reader", "decode actor", "decoder")

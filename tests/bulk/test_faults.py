@@ -93,7 +93,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_room(
         *_, told = capfd.readouterr().err.strip().splitlines()
         assert told.startswith(f"segray: cannot write {output}/")
         assert "No space left on device" in told
-        assert "make room" in told
+        assert "free disk space" in told
         assert "run again" in told
         assert not list(output.rglob("*.tmp"))
         assert not (output / "run.json").exists()

@@ -90,7 +90,7 @@ def test_a_large_tar_and_many_tars_are_done_in_flat_memory(
     """Pictures of 3 MB in the large one, which one worker reads; all decode them."""
     large, tars = request.config.getoption("--tar-mib") // 3, request.config.getoption("--tars")
     once, more = annotate_tars(tmp_path / "once", large // 8, tars), annotate_tars(tmp_path, large, tars)
-    for kind in ("driver", "raylet", "MapWorker(MapBatches(_Decode))", "MapWorker(MapBatches(_Annotate))"):
+    for kind in ("driver", "raylet", "MapWorker(MapBatches(_Decode))", "MapWorker(MapBatches(_Predict))"):
         assert kind in once.keys() & more.keys()
     for kind in once.keys() & more.keys():
         told = f"{kind}: {more[kind] / 2**20:,.0f} MiB against {once[kind] / 2**20:,.0f}"

@@ -15,8 +15,7 @@ from pycocotools import mask as coco_mask
 from rasterio.transform import Affine
 from shapely.geometry import LineString, MultiPolygon, Point, box
 
-from segray.data.footprints import areas_of
-from segray.data.footprints_to_coco import (
+from jobs.footprints_to_coco import (
     FootprintSettings,
     Scene,
     Shares,
@@ -30,6 +29,7 @@ from segray.data.footprints_to_coco import (
     windows_of,
     write_folder,
 )
+from segray.data.footprints import areas_of
 from segray.data.pair_reader import CocoExample
 from segray.errors import SettingsError
 from tests.train.coco import read_coco

@@ -76,9 +76,9 @@ def test_each_form_as_pycocotools_reads_it(form: str) -> None:
         ([], "has no polygon"),
         ([[1, 1, 2, 2]], "at least three points"),
         ([[1, 1, 2, 2, 3, 3, 4]], "at least three points"),
-        ([[1, 1, 2, 2, 3, float("nan")]], "holds nan"),
-        ([[1, 1, 2, 2, 3, 1e9]], "holds 1000000000.0"),
-        ([["1", 1, 2, 2, 3, 3]], "holds '1'"),
+        ([[1, 1, 2, 2, 3, float("nan")]], "polygon coordinate nan in"),
+        ([[1, 1, 2, 2, 3, 1e9]], "polygon coordinate 1000000000.0 in"),
+        ([["1", 1, 2, 2, 3, 3]], "polygon coordinate '1' in"),
     ],
 )
 def test_what_is_no_mask_has_a_reason(segmentation: object, reason: str) -> None:

@@ -21,7 +21,8 @@ from segray.models import architectures, smp_names
 from segray.models.architectures import complete_settings
 from segray.models.semantic import build_semantic
 from segray.models.smp_names import offered
-from segray.models.unet import UNet, UNetSettings, overlap_tile
+from segray.models.unet import UNet, UNetSettings
+from tests.models.overlap_tile import overlap_tile
 
 SMP: dict[str, tuple[Any, int]] = {
     "unet:resnet18": (smp.Unet, 32),

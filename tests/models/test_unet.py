@@ -1,7 +1,6 @@
 """The U-Net against the plain one of tutorials, the paper's figure, and loops."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -15,11 +14,11 @@ from segray.errors import SettingsError
 from segray.models.unet import (
     UNet,
     UNetSettings,
-    overlap_tile,
     valid_input_size,
     valid_margin,
     valid_output_size,
 )
+from tests.models.overlap_tile import overlap_tile
 
 SMALL = UNetSettings(width=8, depth=2)
 VALID = replace(SMALL, padding="valid")
@@ -267,20 +266,6 @@ def test_overlap_tile_is_the_whole_mirrored_image(up: Any, size: tuple[int, int]
     tiled = overlap_tile(model, image(*size, items=2), tile=tile)
     torch.testing.assert_close(tiled, expected)
     assert not tiled.requires_grad
-
-
-def test_overlap_tile_runs_more_than_one_tile() -> None:
-    model, sizes = unet(VALID).eval(), []
-    model.head.register_forward_hook(lambda module, args, result: sizes.append(tuple(result.shape[-2:])))
-    overlap_tile(model, image(70, 45), tile=16)
-    assert len(sizes) == 5 * 3
-    assert set(sizes) == {(16, 16)}
-
-
-@pytest.mark.parametrize("spoiled", [lambda: unet(SMALL).eval(), lambda: unet(VALID).train()])
-def test_overlap_tile_wants_valid_padding_and_evaluation(spoiled: Callable[[], UNet]) -> None:
-    with pytest.raises(SettingsError, match="padding valid and a model in evaluation mode"):
-        overlap_tile(spoiled(), image(32, 32))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

@@ -170,7 +170,7 @@ def test_ranges_of_the_model_file(tmp_path: Path) -> None:
     assert bytes_stay.scaling is None
     asked, _, _ = seen(path, Tiling(128, 32, scaling="0,200", ranges=ranges))
     assert asked.scaling == ((0.0, 200.0),) * 3
-    with pytest.raises(ItemError, match="ranges of 3 bands, 1 are read"):
+    with pytest.raises(ItemError, match="ranges of 3 bands, but 1 are read"):
         seen(path, Tiling(128, 32, bands=(2,), ranges=ranges))
 
 

@@ -1,33 +1,16 @@
 """Panels of a validation picture of an instance model: `picture | truth | prediction`, instances outlined."""
 
-import io
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segray.atomic import put_atomically
 from segray.palette import VOID, palette
 from segray.train.reporting.lettering import end_of, font, lettered
 from segray.train.reporting.samples import GAP, MARGIN, TITLE, Pixels, file_name, scaled_size
 
 Mask = NDArray[np.bool_]
-
-
-def write_outlined(
-    filesystem: fsspec.AbstractFileSystem,
-    folder: str,
-    name: str,
-    picture: Pixels,
-    truth: Sequence[Mask],
-    found: Sequence[Mask],
-) -> None:
-    """Write or replace the panels of an item in a folder (OUTPUT/samples)."""
-    content = io.BytesIO()
-    Image.fromarray(outlined(name, picture, truth, found)).save(content, "PNG")
-    put_atomically(filesystem, f"{folder}/{file_name(name)}", content.getvalue())
 
 
 def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:

@@ -1,6 +1,6 @@
 """Building outlines on a georeferenced scene -> the COCO folder that `segray train` reads.
 
-`python -m segray.data.footprints_to_coco SCENE.tif OUTLINES.geojson OUTPUT` writes `OUTPUT/images/*.png` and
+`python jobs/footprints_to_coco.py SCENE.tif OUTLINES.geojson OUTPUT` writes `OUTPUT/images/*.png` and
 `OUTPUT/instances.json`. Neighbouring windows look alike, so images are not split at random: a rectangle of
 the scene is held out for `val`, another for `test`, and no training window has a pixel in either.
 
@@ -262,9 +262,7 @@ def _annotations(instances: NDArray[np.int32], image_id: int, *, first_id: int) 
 def main() -> None:
     """Cut a scene with building outlines into windows for training; print the contents of each split."""
     usual = FootprintSettings()
-    parser = argparse.ArgumentParser(
-        prog="python -m segray.data.footprints_to_coco", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python jobs/footprints_to_coco.py", description=main.__doc__)
     parser.add_argument("scene", type=Path, help="GeoTIFF, 3 x uint8")
     parser.add_argument("outlines", type=Path, help="GeoJSON; longitude and latitude if it names no crs")
     parser.add_argument("output", type=Path, help="folder to write")
