@@ -105,8 +105,8 @@ def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
         row, col = divmod(tile, scene.grid.cols)
         window = scene.grid.window(tile)
         place = {name: getattr(window, name) for name in ("row_start", "row_stop", "col_start", "col_stop")}
-        told = dict(zip(("status", "error_type", "error"), outcome, strict=True))
-        rows.append({"tile_row": row, "tile_col": col, **place, **told})
+        result = dict(zip(("status", "error_type", "error"), outcome, strict=True))
+        rows.append({"tile_row": row, "tile_col": col, **place, **result})
     return rows
 
 
