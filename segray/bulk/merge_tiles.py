@@ -36,7 +36,7 @@ def merged_or_rejected(tiles: pa.Table, merge: Callable[[pa.Table, Scene], pa.Ta
 
 
 def all_rejected(tiles: pa.Table) -> ItemError | None:
-    """Return the most frequent error of an item without any tile result; None if it has one."""
+    """Return the most frequent error of tiles (schema ANNOTATED) without a result; None if one has any."""
     statuses = Counter(tiles["status"].to_pylist())
     if statuses["annotated"] or not statuses["rejected"]:
         return None

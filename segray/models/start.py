@@ -134,7 +134,8 @@ def _head(
 
 
 def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `fitted` returned into a network, in place; where there is NaN its initial weights stay."""
+    """Load `fitted` weights (name -> tensor of its shape), in place; where there is NaN its initial weights
+    stay."""
     own = network.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
