@@ -1,7 +1,7 @@
 """Building outlines on a georeferenced scene -> the COCO folder that `segray train` reads.
 
 `python jobs/footprints_to_coco.py SCENE.tif OUTLINES.geojson OUTPUT` writes `OUTPUT/images/*.png` and
-`OUTPUT/instances.json`. Neighbouring windows look alike, so pictures are not dealt by chance: a rectangle of
+`OUTPUT/instances.json`. Neighbouring windows look alike, so images are not split at random: a rectangle of
 the scene is held out for `val`, another for `test`, and no training window has a pixel in either.
 
 One frame throughout: pixels of the reduced scene, x right and y down, rectangles half-open.
@@ -32,13 +32,13 @@ from segray.data.splits import SPLITS
 from segray.errors import SettingsError
 from segray.sources.names import fault
 
-WGS84 = "OGC:CRS84"  # a GeoJSON without `crs` member: longitude, latitude (RFC 7946, section 4)
+WGS84 = "OGC:CRS84"  # GeoJSON without a member `crs`: longitude, latitude (RFC 7946, section 4)
 CATEGORY = {"id": 1, "name": "building"}
 
 
 @dataclass(frozen=True)
 class Shares:
-    """A rectangle as shares of the scene's width and height, 0 at the left and at the top."""
+    """A rectangle in fractions of the scene's width and height, from its left and top."""
 
     left: float
     top: float
@@ -52,18 +52,18 @@ class Shares:
 
 @dataclass(frozen=True)
 class FootprintSettings:
-    """How a scene becomes windows; lengths in pixels of the reduced scene."""
+    """How a scene is cut into windows; lengths in pixels of the reduced scene."""
 
     reduce: int = 2
-    """Every square of this many pixels a side becomes their mean."""
+    """Side of the squares of pixels that are averaged to one."""
     window: int = 640
     """Side of a training window, and the longest side of a held-out one."""
     overlap: int = 256
-    """Of neighbouring training windows; held-out windows share no pixel."""
+    """Overlap of neighbouring training windows; held-out windows share no pixel."""
     visible: float = 0.15
-    """A building of which a smaller share lies in the window is none of its objects."""
+    """Minimum share of a building that must be in the window for it to be an object."""
     smallest_area: int = 64
-    """Nor is one with fewer pixels there."""
+    """Minimum number of a building's pixels in the window."""
     test: Shares = Shares(0.625, 0, 1, 0.5)
     val: Shares = Shares(0.625, 0.5, 1, 1)
 
@@ -74,7 +74,7 @@ class FootprintSettings:
 
 @dataclass(frozen=True)
 class Window:
-    """A half-open rectangle of the reduced scene and what it is for."""
+    """A half-open rectangle of the reduced scene, and its split."""
 
     split: str
     left: int
@@ -83,26 +83,26 @@ class Window:
     bottom: int
 
     def touches(self, other: "Window") -> bool:
-        """Whether the two share a pixel."""
+        """Return whether the two share a pixel."""
         across = self.left < other.right and other.left < self.right
         return across and self.top < other.bottom and other.top < self.bottom
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its place on the map."""
+    """An image with its georeference."""
 
     pixels: NDArray[np.uint8]
-    """(height, width, 3), RGB."""
+    """(height, width, 3) uint8, RGB."""
     to_map: Any
     """Affine: (x, y) in pixels to coordinates of `crs`."""
     crs: pyproj.CRS
 
 
 def read_scene(path: Path, *, reduce: int) -> Scene:
-    """Read the first three bands, reduced; rows and columns that fill no whole square are left out.
+    """Read the first three bands, reduced; rows and columns that do not fill a square are left out.
 
-    Raises SettingsError for a scene without a place on the map, or whose bands are no three of 8 bits.
+    Raises SettingsError for a scene without a georeference, or whose bands are not three of 8 bits.
     """
     with rasterio.open(path) as source:
         if source.crs is None:
@@ -116,7 +116,8 @@ def read_scene(path: Path, *, reduce: int) -> Scene:
 
 
 def block_means(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """(height, width, bands) to the rounded means of squares of `side` x `side` pixels."""
+    """Return the rounded means of squares of `side` x `side` pixels; `pixels` (height, width, bands)
+    uint8."""
     height, width = pixels.shape[0] // side, pixels.shape[1] // side
     squares = pixels[: height * side, : width * side].reshape(height, side, width, side, -1)
     return np.asarray(np.rint(squares.mean((1, 3), dtype=np.float32)), np.uint8)
@@ -125,8 +126,8 @@ def block_means(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
     """Read the polygons of a GeoJSON file, in pixels of the reduced scene, largest first.
 
-    Polygons that cross themselves are repaired; features that are no areas are left out. Raises SettingsError
-    for a file that is no feature collection or names a coordinate system that PROJ does not know.
+    Self-intersecting polygons are repaired; features without an area are left out. Raises SettingsError
+    for a file that is not a feature collection or has a CRS that PROJ does not know.
     """
     try:
         content = json.loads(path.read_text())
@@ -148,7 +149,7 @@ def read_outlines(path: Path, scene: Scene) -> list[MultiPolygon]:
 
 
 def windows_of(height: int, width: int, settings: FootprintSettings) -> list[Window]:
-    """Return the windows of a reduced scene: training ones overlap and touch nothing that is held out.
+    """Return the windows of a reduced scene: training ones overlap and do not touch held-out rectangles.
 
     Raises SettingsError if `val` and `test` overlap or leave no room for a training window.
     """
@@ -163,20 +164,20 @@ def windows_of(height: int, width: int, settings: FootprintSettings) -> list[Win
     ]
     training = [window for window in training if not any(window.touches(block) for block in blocks)]
     if not training:
-        raise SettingsError("every training window touches the rectangles of val and test: take smaller ones")
+        raise SettingsError("every training window touches the rectangles of val and test: use smaller ones")
     return training + [part for block in blocks for part in _parts(block, settings.window)]
 
 
 def starts(length: int, window: int, step: int) -> list[int]:
-    """First pixels of the windows along one axis; the last one ends with the axis."""
+    """Return the first pixels of the windows along one axis; the last one ends with the axis."""
     last = max(0, length - window)
     return [*range(0, last, step), last]
 
 
 def draw(outlines: Sequence[MultiPolygon], window: Window, settings: FootprintSettings) -> NDArray[np.int32]:
-    """Return the integer map (height, width) of a window: 0 is ground, then 1, 2, ... in the outlines' order.
+    """Return the map (height, width) int32 of a window: 0 is ground, then 1, 2, ... in the outlines' order.
 
-    A pixel belongs to the outline that its centre lies in, to the smallest one if there are several. What is
+    A pixel belongs to the outline that covers its centre, to the smallest one if there are several. What is
     cut off too far at the edge is ground.
     """
     size = (window.bottom - window.top, window.right - window.left)
@@ -259,7 +260,7 @@ def _annotations(instances: NDArray[np.int32], image_id: int, *, first_id: int) 
 
 
 def main() -> None:
-    """Cut a scene with building outlines into windows for training; prints what each split has."""
+    """Cut a scene with building outlines into windows for training; print the contents of each split."""
     usual = FootprintSettings()
     parser = argparse.ArgumentParser(prog="python jobs/footprints_to_coco.py", description=main.__doc__)
     parser.add_argument("scene", type=Path, help="GeoTIFF, 3 x uint8")

@@ -22,31 +22,31 @@ verbs:
   train --data URL --output URL
       a model: U-Net and others from label maps, Mask R-CNN from COCO
   predict SOURCE... --output URL
-      label maps with such a model: PNG for pictures, COG for scenes
+      label maps with such a model: PNG for images, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
   retrain --config FILE
-      new labels in, a better model out, or a refusal with reasons
+      a better model from new labels, or a refusal with reasons
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
-      one of these on a cluster, with its log and its exit code
+      one of these on a cluster, with its log and exit code
   schedule VERB ... --cron TIMES --as SCHEDULER
-      text for cron, systemd, Kubernetes, Airflow or Slurm to run it
+      a file for cron, systemd, Kubernetes, Airflow or Slurm to run it
   status RUN [--json]
-      what became of a run, or becomes of it now
+      state of a run, live or finished
   drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
-      whether images and labels are distributed as those of another run
+      whether images and labels are distributed like those of another run
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
-      versions of models, and which of them is the champion
+      versions of models, and which is the champion
   models [--json]
-      what can be loaded, its licence and where the weights come from
+      what can be trained and loaded, licence and source of the weights
   doctor [OUTPUT...] [--json]
       what works on this machine, and what to install for the rest
 
-`segray VERB --help` says more; `segray --version` prints the version."""
+`segray VERB --help` prints more; `segray --version` prints the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (see `segray.errors.ExitCode`)."""
+    """Run one verb; return the exit code (see `segray.errors.ExitCode`)."""
     verb, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     rest = rest[:-1]
     if verb in ("-h", "--help", "help"):
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, rest: Sequence[str]) -> int:
-    """Return the exit code; print what went wrong."""
+    """Run one verb and return its exit code; print its errors."""
     if verb not in VERBS:
         say(f"unknown verb {verb!r}\n{USAGE}" if verb else f"no verb\n{USAGE}", "error")
         return ExitCode.USAGE
@@ -81,7 +81,7 @@ def _run(verb: str, rest: Sequence[str]) -> int:
 
 
 def _called(name: str, arguments: Sequence[str]) -> int:
-    """Return the exit code of a verb that there is."""
+    """Run a known verb and return its exit code."""
     from segray.command_line import settings_of
     from segray.settings import printable
 
@@ -89,14 +89,14 @@ def _called(name: str, arguments: Sequence[str]) -> int:
     if verb.splits:
         return int(verb.function()(arguments))
     if verb.settings is None:
-        return int(verb.function()(as_json=_json_flag(name, "what can be loaded, and from where", arguments)))
+        return int(verb.function()(as_json=_json_flag(name, "what can be trained and loaded", arguments)))
     rest = [each for each in arguments if each != "--json"] if verb.json else arguments
     settings = settings_of(name, rest)
     if settings.print_config:
         print(printable(settings), end="")
         return ExitCode.DONE
     if verb.reads:
-        say(f"{name}: looking at {verb.reads}")
+        say(f"{name}: checking {verb.reads}")
     more = {"as_json": len(rest) < len(arguments)} if verb.json else {}
     return int(verb.function()(settings, **more))
 

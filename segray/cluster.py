@@ -1,4 +1,4 @@
-"""The Ray that a job runs on: a cluster that is there, or one of our own on this machine.
+"""The Ray that a job runs on: an existing cluster, or one of our own on this machine.
 
 Imports `ray` where it is used: the environment must be set before.
 """
@@ -39,18 +39,19 @@ RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # after 1 s, each read would import Python anew
     "RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION": "0.7",  # of 0.5, encoded files left too little for pixels
 }
-"""Read by Ray when it is imported; what the user has set stays."""
+"""Read by Ray when it is imported; values that the user has set are kept."""
 
 NODES_S = 600.0
-"""How long `ray.nodes` are waited for."""
+"""Seconds to wait for `ray.nodes`."""
 READ_TASK_CPUS = 0.1
-"""Reserved by the read task that says what comes next; Ray's tally, not a limit."""
+"""CPUs reserved by the read task of the sampler; Ray's accounting, not a limit."""
 _LOOK_EVERY_S = 10.0
-"""For machines that come and go."""
+"""Polling interval for machines that come and go."""
 
 
 def set_environment() -> None:
-    """Before Ray is imported. An empty part of PYTHONPATH is the working folder, where images may lie."""
+    """Set Ray's variables before its import; drop an empty PYTHONPATH entry, the folder of the user's
+    images."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if path := os.environ.get("PYTHONPATH"):
@@ -59,23 +60,23 @@ def set_environment() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What there is: in all, and on the largest node, since an actor lives on one."""
+    """Resources: in all, and on the largest node, since an actor runs on one."""
 
     cpus: float
     gpus: float
     node_cpus: float
     node_gpus: float
     nodes: tuple[tuple[float, float], ...] = ()
-    """(CPUs, GPUs) of each."""
+    """(CPUs, GPUs) of each node."""
     accelerators: frozenset[str] = frozenset()
-    """Names that Ray has for its GPUs, such as `A100`."""
+    """Ray's names of its GPUs, such as `A100`."""
 
 
 class RayStart:
     """Context manager: a Ray of our own, or the connection to a cluster.
 
     Nothing happens before `begin` or `cluster`. Ray starts in a thread: it takes seconds, mostly of waiting,
-    in which the model is loaded. At the end a Ray of our own is stopped.
+    during which the model is loaded. At the end a Ray of our own is stopped.
     """
 
     def __init__(
@@ -85,17 +86,17 @@ class RayStart:
         load: Callable[[], object] = lambda: None,
         metrics_port: int | None = None,
     ) -> None:
-        """load: what to import meanwhile. metrics_port: see `JobSettings`."""
+        """Store the arguments; load: imports to do meanwhile. metrics_port: see `JobSettings`."""
         self._settings, self._log, self._load = settings, log, load
         self._metrics_port = metrics_port
         self.machines = Machines(settings.prices)
-        """Of the job; counted once Ray runs."""
+        """Machine-hours of the job; counted once Ray runs."""
         self._begun: Future[Cluster] | None = None
         self._own: OwnRay | PlainRay | None = None
         self._given_up, self._ends, self._over = (threading.Event() for _ in range(3))
         self.in_cluster = _in_cluster(settings)
         self.exports = self.in_cluster or metrics_port is not None
-        """Whether somebody may look at metrics."""
+        """Whether metrics are exported."""
 
     def check(self) -> None:
         """Raise SettingsError where the port of metrics is taken; quick."""
@@ -111,7 +112,7 @@ class RayStart:
             ) from error
 
     def hours_lines(self, record: Mapping[str, Any]) -> list[str]:
-        """Of the summary: machine-hours, where they are another's or have a price."""
+        """Return the summary's lines of machine-hours, where they are on a cluster or have a price."""
         return [hours_line(record)] if record.get(HOURS) and (self.in_cluster or COST in record) else []
 
     def begin(self) -> None:
@@ -123,7 +124,7 @@ class RayStart:
             threading.Thread(target=self._start, name="segray-start-ray", daemon=True).start()
 
     def cluster(self) -> Cluster:
-        """What there is, once it runs. Raises SettingsError and JobFailedError where it does not."""
+        """Return the resources, once Ray runs. Raises SettingsError and JobFailedError where it does not."""
         self.begin()
         assert self._begun is not None
         return self._begun.result()
@@ -137,11 +138,11 @@ class RayStart:
             with handlers_kept():
                 found = self._connect()
             self._begun.set_result(found)
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised by `cluster`
             self._begun.set_exception(error)
             self._ends.set()
         while not self._ends.wait(_LOOK_EVERY_S):
-            with suppress(Exception):  # the job itself notices what has become of its Ray
+            with suppress(Exception):  # the job itself notices errors of its Ray
                 self._see_machines()
         self._over.wait()  # Linux kills the processes of Ray with the thread that started them
 
@@ -172,7 +173,7 @@ class RayStart:
         return OwnRay(mib, self._log, self._given_up, metrics_port=self._metrics_port)
 
     def _join(self, address: str) -> None:
-        """As `connect`; where nodes are waited for, the head may not be there yet either."""
+        """Connect as `connect`; where nodes are awaited, the head may not exist yet either."""
         import ray
 
         deadline = time.monotonic() + (0 if self._settings.nodes is None else NODES_S)
@@ -187,7 +188,10 @@ class RayStart:
             time.sleep(1)
 
     def _wait_for_nodes(self) -> None:
-        """Who starts a cluster for one job starts the job first. Raises SettingsError when it stays small."""
+        """Wait for the nodes of a cluster that starts with the job.
+
+        Raises SettingsError when some are missing.
+        """
         import ray
 
         started, wanted = time.monotonic(), self._settings.nodes or 1
@@ -218,18 +222,18 @@ class RayStart:
 
 
 class PlainRay:
-    """A Ray as `ray.init` starts it: for a release that lacks what `own_ray` needs. Slower, and not quiet."""
+    """A Ray as `ray.init` starts it: for a release that lacks what `own_ray` needs. Slower and noisier."""
 
     def __init__(self, object_store_mib: int, reason: str) -> None:
-        """reason: what is missing, one line."""
+        """Store the settings; reason: what is missing, one line."""
         self._object_store_mib, self._reason = object_store_mib, reason
 
     def start(self) -> None:
-        """Start it, and say that it listens on all addresses of this machine. Raises JobFailedError."""
+        """Start it, and warn that it listens on all addresses of this machine. Raises JobFailedError."""
         import ray
 
         say(
-            f"ray {ray.__version__} is newer than segray knows ({self._reason}): started as it comes, "
+            f"ray {ray.__version__} is newer than segray knows ({self._reason}): started with its defaults, "
             "it listens on every address of this machine",
             "warning",
         )
@@ -247,14 +251,14 @@ class PlainRay:
             raise JobFailedError(f"Ray did not start here: {error}") from error
 
     def stop(self, *, keep: bool) -> None:
-        """End its processes; keep: its logs are kept, which Ray always does."""
+        """End its processes; keep: whether to keep its logs, which Ray always does."""
         import ray
 
         ray.shutdown()
 
 
 def connect(address: str) -> None:
-    """Join a cluster that runs. Raises SettingsError."""
+    """Join a running cluster. Raises SettingsError."""
     import ray
 
     try:
@@ -268,7 +272,7 @@ def _look_around(log: Path) -> Cluster:
     import ray
 
     loggers_to(log)
-    # what a thread of Ray's prints of workers that died, and of an interrupted run's tasks, goes there too
+    # output of Ray's thread on dead workers, and on an interrupted run's tasks, goes there too
     print_with(_to_log)
     nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
@@ -279,7 +283,7 @@ def _look_around(log: Path) -> Cluster:
 
 
 def _in_cluster(settings: RaySettings) -> bool:
-    """Whether a Ray is named, or runs in this process already; a local one is only started for work."""
+    """Return whether a cluster is named, or Ray runs in this process already; else a local one is started."""
     if "ray" in sys.modules:
         import ray
 

@@ -1,4 +1,4 @@
-"""Settings of a verb from flags, environment and `--config` file, and what is wrong with them, in words.
+"""Parse the settings of a verb from flags, environment and `--config` file; report all problems in words.
 
 Flags win over the environment, the environment over the file, the file over the defaults.
 """
@@ -94,7 +94,7 @@ def _take_literally(parser: argparse.ArgumentParser, namespace: argparse.Namespa
 
 
 def _config_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Return what the YAML file holds, and what is wrong with it."""
+    """Return the content of the YAML file, and its problems."""
     if not path:
         return {}, []
     try:
@@ -119,7 +119,7 @@ _FORMS = {
     "bands": "must be one number or three, from 1: 3,2,1",
     "scaling": "must be auto, percentiles, or LOW,HIGH",
 }
-"""What a pattern wants, in words; what was given may be a secret."""
+"""Forms of patterns in words; the given value may be a secret."""
 
 
 def _line(cls: type[BaseSettings], problem: Any) -> str:
@@ -156,7 +156,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _only_names(unknown: Sequence[str]) -> list[str]:
-    """Return arguments nobody knows, without the values that belong to an unknown flag."""
+    """Return unknown arguments, without the values that belong to an unknown flag."""
     return [
         argument
         for before, argument in zip(["", *unknown], unknown, strict=False)
@@ -175,7 +175,7 @@ def _unknown_flag(cls: type[BaseModel], flag: str, program: str) -> str:
 
 
 def _known_to_any_verb() -> list[str]:
-    """Return the settings of all verbs: one environment serves them, another verb's is no mistake."""
+    """Return the settings of all verbs: one environment serves them, so another verb's are valid."""
     return list(dict.fromkeys(name for verb in VERBS for name in _known_to(verb)))
 
 

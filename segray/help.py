@@ -1,4 +1,4 @@
-"""What `--help` prints: what a verb needs first, then the rest, nested settings under their own headings."""
+"""The output of `--help`: basic settings first, then the rest, nested ones under their own headings."""
 
 import argparse
 import re
@@ -15,17 +15,17 @@ _METAVARS = {
     "{dict[str,int,str]}": "JSON", "dict[str,float]": "JSON",
     "SecretStr": "SECRET", "list[SecretStr]": "A,B", "Path": "FILE",
 }  # fmt: skip
-"""Python's names of types -> what a person types."""
+"""Python's names of types -> names in the help."""
 _NO_DEFAULT = re.compile(r" ?\(default: (None|\[\]|\{\}|False)\)$")
 _HEADINGS = {
     "augment": "augmentation",
     "ray": "Ray: where the job runs",
     "storage": "storage: how URLs are opened",
-    "storage.s3": "storage: S3 and its likes (s3://, s3a://)",
+    "storage.s3": "storage: S3 and compatible (s3://, s3a://)",
     "storage.gcs": "storage: Google Cloud Storage (gs://)",
     "storage.azure": "storage: Azure Blob Storage (az://, abfs://)",
 }
-"""Of nested settings, by their dotted name."""
+"""Headings of nested settings, by their dotted name."""
 
 
 class HelpParser(argparse.ArgumentParser):
@@ -34,7 +34,7 @@ class HelpParser(argparse.ArgumentParser):
     basic: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        """Raise SettingsError: a flag without its value is told as every other mistake."""
+        """Raise SettingsError: a flag without its value is reported like every other mistake."""
         raise SettingsError(message, f"see `{self.prog} --help`")
 
     def format_help(self) -> str:
@@ -69,7 +69,7 @@ def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _grouped(actions: Sequence[argparse.Action], basic: Sequence[str]) -> Mapping[str, list[argparse.Action]]:
-    """Heading -> options; those of `basic` in its order."""
+    """Return heading -> options; those of `basic` in its order."""
     first: dict[str, argparse.Action] = {}
     rest, nested = list[argparse.Action](), dict[str, list[argparse.Action]]()
     for action in actions:
@@ -98,7 +98,7 @@ def _name(action: argparse.Action) -> str:
 
 
 def _plain(action: argparse.Action) -> argparse.Action:
-    """With words for types, and without defaults that say nothing."""
+    """Return the option with readable types, and without uninformative defaults."""
     if isinstance(action.metavar, str):
         choices = "{" + re.sub(r"[{}]", "", action.metavar) + "}" if "{" in action.metavar else action.metavar
         action.metavar = _METAVARS.get(choices, choices)
@@ -107,7 +107,7 @@ def _plain(action: argparse.Action) -> argparse.Action:
 
 
 def _examples(text: str, width: int) -> str:
-    """Lines as they are where they fit; commands that do not are continued, other lines wrapped."""
+    """Return lines unchanged where they fit; longer commands are continued, other lines wrapped."""
     return "\n".join(line for given in text.splitlines() for line in _fitted(given, width))
 
 

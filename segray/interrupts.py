@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run in words, whatever the libraries in between make of them."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run with a message, even if libraries convert or swallow them."""
 
 import ctypes
 import math
@@ -11,20 +11,20 @@ from types import TracebackType
 from typing import Any
 
 IMPATIENCE_S = 5.0
-"""An interrupt so soon after another is ignored: it would break what the first one ends."""
+"""Seconds within which another interrupt is ignored: it would break the clean-up of the first one."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; `ray job stop`, a preempted pod, systemd; a terminal that goes away."""
+"""Ctrl-C; `ray job stop`, a preempted pod, systemd; a terminal that is closed."""
 
 
 class Interrupts:
-    """Context manager, and one for all (`INTERRUPTS`): entered again inside itself, it stays as it is.
+    """Context manager, one for all (`INTERRUPTS`): entering it again inside itself has no effect.
 
-    Each of `SIGNALS` is a KeyboardInterrupt, but not twice within `IMPATIENCE_S`.
+    Each of `SIGNALS` raises KeyboardInterrupt, but not twice within `IMPATIENCE_S`.
     """
 
     def __init__(self) -> None:
         self.struck = threading.Event()
-        """A library may swallow what is raised: who works on asks here."""
+        """Set by an interrupt, for code that must know of one that a library swallowed."""
         self._depth = 0
         self._last = -math.inf
         self._before: dict[int, Any] = {}
@@ -51,11 +51,11 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def ignore(self) -> None:
-        """Another one must not break what ends here."""
+        """Ignore further interrupts, which must not break the clean-up."""
         self._last = math.inf
 
     def forget(self) -> None:
-        """There was none, or we raised it ourselves and report the error behind it."""
+        """Forget the last interrupt: we raised it ourselves, so report the error behind it."""
         self._last = -math.inf
         self.struck.clear()
 
@@ -75,10 +75,10 @@ INTERRUPTS = Interrupts()
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put back what C++ code puts in the place of signal handlers, from whatever thread it runs in.
+    """Restore the signal handlers that C++ code replaces, from any thread.
 
     Ray installs abseil's failure handler, which ends the process at SIGTERM. Python can only set handlers in
-    the main thread, which has other work; sigaction(2) has no such limit, and its struct is not looked into.
+    the main thread, which has other work; sigaction(2) has no such limit, and its struct is copied as bytes.
     """
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(512) for number in SIGNALS}

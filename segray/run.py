@@ -1,4 +1,4 @@
-"""What every job does around its own work: problems collected, Ray, output, device, identity, exit code."""
+"""The scaffold of every job: problems collected, Ray, output, device, identity, exit code."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ O = TypeVar("O", bound=Output)  # noqa: E741 - as in `lease`
 
 @contextmanager
 def on_ray(settings: JobSettings, load: Callable[[], object]) -> Iterator[RayStart]:
-    """Run a job: library noise goes to a file, an interrupt ends it in words, Ray is stopped at the end.
+    """Run a job: other libraries' output goes to a file, interrupts are reported, Ray is stopped.
 
-    Ray starts when it is first asked for; `load` imports meanwhile what the job needs of it.
+    Ray starts when it is first needed; `load` imports meanwhile what the job needs of it.
     """
     set_environment()
     with (
@@ -32,19 +32,19 @@ def on_ray(settings: JobSettings, load: Callable[[], object]) -> Iterator[RaySta
 
 
 class Problems:
-    """What is wrong with the settings, so that a person learns all of it at once."""
+    """Collects errors in the settings, so that the user sees all of them at once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def __bool__(self) -> bool:
-        """Return whether there are any."""
+        """Return whether there are any problems."""
         return bool(self.lines)
 
     def attempt(self, step: Callable[[], T]) -> T | None:
-        """Return what `step` returns; None where it raises SettingsError, whose lines are kept.
+        """Return `step()`; None where it raises SettingsError, whose lines are kept.
 
-        Raises HeldError: who waits for the other run, as retrain does, must know it from bad settings.
+        Raises HeldError: a caller that waits for the other run, such as retrain, must recognise it.
         """
         try:
             return step()
@@ -55,18 +55,18 @@ class Problems:
             return None
 
     def error(self) -> SettingsError:
-        """Return all of them as one error."""
+        """Return all problems as one error."""
         return SettingsError(*self.lines)
 
 
 def open_output(store: O) -> Lease[O]:
-    """Return the lease of an output, not entered yet.
+    """Return the lease of an output, not acquired yet.
 
     Raises SettingsError where the output cannot be used, HeldError where another run is live.
     """
     store.check_usable()
     lease = Lease(store)
-    lease.refuse_second_run(watches=False)  # of another machine: when it is taken, after all that is quick
+    lease.refuse_second_run(watches=False)  # another machine's: when it is acquired, after quick checks
     return lease
 
 
@@ -88,7 +88,7 @@ def check_same(
 ) -> None:
     """Raise SettingsError with a line for each setting of `names` that differs from the output's.
 
-    made: what the run before did to the output, `made` or `begun`.
+    made: the verb for the message, `made` or `begun`.
     """
     lines = [
         f"  {name}: {there.get(name)} there, {here.get(name)} now"
@@ -103,5 +103,5 @@ def check_same(
 
 
 def exit_code(rejected_share: float, max_rejects: float) -> ExitCode:
-    """Return how a job ends that did everything: 0, or 3 where too much was rejected."""
+    """Return the exit code of a finished job: 0, or 3 where too much was rejected."""
     return ExitCode.REJECTED if rejected_share > max_rejects else ExitCode.DONE

@@ -1,6 +1,6 @@
-"""Every option, typed once: flags, `SEGRAY_…` environment, YAML, the printed help, all from such classes.
+"""Every option, typed once: flags, `SEGRAY_…` environment, YAML and the printed help are generated from it.
 
-What verbs share stands here, the rest in the `settings.py` of each; `command_line` reads them.
+Settings shared by verbs are in this file, others in the `settings.py` of each; `command_line` parses them.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -31,7 +31,7 @@ ENV_PREFIX = "SEGRAY_"
 
 
 def _absolute_weights(spec: str) -> str:
-    """Return a file's absolute address; names and `python:module:factory` stay, wrong ones too."""
+    """Return a file's absolute address; names and `python:module:factory` are kept, invalid ones too."""
     if is_registry(spec):
         return absolute(spec)
     try:
@@ -42,34 +42,35 @@ def _absolute_weights(spec: str) -> str:
 
 
 WeightsAddress = Annotated[str, Field(pattern=r"\S"), AfterValidator(_absolute_weights)]
-"""What `--weights` takes."""
+"""The value of `--weights`."""
 
 
 class RaySettings(BaseModel):
-    """Where the job runs; empty means a Ray of its own on this machine."""
+    """Where the job runs; empty: a local Ray of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = Field(
-        None, description="running cluster ('auto', or host:port); inside a Ray job this is found by itself"
+        None, description="running cluster ('auto', or host:port); detected inside a Ray job"
     )
     nodes: int | None = Field(
-        None, ge=1, description="wait until so many nodes have joined the cluster, up to 10 minutes"
+        None, ge=1, description="wait until this many nodes have joined the cluster, up to 10 minutes"
     )
     object_store_mib: int = Field(1024, ge=128, description="shared memory for data in flight (own Ray only)")
-    stall_timeout_s: float = Field(1800, gt=0, description="fail when nothing moved for so long")
+    stall_timeout_s: float = Field(1800, gt=0, description="seconds without progress before the job fails")
     prices: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description='of an hour of each kind of machine, {"16 CPU": 0.68}: run.json then has the cost'
+        {},
+        description='price of an hour per kind of machine, {"16 CPU": 0.68}: run.json then has the cost',
     )
 
 
 class CommonSettings(BaseSettings):
-    """What every verb has."""
+    """Settings of every verb."""
 
     basic: ClassVar[tuple[str, ...]] = ("config", "print_config")
     """Settings that `--help` shows first, in this order."""
     usage: ClassVar[str] = ""
-    """What follows the verb, for `--help`, and for errors about what is missing."""
+    """Usage after the verb, for `--help`, and for errors about missing arguments."""
     examples: ClassVar[str] = ""
     """Commands and exit codes, for `--help`."""
 
@@ -86,7 +87,7 @@ class CommonSettings(BaseSettings):
     )
 
     config: LocalFile | None = Field(None, description="YAML file with any of these settings")
-    print_config: bool = Field(False, description="print the settings in force as YAML (no secrets) and stop")
+    print_config: bool = Field(False, description="print the settings as YAML (no secrets) and exit")
     storage: StorageSettings = StorageSettings()
 
     @classmethod
@@ -98,18 +99,18 @@ class CommonSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment, then the config file, which arrives as keywords; flags are put in front."""
+        """Return the sources by precedence: flags in front, environment, then the config file's keywords."""
         return env_settings, init_settings
 
 
 class JobSettings(CommonSettings):
-    """What every verb has that works on data; SEGRAY_CONFIG may name a file of its settings."""
+    """Settings of every verb that works on data; SEGRAY_CONFIG may name a file of them."""
 
     basic = ("output", *CommonSettings.basic, "dry_run")
 
-    dry_run: bool = Field(False, description="check everything, list the sources, do nothing")
+    dry_run: bool = Field(False, description="check settings, list the sources, and stop")
     log_format: Literal["text", "json"] = Field(
-        "text", description="json: one object a line on stderr, the summary included; stdout stays empty"
+        "text", description="json: one object per line on stderr, the summary included; stdout stays empty"
     )
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="Prometheus metrics on this port of loopback (own Ray only)"
@@ -118,7 +119,7 @@ class JobSettings(CommonSettings):
 
 
 class StatusSettings(CommonSettings):
-    """What became of a run, or becomes of it now: who holds its output, what is done, what is left.
+    """State of a run, live or finished: who holds its output, what is done, what is left.
 
     RUN is the output of annotate, train, predict or evaluate, on local disk or in a bucket. Nothing is
     written there. With --json, JSON is printed.
@@ -131,7 +132,7 @@ class StatusSettings(CommonSettings):
   segray status s3://bucket/labels --json
 
 exit codes:
-  0 a run is there, whatever became of it   1 the storage refuses   2 bad settings   4 no run there"""
+  0 a run was found, in any state   1 the storage cannot be read   2 bad settings   4 no run found"""
 
     run: CliPositionalArg[list[Address]] = Field(
         default=[],
@@ -143,7 +144,7 @@ exit codes:
 
 
 class DoctorSettings(CommonSettings):
-    """What works on this machine, and what to install for the rest.
+    """Check what works on this machine, and what to install for the rest.
 
     With OUTPUT, a folder or bucket URL, also whether outputs can be written there, by one run at a time: an
     object is made, replaced and removed. With --json, JSON is printed.
@@ -159,7 +160,7 @@ exit codes:
   0 what is needed works   1 something does not   2 bad settings"""
 
     outputs: CliPositionalArg[list[Address]] = Field(
-        default=[], description="folders or bucket URLs where outputs are to be written"
+        default=[], description="folders or bucket URLs of future outputs"
     )
 
 
@@ -169,21 +170,21 @@ class SceneSettings(JobSettings):
     bands: str | None = Field(
         None,
         pattern=r"^[1-9]\d*(,[1-9]\d*,[1-9]\d*)?$",
-        description="of a scene, one number or three (3,2,1), from 1; default red, green, blue where named",
+        description="bands of a scene, one or three (3,2,1), from 1; default red, green, blue where named",
     )
     resolution: float | None = Field(
-        None, gt=0, description="metres a pixel; finer scenes are read coarser, from their overviews"
+        None, gt=0, description="metres per pixel; finer scenes are downsampled, from their overviews"
     )
     scaling: str = Field(
         "auto",
         pattern=r"^(auto|percentiles|-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?)$",
-        description="of a scene to 0..255: auto (bytes stay, others by the ranges in the model file, else by "
+        description="scaling of scenes to 0..255: auto (8-bit unchanged, else by the model's ranges or by "
         "the 2nd and 98th percentile), percentiles, or LOW,HIGH",
     )
 
     @property
     def band_numbers(self) -> tuple[int, ...] | None:
-        """See `Tiling.bands`."""
+        """Return the numbers of the bands, see `Tiling.bands`."""
         return None if self.bands is None else tuple(int(band) for band in self.bands.split(","))
 
     @field_validator("scaling")
@@ -197,7 +198,7 @@ class SceneSettings(JobSettings):
 
 
 def printable(settings: CommonSettings, *, without_defaults: bool = False) -> str:
-    """Return the settings in force as YAML that `--config` reads back; secrets and unset values are left out.
+    """Return the effective settings as YAML that `--config` reads back; without secrets and unset values.
 
     URLs come without credentials and query strings.
     """
@@ -217,7 +218,7 @@ def printable(settings: CommonSettings, *, without_defaults: bool = False) -> st
 
 
 def _shown(value: Any) -> Any:
-    """Addresses, also in lists and in settings of another verb, without credentials; all else as it is."""
+    """Return addresses, also in lists and nested settings, without credentials; other values unchanged."""
     if isinstance(value, list):
         return [_shown(each) for each in value]
     if isinstance(value, dict):

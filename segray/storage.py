@@ -120,7 +120,7 @@ class StorageSettings(_Part):
 
     @property
     def hasty(self) -> "StorageSettings":
-        """The same with few attempts, for the first request: a wrong endpoint should be told in seconds."""
+        """Return the settings with few attempts, for the first request: a wrong endpoint fails fast."""
         return self.model_copy(update={"attempts": min(_FIRST_ATTEMPTS, self.attempts)})
 
 

@@ -1,4 +1,4 @@
-"""The verbs: what each can be told, and what runs it. Nothing is imported before it is asked for."""
+"""The table of verbs: the settings of each, and the function that runs it, both imported on demand."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One line of the table; `module:name` is below the package."""
+    """One row of the table; `module:name` is relative to the package."""
 
     settings: str | None
-    """Its class of settings; None where it has none."""
+    """Its settings class; None where it has none."""
     run: str
-    """The function that is given the settings and returns the exit code."""
+    """The function that takes the settings and returns the exit code."""
     reads: str = ""
-    """Of verbs that work on data: what they look at first."""
+    """For verbs that work on data: what they check first."""
     json: bool = False
-    """Whether there is a flag --json; `run` is given `as_json`."""
+    """Whether there is a flag --json; `run` then takes `as_json`."""
     splits: bool = False
-    """Whether `run` is given the arguments instead: some of them are another verb's."""
+    """Whether `run` takes the command line instead: some arguments are another verb's."""
 
     def settings_class(self) -> "type[CommonSettings] | None":
-        """Return the class of its settings, imported."""
+        """Return its settings class, imported; None where it has none."""
         return None if self.settings is None else _named(self.settings)
 
     def function(self) -> Any:
-        """Return what runs it, imported."""
+        """Return the function that runs it, imported."""
         return _named(self.run)
 
 

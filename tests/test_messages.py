@@ -31,15 +31,15 @@ NOISE = bytes(os.urandom(1 << 20))
         (
             "a.shp",
             NOISE,
-            "none of GeoJSON (features), GeoParquet, GeoPackage, Shapefile and FlatGeobuf: byte ",
+            "not GeoJSON (features), GeoParquet, GeoPackage, Shapefile or FlatGeobuf: byte ",
         ),
-        ("a.bin", b"\0\0\x27\x0a" + NOISE, "the file a.shx beside it is not there"),
+        ("a.bin", b"\0\0\x27\x0a" + NOISE, "the file a.shx next to it is missing"),
         ("a.fgb", b"fgb\x03fgb\x01" + NOISE, "it has no layer of features"),
         ("a.gpkg", b"SQLite format 3\0" + NOISE, "it cannot be read: "),
         ("a.json", b"PK\x03\x04" + NOISE, "a zip archive is not read: unpack it"),
         ("a.geojson.gz", NOISE, "a gzip archive is not read: unpack it"),
         ("a.geojson", b'{"features": "M\xfcnchen' + NOISE, "byte 15 is not UTF-8"),
-        ("a.geojson", b"\xff" + NOISE, "none of GeoJSON (features)"),
+        ("a.geojson", b"\xff" + NOISE, "not GeoJSON (features)"),
         ("a.geojson", b"{}", "it has no 'features'"),
         (
             "a.geojson",
@@ -83,7 +83,7 @@ def test_a_manifest_whose_paths_start_elsewhere_asks_for_root(
         Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / f"set/{name}.png")
     run = ["train", "--data", f"{tmp_path}/set/train.csv", "--output", f"{tmp_path}/out", "--dry-run"]
     assert main(run) == 2
-    assert "say with --root what its paths are relative to" in capsys.readouterr().err
+    assert "set with --root what its paths are relative to" in capsys.readouterr().err
     assert main([*run, "--root", str(tmp_path)]) == 0
     assert main([*run, "--root", f"{tmp_path}/set"]) == 2
     assert "--root what" not in capsys.readouterr().err

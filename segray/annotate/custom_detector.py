@@ -1,4 +1,4 @@
-"""A model of the user's own: any callable with the interface of torchvision's detectors."""
+"""A custom model: any callable with the interface of torchvision's detectors."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from segray.errors import JobFailedError
 from segray.models.device import arithmetic
 
 MOST_PIXELS = 2**30
-"""A box coordinate beyond this is a mistake of the model."""
+"""A box coordinate beyond this is a fault of the model."""
 
 
 class CustomDetector:
     """Calls the model with a list of (3, height, width) float32 images in 0..1 on the device.
 
-    It answers with a dict an image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
-    `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: so taken where
-    the size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
-    precision. One whose attribute `image_dtype` is torch.uint8 gets the pixels as they are, 0..255, in memory
-    that is used again for the next call.
+    It returns a dict per image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
+    `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: the latter if the
+    size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
+    precision. A model with the attribute `image_dtype` torch.uint8 gets the raw pixels, 0..255, in memory
+    that is reused for the next call.
     """
 
     def __init__(self, model: Any, name: str, device: torch.device, score_threshold: float) -> None:
@@ -37,24 +37,24 @@ class CustomDetector:
             raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not 'roi' or 'image'")
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
-        """Only images of one size share a batch."""
+        """Return the size: only images of one size share a batch."""
         return height, width
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Return detections above the threshold of each image (height, width, 3).
+        """Return detections above the threshold of each image (height, width, 3) uint8.
 
-        Raises JobFailedError where the model's answer is not what its interface promises, ValueError where
-        it has the form but holds numbers that cannot be: that may be one picture's fault.
+        Raises JobFailedError where the model's results break its interface, ValueError where they have the
+        right form but impossible numbers: that may be one image's fault.
         """
         with arithmetic(self.device, "fp32"):
             answer = self.model([self._tensor(place, image) for place, image in enumerate(images)])
         if not isinstance(answer, list | tuple) or len(answer) != len(images):
-            raise JobFailedError(f"{self.name}: answered {len(images)} images with {_kind(answer)}")
+            raise JobFailedError(f"{self.name}: returned for {len(images)} images {_kind(answer)}")
         return [self._detections(each, image) for each, image in zip(answer, images, strict=True)]
 
     def _tensor(self, place: int, image: NDArray[np.uint8]) -> Tensor:
-        """`place`: of the image in its batch."""
-        with warnings.catch_warnings():  # of read-only memory: it is copied below, a model may write
+        """Return an image as the model's input; `place`: its index in the batch."""
+        with warnings.catch_warnings():  # about read-only memory: it is copied below, as a model may write
             warnings.simplefilter("ignore")
             pixels = torch.from_numpy(image)
         if not self.takes_bytes:
@@ -67,7 +67,7 @@ class CustomDetector:
         return room.permute(2, 0, 1)
 
     def _room(self, place: int, size: int) -> Tensor:
-        """Fresh memory for each image would cost more in page faults than the copy."""
+        """Return reused memory: fresh memory for each image would cost more in page faults than the copy."""
         if place == len(self._rooms):
             self._rooms.append(torch.empty(0, dtype=torch.uint8, device=self.device))
         if self._rooms[place].numel() < size:
@@ -79,7 +79,7 @@ class CustomDetector:
             self._array(answer, key) for key in ("scores", "labels", "boxes", "masks")
         )
         n, (height, width) = len(scores), image.shape[:2]
-        if n == 0:  # whatever else their shapes are
+        if n == 0:  # whatever their other dimensions are
             boxes, masks = np.zeros((0, 4)), np.zeros((0, 1, height, width), bool)
         frame = self.frame or ("image" if masks.shape[2:] == (height, width) else "roi")
         self._expect(scores.shape == (n,), "scores: (n,)", scores)
@@ -105,7 +105,7 @@ class CustomDetector:
 
     def _array(self, answer: Any, key: str) -> NDArray[Any]:
         if not isinstance(answer, Mapping) or not isinstance(answer.get(key), Tensor):
-            raise JobFailedError(f"{self.name}: the model's answer has no tensor {key!r}: {_kind(answer)}")
+            raise JobFailedError(f"{self.name}: the model's result has no tensor {key!r}: {_kind(answer)}")
         tensor: Tensor = answer[key].detach()
         array: NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
         return np.atleast_1d(array)

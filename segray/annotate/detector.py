@@ -29,26 +29,26 @@ from segray.models.device import DTYPES, Precision, arithmetic
 
 try:
     from torchvision.ops.poolers import _setup_scales
-except ImportError:  # another torchvision: only what is very narrow finds less
+except ImportError:  # another torchvision: only very narrow images lose detections
     _setup_scales = None
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What a model found in one image; n detections."""
+    """Detections of a model in one image; n detections."""
 
     boxes: NDArray[np.float32]
-    """(n, 4): x0, y0, x1, y1 in pixels of the image."""
+    """(n, 4) float32: x0, y0, x1, y1 in pixels of the image."""
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
     masks: NDArray[Any]
     """(n, m, m) float32 probabilities relative to the boxes, or (n, height, width) of the whole image."""
     frame: Literal["roi", "image"]
-    """Which of the two."""
+    """Whether the masks are relative to the boxes or to the image."""
 
 
 def is_plain_maskrcnn(model: object) -> bool:
-    """Whether the steps below are what `model` itself does: a subclass may have changed them."""
+    """Return whether the steps below are what `model` itself does: a subclass may have changed them."""
     return (
         isinstance(model, MaskRCNN)
         and type(model).forward is GeneralizedRCNN.forward
@@ -57,10 +57,10 @@ def is_plain_maskrcnn(model: object) -> bool:
 
 
 class MaskRCNNDetector:
-    """A MaskRCNN on its device, with the score threshold inside, so that nothing below it gets a mask.
+    """A MaskRCNN on its device, with the score threshold inside, so that no mask is computed below it.
 
-    That gives the detections that would be left above it afterwards: NMS is greedy from the highest score
-    down, and the limit of detections an image keeps the highest.
+    That gives the same detections as filtering afterwards: NMS is greedy from the highest score down, and the
+    limit of detections per image keeps the highest.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class MaskRCNNDetector:
         score_threshold: float,
         proposals: int | None = None,
     ) -> None:
-        """proposals: most regions of an image that the second stage looks at; None: as the model has it."""
+        """Store the model; proposals: maximum regions of an image for the second stage; None: the model's
+        own."""
         self.device, self.precision = device, precision
         self.model = copy.deepcopy(model).eval().to(device)
         self.model.roi_heads.score_thresh = score_threshold
@@ -89,13 +90,13 @@ class MaskRCNNDetector:
             _keep_boxes_in_float32(self.model)
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of an image inside the network; only equal ones may share a batch."""
+        """Return height and width of an image inside the network; only equal ones may share a batch."""
         step = self.model.transform.size_divisible
         rows, cols = self._resized(height, width)
         return math.ceil(rows / step) * step, math.ceil(cols / step) * step
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Return detections of each image (height, width, 3); the images have one `batch_key`."""
+        """Return detections of each image (height, width, 3) uint8; the images have one `batch_key`."""
         with arithmetic(self.device, self.precision):
             batch = self._batch(images)
             features = self.model.backbone(batch.tensors)
@@ -109,7 +110,7 @@ class MaskRCNNDetector:
             return _to_host(found)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
+        """Return torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
         transform = self.model.transform
         if transform.fixed_size is not None:
             return transform.fixed_size[1], transform.fixed_size[0]
@@ -117,9 +118,9 @@ class MaskRCNNDetector:
         return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
     def _set_scales(self, features: dict[str, Tensor], padded: Tensor) -> None:
-        """Set what torchvision infers from the first image, unpadded, for all that come after it.
+        """Set what torchvision infers from the first image, unpadded, for all later ones.
 
-        Where that one is very narrow, its padding makes the scales wrong.
+        If that image is very narrow, its padding makes the scales wrong.
         """
         for pool in _pools(self.model):
             maps = [each for name, each in features.items() if name in pool.featmap_names]
@@ -138,7 +139,7 @@ class MaskRCNNDetector:
         return ImageList(padded, [(each.shape[1], each.shape[2]) for each in prepared])
 
     def _prepared(self, image: NDArray[np.uint8]) -> Tensor:
-        """Normalised and resized on the device: (3, height, width) float32."""
+        """Return the image normalised and resized on the device: (3, height, width) float32."""
         pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float().div_(255)
         normal = self.model.transform.normalize(pixels)
         size = self._resized(*image.shape[:2])
@@ -166,7 +167,7 @@ def _align_by_bags(model: MaskRCNN) -> None:
 
 
 def _keep_boxes_in_float32(model: MaskRCNN) -> None:
-    """Autocast leaves the heads' outputs, and the anchors made like the features, in low precision.
+    """Convert to float32 the heads' outputs, and the anchors, which autocast leaves in low precision.
 
     With its 8 bits bfloat16 puts an anchor near column 1000 four pixels off, and scores into steps of 0.004.
     """
@@ -184,12 +185,12 @@ def _float32(output: Any) -> Any:
 
 
 def _shape_only(feature: Tensor) -> Tensor:
-    """All that the anchor generator reads of a feature map, at no cost: shape and device, in float32."""
+    """Return all that the anchor generator reads of a feature map, at no cost: shape and device, float32."""
     return torch.empty((), device=feature.device).expand(feature.shape)
 
 
 def _to_host(found: Sequence[dict[str, Tensor]]) -> list[Detections]:
-    """One transfer for the whole batch: box, score, label and mask of each detection in one row."""
+    """Transfer the whole batch at once: box, score, label and mask of each detection in one row."""
     rows = [
         torch.cat(
             [each["boxes"], each["scores"][:, None], each["labels"][:, None], each["masks"].flatten(1)], dim=1

@@ -1,9 +1,8 @@
-"""The top-down path of a feature pyramid without the maps in between.
+"""The top-down path of a feature pyramid without intermediate maps.
 
 torchvision's enlarges the coarser map and adds the two into a third (Lin et al.,
 https://arxiv.org/abs/1612.03144, section 3). Each number of the coarser map belongs to two by two of the
-finer one: adding it to them where they lie gives the same numbers with half the traffic and
-no new memory.
+finer one: adding it to them in place gives the same numbers with half the memory traffic and no new memory.
 """
 
 from collections import OrderedDict
@@ -17,7 +16,7 @@ class InPlacePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
     """torchvision's FeaturePyramidNetwork, equal to it bit by bit; for inference."""
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the maps by name, as torchvision's own."""
+        """Return the maps by name, each (n, channels, height, width), as torchvision does."""
         names, maps = list(x), list(x.values())
         results: list[Tensor] = []
         above: Tensor | None = None
@@ -31,7 +30,7 @@ class InPlacePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
 
 
 def add_enlarged(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`fine` (n, c, h, w) with `coarse` (n, c, any, any), enlarged by nearest neighbours, added in place."""
+    """Add `coarse` (n, c, any, any), enlarged by nearest neighbours, to `fine` (n, c, h, w), in place."""
     height, width = coarse.shape[2:]
     if fine.shape[2:] != (2 * height, 2 * width):
         return fine.add_(interpolate(coarse, size=fine.shape[2:], mode="nearest"))

@@ -1,4 +1,4 @@
-"""A network's weights made ready for inference: batch norms folded into convolutions, numbers cast once.
+"""Prepare a network's weights for inference: fuse batch norms into convolutions, cast numbers once.
 
 In inference a batch norm is y = (x - mean) * gain / sqrt(variance + eps) + bias, an affine map of each
 channel, as the convolution before it is: the two are one convolution with other weights (Jacob et al.,
@@ -19,10 +19,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold, in place, each batch norm that is known to follow a convolution and nothing else.
+    """Fuse, in place, each batch norm that is known to follow a convolution directly.
 
     network: in evaluation mode. Known: neighbours in a `Sequential` and the blocks of torchvision's ResNet.
-    Others stay as they are, as do modules that are used in two places.
+    Others are not changed, nor are modules that are used twice.
     """
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     for owner in list(network.modules()):
@@ -41,9 +41,9 @@ def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _followers(owner: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of children of which the second is given what the first one answers, and nobody else is."""
+    """Yield names of children of which the second alone gets the output of the first."""
     names = [name for name, _ in owner.named_children()]
-    if isinstance(owner, IntermediateLayerGetter):  # runs its children in order, and gives some away
+    if isinstance(owner, IntermediateLayerGetter):  # runs its children in order, and returns some outputs
         yield from (pair for pair in pairwise(names) if pair[0] not in owner.return_layers)
     elif type(owner).forward is nn.Sequential.forward:
         yield from pairwise(names)
@@ -52,13 +52,13 @@ def _followers(owner: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _is_affine(norm: nn.Module) -> bool:
-    """Whether it is the affine map above: a batch norm that looks at its batch is not."""
+    """Return whether it is the affine map above: a batch norm that uses batch statistics is not."""
     return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None)
 
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    """In float64, rounded once."""
+    """Fuse in float64, rounded once."""
     weight, mean, variance = conv.weight.double(), norm.running_mean.double(), norm.running_var.double()
     bias, gain, shift = (
         None if each is None else each.double() for each in (conv.bias, norm.weight, norm.bias)

@@ -1,4 +1,4 @@
-"""Found instances as Arrow columns: their order, their ids, and the ANNOTATED table around them."""
+"""Detected instances as Arrow columns: their order, their ids, and the ANNOTATED table around them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class Found:
     counts: list[str]
     """COCO compressed run lengths of the whole image."""
     empty_masks: int
-    """Detections that were dropped because no mask pixel was left."""
+    """Number of detections that were dropped because no mask pixel was left."""
 
     @property
     def instances(self) -> int:
-        """How many."""
+        """Return the number of instances."""
         return len(self.counts)
 
 
@@ -45,7 +45,8 @@ def found_instances(
 ) -> Found:
     """Drop empty masks and sort by (bbox y, bbox x, category_id, area, score), all ascending.
 
-    boxes: (n, 4) as x0, y0, x1, y1. Instances that are equal in all five keep the detector's order.
+    category_id, score: (n,); boxes: (n, 4) as x0, y0, x1, y1. Instances that are equal in all five keep the
+    detector's order.
     """
     keys = (score, masks.area, category_id, masks.bbox[:, 0], masks.bbox[:, 1])  # the last counts most
     order = np.lexsort(keys)
@@ -65,15 +66,15 @@ def found_instances(
 def annotated_table(
     decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]
 ) -> pa.Table:
-    """As `results_table`, with the instances of each row in `found`.
+    """Return a table of schema ANNOTATED like `results_table`, with the instances of each row in `found`.
 
-    `categories`: id to name; an id without one gets a null.
+    `categories`: id -> name; an id without one gets a null.
     """
     return results_table(decoded, outcomes, _nested(decoded, outcomes, categories))
 
 
 def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[int, str]) -> pa.Array:
-    """Return the column `found`: a list of instance structs for each row, empty where nothing was found."""
+    """Return the column `found`: a list of instance structs for each row, empty where there are none."""
     rows = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Found)]
     found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
     sizes = np.zeros(len(outcomes) + 1, np.int32)
@@ -85,7 +86,7 @@ def _nested(decoded: pa.Table, outcomes: Sequence[Outcome], categories: Mapping[
 
 
 def _instances(pictures: pa.Table, found: Sequence[Found], categories: Mapping[int, str]) -> pa.StructArray:
-    """All instances of the pictures one after another, as NESTED_INSTANCE."""
+    """Return all instances of the images one after another, as NESTED_INSTANCE."""
     size = sum(len(each.counts) for each in found)
     category_id = _joined([each.category_id for each in found], np.int32)
     columns: dict[str, pa.Array] = {
@@ -105,7 +106,7 @@ def _instances(pictures: pa.Table, found: Sequence[Found], categories: Mapping[i
 
 
 def _instance_ids(image_ids: Sequence[str], found: Sequence[Found]) -> pa.Array:
-    """`image_id`, a hyphen and the rank from 0 in seven digits."""
+    """Return `image_id`, a hyphen and the rank from 0 in seven digits."""
     ids = [
         f"{image_id}-{rank:07d}"
         for image_id, each in zip(image_ids, found, strict=True)

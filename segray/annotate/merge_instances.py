@@ -1,4 +1,4 @@
-"""The tiles of one item become one row: seams closed, ids given, outlines on the map. No Ray, no storage."""
+"""Merge the tiles of one item into one row: seams closed, ids assigned, map outlines. No Ray, no storage."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ from segray.schema import GEOMETRY_BBOX, NESTED_INSTANCE
 
 
 def merged_item(tiles: pa.Table, crs: str) -> pa.Table:
-    """All tiles of one item (schema ANNOTATED) -> its row; `crs`: of the outlines."""
+    """Merge all tiles of one item (schema ANNOTATED) into its row; `crs`: of the outlines."""
     return merged_or_rejected(tiles, partial(_joined, crs=crs))
 
 
@@ -33,7 +33,7 @@ def _joined(tiles: pa.Table, scene: Scene, crs: str) -> pa.Table:
 
 
 def _views(tiles: pa.Table, scene: Scene) -> Views:
-    """Return what was found in each tile, moved to where it lies in the scene."""
+    """Return the instances of each tile, moved to their position in the scene."""
     found = tiles["found"].combine_chunks()
     rows = pc.list_flatten(found)
     parents = pc.list_parent_indices(found).to_numpy()
@@ -57,13 +57,13 @@ def _views(tiles: pa.Table, scene: Scene) -> Views:
 
 
 def _fixed(rows: pa.StructArray, name: str) -> NDArray[np.float32]:
-    """(n, 4) of a column of fixed-size lists."""
+    """Return a column of fixed-size lists as (n, 4) float32."""
     values: NDArray[np.float32] = pc.list_flatten(pc.struct_field(rows, name)).to_numpy(zero_copy_only=False)
     return values.reshape(-1, 4).astype(np.float32)
 
 
 def _sorted(objects: Joined) -> Joined:
-    """In the order of the ids that they get (see `found_instances`)."""
+    """Return the objects in the order of their future ids (see `found_instances`)."""
     if not objects.masks:
         return objects
     boxes = [bounds(mask) for mask in objects.masks]
@@ -92,14 +92,14 @@ def _outcome(tiles: pa.Table, objects: Joined, scene: Scene) -> Outcome:
 
 
 def _boxes(masks: list[Spans]) -> NDArray[np.float32]:
-    """(n, 4) x, y, width, height."""
+    """Return (n, 4) float32 boxes: x, y, width, height."""
     boxes = [bounds(mask) for mask in masks]
     rows = [(box.col_start, box.row_start, box.width, box.height) for box in boxes]
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
 def _touches(mask: Spans, scene: Scene) -> bool:
-    """Whether a mask reaches the border of its scene."""
+    """Return whether a mask touches the border of its scene."""
     box = bounds(mask)
     return (
         min(box.row_start, box.col_start) == 0 or box.row_stop == scene.height or box.col_stop == scene.width
@@ -113,7 +113,7 @@ def _categories(tiles: pa.Table) -> dict[int, str]:
 
 
 def _on_the_map(found: pa.ListArray, objects: Joined, scene: Scene, crs: str) -> pa.ListArray:
-    """`found` with outlines, where the scene has a place that can be given in `crs`."""
+    """Return `found` with outlines, where the scene is georeferenced and can be transformed to `crs`."""
     if _unplaced(scene, crs) is not None or not len(found.values):
         return found
     if scene.crs is None or scene.transform is None:
@@ -140,8 +140,8 @@ def _note(scene: Scene, crs: str) -> str | None:
 
 
 def _unplaced(scene: Scene, crs: str) -> str | None:
-    """Why its instances have no outlines; None also for pictures."""
+    """Return why its instances have no outlines; None also for images."""
     if scene.crs is None:
         return scene.note
     reason = can_place(scene.crs, crs)
-    return None if reason is None else f"its CRS cannot be brought to {crs}: {reason}"
+    return None if reason is None else f"its CRS cannot be transformed to {crs}: {reason}"

@@ -29,10 +29,10 @@ class Predictor:
         threads: int | None = None,
         proposals: int | None = None,
     ) -> None:
-        """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are.
+        """Load the model; device and precision: resolved. threads: of torch on a CPU; None: unchanged.
 
-        proposals: see MaskRCNNDetector; a model of the user's own has none.
-        Raises JobFailedError for a model of the user's own that asks for what is not known here.
+        proposals: see MaskRCNNDetector; not for a custom model.
+        Raises JobFailedError for a custom model with an unknown `mask_frame`.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -48,8 +48,8 @@ class Predictor:
     def predict(self, table: pa.Table) -> pa.Table:
         """Turn DECODED into ANNOTATED, in the order of the rows; see `Batches`.
 
-        Raises JobFailedError for results of a model of the user's own that break its interface, and whatever
-        such a model raises.
+        Raises JobFailedError for results of a custom model that break its interface, and whatever such a
+        model raises.
         """
         outcomes: list[Outcome] = [None] * table.num_rows
         pictures = pictures_of(table)

@@ -1,9 +1,9 @@
 """RoIAlign on a CPU as weighted sums of rows.
 
 Each output cell is a weighted sum of pixels of one feature map (He et al., https://arxiv.org/abs/1703.06870,
-section 3): with s x s samples a cell, (2 s)^2 pixels, over all channels alike. With the channels innermost
-that is `embedding_bag`, which torch computes with vectors and on all threads; torchvision's kernel for CPUs
-does one number after the other on one thread.
+section 3): with s x s samples a cell, (2 s)^2 pixels, the same for all channels. With the channels innermost
+that is `embedding_bag`, which torch vectorises and runs on all threads; torchvision's kernel for CPUs
+computes one number after the other on one thread.
 """
 
 import torch
@@ -28,7 +28,7 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         )
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _image_shapes: object) -> Tensor:
-        """(n, channels, *output_size), channels innermost in memory; boxes: of each image, n in all."""
+        """Return (n, channels, *output_size), channels innermost; boxes: (n, 4) of each image, n in all."""
         maps = [x[name] for name in x if name in self.featmap_names]
         rois, level = torch.cat(boxes), self._levels(boxes)
         sizes = torch.tensor([each.shape[2:] for each in maps])
@@ -52,7 +52,7 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         return cells.view(len(rois), *self.output_size, table.shape[1]).permute(0, 3, 1, 2)
 
     def _table(self, x: dict[str, Tensor], maps: list[Tensor]) -> Tensor:
-        """Return the pixels of all maps, one a row; left in `x`, where the masks' pool finds them."""
+        """Return the pixels of all maps, one per row; cached in `x`, for the pool of the masks."""
         name = f"rows of {self.featmap_names}"
         if name not in x:
             x[name] = torch.cat([each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps])
@@ -65,7 +65,7 @@ class BagRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         return levels
 
     def _taps(self, start: Tensor, stop: Tensor, size: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-        """Along one axis, the pixels and weights of each cell's samples: both (n, cells, 2 * samples).
+        """Return the pixels and weights of each cell's samples along one axis: both (n, cells, 2 * samples).
 
         start, stop: (n,), of the boxes in pixels of their map; size: (n,), of the map. As in torchvision's
         kernel with `aligned=False`: boxes have at least one pixel, pixels beyond the border repeat it,

@@ -1,4 +1,4 @@
-"""What `segray annotate` can be told; flags, environment, YAML and help come from here."""
+"""Settings of `segray annotate`; flags, environment, YAML and help are generated from them."""
 
 from pydantic import Field
 
@@ -31,5 +31,5 @@ exit codes:
     )
     score_threshold: float = Field(0.5, ge=0, le=1, description="keep instances above this score")
     proposals: int | None = Field(
-        None, ge=1, description="most regions an image that a Mask R-CNN looks at; default the model's own"
+        None, ge=1, description="maximum proposals per image of a Mask R-CNN; default the model's own"
     )

@@ -1,4 +1,4 @@
-"""`segray annotate` as a bulk verb: Mask R-CNN, instances, seams."""
+"""`segray annotate` as a bulk task: Mask R-CNN, instances, seams."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Annotate:
-    """See `bulk.task.BulkTask`."""
+    """The task of annotating images with instances; see `bulk.task.BulkTask`."""
 
     settings: AnnotateSettings
     name = "annotate"
@@ -28,7 +28,7 @@ class Annotate:
     merges_in_workers = False
 
     def check(self) -> None:
-        """Raise SettingsError for weights that are not there."""
+        """Raise SettingsError for weights that do not exist."""
         from segray.models.weights import check_weights
 
         check_weights(self.settings.weights, self.settings.storage, "instance")
@@ -45,15 +45,13 @@ class Annotate:
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what instances depend on.
 
-        Raises SettingsError for `proposals` with a model that is no Mask R-CNN of torchvision's.
+        Raises SettingsError for `proposals` with a model that is not torchvision's Mask R-CNN.
         """
         if self.settings.proposals is not None:
             from segray.annotate.detector import is_plain_maskrcnn
 
             if not is_plain_maskrcnn(model.module):
-                raise SettingsError(
-                    f"proposals: {model.name} is no Mask R-CNN of torchvision's: leave it out"
-                )
+                raise SettingsError(f"proposals: {model.name} is not torchvision's Mask R-CNN: leave it out")
         return {"score_threshold": self.settings.score_threshold, "proposals": self.settings.proposals}
 
     def predictor(
@@ -70,23 +68,23 @@ class Annotate:
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
         """Close seams, give ids, put outlines on the map."""
         from segray.annotate.merge_instances import (
-            merged_item,  # not where nobody has scenes: it takes a while
+            merged_item,  # lazy, only for scenes: the import takes a while
         )
 
         return merged_item(tiles, self.settings.crs)
 
     def under(self, generation: int) -> "Annotate":
-        """Return itself: workers write nothing."""
+        """Return this task unchanged: workers write nothing."""
         return self
 
     def after_merge(self, store: "Output", image_id: str) -> None:
-        """Do nothing: tiles leave nothing behind."""
+        """Do nothing: tiles leave no files behind."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
         """Do nothing: everything is in the tables."""
 
     def finish(self, store: "Output") -> None:
-        """Do nothing."""
+        """Do nothing: there are no files to clean up."""
 
     def about(self) -> str:
         """Return the threshold, in words."""

@@ -1,6 +1,6 @@
-"""Which items were begun and not ended: how one that kills its worker is found.
+"""Count attempts per item, begun and not ended, to find one that kills its worker.
 
-Imports nothing heavy: it lives in an actor of its own that outlives the model's process.
+Imports nothing heavy: it runs in an actor of its own that outlives the model's process.
 """
 
 from collections import Counter
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 MOST_ATTEMPTS = 3
-"""So often may an item kill its worker before it is rejected as `crashed`."""
+"""Number of times an item may kill its worker before it is rejected as `crashed`."""
 
 
 class AttemptsLike(Protocol):
@@ -19,19 +19,19 @@ class AttemptsLike(Protocol):
 
 
 class Attempts:
-    """Counts of items that were begun; ending one forgets it: those in flight and those refused are held."""
+    """Counts of items that were begun; ending one deletes it: those in flight and those refused are held."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
 
     def begin(self, names: Sequence[str], most: int) -> bool:
-        """Mark before the work; False, and no mark, where one was begun `most` times and not ended."""
+        """Count before the work; return False, uncounted, where one was begun `most` times and not ended."""
         if any(self._begun[name] >= most for name in names):
             return False
         self._begun.update(names)
         return True
 
     def end(self, names: Sequence[str]) -> None:
-        """Forget after the work."""
+        """Delete the counts after the work."""
         for name in names:
             del self._begun[name]

@@ -1,6 +1,6 @@
-"""The listing goes into the ledger in a thread of its own: work begins before a large one has ended.
+"""List the sources into the ledger in a background thread: work begins before a large listing has ended.
 
-A bucket tells 1,000 names a request, so a million take minutes. Work is done in rounds: what is listed so
+A bucket lists 1,000 names per request, so a million take minutes. Work is done in rounds: what is listed so
 far, then what was listed meanwhile. Each round waits for four times the listing of the one before, so even
 where work is as fast as the listing there are few of them, and few starts of the model.
 """
@@ -23,7 +23,7 @@ FIRST_ROUND_S = 3.0
 """Seconds of listing before the first round; listings that take less are done in one."""
 _LONGER = 4
 _STOP_S = 5.0
-"""Seconds that a request of the listing gets to end when the job ends before it."""
+"""Seconds that a request of the listing may take to end when the job ends before it."""
 
 
 class BackgroundListing:
@@ -59,20 +59,20 @@ class BackgroundListing:
 
     @property
     def ended(self) -> bool:
-        """Return whether everything is listed."""
+        """Return whether the listing is complete."""
         return self._ended.is_set()
 
     def complete(self, progress: Progress) -> None:
-        """Wait until everything is listed. Raises what the listing raises."""
+        """Wait until the listing is complete. Raises what the listing raises."""
         self._next = math.inf
         self._wait(progress)
         if self._error is not None:
             raise self._error
 
     def next_round(self, progress: Progress | None = None) -> bool:
-        """Wait until there is enough work to begin with; False when there is none left.
+        """Wait until there is enough work to begin with; return False when there is none left.
 
-        Results must be in the ledger before this is asked again. Raises what the listing raises, once work
+        Results must be in the ledger before this is called again. Raises what the listing raises; once work
         has begun as JobFailedError.
         """
         while not self._wait(progress):
@@ -92,7 +92,7 @@ class BackgroundListing:
         return True
 
     def _wait(self, progress: Progress | None) -> bool:
-        """Wait until all is listed, and return True, or until the next round."""
+        """Wait until the listing is complete, and return True, or until the next round."""
         while (left := self._next - time.monotonic()) > 0 and not self._ended.wait(min(left, 0.5)):
             if progress is not None:
                 progress.add(self._listed - progress.images)

@@ -1,4 +1,4 @@
-"""Pictures of one table -> batches of one shape that fit into memory. No Ray."""
+"""Split the images of one table into batches of one shape that fit into memory. No Ray."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -13,25 +13,25 @@ from segray.errors import ItemError
 from segray.models.device import is_out_of_memory
 
 Image = NDArray[np.uint8]
-"""(height, width, 3)."""
+"""(height, width, 3) uint8."""
 T = TypeVar("T")
 
 
 class Batches:
-    """Images are put into batches by their shape inside the network, so that nothing depends on which other
-    images are in the table but the last bits of the arithmetic."""
+    """Batches images by their shape inside the network, so that results do not depend on the other
+    images of the table, but for the last bits of the arithmetic."""
 
     def __init__(self, size: int, key: Callable[[int, int], Hashable]) -> None:
-        """size: most images a batch. key: of height and width; one batch has one."""
+        """Store the arguments; size: maximum images per batch. key: of height and width, one per batch."""
         self.size = size
         self._key = key
 
     def run(
         self, pictures: Mapping[int, Image], predict: Callable[[Sequence[Image]], Sequence[T | ItemError]]
     ) -> Iterator[tuple[int, T | ItemError]]:
-        """Yield (row number, what `predict` gives for its image), batch by batch.
+        """Yield (row number, result of `predict` for its image (height, width, 3) uint8), batch by batch.
 
-        Out of memory halves the batches, for good; one image alone that does not fit is rejected.
+        Out of memory halves the batches, permanently; a single image that does not fit is rejected.
         """
         for rows in self._rows(pictures):
             yield from zip(rows, self._tried([pictures[row] for row in rows], predict), strict=True)
@@ -42,7 +42,7 @@ class Batches:
             groups.setdefault(self._key(*picture.shape[:2]), []).append(row)
         for rows in groups.values():
             while rows:
-                size = self.size  # it may have become smaller
+                size = self.size  # it may have been halved
                 yield rows[:size]
                 rows = rows[size:]
 
@@ -65,7 +65,8 @@ class Batches:
 
 
 def pictures_of(table: pa.Table) -> dict[int, Image]:
-    """Return images (height, width, 3) uint8 by row number, views into the table; rows without one lack."""
+    """Return images (height, width, 3) uint8 by row number, views into the table; rows without one are left
+    out."""
     columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()
     return {
         row: pixels.reshape(height, width, 3)

@@ -1,7 +1,8 @@
-"""Answers become safe: buffered rows -> a commit -> merged parts; the driver is the only writer.
+"""Commit results: buffered rows -> a commit -> merged parts; the driver is the only writer.
 
-Tiles wait in commits of their own until all of their item are there; then they are merged into one row, and
-the item is like any other. So its instances become visible at once, and a kill in the middle costs no tile.
+Tiles wait in commits of their own until all of their item have arrived; then they are merged into one row,
+and the item is like any other. So its instances become visible at once, and a kill in the middle costs no
+tile.
 """
 
 import math
@@ -28,22 +29,22 @@ from segray.sources.item import Kept
 
 BUFFER_BYTES = 64 << 20
 SMALL_BYTES, MOST_SMALL = 1 << 20, 8
-"""So many parts below this size, instances included, are merged at the end of a run."""
+"""Number of parts below this size, instances included, that are merged at the end of a run."""
 
 ASK_EVERY_S = 2.0
-"""Between two questions for the total, which archives that are not read to their end leave open."""
+"""Interval between queries of the total, which archives that are not read to their end leave open."""
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 WHOLE_ITEMS = 64
-"""Most items that are merged from their tiles at a time; one large scene is done alone or nearly."""
+"""Maximum number of items merged from their tiles at a time; a large scene is merged nearly alone."""
 
 SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
-"""A kill costs at most about these shares of the time so far: young runs commit more often than the settings
-ask, because each start costs seconds besides; old ones less often, so that they make few commits."""
+"""A kill costs at most about these shares of the time so far: young runs commit more often than the
+settings say, because each start costs seconds; old ones less often, so that they make few commits."""
 
 
 class Committer:
-    """Take tables of schema ANNOTATED, and keep `ledger` and the output in step."""
+    """Takes tables of schema ANNOTATED, and keeps `ledger` and the output in step."""
 
     def __init__(
         self,
@@ -59,17 +60,20 @@ class Committer:
         self.merge_tiles: Callable[[Sequence[pa.Table]], Sequence[pa.Table]] = lambda items: [
             task.merge_tiles(tiles) for tiles in items
         ]
-        """All tiles of each item -> its row."""
+        """Merges all tiles of each item into its row."""
         self.items = 0
         """Number of items that were committed."""
         self._tiles = {part.number: part for part in parts if part.folder == TILE_RESULTS}
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
         self._buffer: list[pa.Table] = []
-        self._started, self._committed = time.monotonic(), -math.inf  # the first results are safe at once
+        self._started, self._committed = (
+            time.monotonic(),
+            -math.inf,
+        )  # first results are committed at once
 
     def add(self, table: pa.Table) -> None:
-        """Keep rows; commit when the last commit is old enough or much is in memory."""
+        """Buffer rows (schema ANNOTATED); commit when the last commit is old enough or much is in memory."""
         self._buffer.append(table)
         now = time.monotonic()
         age = now - self._started
@@ -78,7 +82,7 @@ class Committer:
             self.commit()
 
     def commit(self) -> None:
-        """Make everything that was added safe."""
+        """Commit everything that was added."""
         self.lease.check()
         self._committed = time.monotonic()
         if not self._buffer:
@@ -98,7 +102,7 @@ class Committer:
         self.merge_whole_items()
 
     def merge_whole_items(self) -> None:
-        """Make a row of each item all of whose tiles are here, and delete its tiles."""
+        """Merge each item all of whose tiles are committed into a row, and delete its tiles."""
         whole = self.ledger.whole()
         for some in _batches(whole, WHOLE_ITEMS):
             numbers = sorted({number for image_id in some for number in whole[image_id]})
@@ -127,16 +131,15 @@ class Committer:
             self._merge_staged()
 
     def finish(self) -> None:
-        """Merge what is staged, drop rows that were replaced, mark what vanished, relabel what a manifest
-        says otherwise now.
+        """Merge what is staged, drop replaced rows, mark vanished ones, update changed manifest columns.
 
         Raises JobFailedError when an item of the listing has no result.
         """
         self.commit()
         if lost := self.ledger.without_result():
             raise JobFailedError(
-                *(f"{uri}: no answer came back for it" for uri in lost),
-                "the job lost items; run it again to do them",
+                *(f"{uri}: no result was returned for it" for uri in lost),
+                "the job lost items; run it again to process them",
             )
         self._merge_staged()
         for part in list(self._merged):
@@ -151,10 +154,10 @@ class Committer:
             for part in self._merged
             if part.size + instances.get(part.instances, SMALL_BYTES) < SMALL_BYTES
         ]
-        if len(small) >= MOST_SMALL:  # what many short runs leave behind
+        if len(small) >= MOST_SMALL:  # left by many short runs
             self._merged = [part for part in self._merged if part not in small]
             self._merge(small)
-        self.ledger.forget_useless_tiles()  # of items that changed or vanished before they were whole
+        self.ledger.forget_useless_tiles()  # of items that changed or vanished before they were complete
         self._discard_tiles()
         self.task.finish(self.store)
 
@@ -173,7 +176,7 @@ class Committer:
         self, parts: Sequence[Part], vanished: Mapping[str, bool] = _NONE, kept: Mapping[str, Kept] = _NONE
     ) -> None:
         self.lease.check()
-        stale = self.ledger.stale(parts)  # asked once: the listing may go on meanwhile
+        stale = self.ledger.stale(parts)  # queried once: the listing may continue meanwhile
         merged = self.store.merge(parts, stale, vanished, kept)
         self.ledger.moved(stale, merged, vanished, kept)
         self._merged.append(merged)
@@ -187,12 +190,12 @@ def commit(
     progress: Progress,
     known_total: Callable[[], int | None],
 ) -> None:
-    """Make results (schema ANNOTATED) safe as they come, the last step; an interrupt loses none that came.
+    """Commit results (schema ANNOTATED) as they come, the last step; an interrupt loses none that arrived.
 
-    known_total: of the images, None while nobody knows it.
+    known_total: of the images, None while it is unknown.
     """
     asked = _tell_total(progress, known_total, -math.inf)
-    with closing(results):  # else Ray Data would go on, in its thread, while its Ray is stopped
+    with closing(results):  # else Ray Data's thread would continue while its Ray is stopped
         try:
             for table in results:
                 asked = _tell_total(progress, known_total, asked)
@@ -203,8 +206,8 @@ def commit(
             _raise_interrupt()
         except (KeyboardInterrupt, SegrayError):
             INTERRUPTS.ignore()
-            committer.commit()  # what came back is not done again
-            if INTERRUPTS.struck.is_set():  # whatever a library made of it
+            committer.commit()  # returned results are not computed again
+            if INTERRUPTS.struck.is_set():  # even if a library converted it
                 raise KeyboardInterrupt from None
             raise
 
@@ -224,7 +227,7 @@ def _count(results: pa.Table, progress: Progress) -> None:
 
 
 def _tell_total(progress: Progress, known_total: Callable[[], int | None], asked: float) -> float:
-    """Set the total once it is known; return when it was last asked for."""
+    """Set the total once it is known; return when it was last queried."""
     now = time.monotonic()
     if progress.total is not None or now - asked <= ASK_EVERY_S:
         return asked
@@ -239,14 +242,14 @@ def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _beside(rows: pa.Table, more: pa.Table) -> pa.Table:
-    """Return the columns of both tables, which have as many rows."""
+    """Return the columns of both tables, which have the same number of rows."""
     for name in more.column_names:
         rows = rows.append_column(name, more[name])
     return rows
 
 
 def _once_each(rows: pa.Table) -> pa.Table:
-    """Drop rows of an item or tile that came before: Ray may deliver a block again after a worker died."""
+    """Drop repeated rows of an item or tile: Ray may deliver a block again after a worker died."""
     seen: set[tuple[str, int | None]] = set()
     keep = []
     for key in zip(rows["image_id"].to_pylist(), rows["tile"].to_pylist(), strict=True):

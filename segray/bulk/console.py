@@ -1,4 +1,4 @@
-"""What a bulk job prints at its end, and what run.json keeps."""
+"""The summary that a bulk job prints at its end, and the contents of run.json."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
 _KINDS = 5
-"""Of suffixes, shown."""
+"""Maximum number of suffixes that are printed."""
 
 
 def run_record(
@@ -68,7 +68,7 @@ def summary_lines(
         )
     number, example = ledger.unreached()
     if number:
-        lines.append(f"  {number:,} sources cannot be reached now, what was found is kept: {example}")
+        lines.append(f"  {number:,} sources cannot be reached now, earlier results are kept: {example}")
     lines += _twins(ledger)
     if counts["tiles"]:
         rejected, skipped = counts["tiles_rejected"], counts["tiles_skipped"]
@@ -82,13 +82,13 @@ def summary_lines(
 
 
 def reading(table: str, then: str) -> str:
-    """Return a shell command that prints a table of the output with pandas, which Ray Data brings."""
+    """Return a shell command that prints a table of the output with pandas, which Ray Data installs."""
     code = f"import pandas; print(pandas.read_parquet({json.dumps(table, ensure_ascii=False)}){then})"
     return f"uv run python -P -c {shlex.quote(code)}"
 
 
 def _twins(ledger: LedgerDb) -> list[str]:
-    told = "rows differ from an earlier one in their query string alone: one item with it"
+    told = "rows differ from an earlier one in their query string alone: both are one item"
     return [f"  {ledger.query_twins:,} {told}"] if ledger.query_twins else []
 
 
@@ -106,7 +106,7 @@ def _kinds(kinds: Counter[str]) -> str:
 def dry_run_lines(
     task: BulkTask, ledger: LedgerDb, left_out: Counter[str], model: str, where: str
 ) -> list[str]:
-    """Return what a run would do."""
+    """Return lines on what a run would do."""
     files, archives = ledger.kinds()
     return [
         f"sources: {files:,} files and {archives:,} archives, {_ignored(left_out)}",

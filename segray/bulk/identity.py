@@ -1,4 +1,4 @@
-"""Which settings make an output what it is: another identity may not write into it."""
+"""An output's identity: the settings that its results depend on. It accepts one identity only."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
         "resolution": settings.resolution,
         "scaling": settings.scaling,
         "crs": settings.crs,
-        "include": settings.include or None,  # an archive that is done is not read again
+        "include": settings.include or None,  # finished archives are not read again
         "exclude": settings.exclude or None,
         "keep_columns": settings.keep_columns or None,
     }
 
 
 def check_identity(there: Any, here: dict[str, Any], output: str) -> None:
-    """Raise SettingsError naming every difference when the output was made with other settings."""
+    """Raise SettingsError with every difference when the output was made with other settings."""
     if not isinstance(there, dict):
         raise SettingsError(f"output: {output} holds items, but its _segray/plan.json is gone or damaged")
     names = [name for name in here if name not in ("model", "model_digest")]

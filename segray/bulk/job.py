@@ -1,4 +1,4 @@
-"""A bulk job, step by step: check, list, compare with the ledger, run, account."""
+"""A bulk job, step by step: check, list, compare with the ledger, run, report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Prepared:
 
     task: BulkTask
     lease: Lease[Store]
-    """Not entered yet; its output's store is `store`."""
+    """Not acquired yet; its output's store is `store`."""
     model: Model
     device: str
     precision: "Precision"
@@ -46,12 +46,12 @@ class Prepared:
 
     @property
     def store(self) -> Store:
-        """The output."""
+        """Return the output."""
         return self.lease.store
 
     @property
     def watched(self) -> Labels | None:
-        """How metrics name this run; None where nobody looks at them."""
+        """Return how metrics name this run; None where metrics are off."""
         return labels(self.task.name, self.task.settings.output) if self.ray.exports else None
 
 
@@ -62,13 +62,16 @@ def run(task: BulkTask) -> ExitCode:
 
 
 def done(task: BulkTask) -> tuple[ExitCode, dict[str, Any]]:
-    """Do the same as `run`; also return the contents of run.json, none for a dry run.
+    """Run, and return the exit code with the contents of run.json, {} for a dry run.
 
-    Raises SettingsError for what can be known before work begins (all of it at once), NothingToDoError for
-    an empty listing, JobFailedError for what broke later.
+    Raises SettingsError for errors found before work begins (all of them at once), NothingToDoError for
+    an empty listing, JobFailedError for later failures.
     """
     settings = task.settings
-    with on_ray(settings, _load_ray_data) as ray, LedgerDb() as ledger:  # a full disk has room after it
+    with (
+        on_ray(settings, _load_ray_data) as ray,
+        LedgerDb() as ledger,
+    ):  # freed before a failure is logged
         prepared = _prepare(task, ray)
         with BackgroundListing(
             settings.sources, settings.storage, ledger, settings.choice, settings.keep_columns
@@ -93,7 +96,7 @@ def _load_ray_data() -> None:
 
 
 def _prepare(task: BulkTask, ray: RayStart) -> Prepared:
-    """Look at the output, touch every source, load the model while Ray starts: all problems at once."""
+    """Check the output and every source, load the model while Ray starts; raise all problems at once."""
     problems, settings = Problems(), task.settings
     attempt = problems.attempt
     lease = attempt(lambda: open_output(_store(task)))
@@ -102,8 +105,8 @@ def _prepare(task: BulkTask, ray: RayStart) -> Prepared:
     _check_sources(settings, problems)
     if problems or lease is None:
         if settings.device == "cuda":
-            attempt(lambda: _where(settings, ray))  # only torch knows
-        raise problems.error()  # what is known without torch, before it is loaded
+            attempt(lambda: _where(settings, ray))  # needs torch
+        raise problems.error()  # problems found without torch, before it is loaded
     if not settings.dry_run and lease.store.read(RUN) is None:
         ray.begin()
     model = attempt(task.load)
@@ -123,13 +126,13 @@ def _store(task: BulkTask) -> Store:
 
 
 def _check_sources(settings: BulkSettings, problems: Problems) -> None:
-    """Touch every source, and collect what is wrong with them.
+    """Probe every source, and collect the problems.
 
-    Raises NothingToDoError where all else is right, and none holds an image.
+    Raises NothingToDoError where there are no other problems, and no image.
     """
     found = [problems.attempt(lambda source=source: _touch(source, settings)) for source in settings.sources]  # type: ignore[misc]
     touched = [each for each in found if each is not None]
-    if len(touched) == len(found):  # else a manifest may be among those that cannot be read
+    if len(touched) == len(found):  # else an unreadable source may be a manifest
         problems.attempt(
             lambda: _check_kept(settings.keep_columns, [listing.wanted for _, listing in touched])
         )
@@ -146,7 +149,7 @@ def _check_sources(settings: BulkSettings, problems: Problems) -> None:
 
 
 def _touch(source: str, settings: BulkSettings) -> tuple[bool, Listing]:
-    """(Whether there is anything to do in a source, what was seen up to it)."""
+    """Return (whether a source has an image, its listing up to the first one)."""
     listing = Listing([source], settings.storage, settings.choice, settings.keep_columns)
     return next(iter(listing), None) is not None, listing
 
@@ -156,7 +159,7 @@ def _check_kept(names: Sequence[str], seen: Sequence[Wanted]) -> None:
     if not names:
         return
     if not any(each.manifests for each in seen):
-        raise SettingsError("keep_columns: no source is a manifest with columns; leave it out, or name one")
+        raise SettingsError("keep_columns: no source is a manifest with columns; leave it out, or add one")
     lost = [name for name in names if not any(name in each.found for each in seen)]
     if lost:
         there = ", ".join(map(shown_name, dict.fromkeys(name for each in seen for name in each.others)))[:300]
@@ -169,19 +172,19 @@ def _check_identity(store: Store, identity: dict[str, Any], settings: BulkSettin
 
 
 def _where(settings: BulkSettings, ray: RayStart) -> "tuple[str, Precision]":
-    """(device, precision) of the model step: the cluster's where there is one, else this machine's."""
+    """Return (device, precision) of the model step: the cluster's where there is one, else this machine's."""
     from segray.models.device import resolve_precision
 
     device = device_of(settings.device, ray)
     if ray.in_cluster and device == "cuda" and settings.precision == "auto":
-        return device, "bf16"  # the head may have no GPU to ask; every GPU since 2020 has it
+        return device, "bf16"  # the head may have no GPU to query; every GPU since 2020 supports it
     return device, resolve_precision(settings.precision, device)
 
 
 def _run(
     prepared: Prepared, ledger: LedgerDb, background: BackgroundListing, lease: Lease[Store]
 ) -> tuple[dict[str, Any], str]:
-    """Do what the ledger does not hold; returns the contents of run.json and what was done in a word."""
+    """Process what the ledger lacks; return the contents of run.json and a summary."""
     settings, store, machines = prepared.task.settings, prepared.store, prepared.ray.machines
     machines.inherit(lease.hours)
     lease.tell = machines.record
@@ -198,9 +201,9 @@ def _run(
         work = background.next_round(listing)
     finished = _finished(store)
     if not work and finished is not None and ledger.is_finished():
-        lease.check()  # else all that was read may be another run's
+        lease.check()  # else the files may be another run's
         return finished, "nothing to do, finished before"
-    resources = _ready(prepared) if work else None  # what cannot start changes nothing
+    resources = _ready(prepared) if work else None  # a job that cannot start changes nothing
     store.retract(RUN)
     store.write_json(PLAN, prepared.identity)
     finds = prepared.task.keeps_instances
@@ -231,7 +234,7 @@ def _work(
     committer: Committer,
     progress: Progress,
 ) -> None:
-    """Do what is listed so far, then what was listed meanwhile, until nothing is left."""
+    """Process what is listed so far, then what was listed meanwhile, until nothing is left."""
     from segray.bulk.pipeline import Work, merged_in_workers, process
 
     task, model = prepared.task, prepared.model
@@ -256,7 +259,7 @@ def _finished(store: Store) -> dict[str, Any] | None:
 
 
 def _ready(prepared: Prepared) -> Resources:
-    """Ray runs and what is asked for fits into it."""
+    """Start Ray, and check that the requested resources fit into it."""
     resources = share_out(prepared.task.settings, prepared.device, prepared.ray.cluster())
     say(
         f"{prepared.model.name} in {prepared.precision} on {resources.device}, up to "

@@ -1,9 +1,9 @@
-"""What is to do: the listing against the ledger, in a scratch database on the driver's disk.
+"""The work to do: the listing compared with the ledger, in a scratch database on the driver's disk.
 
-SQLite holds both sides, so that neither memory nor code grows with the number of items: double addresses,
-resume, changed and vanished sources and the final account are one query each. An item that is done in tiles
-has a row for each tile that came back, until all have and it becomes an item like the others. Where some of
-them are rejected, the rows are kept beside it: a retry does those alone.
+SQLite holds both sides, so that neither memory nor code grows with the number of items: duplicate addresses,
+resume, changed and vanished sources and the final account are one query each. An item that is processed in
+tiles has a row for each tile that came back, until all have and it becomes an item like the others. Where
+some of them are rejected, the rows are kept next to it: a retry processes those alone.
 """
 
 import json
@@ -58,25 +58,25 @@ CREATE VIEW listed AS SELECT * FROM source s WHERE s.version != '' OR s.error_ty
 _PARTLY = "(SELECT image_id FROM ledger WHERE status = 'annotated' AND tiles_rejected > 0)"
 """Items whose tiles are worth keeping."""
 _RESULTS = "(SELECT count(*) FROM ledger l WHERE l.uri = s.uri AND l.version = s.version AND l.done)"
-"""How many items of a source's present version have a result."""
+"""Number of items of a source's present version that have a result."""
 
 _OPEN_ARCHIVES = """
     SELECT s.* FROM listed s LEFT JOIN ended e ON e.uri = s.uri AND e.version = s.version
     WHERE s.kind != 'file' AND (e.items IS NULL OR e.items > (
         SELECT count(l.member_index) + (e.broken AND count(*) > count(l.member_index)) FROM ledger l
         WHERE l.uri = s.uri AND l.version = s.version AND l.done)) ORDER BY s.uri"""
-"""Archives whose end was not seen, or with members (or, broken, the archive's own row) without a result."""
+"""Archives whose end was not read, or with members (or, broken, the archive's own row) without a result."""
 
 
 _MARKS = """
     FROM (SELECT l.*, s.uri IS NULL OR l.version != s.version AS gone
           FROM ledger l LEFT JOIN source s USING (uri))
     WHERE gone != vanished"""
-"""Ledger rows whose mark `vanished` is not what the listing says; `gone` is."""
+"""Ledger rows whose mark `vanished` differs from the listing; `gone` is the right one."""
 
 _RELABELLED = """
     FROM ledger l JOIN source s USING (uri) WHERE l.version = s.version AND l.kept IS NOT s.kept"""
-"""Ledger rows of which a manifest says something else now, in the columns that are kept."""
+"""Ledger rows whose kept columns differ from the manifest's present values."""
 
 _REPLACED = """
     FROM ledger l JOIN source s USING (uri) WHERE l.version != s.version AND (
@@ -84,8 +84,8 @@ _REPLACED = """
                 AND coalesce(n.error_type, '') NOT IN ('missing', 'storage'))
         OR l.member IS NULL
         AND EXISTS (SELECT 1 FROM ended e WHERE e.uri = l.uri AND e.version = s.version))"""
-"""Ledger rows that the newest version of the same item replaces. What could not be read replaces nothing, nor
-does an archive that a member is no longer in."""
+"""Ledger rows that the newest version of the same item replaces. An unreadable version replaces nothing, nor
+does an archive that no longer has a member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Archive:
     """Bitmap over member indices: bit `i % 8` of byte `i // 8` is set where the member is in the ledger."""
 
     def __contains__(self, member_index: object) -> bool:
-        """Return whether a member is done; what `read_archive` asks."""
+        """Return whether a member is done; called by `read_archive`."""
         if not isinstance(member_index, int) or member_index >> 3 >= len(self.done):
             return False
         return bool(self.done[member_index >> 3] >> (member_index & 7) & 1)
@@ -110,7 +110,7 @@ class LedgerDb:
         self._filling = threading.Lock()
         self.query_twins = 0
         """Rows whose address differs from an earlier one's in the query string alone, which is in no id."""
-        # a file that is gone with the process; SQLite itself lets one thread in at a time
+        # a file that is deleted with the process; SQLite itself admits one thread at a time
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.create_function("kind_of", 1, kind_of, deterministic=True)
         self._db.executescript(
@@ -133,9 +133,9 @@ class LedgerDb:
     # --- filling -------------------------------------------------------------------------------------
 
     def add_sources(self, sources: Iterable[Source]) -> None:
-        """Add some of the listing; an address that comes twice is one source. Any thread may call it."""
+        """Add part of the listing; a repeated address is one source. Any thread may call it."""
         rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error, s.kept) for s in sources)
-        while some := list(islice(rows, _ROWS)):  # others wait no longer than for these
+        while some := list(islice(rows, _ROWS)):  # other threads wait for these at most
             self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?)", some)
             for uri, address, *_ in some:
                 if uri.startswith("http"):
@@ -145,7 +145,7 @@ class LedgerDb:
     def add_ledger(self, store: Store, part: Part) -> None:
         """Add one part's ledger rows; the oldest part must come first: newer rows make older ones stale."""
         if part.folder == TILE_RESULTS:
-            with suppress(GoneError):  # taken away, late, by a run before: else they are done again
+            with suppress(GoneError):  # deleted, late, by an earlier run: its items are processed again
                 self.add_tiles(store.results(part), part)
             return
         for batch in store.ledger(part, [*LEDGER_COLUMNS, *store.kept]):
@@ -161,7 +161,7 @@ class LedgerDb:
         self.add_ends(ends_of(table))
 
     def add_tiles(self, table: pa.Table, part: Part) -> None:
-        """Add tiles that came back (schema ANNOTATED), of items that are not whole yet."""
+        """Add tiles that came back (schema ANNOTATED), of items that are not complete yet."""
         columns = (table[name].to_pylist() for name in ("image_id", "tile", "scene", "status"))
         self._many(
             "INSERT INTO tile VALUES (?,?,?,?,?,0) ON CONFLICT (image_id, tile) DO UPDATE SET"
@@ -173,13 +173,13 @@ class LedgerDb:
         )
 
     def settle(self, *, keeps: bool) -> None:
-        """Forget tiles of items that are whole; `keeps`: those of which some are rejected stay."""
+        """Delete tiles of complete items; `keeps`: except of items with rejected tiles."""
         if keeps:
             self._db.execute(f"UPDATE tile SET kept = 1 WHERE image_id IN {_PARTLY}")
         self._db.execute("DELETE FROM tile WHERE NOT kept AND image_id IN (SELECT image_id FROM ledger)")
 
     def forget_tiles(self, image_id: str, *, keeps: bool) -> None:
-        """Forget the tiles of an item that is whole; `keeps`: as of `settle`."""
+        """Delete the tiles of a complete item; `keeps`: see `settle`."""
         if keeps:
             self._db.execute(
                 f"UPDATE tile SET kept = 1 WHERE image_id = ? AND image_id IN {_PARTLY}", (image_id,)
@@ -191,7 +191,7 @@ class LedgerDb:
         self._db.execute(f"DELETE FROM tile WHERE image_id NOT IN {_PARTLY}")
 
     def add_ends(self, ends: Sequence[End]) -> None:
-        """Add archives that were read to their end; a whole reading beats a broken one."""
+        """Add archives that were read to their end; a complete read overrides a broken one."""
         self._many(
             "INSERT INTO ended VALUES (?,?,?,?,?) ON CONFLICT (uri, version) DO UPDATE SET"
             " items = excluded.items, ignored = excluded.ignored, broken = excluded.broken"
@@ -201,7 +201,7 @@ class LedgerDb:
         whole = [(end.uri, end.version) for end in ends if not end.broken]
         rejected = "ledger WHERE uri = ? AND version = ? AND member_index IS NULL"
         self._many(f"INSERT INTO stale SELECT part, image_id FROM {rejected}", whole)
-        self._many(f"DELETE FROM {rejected}", whole)  # said that the archive was broken
+        self._many(f"DELETE FROM {rejected}", whole)  # recorded that the archive was broken
 
     def moved(
         self,
@@ -224,7 +224,7 @@ class LedgerDb:
         self._many("UPDATE ledger SET kept = ? WHERE image_id = ?", texts)
 
     def forget_rejected(self) -> None:
-        """Count rejected items, and those with rejected tiles, as not done.
+        """Mark rejected items, and those with rejected tiles, as not done.
 
         Their rows become stale when a new result is there.
         """
@@ -269,7 +269,7 @@ class LedgerDb:
     def with_kept(self, rows: pa.Table, names: Sequence[str]) -> pa.Table:
         """Return rows of ANNOTATED with the columns of the listing that `--keep-columns` names.
 
-        Of an address that is listed twice, what was listed first counts.
+        If an address is listed twice, its first row counts.
         """
         if not names:
             return rows
@@ -312,7 +312,7 @@ class LedgerDb:
             yield Source(*row)
 
     def done_tiles(self) -> dict[str, list[int]]:
-        """Return the tiles that came back of items that are not whole, by image_id."""
+        """Return the tiles that came back of incomplete items, by image_id."""
         done: dict[str, list[int]] = {}
         query = "SELECT image_id, tile FROM tile WHERE NOT kept ORDER BY image_id, tile"
         for image_id, tile in self._db.execute(query):
@@ -436,7 +436,7 @@ class LedgerDb:
             try:
                 self._db.execute("BEGIN")
                 self._db.executemany(statement, rows)
-            finally:  # an interrupt, too; what it cut off is told again
+            finally:  # also after an interrupt; rows that it cut off come again
                 if self._db.in_transaction:  # a full disk ends it
                     self._db.execute("COMMIT")
 

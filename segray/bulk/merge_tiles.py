@@ -1,4 +1,4 @@
-"""The tiles of one item become one row: what annotate and predict share of that. No Ray, no storage."""
+"""Merge the tiles of one item into one row: the part that annotate and predict share. No Ray, no storage."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from segray.sources.names import one_line
 
 
 def merged_or_rejected(tiles: pa.Table, merge: Callable[[pa.Table, Scene], pa.Table]) -> pa.Table:
-    """Merge all tiles of one item (schema ANNOTATED; a tile that came twice is taken once) into its row.
+    """Merge all tiles of one item (schema ANNOTATED; a repeated tile is used once) into its row.
 
-    `merge` gives the row, which needs no account of its tiles yet. The item is rejected when every tile that
-    holds data is, and when merging fails: else the job would end there, and at each start again.
+    `merge` returns the row, still without the counts of its tiles. The item is rejected when every tile with
+    data is, and when merging fails: else the job would end there, and at each restart again.
     """
     tiles = _each_once(tiles)
     scene = scene_from(tiles["scene"][0].as_py())
@@ -28,15 +28,15 @@ def merged_or_rejected(tiles: pa.Table, merge: Callable[[pa.Table, Scene], pa.Ta
         return _account(row, tiles, scene)
     except JobFailedError:
         raise  # the storage, which would fail for all scenes
-    except Exception as error:  # noqa: BLE001 - whatever one scene raises costs that scene
-        said = one_line(f"its tiles cannot be joined: {type(error).__name__}: {error}")[:300]
+    except Exception as error:  # noqa: BLE001 - an error of one scene costs that scene
+        said = one_line(f"its tiles cannot be merged: {type(error).__name__}: {error}")[:300]
         row = results_table(item_of(tiles, scene), [ItemError("crashed", said)])
         row = _account(row, tiles, scene)
         return with_column(row, "tiles_rejected", row["tiles"].combine_chunks())
 
 
 def all_rejected(tiles: pa.Table) -> ItemError | None:
-    """Return why an item is rejected that has no tile with a result: the most frequent error, else None."""
+    """Return the most frequent error of an item without any tile result; None if it has one."""
     statuses = Counter(tiles["status"].to_pylist())
     if statuses["annotated"] or not statuses["rejected"]:
         return None
@@ -66,7 +66,7 @@ def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 def _each_once(tiles: pa.Table) -> pa.Table:
-    """Sort by tile; take of two results the first that is no rejection, which a retry has overcome."""
+    """Sort by tile; of repeated results keep the first that is not rejected, which a retry has overcome."""
     rejected = pc.equal(tiles["status"], "rejected").to_numpy(zero_copy_only=False)
     order = np.lexsort((rejected, tiles["tile"].to_numpy()))
     _, first = np.unique(tiles["tile"].to_numpy()[order], return_index=True)
@@ -74,7 +74,7 @@ def _each_once(tiles: pa.Table) -> pa.Table:
 
 
 def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
-    """Return the item's row with what became of its tiles."""
+    """Return the item's row with the counts of its tiles."""
     statuses = Counter(tiles["status"].to_pylist())
     row = with_column(row, "tiles", pa.array([tiles.num_rows], pa.int32()))
     row = with_column(row, "tiles_rejected", pa.array([statuses["rejected"]], pa.int32()))
@@ -89,7 +89,7 @@ def _account(row: pa.Table, tiles: pa.Table, scene: Scene) -> pa.Table:
 
 
 def _weighted(tiles: pa.Table, name: str) -> float | None:
-    """Return the mean over the tiles where it is known, weighted by pixels; shared ones count twice."""
+    """Return the mean over the tiles with a value, weighted by pixels; shared pixels count twice."""
     known = tiles.filter(pc.is_valid(tiles[name]))
     if not known.num_rows:
         return None
@@ -111,7 +111,7 @@ def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
 
 
 def _name(crs: str | None) -> str | None:
-    """Return `EPSG:32616` where it has such a name, else its WKT."""
+    """Return `EPSG:32616` where the CRS has such a name, else its WKT."""
     if crs is None:
         return None
     from pyproj import CRS

@@ -1,6 +1,6 @@
-"""DECODED -> ANNOTATED in a worker, and what happens when the model raises or dies. No Ray.
+"""DECODED -> ANNOTATED in a worker, with recovery when the model raises or dies. No Ray.
 
-An error or a death costs one row: after either, the items that were in hand are done one by one.
+An error or a death costs one row: after either, the items of the table are processed one by one.
 """
 
 import time
@@ -16,7 +16,7 @@ from segray.errors import JobFailedError
 from segray.models.device import is_out_of_memory
 
 HOPELESS = 20
-"""So many failures of the model without one success stop the job instead of rejecting everything."""
+"""Number of failures of the model without one success that stop the job instead of rejecting everything."""
 
 
 class Predictor(Protocol):
@@ -27,7 +27,7 @@ class Predictor(Protocol):
 
 
 class ModelStep:
-    """DECODED -> ANNOTATED: the model, and what happens when it raises or dies."""
+    """DECODED -> ANNOTATED: the model, with recovery when it raises or dies."""
 
     def __init__(
         self,
@@ -36,9 +36,10 @@ class ModelStep:
         workers: int = 1,
         computed: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """`workers`: how many may start at once; each may die `MOST_ATTEMPTS` times before one succeeds.
+        """Load the model; `workers`: how many may start at once; each may die `MOST_ATTEMPTS` times.
 
-        computed: told the seconds of each batch.
+        computed: called with the seconds of each batch. Raises RuntimeError where loading killed too many
+        workers.
         """
         self.attempts, self._computed = attempts, computed
         if not attempts.begin(["model"], MOST_ATTEMPTS * workers):
@@ -48,14 +49,14 @@ class ModelStep:
         self._successes = self._failures = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row for each row, in order."""
+        """Return a table of schema ANNOTATED, one row for each row of DECODED, in order."""
         ids = _names(table.filter(pc.is_valid(table["pixels"])))
         if not self.attempts.begin(ids, 1):
             return self._one_by_one(table)
         try:
             results = self._predict(table)
         except JobFailedError:
-            raise  # the model breaks its interface: no item is to blame
+            raise  # the model breaks its interface: no item is at fault
         except Exception as error:  # noqa: BLE001 - a model may raise anything; the item is found below
             _leave_if_device_is_lost(error)
             self.attempts.end(ids)
@@ -72,19 +73,19 @@ class ModelStep:
             self._computed(time.monotonic() - started)
 
     def _one_by_one(self, table: pa.Table) -> pa.Table:
-        """Do each row alone after a death or an error, to find the one that is to blame."""
+        """Process each row alone after a death or an error, to find the one at fault."""
         return pa.concat_tables([self._alone(table.slice(row, 1)) for row in range(table.num_rows)])
 
     def _alone(self, row: pa.Table) -> pa.Table:
         if not row["pixels"][0].is_valid:
             return self._predict(row)
         ids = _names(row)
-        if not self.attempts.begin(ids, MOST_ATTEMPTS):  # it stays marked: another's death may ask again
+        if not self.attempts.begin(ids, MOST_ATTEMPTS):  # still counted: may be tried again
             return rejected_rows(row, "crashed", f"the model's process died {MOST_ATTEMPTS} times on it")
         try:
             results = self._predict(row)
         except JobFailedError:
-            raise  # the model breaks its interface: no item is to blame
+            raise  # the model breaks its interface: no item is at fault
         except Exception as error:  # noqa: BLE001 - see above
             _leave_if_device_is_lost(error)
             self.attempts.end(ids)
@@ -103,7 +104,7 @@ class ModelStep:
 
 
 def _names(rows: pa.Table) -> list[str]:
-    """Return the names of the images and tiles that the model gets."""
+    """Return the names of the images and tiles that the model receives."""
     columns = rows["image_id"].to_pylist(), rows["tile"].to_pylist()
     return [item if tile is None else f"{item}/{tile}" for item, tile in zip(*columns, strict=True)]
 

@@ -46,10 +46,10 @@ from segray.storage import StorageSettings
 from segray.watching import Labels, model_clock
 
 QUEUED = 4
-"""Tables that are with a model actor at a time; with Ray's two, a quick one waited between two looks."""
+"""Tables that are queued at a model actor; with Ray's two, a fast one waited between two polls."""
 
 FILES_A_TASK = 1024
-"""Most files one read task fetches; fewer where that would leave CPUs without a task."""
+"""Maximum files per read task; fewer where that would leave CPUs without a task."""
 
 if TYPE_CHECKING:  # workers that read or decode must not load torch
     from segray.models.device import Precision
@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # workers that read or decode must not load torch
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the steps are to do, and with what."""
+    """The inputs of the steps: ledger, task, model, resources."""
 
     task: BulkTask
     ledger: LedgerDb
@@ -65,22 +65,22 @@ class Work:
     precision: "Precision"
     resources: Resources
     watched: Labels | None = None
-    """See `watching.labels`."""
+    """Labels of the metrics, see `watching.labels`."""
 
     @property
     def tiling(self) -> Tiling:
-        """How scenes are cut, with what the model says of bands and sizes."""
+        """Return how scenes are cut, with the model's bands and sizes."""
         settings = self.task.settings
         tiling = replace(settings.tiling, ranges=self.model.band_ranges)
         if self.model.resized_to is None:
             return tiling
-        return replace(tiling, picture_pixels=settings.max_pixels)  # a window shows things in another size
+        return replace(tiling, picture_pixels=settings.max_pixels)  # objects in a window have another scale
 
 
 def process(
     work: Work, committer: Committer, progress: Progress, known_total: Callable[[], int | None]
 ) -> None:
-    """Do one round: all that the ledger has to do now, in no particular order.
+    """Run one round: all that the ledger lacks now, in no particular order.
 
     Raises JobFailedError when a step breaks; what was committed before stays.
     """
@@ -93,7 +93,7 @@ def process(
 
 
 def read(ledger: LedgerDb, settings: BulkSettings, tiling: Tiling, resources: Resources) -> ray.data.Dataset:
-    """Return what is to do as packed tables of schema FETCHED: encoded bytes, of scenes which tiles."""
+    """Return the work as packed tables of schema FETCHED: encoded bytes, for scenes the numbers of tiles."""
     configure(settings.ray)
     source = _Reads(ledger, settings, tiling, resources.cpus)
     encoded: ray.data.Dataset = ray.data.read_datasource(
@@ -153,19 +153,19 @@ def attempts_of_all() -> Iterator[Any]:
 
 
 def merged_in_workers(task: BulkTask) -> Callable[[Sequence[pa.Table]], Sequence[pa.Table]]:
-    """Return what does `BulkTask.merge_tiles` for each of several items, each in a Ray task."""
+    """Return a function that calls `BulkTask.merge_tiles` for each of several items, each in a Ray task."""
 
     def merge(tiles: pa.Table) -> pa.Table:
         return task.merge_tiles(tiles)
 
-    # no CPUs: the pipeline holds them all, and what it made waits for this
+    # no CPUs: the pipeline holds them all, and its results wait for this
     in_worker: Any = ray.remote(num_cpus=0, max_retries=3)(merge)
 
     def all_of(items: Sequence[pa.Table]) -> Sequence[pa.Table]:
         try:
             return list(ray.get([in_worker.remote(tiles) for tiles in items]))
         except ray.exceptions.RayError as error:
-            raise JobFailedError(f"a scene's tiles cannot be put together: {cause(error)}") from error
+            raise JobFailedError(f"a scene's tiles cannot be merged: {cause(error)}") from error
 
     return all_of
 
@@ -174,7 +174,7 @@ def merged_in_workers(task: BulkTask) -> Callable[[Sequence[pa.Table]], Sequence
 
 
 class _Reads(Datasource):
-    """What is to do, as read tasks: their sources lie in Ray's object store, not in the driver's memory."""
+    """The work as read tasks: their sources are in Ray's object store, not in the driver's memory."""
 
     def __init__(self, ledger: LedgerDb, settings: BulkSettings, tiling: Tiling, cpus: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ class _Reads(Datasource):
 
 
 def _put(work: Any) -> Any:
-    """Into the object store, packed: a million addresses take 33 MB there instead of 132."""
+    """Put into the object store, packed: a million addresses take 33 MB there instead of 132."""
     return ray.put(zlib.compress(pickle.dumps(work), 1))
 
 
@@ -222,7 +222,7 @@ def _stretches(files: Iterable[Source], cpus: float) -> Iterator[list[Source]]:
 
 
 def _of(files: Sequence[Source], done: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Of `done`, what is said of these files."""
+    """Return the entries of `done` for these files."""
     if not done:
         return {}
     return {key: done[key] for key in map(scene_id, files) if key in done}
@@ -269,7 +269,7 @@ class _Decode:
         )
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """One row an item or a tile, in order; several tables, so that no block is large."""
+        """Yield DECODED, a row per item or tile, in order; several tables, so that no block is large."""
         for table in unpacked(block):
             yield from map(packed, self._decoder.tables(table))
 
@@ -287,9 +287,9 @@ class _Predict:
         watched: Labels | None,
     ) -> None:
         # A thread of torch's that waits for another one should keep its core for a few milliseconds, not
-        # go to sleep (R50-FPN in bf16 takes 1.2 times as long), nor stay awake for libgomp's own 300,000
-        # turns, where decoders share the cores. Read when torch is loaded.
-        if "OMP_WAIT_POLICY" not in os.environ:  # the user's own word, which the count would override
+        # sleep (R50-FPN in bf16 takes 1.2 times as long), nor spin for libgomp's own 300,000 rounds, where
+        # decoders share the cores. Read when torch is loaded.
+        if "OMP_WAIT_POLICY" not in os.environ:  # a user's setting, which the count would override
             os.environ.setdefault("GOMP_SPINCOUNT", "100000")
         from segray.models.imports import import_torchvision
 

@@ -1,4 +1,4 @@
-"""How a cluster's CPUs and GPUs are shared out among readers, decoders and model actors; no Ray."""
+"""Distribute a cluster's CPUs and GPUs to readers, decoders and model actors; no Ray."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from segray.cluster import Cluster
 from segray.errors import SettingsError
 
 READ_CPUS = 0.2
-"""Readers wait for the network most of the time. Unlike any decoder's share, else Ray fuses the two stages
-and one big archive is decoded by the one worker that reads it."""
+"""Readers wait for the network most of the time. Different from any decoder's share, else Ray fuses the two
+stages and one big archive is decoded by the one worker that reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each step gets."""
+    """The resources of each step."""
 
     device: str
     cpus: float
@@ -29,15 +29,16 @@ class Resources:
 
     @property
     def table_rows(self) -> int:
-        """Most images that the model gets together: few, since a kill costs those without results."""
+        """Return the maximum images per table for the model: few, since a kill costs those without
+        results."""
         return max(16, 8 * self.batch_size)
 
 
 def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resources:
     """Return shares with which all model actors, a decoder and a reader fit at the same time.
 
-    Raises SettingsError when the fewest model actors, one decoder and one reader do not: Ray would wait for
-    ever without a word.
+    Raises SettingsError when the minimum of model actors, one decoder and one reader do not: Ray would wait
+    for ever without a message.
     """
     from segray.models.device import default_batch_size
 
@@ -45,12 +46,12 @@ def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resource
     fit = _gpu_slots(settings.gpus_per_actor, cluster) if on_gpu else max(1, int(cpus) // 4)
     if on_gpu and fit < fewest:
         raise SettingsError(
-            f"device: {fewest} x {settings.gpus_per_actor:g} GPUs for the model are asked for "
+            f"device: {fewest} x {settings.gpus_per_actor:g} GPUs for the model are requested "
             f"(min_actors, gpus_per_actor), the cluster has {cluster.gpus:g}"
         )
     actors = max(fewest, min(settings.actors or fit, fit) if on_gpu else settings.actors or fit)
     share = settings.cpus_per_actor or min(cpus / 2 / actors, 1.0 if on_gpu else cluster.node_cpus / 2)
-    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25  # beside a model on the CPU, decoding is little
+    decoder_cpus = 1.0 if on_gpu and cpus >= 4 else 0.25  # with a model on the CPU, decoding is cheap
     if share > cluster.node_cpus or share * fewest + decoder_cpus + READ_CPUS > cpus:
         raise SettingsError(
             f"cpus_per_actor: {fewest} x {share:g} for the model, {decoder_cpus:g} for a decoder and "
@@ -74,7 +75,7 @@ def share_out(settings: BulkSettings, device: str, cluster: Cluster) -> Resource
 
 
 def _gpu_slots(gpus_per_actor: float, cluster: Cluster) -> int:
-    """Return how many actors the GPUs hold: a share must lie on one GPU, whole ones on one node."""
+    """Return how many actors the GPUs hold: a fraction must be on one GPU, whole ones on one node."""
     if gpus_per_actor > cluster.node_gpus:
         return 0
     if gpus_per_actor < 1:

@@ -1,4 +1,4 @@
-"""What became of a row -> the ANNOTATED table, whichever verb asked."""
+"""Turn the outcome of each row into the ANNOTATED table, for all bulk tasks."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from segray.schema import ANNOTATED, QUALITY
 
 
 class Result(Protocol):
-    """What the model found in a row."""
+    """The model's result for a row."""
 
     @property
     def instances(self) -> int:
@@ -23,8 +23,8 @@ class Result(Protocol):
 
 
 Outcome = Result | ItemError | None
-"""What became of a row: a result, rejected, or None for one without a picture: a control row, or a tile that
-holds no data."""
+"""The outcome of a row: a result, a rejection, or None for one without an image: a control row, or a tile
+without data."""
 
 
 _OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
@@ -34,8 +34,8 @@ _OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")
 def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Array | None = None) -> pa.Table:
     """Turn DECODED and the outcome of each row into ANNOTATED, one row for each row, in order.
 
-    Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep what they came
-    with, and all else in them is null or empty. `found`: the column of that name; None: empty lists.
+    Rows that came with an error stay rejected with it. Control rows (null `image_id`) keep their values, and
+    all other columns are null or empty. `found`: the column of that name; None: empty lists.
     """
     final = [
         outcome or _earlier_error(*error)

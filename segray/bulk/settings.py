@@ -1,4 +1,4 @@
-"""What the verbs share that run a model over a collection of images."""
+"""Settings that the verbs share that run a model over a collection of images."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from segray.tiles import OVERLAP, TILE
 
 
 class BulkSettings(SceneSettings):
-    """What the verbs have that run a model over a collection of images."""
+    """Settings of the verbs that run a model over a collection of images."""
 
     usage = "SOURCE... --output URL"
 
@@ -23,11 +23,11 @@ class BulkSettings(SceneSettings):
         min_length=1,
         description="folders, files, globs, archives, manifests (also as `sources` in the YAML)",
     )
-    output: Address = Field(description="folder or bucket URL for what is written")
+    output: Address = Field(description="folder or bucket URL of the output")
     weights: WeightsAddress
     include: list[str] = Field(
         [],
-        description="globs: of what sources hold, only images that match one; `*.jpg` is compared with each "
+        description="globs: use only images that match one; `*.jpg` is compared with each "
         "name of a path, `left/*.jpg` with its end (repeatable)",
     )
     exclude: list[str] = Field(
@@ -35,45 +35,45 @@ class BulkSettings(SceneSettings):
     )
     keep_columns: list[str] = Field(
         [],
-        description="columns of a manifest that `images` gets, too, as text: `camera,region`; "
-        "`--group-by` of other verbs names one of them",
+        description="columns of a manifest to copy to `images`, as text: `camera,region`; "
+        "for `--group-by` of other verbs",
     )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
-        100_000_000, ge=1, description="reject larger pictures (height x width); scenes may have any size"
+        100_000_000, ge=1, description="reject larger images (height x width); scenes may have any size"
     )
-    tile: int = Field(TILE, ge=64, description="scenes are done in windows of so many pixels a side")
+    tile: int = Field(TILE, ge=64, description="side of the square windows a scene is processed in, pixels")
     overlap: int = Field(OVERLAP, ge=0, description="pixels that neighbouring windows share; below tile")
     tile_above: int = Field(
-        40_000_000, ge=1, description="pictures with more pixels (height x width) are done in windows, too"
+        40_000_000, ge=1, description="images with more pixels (height x width) are processed in windows, too"
     )
-    crs: str = Field("OGC:CRS84", description="of the outlines in the output, one a run")
-    decode_timeout_s: float = Field(30.0, gt=0, description="seconds one image may take to decode")
+    crs: str = Field("OGC:CRS84", description="CRS of the outlines in the output, one per run")
+    decode_timeout_s: float = Field(30.0, gt=0, description="maximum seconds to decode an image")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
-    batch_size: int | None = Field(None, ge=1, description="images a model call: 8 on a GPU, 1 on a CPU")
+    batch_size: int | None = Field(None, ge=1, description="images per model call: 8 on a GPU, 1 on a CPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the device is good at it"
+        "auto", description="auto: bf16 where the device is fast at it"
     )
-    actors: int | None = Field(None, ge=1, description="most model actors at a time; default all that fit")
-    min_actors: int = Field(1, ge=1, description="fewest model actors; the pool grows from this")
+    actors: int | None = Field(None, ge=1, description="maximum model actors; default all that fit")
+    min_actors: int = Field(1, ge=1, description="minimum model actors; the pool grows from this")
     gpus_per_actor: float = Field(1.0, gt=0, description="0.5 puts two actors on a GPU")
     cpus_per_actor: float | None = Field(None, gt=0, description="CPUs an actor reserves and uses")
     readers: int | None = Field(
-        None, ge=1, description="most archives or runs of files read at a time; default by CPUs"
+        None, ge=1, description="maximum archives or runs of files read at a time; default by CPUs"
     )
-    decoders: int | None = Field(None, ge=1, description="most decoding processes; default by CPUs")
-    commit_every_s: float = Field(10.0, ge=0, description="results that came back are made safe so often")
+    decoders: int | None = Field(None, ge=1, description="maximum decoding processes; default by CPUs")
+    commit_every_s: float = Field(10.0, ge=0, description="seconds between commits of results")
 
     @property
     def choice(self) -> Choice:
-        """Which of the names in the sources are meant."""
+        """Return which names in the sources are used."""
         return Choice(tuple(self.include), tuple(self.exclude))
 
     @property
     def tiling(self) -> Tiling:
-        """What is said of scenes."""
+        """Return how scenes are cut and read."""
         how = self.band_numbers, self.resolution, self.scaling
         return Tiling(self.tile, self.overlap, *how, self.tile_above)
 
@@ -87,10 +87,10 @@ class BulkSettings(SceneSettings):
             for name in names:
                 if not name.strip():
                     raise ValueError("a name is empty")
-                if name.lower() in ours:  # DuckDB and Spark read names without their case
+                if name.lower() in ours:  # DuckDB and Spark ignore case in names
                     raise ValueError(f"{name} is a column of the ledger itself; rename it in the manifest")
             if len({name.lower() for name in names}) < len(names):
-                raise ValueError("a name is there twice")
+                raise ValueError("a name occurs twice")
         return names
 
     @field_validator("crs")

@@ -1,4 +1,4 @@
-"""Ray Data as this job wants it: one table a block, no noise, quick to hand on what is ready."""
+"""Ray Data for bulk jobs: one table per block, no progress bars, ready blocks handed on quickly."""
 
 import math
 import time
@@ -21,8 +21,8 @@ ones. A constant of Ray's, not an option."""
 
 BLOCK_BYTES = 1
 """Ray hands a block on once it is larger than this, and cuts it between rows. Our tables are one row each
-(see `packed`), so every block is one table as a stage made it: neither gathered nor cut, by Ray's bytes, to
-hundreds of small pictures that the model gets all at once or not at all."""
+(see `packed`), so every block is one table as a stage made it: Ray neither merges nor cuts, by bytes,
+hundreds of small images that the model gets all at once or not at all."""
 
 
 def configure(settings: RaySettings) -> None:
@@ -31,8 +31,8 @@ def configure(settings: RaySettings) -> None:
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Pools grow with the work: a start of one actor each is quickest. They do not shrink: Ray would, while
-    # it holds work back for want of memory, and one decoder alone is slow.
+    # Pools grow with the work: starting with one actor each is fastest. They do not shrink: Ray would shrink
+    # them while it holds work back for lack of memory, and one decoder alone is slow.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
     _poll_every(0)
@@ -41,7 +41,7 @@ def configure(settings: RaySettings) -> None:
 def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, None, None]:
     """Run the steps, and yield their tables as they come; `prefetch` more are fetched meanwhile.
 
-    A prefetched block is one that waits for the next before it can be committed.
+    A prefetched block waits for the next one before it can be committed.
     Raises JobFailedError when a step breaks; what was yielded before stays valid.
     """
     last, mean = math.inf, 0.0
@@ -49,7 +49,10 @@ def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, 
     try:
         for block in blocks:
             now = time.monotonic()
-            mean, last = mean + (max(now - last, 0.0) - mean) / 8, now  # not from the first: Ray started
+            mean, last = (
+                mean + (max(now - last, 0.0) - mean) / 8,
+                now,
+            )  # the first: Ray started
             _poll_every(mean / 4)
             yield from unpacked(block)
     except SegrayError:
@@ -63,7 +66,7 @@ def _poll_every(seconds: float) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Return what broke in one line: Ray gives the user's error at the end of a long text."""
+    """Return the error in one line: Ray puts the user's error at the end of a long text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     return last if ": " in last else f"{type(error).__name__}: {last}"

@@ -1,4 +1,4 @@
-"""What annotate and predict each add to the bulk job: a model, its results, how tiles become an item."""
+"""The parts of a bulk job that differ for annotate and predict: model, results, merging of tiles."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,50 +14,51 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """What the job itself asks of a model; pickles to a worker."""
+    """The attributes of a model that the job itself uses; pickles to a worker."""
 
     @property
     def name(self) -> str:
-        """As the user gave it, without credentials."""
+        """Return the value of `--weights`, without credentials."""
 
     @property
     def digest(self) -> str:
-        """sha256, hex."""
+        """Return the sha256, hex."""
 
     @property
     def resized_to(self) -> int | None:
-        """The side of the square that it sees a whole picture in, however large; None: any size."""
+        """Return the side of the square that whole images are resized to; None: any size."""
 
     @property
     def band_ranges(self) -> Sequence[tuple[float, float]] | None:
-        """See `Tiling.ranges`."""
+        """Return the scaling of each band, see `Tiling.ranges`."""
 
 
 class BulkTask(Protocol):
-    """A bulk verb; it pickles to a worker."""
+    """What a bulk verb runs; it pickles to a worker."""
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Return the verb's name on the command line."""
 
     @property
     def settings(self) -> BulkSettings:
-        """Of this run."""
+        """Return the settings of this run."""
 
     @property
     def keeps_instances(self) -> bool:
-        """Whether the output has a table of them."""
+        """Return whether the output has a table of instances."""
 
     @property
     def keeps_tiles(self) -> bool:
-        """Whether the tiles of an item stay where some are rejected, so that a retry does those alone."""
+        """Return whether the tiles of an item with rejected ones are kept, so that a retry does those
+        alone."""
 
     @property
     def merges_in_workers(self) -> bool:
-        """Whether `merge_tiles` takes so long for one item that several should be done at a time."""
+        """Return whether `merge_tiles` is so slow for one item that several should run at a time."""
 
     def check(self) -> None:
-        """Raise SettingsError for weights that are not there; torch is not loaded for it."""
+        """Raise SettingsError for weights that do not exist; torch is not loaded for it."""
 
     def load(self) -> Model:
         """Return the model, loaded. Raises SettingsError."""
@@ -74,19 +75,19 @@ class BulkTask(Protocol):
         """Merge all tiles of one item into its row, both of schema ANNOTATED."""
 
     def under(self, generation: int) -> "BulkTask":
-        """Return the same for workers that write to the output under the lease of this generation."""
+        """Return the same task for workers that write to the output under the lease of this generation."""
 
     def after_merge(self, store: "Output", image_id: str) -> None:
-        """Delete what the tiles of an item left behind; the item is safe."""
+        """Delete the files that the tiles of a committed item left behind."""
 
     def discard(self, store: "Output", image_ids: Sequence[str]) -> None:
-        """Delete what was written outside the tables for items that were replaced."""
+        """Delete the files outside the tables of items that were replaced."""
 
     def finish(self, store: "Output") -> None:
-        """Clean up; every item is safe."""
+        """Clean up; every item is committed."""
 
     def about(self) -> str:
-        """Return what a dry run prints with the model's name."""
+        """Return the text that a dry run prints after the model's name."""
 
     def opening(self, output: str) -> list[str]:
         """Return shell commands that open the output."""

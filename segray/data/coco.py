@@ -1,4 +1,4 @@
-"""COCO files, checked: the truth of a data set, and lists of results."""
+"""COCO files, validated: the ground truth of a data set, and lists of results."""
 
 import json
 import math
@@ -22,23 +22,23 @@ class TrueImage:
     """One image of the data set."""
 
     key: str
-    """Sorts as the ids do, and names the image."""
+    """The image's name, with a prefix by which it sorts as its id does."""
     name: str
     """`file_name`."""
     size: tuple[int, int]
     """Height, width in pixels."""
     split: object = None
-    """What the data say, unchecked; likewise:"""
+    """The `split` as the file has it, not validated; likewise `group`:"""
     group: object = None
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a COCO JSON file says."""
+    """The content of a COCO JSON file."""
 
     images: dict[ImageId, TrueImage]
     annotations: dict[ImageId, list[dict[str, Any]]]
-    """Of these images."""
+    """Image id -> its annotations, for the images of the file."""
     categories: dict[int, str]
     strays: int
     """Annotations of images that are not in the file."""
@@ -46,7 +46,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class TrueInstance:
-    """One annotation, understood."""
+    """One annotation, validated."""
 
     mask: Rle | None
     category: int
@@ -56,7 +56,8 @@ class TrueInstance:
 
 
 def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
-    """The truth in COCO JSON; of a split, where the images name theirs (`split`, not part of COCO's format).
+    """Read the ground truth from COCO JSON; of one split, where images name theirs (`split`, not part of
+    COCO).
 
     Raises SettingsError, which begins with `where`, for everything that is not COCO.
     """
@@ -64,11 +65,11 @@ def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
     if not isinstance(content, dict) or not all(
         isinstance(content.get(name), list) for name in ("images", "annotations", "categories")
     ):
-        raise SettingsError(f"{where}: no COCO JSON: it needs images, annotations and categories")
+        raise SettingsError(f"{where}: not COCO JSON: it needs images, annotations and categories")
     categories = _categories(content["categories"], where)
     entries = [each for each in content["images"] if split in (None, _get(each, "split"))]
     if content["images"] and not entries:
-        raise SettingsError(f"{where}: no image says that its split is {split}")
+        raise SettingsError(f"{where}: no image has the split {split}")
     images = _images(entries, where)
     annotations: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
     every = images if split is None else {_whole(_get(each, "id")) for each in content["images"]}
@@ -87,7 +88,7 @@ def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
 
 
 def true_instances(truth: Truth, image_id: ImageId, *, masks: bool) -> list[TrueInstance]:
-    """The instances of an image; polygons become run lengths and are forgotten.
+    """Return the instances of an image, with polygons rasterised to run lengths.
 
     Raises ItemError that names the first annotation that cannot be used. Without `masks` boxes are enough.
     """
@@ -99,10 +100,13 @@ def true_instances(truth: Truth, image_id: ImageId, *, masks: bool) -> list[True
 
 
 def read_results(data: bytes, where: str) -> tuple[list[dict[str, Any]], bool]:
-    """(The list of results, whether they have masks). Raises SettingsError, which begins with `where`."""
+    """Return (the list of results, whether they have masks).
+
+    Raises SettingsError, which begins with `where`.
+    """
     content = _json(data, where)
     if not isinstance(content, list):
-        raise SettingsError(f"{where}: no COCO results: they are a list of image_id, category_id, score …")
+        raise SettingsError(f"{where}: not COCO results: expected a list of image_id, category_id, score …")
     for place, result in enumerate(content):
         lacks = [name for name in ("image_id", "category_id", "score") if _get(result, name) is None]
         if lacks:
@@ -120,7 +124,7 @@ def read_results(data: bytes, where: str) -> tuple[list[dict[str, Any]], bool]:
 
 
 def box_of(value: object) -> Box:
-    """x, y, width, height. Raises ItemError for what is no box."""
+    """Return a bbox's x, y, width, height. Raises ItemError for anything else."""
     if (
         not isinstance(value, Sequence)
         or len(value) != 4
@@ -132,7 +136,10 @@ def box_of(value: object) -> Box:
 
 
 def score_of(value: object) -> float:
-    """Raises ItemError for what is no number: labels that a person corrected have no score."""
+    """Return a score.
+
+    Raises ItemError for what is not a number: labels that a person corrected have no score.
+    """
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ItemError("unsupported", f"a score is a number, not {brief(value)}")
     return float(value)
@@ -145,7 +152,7 @@ def _instance(
         category = _among(categories, annotation.get("category_id"))
         if not isinstance(category, int):
             told = brief(annotation.get("category_id"))
-            raise ItemError("unsupported", f"category {told} is none of the file's")
+            raise ItemError("unsupported", f"category {told} is not in the file")
         crowd = _among((0, 1), annotation.get("iscrowd", 0))
         if crowd is None:
             told = brief(annotation["iscrowd"])
@@ -166,14 +173,14 @@ def _instance(
 
 
 def _whole(value: Any) -> Any:
-    """A whole number that was written as 1.0 or "1.0" (pandas, R), as one; everything else as it is."""
+    """Convert an integer that was written as 1.0 or "1.0" (pandas, R); return everything else unchanged."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,15}\.0+", value):
         return int(float(value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _among(known: Collection[Any], value: Any) -> Any:
-    """What is known and meant by `value`: 1.0 and "1" are 1; 1 is "1" where ids are text; None: nothing."""
+    """Return the known id equal to `value`: 1.0 and "1" are 1; 1 is "1" where ids are text; None: unknown."""
     value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return int(value) if isinstance(value, bool) and int(value) in known else None
@@ -188,7 +195,7 @@ def _number(text: str) -> int | None:
 
 
 def _area(value: object) -> float | None:
-    """None, where it is no number: then it is that of the mask."""
+    """Return the area; None where it is not a number, so that the mask's area is used."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if is_number else None  # type: ignore[arg-type]
 
@@ -217,7 +224,7 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
 
 
 def _side(value: Any) -> int:
-    """0 for what is none."""
+    """Return a side in pixels; 0 where it is invalid."""
     value = _whole(value)
     value = _number(value) if isinstance(value, str) else value
     return value if type(value) is int and value > 0 else 0

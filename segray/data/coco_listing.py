@@ -1,9 +1,9 @@
-"""COCO JSON -> pictures with their annotations, looked up in their storage; no picture is opened.
+"""COCO JSON -> images with their annotations, looked up in their storage; no image is opened.
 
     file      FILE.json: `file_name`s are relative to the file, or to `root`; or absolute paths and URLs
     folder    FOLDER/instances.json: they are relative to FOLDER/images
 
-An image may name its `split` and its `group` (not part of COCO's format). Nothing vanishes: every image of
+An image may have a `split` and a `group` (not part of COCO's format). Nothing vanishes: every image of
 the file is listed or rejected with a reason.
 """
 
@@ -26,45 +26,45 @@ from segray.storage import StorageSettings, canonical_uri
 
 FOLDER_FILE, FOLDER_IMAGES = "instances.json", "images"
 _KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
-"""Of an annotation; its box is that of its mask."""
+"""Of an annotation; its box is computed from its mask."""
 _LEAST_RING = 6
-"""Numbers of a triangle."""
+"""Coordinates of a triangle."""
 _AT_ONCE = 4096
-"""Pictures looked up at a time."""
+"""Images that are looked up at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPair(Pair):
-    """A picture of a COCO file; its label is a part of the file, which it carries."""
+    """An image of a COCO file; its label is the part of the file that it carries."""
 
     annotations: str
-    """JSON: `size` (height, width) and `annotations` of the picture, in COCO's form."""
+    """JSON: `size` (height, width) and `annotations` of the image, in COCO's format."""
 
 
 @dataclass(frozen=True, slots=True)
 class CocoListing(Pairs):
-    """What a COCO file lists."""
+    """The images and categories of a COCO file."""
 
     categories: dict[int, str]
-    """Id to name."""
+    """Category id -> name."""
     without_mask: int = 0
-    """Annotations that are left out: a box alone teaches no mask."""
+    """Annotations that are left out: a box alone has no mask to learn."""
 
     def told(self) -> str:
-        """What there is and what is left out, for a person."""
+        """Return a one-line summary of what is listed and left out."""
         strays = self.ignored
         return (
-            f"{len(self.pairs):,} pictures, {len(self.categories)} categories"
+            f"{len(self.pairs):,} images, {len(self.categories)} categories"
             + f", {self.without_mask:,} annotations without a mask left out" * bool(self.without_mask)
             + f", {strays:,} annotations of images that the file does not list" * bool(strays)
         )
 
 
 def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> CocoListing:
-    """List the pictures of a COCO file.
+    """List the images of a COCO file.
 
-    Raises SettingsError for what does not exist, is not COCO JSON, names a split that is none, or lists no
-    picture that is there.
+    Raises SettingsError for what does not exist, is not COCO JSON, has an unknown split, or lists no image
+    that exists.
     """
     file, base = _file(data, storage, root)
     (content,) = read_all([file], storage)
@@ -73,19 +73,19 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
     truth = read_truth(content, file.uri)
     del content
     if not truth.categories:
-        raise SettingsError(f"{file.uri}: it names no category")
+        raise SettingsError(f"{file.uri}: it has no categories")
     if not any(truth.annotations.values()):
-        raise SettingsError(f"{file.uri}: it has no annotation to learn from")
+        raise SettingsError(f"{file.uri}: it has no annotations with a mask")
     return listed_of(truth, file, base, storage)
 
 
 def listed_of(
     truth: Truth, file: Source, base: str, storage: StorageSettings, rejected: Sequence[Rejected] = ()
 ) -> CocoListing:
-    """Look up the pictures of a truth, which is used up; their names are relative to `base`.
+    """Look up the images of a ground truth, which is consumed; their names are relative to `base`.
 
-    file: where it stands. rejected: what is known already to be of no use. Raises SettingsError for a split
-    that is none, and where no picture is there.
+    file: its address. rejected: images that are known to be unusable. Raises SettingsError for an unknown
+    split, and where no image exists.
     """
     without_mask = _only_masks(truth)
     pairs, lost = list[Pair](), list(rejected)
@@ -100,14 +100,14 @@ def listed_of(
             pairs.append(found)
     if not pairs:
         first = f"; the first: {lost[0].uri}: {lost[0].error}" if lost else ""
-        relative = "; say with --root what its names are relative to" * file.uri.lower().endswith(".json")
-        raise SettingsError(f"{file.uri}: none of its {len(lost):,} images is there{relative}{first}")
+        relative = "; set with --root what its names are relative to" * file.uri.lower().endswith(".json")
+        raise SettingsError(f"{file.uri}: none of its {len(lost):,} images exists{relative}{first}")
     in_order = sorted(pairs, key=lambda pair: pair.image.uri)
     return CocoListing(in_order, lost, truth.strays, truth.categories, without_mask)
 
 
 def _only_masks(truth: Truth) -> int:
-    """Leave out annotations without a mask, as detectron2 does, and rings that are none; returns how many."""
+    """Leave out annotations without a mask, as detectron2 does, and invalid rings; return how many."""
     left_out = 0
     for number, annotations in truth.annotations.items():
         kept = []
@@ -123,7 +123,10 @@ def _only_masks(truth: Truth) -> int:
 
 
 def instances_of(annotations: str, categories: dict[int, str]) -> tuple[tuple[int, int], list[TrueInstance]]:
-    """(Height, width), the instances with their run lengths. Raises ItemError for one that cannot be used."""
+    """Return (height, width) and the instances with their run lengths.
+
+    Raises ItemError for an invalid one.
+    """
     content = json.loads(annotations)
     height, width = content["size"]
     image = TrueImage("", "", (height, width))
@@ -132,7 +135,7 @@ def instances_of(annotations: str, categories: dict[int, str]) -> tuple[tuple[in
 
 
 def _file(data: str, storage: StorageSettings, root: str | None) -> tuple[Source, str]:
-    """(The COCO file, what its names are relative to)."""
+    """Return (the COCO file, what its names are relative to)."""
     is_file = canonical_uri(data).lower().endswith(".json")
     address = data if is_file else f"{data.rstrip('/')}/{FOLDER_FILE}"
     (file,) = look_up([address], Source(canonical_uri(data), data, "file", "", -1), ".", storage)
@@ -173,7 +176,7 @@ def _split(name: object, where: str) -> str | None:
         return None
     split = SPLIT_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if split is None:
-        raise SettingsError(f"{where}: split {str(name)[:40]!r} is none of {', '.join(SPLIT_NAMES)}")
+        raise SettingsError(f"{where}: split {str(name)[:40]!r} is not one of {', '.join(SPLIT_NAMES)}")
     return split
 
 

@@ -1,4 +1,4 @@
-"""A scan -> which pairs are trained on, validated on and held out, and what is known of them."""
+"""A scan -> the pairs to train, validate and test with, and the statistics of them."""
 
 import csv
 import hashlib
@@ -29,18 +29,18 @@ from segray.storage import split_protocol
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs that can be used, and what is known of them."""
+    """The pairs that can be used, with their splits and statistics."""
 
     pairs: list[Pair]
-    """In the order of the listing."""
+    """The pairs, in the order of the listing."""
     splits: list[str]
-    """Of each: train, val or test."""
+    """Split of each pair: train, val or test."""
     table: pa.Table
-    """PAIRS: those of train, then those of val."""
+    """Schema PAIRS: the pairs of train, then those of val."""
     counts: list[int]
-    """Pixels of each class in the training pairs; of instance models instances of each category."""
+    """Pixels of each class in the training pairs; for instance models, instances of each category."""
     repeats: NDArray[np.float64] | None
-    """How often each training pair is shown in an epoch; None: once."""
+    """How often each training pair is drawn in an epoch; None: once."""
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     digest: str
@@ -49,25 +49,25 @@ class Data:
     """(address, reason)."""
     listed: int
     trained: pa.Table
-    """FIGURES of the training pairs, in the order of `table`."""
+    """Schema FIGURES: the training pairs, in the order of `table`."""
     empty: int = 0
-    """Windows of scenes that hold no data."""
+    """Number of windows of scenes that hold no data."""
     alike: int = 0
-    """Pictures in the largest group of look-alikes that came into one split; 1 where each is for itself."""
+    """Images in the largest group of look-alikes kept in one split; 1 where no two are alike."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Split -> pairs."""
+        """Return split -> number of pairs."""
         number = Counter(self.splits)
         return {split: number[split] for split in SPLITS}
 
     @property
     def rejected_share(self) -> float:
-        """Of all that was listed."""
+        """Return the rejected share of everything that was listed."""
         return len(self.rejected) / max(1, self.listed)
 
     def told(self) -> str:
-        """One line for a person; two data sets with the same line are the same."""
+        """Return a one-line summary; two data sets with the same line are the same."""
         parts = ", ".join(f"{number:,} {split}" for split, number in self.sizes.items())
         return f"{parts} (sha256 {self.digest[:16]})"
 
@@ -79,11 +79,11 @@ def assign_splits(
     oversample: float = 0.0,
     look_alikes: LookAlikes = "loose",
 ) -> Data:
-    """SplitRule the pairs that could be read to the splits; photos that look alike go together.
+    """Assign the pairs that could be read to the splits; photos that look alike stay together.
 
     rows: FIGURES of `listed.pairs`. rule: None for windows, whose blocks were split when they were listed;
-    those without a pixel of a class are left out. oversample: see `repeat_factors`. Raises SettingsError when
-    none is left to train or to validate with.
+    those without a labelled pixel are left out. oversample: see `repeat_factors`. Raises SettingsError when
+    no pair is left to train or to validate with.
     """
     good = pc.is_null(rows["error_type"])
     bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
@@ -102,7 +102,7 @@ def assign_splits(
     for split in ("train", "val"):
         if split not in splits:
             crowd = f" in {crowds:,} group{'s' * (crowds > 1)} kept together" if crowds < len(pairs) else ""
-            ways = "name splits in the data, or set another split_seed"
+            ways = "set splits in the data, or another split_seed"
             ways += ", a smaller block" * (rule is None) + ", group_look_alikes off" * (alike > 1)
             raise SettingsError(
                 f"data: no pair is left in {split} ({len(pairs):,} can be used{crowd}); add some, {ways} "
@@ -129,7 +129,7 @@ def assign_splits(
 
 
 def _most_alike(pairs: Sequence[Pair], groups: NDArray[np.int64]) -> int:
-    """Of pairs to which the data give neither a split nor a group."""
+    """Return the size of the largest group among pairs to which the data give neither split nor group."""
     free = [
         group for pair, group in zip(pairs, groups.tolist(), strict=True) if not (pair.split or pair.group)
     ]
@@ -146,16 +146,16 @@ def _matrix(lists: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _digest(splits: Sequence[str], images: Sequence[str], labels: Sequence[str]) -> str:
-    """Neither names nor their order matter."""
+    """Return a digest that depends neither on names nor on their order."""
     lines = sorted(map(" ".join, zip(splits, images, labels, strict=True)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def splits_csv(data: Data) -> bytes:
-    """A manifest that `--data` reads back: the same pairs in the same splits.
+    """Return a manifest that `--data` reads back: the same pairs in the same splits.
 
-    Local paths are absolute; URLs come without credentials and query strings. Windows of scenes are told by
-    their addresses, for a person.
+    Local paths are absolute; URLs come without credentials and query strings. Windows of scenes have their
+    addresses, for information.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -168,9 +168,9 @@ def splits_csv(data: Data) -> bytes:
 def splits_json(
     pairs: Sequence[Pair], splits: Sequence[str], categories: dict[int, str], *, groups: bool = False
 ) -> bytes:
-    """A COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
+    """Return a COCO file that `--data` reads back, and `segray evaluate --labels` with `--split`.
 
-    pairs: of a CocoListing. groups: name those, too. Addresses are as in `splits_csv`.
+    pairs: of a CocoListing. groups: write those, too. Addresses are as in `splits_csv`.
     """
     images, annotations = [], []
     for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1):
@@ -186,6 +186,6 @@ def splits_json(
 
 
 def openable(file: Source) -> str:
-    """Return what opens a file again; URLs come without credentials and query strings."""
+    """Return an address that opens a file again; URLs come without credentials and query strings."""
     is_window = FRAGMENT in file.uri
     return file.uri if is_window or split_protocol(file.uri)[0] != "file" else file.address

@@ -1,12 +1,12 @@
 """Polygons on the map -> the class of each pixel of a window of a scene.
 
-One table serves all processes of a machine: polygons as WKB in the file's own coordinate system, along a
-Hilbert curve, each with its box. A window looks at the boxes of runs of `RUN` rows, then at those of the rows
-in the runs it touches, and only then are the few polygons read and brought into the scene's system; so a
-process holds 32 bytes a run and nothing a polygon.
+One table serves all processes of a machine: polygons as WKB in the file's own CRS, along a Hilbert curve,
+each with its box. A window is compared with the boxes of runs of `RUN` rows, then with those of the rows in
+the runs it touches, and only then are the few polygons read and transformed to the scene's CRS; so a process
+holds 32 bytes a run and nothing per polygon.
 
-Edges are straight in the scene's system: a building does not show that they are curved there if they were
-straight in longitude and latitude; an edge of 10 km along the 45th parallel does, by 2 m.
+Edges are straight in the scene's CRS. Where they were straight in longitude and latitude they should be
+curved there: negligible for a building; 2 m for an edge of 10 km along the 45th parallel.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from segray.scenes.scene import Scene
 from segray.tiles import Window
 
 RUN = 256
-"""Rows that share a box."""
+"""Rows that share a bounding box."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 FOOTPRINTS = pa.schema(
     [("shape", pa.large_binary()), ("class", pa.uint8()), ("rank", pa.int64())]
@@ -38,13 +38,13 @@ FOOTPRINTS = pa.schema(
 """`rank`: a polygon of a higher one covers those of lower ones."""
 _STEPS = np.linspace(0, 1, 17)
 _WIDER = 0.01
-"""Share of its side by which the box around a window is widened, for what its edges do between the steps."""
+"""Share of its side by which the box around a window is enlarged, for the curvature between sample points."""
 
 
 def footprint_table(shapes: NDArray[np.object_], classes: Sequence[int], crs: str) -> pa.Table:
-    """FOOTPRINTS of polygons that are not empty, with a class each.
+    """Return the table (schema FOOTPRINTS) of polygons (n,) that are not empty, with a class each.
 
-    Smaller ones cover larger ones, whatever their order.
+    Smaller ones cover larger ones, in whatever order they come.
     """
     order = hilbert_order(shapely.bounds(shapes)) if len(shapes) else np.zeros(0, np.int64)
     shapes, numbers = shapes[order], np.asarray(classes, np.uint8)[order]
@@ -57,7 +57,7 @@ def footprint_table(shapes: NDArray[np.object_], classes: Sequence[int], crs: st
 
 
 class Footprints:
-    """Draws what a table of FOOTPRINTS holds."""
+    """Rasterises the polygons of a table of schema FOOTPRINTS."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table, self._crs = table.combine_chunks(), table.schema.metadata[b"crs"].decode()
@@ -70,7 +70,7 @@ class Footprints:
         ]
 
     def classes(self, scene: Scene, window: Window) -> NDArray[np.uint8]:
-        """(height, width): 0, or the class of the polygon that the pixel's centre lies in."""
+        """Return (height, width) uint8: the class of the polygon that covers the pixel's centre, else 0."""
         shape = window.height, window.width
         rows = self.near(scene, window)
         found = self._table.take(pa.array(rows))
@@ -87,7 +87,7 @@ class Footprints:
         return pixels
 
     def near(self, scene: Scene, window: Window) -> NDArray[np.int64]:
-        """The rows whose boxes touch a box around the window, those of lower rank first."""
+        """Return (n,) int64: rows whose boxes touch a box around the window, those of lower rank first."""
         found = [np.zeros(0, np.int64)]
         for box in boxes_around(scene, window, self._crs):
             runs = np.flatnonzero(_touching(self._runs, box))
@@ -100,9 +100,9 @@ class Footprints:
 
 
 def boxes_around(scene: Scene, window: Window, crs: str) -> Floats:
-    """(1, 4) or, across +-180 degrees, (2, 4): xmin, ymin, xmax, ymax of the window in another system.
+    """Return the window's xmin, ymin, xmax, ymax in another CRS: (1, 4), or (2, 4) across +-180 degrees.
 
-    (0, 4) where the other system has no place for it.
+    (0, 4) where it is outside that CRS's domain.
     """
     rows = window.row_start + _STEPS * window.height
     cols = window.col_start + _STEPS * window.width
@@ -121,7 +121,8 @@ def boxes_around(scene: Scene, window: Window, crs: str) -> Floats:
 
 
 def on_scene(shapes: NDArray[np.object_], crs: str, scene: Scene) -> list[MultiPolygon]:
-    """The areas of geometries of the system `crs`, in pixels of the scene; empty where it has no place."""
+    """Return the areas of geometries (n,) of the CRS `crs`, in pixels of the scene; empty outside its
+    domain."""
     to_scene, place = transformer(crs, _crs_of(scene)), _place(scene)
 
     def moved(points: Floats) -> Floats:

@@ -1,10 +1,10 @@
-"""Labels in the shape that `annotate` writes -> pictures with their annotations; no picture is opened.
+"""Labels in the format of `annotate` -> images with their annotations; no image is opened.
 
-    images/*.parquet     a row for each picture that was looked at, also for one without an instance; with
-                         columns `split` and `group` where somebody added them
+    images/*.parquet     a row for each image that was annotated, also for one without an instance; with
+                         columns `split` and `group` where a user added them
     instances/*.parquet  a null `score`: a person drew or confirmed it; others count above `min_score` alone
 
-A picture in which the model found something and a person confirmed nothing was not looked at yet: without a
+An image in which the model found something and a person confirmed nothing has not been reviewed: without a
 `min_score` it is left out, and counted, since it would pass for an empty one. Nothing else vanishes: every
 other row of `images` is listed or rejected with a reason.
 """
@@ -32,20 +32,20 @@ _IMAGES = ("image_id", "uri", "height", "width")
 _IMAGES_MAY = ("member", "status", "error_type", "error", "split", "group")
 _INSTANCES = ("image_id", "category_id", "category", "score", "segmentation")
 _INSTANCES_MAY = ("instance_id", "iscrowd")
-"""Columns that must be there, and those that may."""
+"""Required columns, and optional ones."""
 
 
 class NothingConfirmedError(SettingsError):
-    """Nobody has corrected anything yet."""
+    """No instance has been corrected or confirmed yet."""
 
 
 def holds_labels(data: str, storage: StorageSettings) -> bool:
-    """Whether `data` is an output of `annotate`, or has its shape."""
+    """Return whether `data` is an output of `annotate`, or has its layout."""
     return bool(files_below(f"{data.rstrip('/')}/images", (".parquet",), storage))
 
 
 def list_labels(data: str, storage: StorageSettings, min_score: float | None = None) -> CocoListing:
-    """List the pictures of corrected labels; relative addresses in them are relative to `data`.
+    """List the images of corrected labels; relative addresses in them are relative to `data`.
 
     Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and
     NothingConfirmedError where there is nothing to learn from.
@@ -56,17 +56,13 @@ def list_labels(data: str, storage: StorageSettings, min_score: float | None = N
     for row in _rows(f"{data.rstrip('/')}/instances", _INSTANCES, _INSTANCES_MAY, storage):
         found.add(row, images)
     if not found.annotations:
-        advice = "correct some, or say with --min-score which of the model's own to learn from"
-        raise NothingConfirmedError(
-            f"{where}: no instance there was drawn or confirmed by a person; {advice}"
-        )
+        advice = "correct some, or set --min-score to learn from the model's own above it"
+        raise NothingConfirmedError(f"{where}: no instance was drawn or confirmed by a person; {advice}")
     if found.unsure:
         least = "" if min_score is None else f" of {min_score:g} or less"
         say(f"{found.unsure:,} instances with a score{least} are left out: no person confirmed them")
     if min_score is None and (waiting := found.waiting):
-        say(
-            f"{len(waiting):,} pictures are left out: of what the model found there nobody confirmed anything"
-        )
+        say(f"{len(waiting):,} images are left out: no instance of theirs was confirmed by a person")
         images = {key: image for key, image in images.items() if key not in waiting}
     truth = Truth(images, found.in_order(), found.categories, found.strays)
     return listed_of(truth, Source(where, data, "file", "", -1), data.rstrip("/"), storage, rejected)
@@ -95,29 +91,29 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
 
 
 def _useless(row: dict[str, Any], member: str | None, size: tuple[int, int]) -> str:
-    """Why nothing can be learned from a picture; empty where something can."""
+    """Return why an image cannot be learned from; empty where it can."""
     if row.get("status") == "rejected":
         return f"rejected as {row.get('error_type')}: {row.get('error')}"
     if member is not None:
-        return "it lies in an archive, which training does not read; unpack it"
+        return "it is in an archive, which training does not read; unpack it"
     if min(size) <= 0 or size[0] * size[1] > MOST_PIXELS:
         return f"no height and width that can be used: {size[0]} and {size[1]}"
     return ""
 
 
 class _Instances:
-    """Of all pictures, as COCO annotations."""
+    """The instances of all images, as COCO annotations."""
 
     def __init__(self, where: str, min_score: float | None) -> None:
         self._where, self._min_score = where, min_score
         self.annotations: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
         self.categories: dict[int, str] = {}
         self.strays = self.unsure = 0
-        """Instances of no picture that can be used; those that nobody is sure of."""
+        """Instances of images that cannot be used; those below the minimum score."""
         self._doubtful: set[ImageId] = set()
 
     def add(self, row: dict[str, Any], images: Collection[ImageId]) -> None:
-        """Raises SettingsError for an instance without a category, or with another name of one."""
+        """Add an instance. Raises SettingsError if it has no category, or another name of one."""
         if row["image_id"] not in images:
             self.strays += 1
             return
@@ -137,11 +133,11 @@ class _Instances:
 
     @property
     def waiting(self) -> set[ImageId]:
-        """Pictures in which something was found, and nothing counts."""
+        """Return the images with instances of which none counts."""
         return self._doubtful - self.annotations.keys()
 
     def in_order(self) -> dict[ImageId, list[dict[str, Any]]]:
-        """The same however the tables are cut into files."""
+        """Return the annotations of each image, in an order that does not depend on the files."""
         for annotations in self.annotations.values():
             annotations.sort(key=lambda each: (str(each["id"]), str(each["segmentation"])))
         return self.annotations
@@ -150,7 +146,7 @@ class _Instances:
 def _rows(
     folder: str, needed: Sequence[str], others: Sequence[str], storage: StorageSettings
 ) -> Iterator[dict[str, Any]]:
-    """Rows with these columns, as far as a file has them."""
+    """Yield rows with these columns, as far as a file has them; raise SettingsError for a missing one."""
     for file in files_below(folder, (".parquet",), storage):
         try:
             with open_source(file, storage) as stream:

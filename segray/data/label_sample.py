@@ -1,4 +1,4 @@
-"""What the numbers of a data set's label pictures mean, seen from a sample of them."""
+"""Decide what the values of a data set's label images mean, from a sample of them."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 
 SAMPLED = 64
-"""Label pictures that are looked at."""
+"""Label images in the sample."""
 
 
 def decide_from(
     files: Sequence[Source], max_pixels: int, storage: StorageSettings, void: tuple[int, ...] = ()
 ) -> Decision:
-    """What label pictures hold, from some that can be read, from all parts of the list."""
+    """Decide what label images hold, from a sample of readable ones, spread over the list."""
     some = list(files[:: max(1, len(files) // SAMPLED)][:SAMPLED])
     data = [each for each in read_all(some, storage) if isinstance(each, bytes)]
     with DecodeSandbox() as sandbox:

@@ -1,23 +1,23 @@
-"""The bytes of a label picture -> uint8 (height, width): the class of each pixel, 255 where it is void.
+"""The bytes of a label image -> uint8 (height, width): the class of each pixel, 255 where it is void.
 
-What a pixel says, by the form of the file (EXIF orientation is applied, as to images; alpha is left out, and
-of several pages the first is read):
+What a pixel means, by the format of the file (EXIF orientation is applied, as to images; alpha is dropped,
+and of several pages the first is read):
 
     grey of 2, 4, 8 or 16 bits, integers   the number that is stored, not the brightness that is shown
     grey of 1 bit                          black 0, white 1
     palette of PNG, TIFF or BMP            the index, whatever its colour
     colour, GIF                            the value, if red, green and blue are equal everywhere (GIF has no
-                                           grey, and its encoders number the palette anew in each file)
+                                           grey, and its encoders renumber the palette in each file)
     JPEG (in TIFF too), AVIF, HEIC, lossy WebP  binary only, cut at 128: compression changes the values
 
-What a number means is a matter of the data set, never of one picture:
+What a number means is decided for the data set, never for one image:
 
     indices   0 to classes - 1 are classes, 255 is void
-    binary    0 is 0; 255 (or 65535, or the white of a shallower depth) is 1; pictures of 0 and 1 stay as
-              they are. 255 is not void, and a picture with 1 and 255 is refused
+    binary    0 is 0; 255 (or 65535, or the white of a shallower depth) is 1; images of 0 and 1 stay as
+              they are. 255 is not void, and an image with 1 and 255 is refused
 
-The rules may name further values that are void. With `colours`, the colour decides instead, whatever the
-form. Everything else is an ItemError that names the value: a wrong class costs more than a missing picture.
+The rules may name further values that are void. With `colours`, the colour decides instead, in any
+format. Everything else is an ItemError that names the value: a wrong class costs more than a missing image.
 """
 
 import re
@@ -33,12 +33,12 @@ from segray.palette import VOID
 from segray.sources.label_image import Stored, read_stored
 
 ASPECT = 0.02
-"""How far a label's width / height may be from its picture's, relative. Of 157 real masks stored at another
-scale than their photograph the worst was 0.0017 off, by rounding; a small crop or another picture is more."""
+"""Relative tolerance of a label's width / height to its image's. Of 157 real masks stored at another scale
+than their photograph the worst was 0.0017 off, by rounding; a small crop or another image differs more."""
 _WHITE = 128
-"""From here on a lossy picture is white."""
+"""Threshold from which a lossy image is white."""
 _POLAR = 0.05
-"""The largest share of a lossy picture's pixels between black and white, 64 to 191, that edges explain."""
+"""Maximum share of a lossy image's pixels between black and white, 64 to 191, that edges explain."""
 
 Labels = NDArray[np.uint8]
 Values = Literal["indices", "binary"]
@@ -47,18 +47,18 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class LabelRules:
-    """How the label pictures of one data set are read."""
+    """How the label images of one data set are read."""
 
     classes: int
-    """1 to 255; they are numbered from 0."""
+    """1 to 255; class indices begin with 0."""
     values: Values = "indices"
-    """What the numbers mean; see `decide_values` for a data set that does not say."""
+    """What the numbers mean; see `decide_values` for a data set that does not define it."""
     void: tuple[int, ...] = ()
     """Values besides 255 that belong to no class (CamVid: 11)."""
     colours: Mapping[Colour, int] | None = None
-    """(red, green, blue) -> class or 255; None where pictures hold numbers."""
+    """(red, green, blue) -> class or 255; None where label images hold numbers."""
     unknown_is_void: bool = False
-    """Read what is no class as void instead of refusing the picture: for predictions, whose pixels count."""
+    """Read unknown values as void instead of refusing the image: for predictions, whose pixels count."""
 
     def __post_init__(self) -> None:
         """Raise SettingsError for rules that contradict each other."""
@@ -75,10 +75,10 @@ class LabelRules:
 
     def _check_colours(self, colours: Mapping[Colour, int]) -> None:
         if not colours:
-            raise SettingsError("colours: none is named; leave colours out where pictures hold numbers")
+            raise SettingsError("colours: none is given; leave colours out where label images hold numbers")
         for colour, name in colours.items():
             if len(colour) != 3 or not all(0 <= each <= 255 for each in colour):
-                raise SettingsError(f"colours: {colour} is no (red, green, blue) of 0 to 255")
+                raise SettingsError(f"colours: {colour} is not (red, green, blue) of 0 to 255")
             if name != VOID and not 0 <= name < self.classes:
                 raise SettingsError(
                     f"colours: {colour} is class {name}; there are 0 to {self.classes - 1}, and 255"
@@ -87,15 +87,15 @@ class LabelRules:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the numbers of a data set mean."""
+    """What the values of a data set mean, and why."""
 
     values: Values
     reason: str
-    """One line for a person."""
+    """The reason, in one line for a person."""
 
 
 class ReadStored(Protocol):
-    """`read_stored`, or a sandbox's `stored`, which does it where a hostile file does no harm."""
+    """`read_stored`, or a sandbox's `stored`, which is safe with hostile files."""
 
     def __call__(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored: ...
 
@@ -108,19 +108,22 @@ def colour_rules(
     *,
     unknown_is_void: bool = False,
 ) -> LabelRules:
-    """The rules of label pictures in colour, with what else the settings say of labels; see `colours_of`."""
+    """Return the rules for label images in colour, with the other settings of labels.
+
+    Raises SettingsError.
+    """
     if values != "auto" or void:
         raise SettingsError(
-            'colours: values and void are of numbers; a colour of no class is "void" in colours'
+            'colours: values and void are for numbers; a colour without a class is "void" in colours'
         )
     return LabelRules(len(classes), colours=colours_of(given, classes), unknown_is_void=unknown_is_void)
 
 
 def colours_of(given: Mapping[str, int | str], classes: Sequence[str]) -> dict[Colour, int] | None:
-    """`given`, colour -> class as settings name both, as LabelRules take it; None where it is empty.
+    """Return `given`, colour -> class as settings name both, for LabelRules; None where it is empty.
 
-    A colour is `red,green,blue` or `#rrggbb`; a class its name or number, `void` or 255 what belongs to none.
-    Raises SettingsError for what is neither, and for a colour that is two classes.
+    A colour is `red,green,blue` or `#rrggbb`; a class is its name or number, or `void` or 255 for none.
+    Raises SettingsError for anything else, and for a colour with two classes.
     """
     numbers: dict[object, int] = {"void": VOID, **{name: number for number, name in enumerate(classes)}}
     found = dict[Colour, int]()
@@ -130,7 +133,7 @@ def colours_of(given: Mapping[str, int | str], classes: Sequence[str]) -> dict[C
             number = int(name)
         if number is None:
             raise SettingsError(
-                f"colours: {name!r} is none of the classes {', '.join(classes)}, and not void"
+                f"colours: {name!r} is neither one of the classes {', '.join(classes)} nor void"
             )
         if found.setdefault(colour, number) != number:
             raise SettingsError(f"colours: {written} is class {found[colour]} and class {number}")
@@ -144,17 +147,17 @@ def _colour(written: str) -> Colour:
     parts = written.strip("()[] ").split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise SettingsError(
-            f"colours: {written!r} is no colour: write red,green,blue of 0 to 255, or #rrggbb"
+            f"colours: {written!r} is not a colour: write red,green,blue of 0 to 255, or #rrggbb"
         )
     red, green, blue = map(int, parts)
     return red, green, blue
 
 
 def read_label(data: bytes, rules: LabelRules, max_pixels: int, read: ReadStored = read_stored) -> Labels:
-    """The classes in the encoded picture `data` of at most `max_pixels` (height * width).
+    """Return the classes (height, width) uint8 in the encoded image `data` of at most `max_pixels` pixels.
 
     Raises ItemError: as `decode_rgb` for what cannot be decoded; `unsupported` for a number or colour that
-    the rules do not know, and for a form that holds no classes.
+    the rules do not know, and for a format that holds no classes.
     """
     stored = read(data, max_pixels, coloured=rules.colours is not None)
     if rules.colours is not None:
@@ -167,10 +170,10 @@ def read_label(data: bytes, rules: LabelRules, max_pixels: int, read: ReadStored
 def decide_values(
     sample: Iterable[bytes], max_pixels: int, void: tuple[int, ...] = (), read: ReadStored = read_stored
 ) -> Decision:
-    """Whether label pictures hold indices or 0 and 255, from some encoded pictures of the data set.
+    """Decide whether label images hold indices or 0 and 255, from some encoded images of the data set.
 
-    Binary if 255 occurs in them and nothing else but 0; values in `void` are left aside. Pictures of 1 bit
-    say the same either way, and what cannot be read says nothing.
+    Binary if 255 occurs in them and all other values are 0; values in `void` are ignored. Images of 1 bit
+    fit both, and those that cannot be read are skipped.
     """
     seen: set[int] = set()
     looked, failed = 0, list[str]()
@@ -180,18 +183,19 @@ def decide_values(
             looked += 1
         except ItemError as error:
             failed.append(error.reason)
-    told = f"{looked} label pictures" + (f" ({len(failed)} could not be read: {failed[0]})" if failed else "")
+    told = f"{looked} label images" + (f" ({len(failed)} could not be read: {failed[0]})" if failed else "")
     if VOID in void:
         return Decision("indices", "255 is declared void")
     if not seen - {0, *void}:
-        return Decision("indices", f"{told} hold 0 at most")
+        return Decision("indices", f"{told} hold only 0")
     if seen - {0, *void} == {VOID}:
-        return Decision("binary", f"{told} hold 255 and nothing else but {_listed({0, *void})}")
+        return Decision("binary", f"{told} hold 255 and otherwise only {_listed({0, *void})}")
     return Decision("indices", f"{told} hold {_listed(seen)}")
 
 
 def fit_to(label: Labels, height: int, width: int) -> Labels:
-    """The label at its picture's size: each pixel takes the class under its centre.
+    """Return the label (height, width) uint8 at its image's size: each pixel takes the class under its
+    centre.
 
     A label of another shape (width / height more than `ASPECT` off, and more than one pixel) is refused with
     ItemError.
@@ -205,10 +209,10 @@ def fit_to(label: Labels, height: int, width: int) -> Labels:
 
 
 def nearest_pixels(source: int, length: int) -> NDArray[np.int64]:
-    """Along an axis of `source` pixels, for each of `length`: the one whose middle is nearest.
+    """Return (length,) int64: for each of `length` pixels, the nearest of an axis of `source` pixels.
 
-    OpenCV's INTER_NEAREST_EXACT and torch's `nearest-exact`, but for two that are as near: in turn the first
-    and the second, where always the second would be half a pixel off a picture that is halved.
+    OpenCV's INTER_NEAREST_EXACT and torch's `nearest-exact`, except for ties: alternately the first and the
+    second, where always the second would be half a pixel off on an image that is halved.
     """
     places = np.arange(length)
     middles = (2 * places + 1) * source  # in units of 1 / (2 * length)
@@ -222,16 +226,17 @@ def _check_shape(label: Labels, height: int, width: int) -> None:
     if _same_shape(label_height, label_width, height, width):
         return
     turned = _same_shape(label_width, label_height, height, width)
-    hint = "; turned by 90 degrees it would fit: only one of the two was rotated" if turned else ""
+    hint = "; rotated by 90 degrees it would fit: only one of the two was rotated" if turned else ""
     raise ItemError(
         "unsupported",
-        f"the label has {label_width} x {label_height} pixels, its picture {width} x {height}: "
+        f"the label has {label_width} x {label_height} pixels, its image {width} x {height}: "
         f"another shape, not another scale{hint}",
     )
 
 
 def _same_shape(label_height: int, label_width: int, height: int, width: int) -> bool:
-    """Up to `ASPECT`, or up to a pixel more or less along a side of the smaller of the two."""
+    """Return whether both shapes are equal up to `ASPECT`, or up to a pixel along a side of the smaller
+    one."""
     one, other = label_height * width, label_width * height
     pixel = max(height, width, label_height, label_width)
     return abs(one - other) <= max(ASPECT * min(one, other), pixel)
@@ -275,7 +280,7 @@ def _halved(stored: Stored, rules: LabelRules) -> Labels:
         raise ItemError(
             "unsupported",
             f"{stored.form} changes the values it stores; only binary masks can be read from it. "
-            "Store others as PNG",
+            "Store other labels as PNG",
         )
     return (stored.values >= _WHITE).astype(np.uint8)
 
@@ -293,13 +298,14 @@ def _by_colour(stored: Stored, colours: Mapping[Colour, int], rules: LabelRules)
         colour = tuple(stored.values[unknown][0].tolist())
         raise ItemError(
             "unsupported",
-            f"colour {colour} is none of the {len(known)} named; {int(unknown.sum()):,} pixels have no class",
+            f"colour {colour} is not one of {len(known)} given; {int(unknown.sum()):,} pixels have no class",
         )
     return np.where(unknown, VOID, np.array([name for _, name in keys], np.uint8)[place])
 
 
 def _numbers(stored: Stored) -> set[int]:
-    """What a picture tells of its data set: the white of 8 and 16 bits is 255, 1 bit tells nothing."""
+    """Return an image's values as the data set means them: the white of 8 and 16 bits is 255; none for 1
+    bit."""
     values = stored.values
     if stored.white == 1:
         return set()
@@ -310,6 +316,6 @@ def _numbers(stored: Stored) -> set[int]:
 
 
 def _listed(values: set[int]) -> str:
-    """`0, 3, 7 and 12 others`."""
+    """Return text such as `0, 3, 7 and 12 others`."""
     first = ", ".join(map(str, sorted(values)[:8]))
     return f"{first} and {len(values) - 8} others" if len(values) > 8 else first

@@ -1,4 +1,4 @@
-"""How like two images must be to share a split, as settings name it; nothing heavy is imported here."""
+"""Settings' names for how alike two images must be to share a split; no heavy imports here."""
 
 from typing import Literal
 

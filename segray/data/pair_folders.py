@@ -1,11 +1,11 @@
-"""Folders of images and labels -> one Stem a picture: the files of one split and one name without suffix.
+"""Folders of images and labels -> one Stem per image: the files of one split and one name without suffix.
 
     images/{train,val,test}/a.jpg   labels/{train,val,test}/a.png     or without the split folders
     {train,val,test}/images/a.jpg   {train,val,test}/labels/a.png
     {train,val,test}/a.jpg          {train,val,test}annot/a.png       CamVid
 
 `masks` and `annotations` are other names for `labels`; the split folders may have the names in SPLIT_NAMES,
-any may be written with capitals, and folders may be nested below them. What lies elsewhere is ignored.
+any may be written with capitals, and folders may be nested below them. Other files are ignored.
 """
 
 import posixpath
@@ -22,19 +22,19 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What data call a split -> what we call it. A folder `valid` must not be dealt out as if it were nested."""
+"""Names of splits in data -> our names. A folder `valid` must not be split at random as if it were nested."""
 _LABEL_FOLDERS = ("labels", "masks", "annotations")
 _ANNOTATED = "annot"
 LAYOUTS = (
     "images/ and labels/ (or masks/, annotations/), with or without train/, val/, test/ below or above them, "
     "or train/ and trainannot/"
 )
-"""For messages."""
+"""For error messages."""
 
 
 @dataclass(slots=True)
 class Stem:
-    """The files that belong to one picture, if all is well one of each."""
+    """The files of one stem; normally one image and one label."""
 
     split: str | None
     images: list[Source] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Stem:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What lies below a data folder."""
+    """The files below a data folder."""
 
     stems: list[Stem]
     unlisted: list[Source]
@@ -61,9 +61,9 @@ class _Place:
 
 
 def read_folder(data: str, storage: StorageSettings) -> Folder:
-    """Every file below the folder `data`, at its stem, listed as `annotate` lists.
+    """Return every file below the folder `data`, by stem, listed as `annotate` lists.
 
-    Raises SettingsError when the folder cannot be listed, or when none of the layouts is in it.
+    Raises SettingsError when the folder cannot be listed, or has none of the layouts.
     """
     listing = Listing([data], storage)
     files = list(listing)
@@ -86,7 +86,7 @@ def read_folder(data: str, storage: StorageSettings) -> Folder:
 
 
 def folder_uri(address: str) -> str:
-    """The canonical URL of a folder, with one `/` behind it."""
+    """Return the canonical URL of a folder, with one `/` at its end."""
     uri = canonical_uri(address)
     return "file:///" if uri == "file:///" else uri.rstrip("/") + "/"
 
@@ -100,7 +100,7 @@ def _is_annotated(folder: str) -> bool:
 
 
 def _place(parts: list[str], annotated: bool) -> _Place | None:
-    """Where a file belongs; `annotated` says that the folder has CamVid's layout."""
+    """Return split and stem of a file; `annotated` says that the folder has CamVid's layout."""
     first, second = ([part.lower() for part in parts[:-1]] + ["", ""])[:2]
     if first == "images" or first in _LABEL_FOLDERS:
         split = SPLIT_NAMES.get(second)
@@ -115,20 +115,20 @@ def _place(parts: list[str], annotated: bool) -> _Place | None:
 
 
 def _stem(parts: list[str]) -> str:
-    """In NFC: archives made on a Mac hold the other form of accents, often for half of the files."""
+    """Return the stem in NFC: archives made on a Mac hold decomposed accents, often for half of the files."""
     return unicodedata.normalize("NFC", posixpath.splitext("/".join(parts))[0])
 
 
 def _no_layout(data: str, files: list[Source], base: str, ignored: int) -> str:
     there = ", ".join(_names(files, base)) or "nothing"
     return (
-        f"{canonical_uri(data)}: no images with labels: it needs {LAYOUTS}; of pictures it has {there}, of "
+        f"{canonical_uri(data)}: no images with labels: it needs {LAYOUTS}; of images it has {there}, of "
         f"other files {ignored:,} (name a manifest or a list in it as the data)"
     )
 
 
 def _names(files: list[Source], base: str) -> Iterator[str]:
-    """The first names at the top of the folder."""
+    """Yield the first names at the top of the folder."""
     tops = [parts[0] + "/" * (len(parts) > 1) for parts in (_below(file, base) for file in files)]
     distinct = list(dict.fromkeys(tops))
     yield from (name if name.isprintable() else repr(name) for name in distinct[:8])

@@ -1,10 +1,10 @@
-"""Manifests and lists -> one Row a line, both of its files looked up in their storage.
+"""Manifests and lists -> one Row per line, both of its files looked up in their storage.
 
-    manifest   CSV or Parquet with the columns `images`, `masks` and, if it likes, `split` and `group`
+    manifest   CSV or Parquet with the columns `images`, `masks` and, optionally, `split` and `group`
     list       text without a header, `image label` a line
 
-Text is separated by the first of comma, tab and blanks that its first line has. Paths are relative to a base,
-or absolute paths and URLs.
+The separator of text is the first of comma, tab and blanks that its first line has. Paths are relative to a
+base, or absolute paths and URLs.
 """
 
 import csv
@@ -27,9 +27,9 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings
 
 COLUMNS = ("images", "masks", "split", "group")
-"""The last two may be left out."""
+"""The last two are optional."""
 _BATCH = 512
-"""Rows looked up at a time."""
+"""Rows that are looked up at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Row:
     """One line of a manifest or list."""
 
     place: str
-    """`<uri of the manifest>#row=<number>`, counted from 1 behind the header."""
+    """`<uri of the manifest>#row=<number>`, counted from 1 after the header."""
     image: Source | None
-    """None where the row names none; what storage says against it is the Source's error."""
+    """None where the row names none; the storage's error is the Source's error."""
     label: Source | None
     split: str | None
-    """`train`, `val`, `test`, or None where the data leave it open."""
+    """`train`, `val`, `test`, or None where the data do not say."""
     group: str | None = None
-    """Of pictures that come into one split, e.g. those of a camera; any text."""
+    """Images of one group stay in one split, e.g. those of a camera; any text."""
     problem: str | None = None
     """Set for a line of more than two names."""
 
@@ -59,17 +59,17 @@ class _Line:
 
 
 def look_up(names: Sequence[str], where: Source, base: str, storage: StorageSettings) -> list[Source]:
-    """Files by name, relative to `base`; those that are not there carry the error `missing`."""
+    """Return files by name, relative to `base`; those that do not exist carry the error `missing`."""
     rows: list[tuple[int, str | None]] = [*enumerate(names, start=1)]
     return look_up_rows(rows, where, base, storage)
 
 
 def read_rows(manifest: Source, base: str, split: str | None, storage: StorageSettings) -> Iterator[Row]:
-    """A Row for every line, in order; relative paths are relative to `base`.
+    """Yield a Row for every line, in order; relative paths are relative to `base`.
 
-    `split` is that of the rows which name none. Raises SettingsError for a file that cannot be read, has
-    neither the columns nor the form of a list, or names a split that is none; and when the storage of its
-    first row cannot be opened.
+    `split` is the default for rows without one. Raises SettingsError for a file that cannot be read, has
+    neither the columns nor the format of a list, or has an unknown split; and when the storage of its first
+    row cannot be opened.
     """
     try:
         with open_source(manifest, storage) as stream:
@@ -106,7 +106,7 @@ def _split(name: str | None, place: str) -> str | None:
         return None
     split = SPLIT_NAMES.get(name.strip().lower())
     if split is None:
-        raise SettingsError(f"{place}: split {name[:40]!r} is none of {', '.join(SPLIT_NAMES)}")
+        raise SettingsError(f"{place}: split {name[:40]!r} is not one of {', '.join(SPLIT_NAMES)}")
     return split
 
 
@@ -122,7 +122,7 @@ def _text_lines(stream: IO[bytes], manifest: Source) -> Iterator[_Line]:
 
 
 def _text_rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
-    """Lines that are not empty, in fields."""
+    """Yield the fields of each line that is not empty."""
     first = next((line for line in text if line.strip()), "")
     lines = chain([first], text)
     if "," in first:
@@ -133,7 +133,7 @@ def _text_rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
 
 
 def _line(values: Sequence[str | None]) -> _Line:
-    """Of the values of COLUMNS."""
+    """Return a line from the values of COLUMNS."""
     image, label, split, group = values
     return _Line(image, label, split, group and (group.strip() or None))
 
@@ -162,14 +162,14 @@ def _parquet_lines(stream: IO[bytes], manifest: Source) -> Iterator[_Line]:
 
 
 def _columns(names: list[str], manifest: Source) -> list[int]:
-    """The place of each of COLUMNS, -1 for one that is not there."""
+    """Return the index of each of COLUMNS, -1 where it is missing."""
     if not set(COLUMNS[:2]) <= set(names):
         has = ", ".join(map(shown_name, names[:20]))[:300]
         raise SettingsError(
             f"{manifest.uri}: a manifest needs the columns images and masks, a list without a header two "
-            f"names of pictures a line; it has: {has or 'none'}"
+            f"names of images a line; it has: {has or 'none'}"
         )
     twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
-        raise SettingsError(f"{manifest.uri}: the column {twice[0]} is there more than once")
+        raise SettingsError(f"{manifest.uri}: the column {twice[0]} occurs more than once")
     return [names.index(name) if name in names else -1 for name in COLUMNS]

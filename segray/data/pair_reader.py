@@ -29,9 +29,9 @@ class Example:
     """One pair in memory."""
 
     pixels: NDArray[np.uint8]
-    """(height, width, 3)."""
+    """(height, width, 3) uint8, RGB."""
     classes: NDArray[np.uint8]
-    """(height, width); 255 is void."""
+    """(height, width) uint8; 255 is void."""
     digest: str
     """sha256 of the image's bytes, hex."""
     label_digest: str
@@ -43,9 +43,9 @@ class CocoExample:
     """One image of a COCO file in memory."""
 
     pixels: NDArray[np.uint8]
-    """(height, width, 3)."""
+    """(height, width, 3) uint8, RGB."""
     instances: list[TrueInstance]
-    """Crowds too."""
+    """Instances, crowds included."""
     digest: str
     """sha256 of the image's bytes, hex."""
     label_digest: str
@@ -56,7 +56,7 @@ class LabelReading(Protocol):
     """How pairs of one kind of label are read, in any process; what is read has pixels and two digests."""
 
     def reader(self) -> Any:
-        """Return an object whose `read` takes pairs and gives, for each, what it holds or an ItemError."""
+        """Return an object whose `read` takes pairs and returns, for each, its content or an ItemError."""
 
     def counts(self, example: Any) -> list[int]:
         """Return the pixels of each class, or the instances of each category."""
@@ -70,7 +70,7 @@ class _Reader(ABC, Generic[T]):
         self._sandbox = DecodeSandbox()
 
     def read(self, pairs: Sequence[Pair]) -> list[T | ItemError]:
-        """Return each pair, or why it cannot be used."""
+        """Return each pair's content, or the ItemError why it cannot be used."""
         files = [source for pair in pairs for source in self._files(pair)]
         data = iter(read_all(files, self.storage))
         return [self._example(pair, [next(data) for _ in self._files(pair)]) for pair in pairs]
@@ -129,7 +129,7 @@ class CocoReader(_Reader[CocoExample]):
         size, instances = instances_of(pair.annotations, self.categories)
         if pixels.shape[:2] != size:
             there = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            raise ItemError("unsupported", f"the picture is {there}, its COCO entry {size[1]} x {size[0]}")
+            raise ItemError("unsupported", f"the image is {there}, its COCO entry {size[1]} x {size[0]}")
         return CocoExample(pixels, instances, digest, digest_of(pair.annotations.encode()))
 
 

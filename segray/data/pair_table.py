@@ -26,11 +26,12 @@ PAIRS = pa.schema(
     ]
     + [("digest", pa.string()), ("label_digest", pa.string()), ("annotations", pa.large_string())]
 )
-"""`digest`s: sha256 of the two files when they were scanned, hex; `annotations` as of an `AnnotatedPair`."""
+"""`digest`s: sha256 of the two files when they were scanned, hex; `annotations` as in `AnnotatedPair`."""
 
 
 def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Table:
-    """One row a pair, in order; `digests` has the columns `digest` and `label_digest`, once known."""
+    """Return a table of schema PAIRS, a row per pair, in order; `digests`: columns `digest` and
+    `label_digest`."""
     columns = {
         "item": [pair.item for pair in pairs],
         "name": [pair.name for pair in pairs],
@@ -45,7 +46,7 @@ def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Tab
 
 
 def pairs_at(table: pa.Table, indices: Sequence[int]) -> list[Pair]:
-    """The pairs in these rows; their split is left out."""
+    """Return the pairs of these rows of `table` (schema PAIRS), without their split."""
     rows = table.take(pa.array(indices, pa.int64())).to_pylist()
     return [_pair(row) for row in rows]
 
@@ -63,7 +64,7 @@ def _file(row: dict[str, Any], part: str) -> Source:
 
 
 def as_scanned(example: T, digest: str, label_digest: str) -> T | ItemError:
-    """The example, or an error where its files are not those that were scanned."""
+    """Return the example, or an error where its files have changed since the scan."""
     if isinstance(example, ItemError):
         return example
     for what, there, then in (
@@ -71,5 +72,5 @@ def as_scanned(example: T, digest: str, label_digest: str) -> T | ItemError:
         ("the label", example.label_digest, label_digest),
     ):
         if there != then:
-            return ItemError("unsupported", f"{what} changed since the data were surveyed")
+            return ItemError("unsupported", f"{what} changed since the data were scanned")
     return example

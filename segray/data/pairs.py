@@ -1,11 +1,11 @@
-"""What `--data` names -> pairs of an image and its label map, local or in a bucket, nothing opened but lists.
+"""The value of `--data` -> pairs of an image and its label map, local or in a bucket; only lists are opened.
 
     folder      images and labels of the same stems, in the layouts of `pair_folders`
                 or, if it holds train.txt, val.txt or test.txt, the rows of these lists
     manifest    CSV or Parquet, or a list without a header: the rows, see `pair_lists`
 
 Nothing vanishes. Every image is in a pair or rejected with a reason, every label is in a pair, rejected, or
-named in a rejection, and what is neither is counted as ignored.
+named in a rejection, and other files are counted as ignored.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _HELD_OUT = (None, "train", "val", "test")
-"""Of a pair listed in two splits the last one here stays: nothing that is tested may be trained on."""
+"""Of a pair listed in two splits the last one here wins: no test image may be trained on."""
 
 FRAGMENT = "#xywh="
-"""Between the address of a scene and a window in it, as in W3C's Media Fragments."""
+"""Separates the address of a scene from a window in it, as in W3C's Media Fragments."""
 
 Reason = Literal["no_label", "no_image", "listed_twice", "ambiguous", "unsupported", "storage"]
 """`ambiguous`: several images or labels of one stem, several labels of one image, a line of three names."""
@@ -40,7 +40,7 @@ Reason = Literal["no_label", "no_image", "listed_twice", "ambiguous", "unsupport
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One picture and the map of its classes; both were there when they were listed."""
+    """An image and its label map; both existed when they were listed."""
 
     item: str
     """First 32 hex digits of sha256 over the image's canonical URL."""
@@ -51,25 +51,25 @@ class Pair:
     split: str | None
     """`train`, `val` or `test` where the data say so."""
     group: str | None = field(default=None, kw_only=True)
-    """Pairs of one group come into one split; None where the data name none."""
+    """Pairs of one group share a split; None where the data name none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What became no pair."""
+    """A file or row that did not become a pair."""
 
     uri: str
-    """Of the image; of the label without an image; of the row without either."""
+    """Address of the image; of the label without an image; of the row without either."""
     reason: Reason
     error: str
     """One line, without credentials."""
     split: str | None = None
-    """As of a pair; None also where that is not known."""
+    """As in a pair; None also where it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All that was listed, in the order of the images' URLs, whatever the order of the listing."""
+    """All that was listed, sorted by the images' URLs, independent of the listing's order."""
 
     pairs: list[Pair]
     """At least one."""
@@ -78,7 +78,7 @@ class Pairs:
     """Files of a folder that have no image suffix or lie outside its images and labels."""
 
     def counts(self) -> dict[str, int]:
-        """`pairs`, each reason that occurs, `ignored`."""
+        """Return `pairs`, each reason that occurs and `ignored`, with their counts."""
         reasons = Counter(one.reason for one in self.rejected)
         return {"pairs": len(self.pairs), **dict(sorted(reasons.items())), "ignored": self.ignored}
 
@@ -86,15 +86,14 @@ class Pairs:
 def list_pairs(data: str, storage: StorageSettings, root: str | None = None) -> Pairs:
     """List `data`; relative paths of manifests and lists are relative to `root`, else to the file itself.
 
-    Raises SettingsError for what does not exist, cannot be read, has no layout that is known, or gives no
-    pair.
+    Raises SettingsError for what does not exist, cannot be read, has no known layout, or gives no pair.
     """
     file = _named_file(data, storage)
     lists = [(file, None)] if file is not None else _split_lists(data, storage)
     if lists:
         base = root.rstrip("/") if root else base_of(lists[0][0])
         rows = chain.from_iterable(read_rows(one, base, split, storage) for one, split in lists)
-        hint = "" if root else "; say with --root what its paths are relative to"
+        hint = "" if root else "; set with --root what its paths are relative to"
         return _checked(data, _of_rows(list(rows), folder_uri(base or "/")), 0, hint)
     if root:
         raise SettingsError(f"{canonical_uri(data)}: a root is for manifests and lists, this is a folder")
@@ -105,7 +104,7 @@ def list_pairs(data: str, storage: StorageSettings, root: str | None = None) -> 
 
 
 def _named_file(data: str, storage: StorageSettings) -> Source | None:
-    """The manifest or list that `data` names; None for a folder."""
+    """Return the manifest or list that `data` names; None for a folder."""
     uri = canonical_uri(data)
     try:
         file = _first_contact(data, storage)
@@ -117,7 +116,7 @@ def _named_file(data: str, storage: StorageSettings) -> Source | None:
         raise SettingsError(f"{uri}: {describe(error)}") from error
     if file is None or file.uri.lower().endswith((".csv", ".parquet", ".txt")):
         return file
-    if file.uri.lower().endswith(".json"):  # COCO: to be read here once there is training that takes it
+    if file.uri.lower().endswith(".json"):  # COCO: semantic training does not read it
         raise SettingsError(f"{uri}: COCO JSON is data for instance models, not for semantic ones")
     hint = ": unpack it" if archive_kind(file.uri) else ""
     raise SettingsError(f"{uri}: data is a folder, a .csv or .parquet manifest or a .txt list{hint}")
@@ -139,7 +138,7 @@ def _first_contact(data: str, storage: StorageSettings) -> Source | None:
 
 
 def _split_lists(data: str, storage: StorageSettings) -> list[tuple[Source, str | None]]:
-    """The lists of a folder that are named like splits, with their splits."""
+    """Return the lists of a folder that are named like splits, with their splits."""
     folder = Source(canonical_uri(data), data, "file", "", -1)
     found = look_up([f"{name}.txt" for name in SPLIT_NAMES], folder, data.rstrip("/"), storage)
     for file in found:
@@ -150,7 +149,7 @@ def _split_lists(data: str, storage: StorageSettings) -> list[tuple[Source, str 
 
 
 def _of_stem(stem: Stem, base: str) -> Iterator[Pair | Rejected]:
-    """A pair, or a rejection for each image; for each label where there is no image."""
+    """Yield a pair, or a rejection for each image; for each label where there is no image."""
     images = list[Source]()
     for image in stem.images:
         problem = _problem(image, "no_image")
@@ -172,7 +171,7 @@ def _of_stem(stem: Stem, base: str) -> Iterator[Pair | Rejected]:
 
 
 def _of_rows(rows: list[Row], base: str) -> Iterator[Pair | Rejected]:
-    """A pair or a rejection for each row; an image is in one pair at most, whatever the order of the rows."""
+    """Yield a pair or a rejection for each row; an image is in one pair at most, in any order of rows."""
     by_image: dict[str, list[tuple[Row, Pair]]] = defaultdict(list)
     for row in rows:
         found = _of_row(row, base)
@@ -227,7 +226,7 @@ def _pair(image: Source, label: Source, split: str | None, group: str | None, ba
 
 
 def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:
-    """What the listing, or the name alone, already says against a file."""
+    """Return the error that the listing, or the name alone, gives for a file; None where there is none."""
     if file.error_type is not None:
         reasons: dict[str, Reason] = {"missing": missing, "storage": "storage"}
         return reasons.get(file.error_type, "unsupported"), file.error or file.error_type
@@ -235,14 +234,14 @@ def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:
     if archive_kind(name):
         return "unsupported", "archives are not opened for training: unpack it"
     if is_image_name(name) and not name.endswith(DECODED_SUFFIXES):
-        return "unsupported", f"pictures of the kind .{name.rpartition('.')[2]} are not read"
+        return "unsupported", f"images of the format .{name.rpartition('.')[2]} are not read"
     return None
 
 
 def _checked(
     data: str, found: Iterator[Pair | Rejected] | list[Pair | Rejected], ignored: int, hint: str = ""
 ) -> Pairs:
-    """hint: for rows of which no file is there."""
+    """Return the listing. Raises SettingsError where no pair is left; hint: for rows without any file."""
     pairs, rejected = list[Pair](), list[Rejected]()
     for one in found:
         if isinstance(one, Pair):

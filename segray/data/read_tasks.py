@@ -1,4 +1,4 @@
-"""Read tasks of Ray Data that produce indices of pairs, kept in order. No torch here."""
+"""Read tasks of Ray Data that produce indices of pairs, in order. No torch here."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,24 +15,26 @@ from segray.columns import packed, unpacked
 from segray.ray_private import find
 
 PAUSE_S = 0.1
-"""Between two looks of Ray's loop, of 1.5 ms of CPU each; what moves in one is BUFFERED and loader.AHEAD."""
+"""Polling interval of Ray's loop, each 1.5 ms of CPU; per poll, BUFFERED and loader.AHEAD blocks can move."""
 BUFFERED = 32
-"""Tables of indices that are read ahead. With Ray's own two, two loaders had one each in every look."""
+"""Tables of indices that are read ahead. With Ray's default of two, two loaders got one each in every
+poll."""
 SCORING = -1
-"""Stands in index of an epoch where nothing is drawn."""
+"""Index of an epoch in which nothing is drawn."""
 _RETRIES = 3
-"""Times that a batch is given to another process when one died over it; Ray's own number has no end."""
+"""Times that a batch is retried in another process when one died over it; Ray's default has no limit."""
 MAPPED: dict[str, Any] = {
     "batch_size": None,
     "batch_format": "pyarrow",
     "max_restarts": -1,
     "max_task_retries": _RETRIES,
 }
-"""How tables of indices are given to a class."""
+"""How tables of indices are passed to a class."""
 
 
 def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | None = None) -> pa.Table:
-    """One packed row for `read_indices`; repeats: which time of the epoch it is that each comes, from 0."""
+    """Return one packed row for `read_indices`; repeats: which repeat within the epoch each index is, from
+    0."""
     columns = {
         "epoch": pa.array([epoch] * len(indices), pa.int32()),
         "index": pa.array(indices, pa.int64()),
@@ -42,7 +44,7 @@ def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | Non
 
 
 def read_indices(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
-    """The packed tables of all tasks, one task after the other, each in whichever process has room."""
+    """Return the packed tables of all tasks, one task after the other, each read in any free process."""
     indices: ray.data.Dataset = ray.data.read_datasource(
         _Indices(tasks),
         num_cpus=READ_TASK_CPUS,
@@ -53,15 +55,16 @@ def read_indices(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.
 
 
 def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None, None]:
-    """Unpacked, in order; prefetch: blocks that are fetched ahead."""
+    """Yield the unpacked tables, in order; prefetch: blocks that are fetched ahead."""
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
         yield from unpacked(block)
 
 
 def configure(stall_timeout_s: float) -> None:
-    """Set this process's context of Ray Data; it fails when nothing moves for `stall_timeout_s` seconds."""
+    """Configure this process's context of Ray Data; it fails after `stall_timeout_s` seconds without
+    progress."""
     context = DataContext.get_current()
-    context.target_max_block_size = 1  # a table is a block: neither gathered nor cut
+    context.target_max_block_size = 1  # a table is a block: neither merged nor cut
     if hasattr(context, "_max_num_blocks_in_streaming_gen_buffer"):  # a private name: see `ray_private`
         context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
     context.enable_progress_bars = False
@@ -75,20 +78,20 @@ _Callback: Any = find("callback") or object
 
 
 class Pause(_Callback):  # type: ignore[misc]
-    """Between two looks of Ray's loop, which runs in the process that trains.
+    """Pauses between two polls of Ray's loop, which runs in the process that trains.
 
-    Where all that runs has results that nobody takes yet, Ray looks again at once, for ever: training, which
-    waits for the interpreter's lock after each operator, took 2.2 times as long. It stands here because Ray's
-    tasks load it, with the settings of their data.
+    Where all operators have results that nothing takes yet, Ray polls again at once, for ever: training,
+    which waits for the interpreter's lock after each operator, took 2.2 times as long. It is in this module
+    because Ray's tasks load it, with the settings of their data.
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called after each look."""
+        """Sleep after each poll."""
         time.sleep(PAUSE_S)
 
 
 class _Indices(Datasource):
-    """Which pairs come when: read tasks that give a table a batch, in order."""
+    """Sampler's order of the pairs: read tasks that return a table for each batch, in order."""
 
     def __init__(self, tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

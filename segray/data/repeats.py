@@ -1,15 +1,16 @@
-"""Which items of an epoch come more often than others, because they hold what is rare."""
+"""Repeat factors: how often each item of an epoch is drawn, more often where it has rare classes."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def repeat_factors(counts: NDArray[np.int64], threshold: float) -> NDArray[np.float64]:
-    """(items,) how often each is to be seen, 1 in the mean; `counts` (items, classes) pixels.
+    """Return (items,) float64, how often each is drawn, 1 in the mean; `counts` (items, classes) int64
+    pixels.
 
     Repeat factor sampling of Gupta et al. 2019, LVIS, https://arxiv.org/abs/1908.03195, section 3.4: a class
-    that is in a share f of the items asks for max(1, sqrt(threshold / f)), an item takes the most that one of
-    its classes asks for. Divided by their mean here, so that an epoch stays as long as it is.
+    that is in a share f of the items has the factor max(1, sqrt(threshold / f)), an item the largest factor
+    of its classes. Divided by their mean here, so that the length of an epoch does not change.
     """
     present = counts > 0
     share = present.mean(axis=0)
@@ -19,11 +20,11 @@ def repeat_factors(counts: NDArray[np.int64], threshold: float) -> NDArray[np.fl
 
 
 def drawn(repeats: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """(items,) indices in no order, each as often as `repeats` says, rounded down or up by chance.
+    """Return (items,) int64 indices in no order, each as often as `repeats`, randomly rounded down or up.
 
     Systematic sampling: one random number for all, so that the total is exact.
     """
     reached = np.cumsum(repeats) + random.random()
-    reached[-1] = len(repeats) + reached[0] - repeats[0]  # not off by a rounding
+    reached[-1] = len(repeats) + reached[0] - repeats[0]  # not off by a rounding error
     times = np.diff(np.floor(reached), prepend=0.0).astype(np.int64)
     return np.repeat(np.arange(len(repeats)), times)

@@ -1,10 +1,10 @@
-"""What one pass over the data says of each pair, and its copy in the output, so that no run repeats it.
+"""The statistics of each pair from one pass over the data, and their copy in the output for later runs.
 
     _segray/survey.parquet   a row a pair: addresses and versions, digests, pixels of each class, moments,
-                             likeness, or why it cannot be used
+                             perceptual hash, or why it cannot be used
 
-A pair whose two files have the versions that they had is not read again. The copy is written anew while the
-pass goes on, so a kill costs the last minute of it.
+A pair whose two files have the same versions as before is not read again. The copy is rewritten during the
+pass, so a kill costs at most the last minute of it.
 """
 
 import time
@@ -27,7 +27,7 @@ FIGURES = pa.schema(
         ("error", pa.string()),
         ("digest", pa.string()),  # sha256 of the image's file, hex
         ("label_digest", pa.string()),
-        ("likeness", pa.uint64()),  # `perceptual_hash` of the picture
+        ("likeness", pa.uint64()),  # `perceptual_hash` of the image
         ("pixels", pa.int64()),
         ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
         ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
@@ -35,13 +35,13 @@ FIGURES = pa.schema(
     ]
 )
 ADDRESSES = pa.schema([(name, pa.string()) for name in ("image", "image_version", "label", "label_version")])
-"""Canonical URLs, without credentials, and what `Source.version` says."""
+"""Canonical URLs, without credentials, and the values of `Source.version`."""
 PASSING = ("storage", "timeout", "memory", "crashed")
-"""Error types that are the machine's or the network's fault: as long as nothing was trained, such pairs are
-tried again."""
+"""Error types caused by the machine or the network: as long as nothing was trained, such pairs are tried
+again."""
 _SAVE_EVERY_S = 60.0
 _SAVING_SHARE = 0.05
-"""Of the time that may go into writing the copy, which is whole each time."""
+"""Maximum share of the time that goes into writing the copy, which is written as a whole each time."""
 _LEVELS = np.arange(256) / 255
 
 
@@ -63,7 +63,8 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
 
 
 def mean_and_deviation(rows: pa.Table) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each band over all pixels of `rows` (FIGURES without errors), which are in 0..1."""
+    """Return each band's mean and deviation over all pixels, 0..1; `rows` of schema FIGURES without
+    errors."""
     pixels = rows["pixels"].to_numpy().sum()
     mean = column_sums(rows["sums"]) / pixels
     deviation = np.sqrt(np.maximum(column_sums(rows["squares"]) / pixels - mean**2, 1e-8))
@@ -71,21 +72,21 @@ def mean_and_deviation(rows: pa.Table) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def column_sums(lists: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """The sums over rows of a column of lists that are equally long, none of them null."""
+    """Return the sums over rows of a column of lists of equal length, none of them null."""
     flat: np.ndarray[Any, Any] = lists.combine_chunks().flatten().to_numpy()
     sums: np.ndarray[Any, Any] = flat.reshape(len(lists), -1).sum(axis=0)
     return sums
 
 
 class Scan:
-    """What is known of the pairs of one listing."""
+    """The statistics of the pairs of one listing."""
 
     def __init__(
         self, pairs: Sequence[Pair], rules: object, max_pixels: int, store: Output, *, begun: bool
     ) -> None:
-        """Takes over what the output holds; `begun`: what was trained there stands on all that is in it.
+        """Take over what the output holds; `begun`: training has begun there and relies on all of it.
 
-        rules: how labels are read; what was read by others is not taken over.
+        rules: how labels are read; what was read with other rules is not taken over.
         """
         self._store = store
         self._reading = f"{rules}, max_pixels {max_pixels}".encode()
@@ -105,20 +106,21 @@ class Scan:
 
     @property
     def missing(self) -> list[int]:
-        """Indices in the listing of the pairs that are to be looked at."""
+        """Return the indices in the listing of the pairs that must be read."""
         known = np.zeros(self._addresses.num_rows, bool)
         for indices in (self._indices, *(table["index"].to_numpy() for table in self._new)):
             known[indices] = True
         return np.flatnonzero(~known).tolist()
 
     def add(self, table: pa.Table) -> None:
-        """Rows of FIGURES with the column `index`, in any order; kept in the output from time to time."""
+        """Add rows of FIGURES with the column `index`, in any order; saved in the output from time to
+        time."""
         self._new.append(table)
         if time.monotonic() - self._saved > self._pause:
             self.save()
 
     def save(self) -> None:
-        """Put what is new into the output."""
+        """Write new rows to the output."""
         if not self._new:
             return
         started = time.monotonic()
@@ -135,7 +137,7 @@ class Scan:
         self._pause = max(_SAVE_EVERY_S, (self._saved - started) / _SAVING_SHARE)
 
     def rows(self) -> pa.Table:
-        """FIGURES of all pairs, in the order of the listing, once none is missing."""
+        """Return FIGURES of all pairs, in the order of the listing; to be called once none is missing."""
         self._gather()
         return self._rows.take(pa.array(np.argsort(self._indices))).combine_chunks()
 
@@ -146,7 +148,7 @@ class Scan:
         self._new = []
 
     def _kept(self) -> pa.Table | None:
-        """The copy in the output, if its labels were read as they would be now."""
+        """Return the copy in the output, if its labels were read with the present rules."""
         data = self._store.read(SCAN)
         if data is None:
             return None
@@ -161,7 +163,7 @@ class Scan:
 def _unchanged(
     pairs: Sequence[Pair], kept: pa.Table | None, *, begun: bool
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], pa.Table]:
-    """(Indices in the listing, their rows): the kept rows whose files have the versions that they had."""
+    """Return (indices in the listing, their rows): the kept rows whose files have unchanged versions."""
     if kept is None:
         return np.zeros(0, np.int64), FIGURES.empty_table()
     columns = [kept[name].to_pylist() for name in (*ADDRESSES.names, "error_type")]
@@ -171,7 +173,7 @@ def _unchanged(
         row = by_image.get(pair.image.uri, -1)
         here = [pair.image.uri, pair.image.version, pair.label.uri, pair.label.version]
         if row < 0 or "" in here or here != [column[row] for column in columns[:4]]:
-            continue  # a storage that tells no version may have another file there by now
+            continue  # without a version, the storage may hold another file by now
         if begun or columns[4][row] not in PASSING:
             indices.append(index)
             rows.append(row)

@@ -1,4 +1,4 @@
-"""One scan of the pairs by Ray Data: read, decoded, measured; as they come. No torch here."""
+"""One scan of the pairs by Ray Data: read, decoded, measured, in the order of completion. No torch here."""
 
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -16,13 +16,13 @@ from segray.data.scan import FIGURES, figures
 
 SCANNED_AT_ONCE = 16
 SCAN_CPUS = 0.9
-"""Of a process that scans, so that one a CPU leaves room for the task that feeds them."""
+"""CPUs of a scanning process: less than 1, to leave room for the task that feeds them."""
 
 
 def scan(
     pairs: pa.Table, reading: LabelReading, cpus: float, stall_timeout_s: float
 ) -> Generator[pa.Table, None, None]:
-    """Tables of FIGURES with the column `index`, the row in `pairs` (schema PAIRS), as they come."""
+    """Yield tables of FIGURES, as completed, with the column `index`: the row in `pairs` (schema PAIRS)."""
     configure(stall_timeout_s)
     processes = min(int(cpus), -(-pairs.num_rows // SCANNED_AT_ONCE))
     answers = read_indices([partial(_chunks, pairs.num_rows)]).map_batches(
@@ -41,7 +41,7 @@ def _chunks(pairs: int) -> Iterator[pa.Table]:
 
 
 class _Scan:
-    """Indices -> FIGURES with their indices."""
+    """Maps indices to FIGURES with their indices."""
 
     def __init__(self, pairs: Any, reading: LabelReading) -> None:
         self._pairs: pa.Table = ray.get(pairs)

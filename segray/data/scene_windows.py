@@ -1,17 +1,18 @@
-"""Scenes and footprints -> windows, trained on as pairs are: a part of a scene and what is drawn there.
+"""Scenes and footprints -> windows, which are trained on like pairs: a part of a scene and its rasterised
+labels.
 
 A scene is cut into squares of `window` pixels from its first pixel on, the last ones moved back to end with
-it. Where two squares see the same pixels, each has a label for its own half and void for the other, so no
-pixel is learned or scored twice. A window's address is that of its scene with `#xywh=x,y,width,height`, in
-pixels of the scene as it is read (as W3C's Media Fragments have it).
+it. Where two squares share pixels, each has a label for its own half and void for the other, so no pixel is
+learned or scored twice. A window's address is that of its scene with `#xywh=x,y,width,height`, in pixels of
+the scene as it is read (as in W3C's Media Fragments).
 
 Neighbours look alike, so not windows but blocks of `block` x `block` of them are split into train, val and
-test, by a hash of the seed, of what is in the scene, and of the block's place in it; no pixel is in two
-blocks. What is in a scene its size and its first and last 64 KiB say: in most files, they hold the sizes of
-all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. Scenes that show one place
-twice are not known to do so: put them below one of these folders.
+test, by a hash of the seed, of the scene's content, and of the block's position in it; no pixel is in two
+blocks. A scene's content is identified by its size and its first and last 64 KiB: in most files, they hold
+the sizes of all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. Scenes of the
+same location are not recognised: put them below one of these folders.
 
-Each footprint that touches a scene takes 0.3 KB or so in the driver and, once a machine, in shared memory; a
+Each footprint that touches a scene takes about 0.3 KB in the driver and, once a machine, in shared memory; a
 million of them are fine. Processes that read windows hold none.
 """
 
@@ -47,25 +48,25 @@ from segray.storage import StorageSettings, canonical_uri
 from segray.tiles import Window
 
 _ENDS = 64 << 10
-"""Bytes at both ends of a scene that tell it from others."""
+"""Bytes at both ends of a scene that identify it."""
 _OPEN = 8
-"""Files whose ranges a reader keeps at hand."""
+"""Files whose ranges a reader keeps cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
-    """How scenes become windows."""
+    """How scenes are cut into windows and labelled."""
 
     data: str
     """A scene, or a folder of scenes."""
     footprints: str
     layer: str | None
-    """Of the footprints' file."""
+    """CRS, attribute and layer settings of the footprints' file."""
     class_column: str | None
-    """Attribute of the footprints that names a class; None: all are class 1."""
+    """Attribute of the footprints that holds the class name; None: all are class 1."""
     tiling: Tiling
     block: int
-    """Windows a side that come into one split."""
+    """Side, in windows, of a block that stays in one split."""
     shares: tuple[int, float, float]
     """Seed of the split, shares of val and of test."""
     storage: StorageSettings
@@ -78,25 +79,25 @@ class Windows(Pairs):
     scenes: dict[str, str]
     """Address of a scene -> `Scene.to_json`."""
     footprints: pa.Table
-    """FOOTPRINTS of those that touch a scene."""
+    """Schema FOOTPRINTS: those that touch a scene."""
     told: str
-    """One line for a person."""
+    """One-line summary."""
 
     def reading(self, usual: Reading) -> "WindowReading":
-        """How they are read, in any process; what they need goes to Ray's shared memory."""
+        """Return how they are read, in any process; what readers need goes to Ray's shared memory."""
         shared = ray.put((self.scenes, self.footprints))
         return WindowReading(usual.rules, usual.max_pixels, usual.storage, shared)
 
 
 @dataclass(frozen=True)
 class WindowReading(Reading):
-    """See `Reading`."""
+    """How windows are read, in any process; see `Reading`."""
 
     shared: Any
     """Reference to the scenes and the footprints."""
 
     def reader(self) -> "WindowReader":
-        """One for this process."""
+        """Return a reader for this process."""
         scenes, footprints = ray.get(self.shared)
         return WindowReader(scenes, Footprints(footprints), self.storage)
 
@@ -110,7 +111,7 @@ class WindowReader:
         self._files: dict[str, FileRanges] = {}
 
     def read(self, pairs: Sequence[Pair]) -> list[Example | ItemError]:
-        """Each window, or why it cannot be used; one without data has neither a pixel nor a class."""
+        """Return each window, or why it cannot be used; one without data has neither pixels nor classes."""
         return [self._read(pair.image) for pair in pairs]
 
     def _read(self, source: Source) -> Example | ItemError:
@@ -141,7 +142,7 @@ class WindowReader:
 
 
 def own_classes(footprints: Footprints, scene: Scene, index: int) -> NDArray[np.uint8]:
-    """(height, width) of a window: void outside its own part of the scene."""
+    """Return the classes (height, width) uint8 of a window: void outside its own part of the scene."""
     window, core = scene.grid.window(index), scene.grid.core(index)
     rows = slice(core.row_start - window.row_start, core.row_stop - window.row_start)
     cols = slice(core.col_start - window.col_start, core.col_stop - window.col_start)
@@ -151,7 +152,7 @@ def own_classes(footprints: Footprints, scene: Scene, index: int) -> NDArray[np.
 
 
 def index_of(uri: str, scene: Scene) -> int:
-    """The number of the window in the scene's grid, from its address."""
+    """Return the index of the window in the scene's grid, from its address."""
     x, y, *_ = map(int, uri.rpartition(FRAGMENT)[2].split(","))
     return -(-y // scene.tile) * scene.grid.cols + -(-x // scene.tile)
 
@@ -182,19 +183,19 @@ def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """One scene."""
+    """One scene that was listed."""
 
     source: Source
     scene: Scene
     name: str
     identity: str
-    """Of what is in it, hex."""
+    """sha256 of its content's identification, hex."""
     split: str | None
-    """That its folder names."""
+    """Split that its folder names."""
 
 
 def _scenes(settings: WindowSettings) -> tuple[list[_Listed], list[Rejected], int]:
-    """(Scenes by address, what is none, files that are neither TIFF nor JPEG 2000)."""
+    """Return (scenes by address, rejected files, number of files that are neither TIFF nor JPEG 2000)."""
     listing = Listing([settings.data], settings.storage)
     base = folder_uri(settings.data)
     found, rejected, others = list[_Listed](), list[Rejected](), 0
@@ -222,7 +223,7 @@ def _looked_at(source: Source, base: str, settings: WindowSettings, sandbox: Dec
     file = FileRanges(source.uri, source.version, source.address, source.size, settings.storage)
     scene = sandbox.describe(file, settings.tiling)
     if scene is None or scene.crs is None:
-        raise ItemError("unsupported", "it has no place on Earth, footprints cannot be laid on it")
+        raise ItemError("unsupported", "it is not georeferenced, so footprints cannot be drawn on it")
     ends = file.read([(0, min(_ENDS, file.size)), (max(0, file.size - _ENDS), min(_ENDS, file.size))])
     name = source.uri.removeprefix(base) if source.uri.startswith(base) else source.uri.rpartition("/")[2]
     split = SPLIT_NAMES.get(name.partition("/")[0].lower()) if "/" in name else None
@@ -237,16 +238,16 @@ def _placeable(scenes: list[_Listed], crs: str) -> tuple[list[_Listed], list[Rej
         if problem is None:
             usable.append(one)
         else:
-            rejected.append(
-                Rejected(one.source.uri, "unsupported", f"footprints have no place on it: {problem}")
-            )
+            why = f"footprints cannot be transformed to its CRS: {problem}"
+            rejected.append(Rejected(one.source.uri, "unsupported", why))
     return usable, rejected
 
 
 def _touching(
     file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | None
 ) -> tuple[pa.Table, int, list[int]]:
-    """(FOOTPRINTS of the areas that touch a scene, geometries without an area, numbers of unreadable ones).
+    """Return (FOOTPRINTS of the areas that touch a scene, geometries without an area, unreadable ones'
+    numbers).
 
     names: of the classes that values name; None: all are class 1.
     """
@@ -271,7 +272,7 @@ def _touching(
     if unknown:
         found = ", ".join(f"{value} ({count:,})" for value, count in unknown.most_common(8))
         raise SettingsError(
-            f"classes: footprints have values that are none of {', '.join(names or ())}: {found}"
+            f"classes: footprints have values that are not among {', '.join(names or ())}: {found}"
         )
     return footprint_table(np.array([*shapes, None], object)[:-1], classes, file.crs), others, unreadable
 
@@ -293,12 +294,12 @@ def _drawing(settings: WindowSettings, names: Sequence[str]) -> str:
 
 
 def _pairs(one: _Listed, label: Source, settings: WindowSettings) -> Iterator[tuple[Pair, str]]:
-    """The windows of a scene, each with the digest of its block."""
+    """Yield the windows of a scene, each with the digest of its block."""
     grid = one.scene.grid
     rows, cols = (length // one.scene.tile for length in (one.scene.height, one.scene.width))
     for index, window in enumerate(grid):
         row, col = divmod(index, grid.cols)
-        # what was moved back goes with the neighbour whose pixels it shares
+        # a window that was moved back stays with the neighbour it overlaps
         place = [min(each, max(whole - 1, 0)) // settings.block for each, whole in ((row, rows), (col, cols))]
         fragment = f"{FRAGMENT}{window.col_start},{window.row_start},{window.width},{window.height}"
         image = replace(one.source, uri=one.source.uri + fragment)

@@ -1,12 +1,12 @@
-"""Which split a pair goes to: what the data say, else the content of its image and the seed.
+"""The split of a pair: the one that the data name, else by the content of its image and the seed.
 
     a split that is named      kept
     none is named              train, val or test by `split_of` of the sha256 of the image's bytes
     train is named, val never  val is split off from train, by the same hash
 
-So a split depends neither on names nor on the order of a listing nor on the number of workers, and pictures
-that are added move no other. Photos that look alike share a fate, unless `group_look_alikes` says otherwise:
-`near_duplicates` finds them; so do those to which the data give one `group`, whatever they look like.
+So a split depends neither on names nor on the order of a listing nor on the number of workers, and added
+images move no other. Photos that look alike share a split, unless `group_look_alikes` says otherwise:
+`near_duplicates` finds them; likewise images to which the data give one `group`, alike or not.
 `split_groups` puts a group into one split.
 """
 
@@ -27,9 +27,9 @@ SPLITS = ("train", "val", "test")
 ALIKE = 5
 """Bits of 64. Measured on 366 photos, streets and aerial images, each as JPEG of quality 50 and 90, at half
 its size, and at 0.7 as JPEG: 1 in 100 moved by more than 2 bits, none by more than 5. Of 28,027 pairs of
-pictures of different things, only a file that was there twice was within 10 bits; of 64,620 pairs of nuclei,
-one pair was 6 bits apart, none less. Copies of pictures with an empty ground move further (nuclei at quality
-50: by 10 bits or more 1 in 100) and may be missed."""
+images of different things, only a file that was there twice was within 10 bits; of 64,620 pairs of nuclei,
+one pair was 6 bits apart, none less. Copies of images with an empty background move further (nuclei at
+quality 50: by 10 bits or more 1 in 100) and may be missed."""
 DISTANCES: dict[LookAlikes, int] = {"loose": ALIKE, "strict": 2}
 
 
@@ -47,11 +47,11 @@ def split_of(digest: str, *, seed: int, val_share: float = 0.12, test_share: flo
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """Split pairs, one by one; the same pair always to the same split."""
+    """Assigns pairs to splits, one by one; the same pair always to the same split."""
 
     seed: int
     val_share: float = 0.12
-    """Of the pairs without a named split; of train, where val is split off from it."""
+    """Val share of the pairs without a named split; of train, where val is split off from it."""
     test_share: float = 0.18
     val_from_train: bool = False
     """The data name pairs to train with, but none for val."""
@@ -60,16 +60,16 @@ class SplitRule:
     def of(
         cls, pairs: Iterable[Pair], seed: int, val_share: float = 0.12, test_share: float = 0.18
     ) -> "SplitRule":
-        """The rule for all the pairs of a listing."""
+        """Return the rule for all the pairs of a listing."""
         named = {pair.split for pair in pairs}
         return cls(seed, val_share, test_share, "train" in named and "val" not in named)
 
     def split(self, pair: Pair, content: bytes) -> str:
-        """`train`, `val` or `test`; `content` is the file of the pair's image."""
+        """Return `train`, `val` or `test`; `content` is the file of the pair's image."""
         return self.split_by(pair.split, digest_of(content))
 
     def split_by(self, named: str | None, digest: str) -> str:
-        """The same from the split that the data name and the image's digest."""
+        """Return the split from the one that the data name (or None) and the image's sha256 in hex."""
         if named is None:
             return split_of(digest, seed=self.seed, val_share=self.val_share, test_share=self.test_share)
         if named == "train" and self.val_from_train:
@@ -80,9 +80,10 @@ class SplitRule:
 def groups_of(
     pairs: Sequence[Pair], likeness: Sequence[int], look_alikes: LookAlikes = "loose"
 ) -> NDArray[np.int64]:
-    """(pairs,) the group of each: the one that the data name, else its look-alikes, else (`off`) itself.
+    """Return (pairs,) int64, the group of each: as the data name it, else its look-alikes, else (`off`)
+    itself.
 
-    likeness: `perceptual_hash` of each picture. Pictures with a named group are nobody's look-alikes.
+    likeness: `perceptual_hash` of each image. Images with a named group are not compared with others.
     """
     groups = np.arange(len(pairs))
     unnamed = np.array([index for index, pair in enumerate(pairs) if pair.group is None], np.int64)
@@ -100,10 +101,10 @@ def groups_of(
 def split_groups(
     rule: SplitRule, pairs: Sequence[Pair], digests: Sequence[str], groups: NDArray[np.int64]
 ) -> list[str]:
-    """The split of each pair, one for a group: by the smallest digest of the group's images.
+    """Return the split of each pair, one for a group: by the smallest digest of the group's images.
 
-    `groups` (pairs,) as `groups_of` gives it. What the data name stays; pairs without a split follow
-    the others of their group, into test rather than val, into val rather than train.
+    `groups` (pairs,) int64 as `groups_of` returns it. Splits that the data name stay; pairs without a split
+    follow the others of their group, into test rather than val, into val rather than train.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(groups.tolist()):
@@ -122,14 +123,14 @@ def _held_out(split: str | None) -> int:
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
-    """64-bit dHash of a picture, uint8 (height, width, 3) RGB or (height, width) grey.
+    """Return the 64-bit dHash of an image, uint8 (height, width, 3) RGB or (height, width) grey.
 
     Neal Krawetz, "Kind of Like That", 2013
     (https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html): shrunk to 9 x 8 grey
     pixels, a bit for each two neighbours in a row, set where the right one is brighter; rows from the top,
     the first bit highest. Shrunk with Lanczos as the library ImageHash 4.3.2 does (its `dhash` gives the same
     bits): with a box, half the size moved a photo by up to 6 bits instead of 3.
-    Turned, mirrored and cropped pictures have other hashes; those without any contrast all have 0.
+    Rotated, mirrored and cropped images have other hashes; those without any contrast all have 0.
     """
     small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.LANCZOS)
     grey = np.asarray(small)
@@ -137,7 +138,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
 
 
 def near_duplicates(hashes: Sequence[int], distance: int = ALIKE) -> NDArray[np.int64]:
-    """(n,) the group of each photo: that of the nearest leader, which is at most `distance` bits away.
+    """Return (n,) int64, the group of each photo: that of the nearest leader, at most `distance` bits away.
 
     The photos whose hash occurs most often become leaders first, then those of smaller hashes, unless an
     earlier leader is within `distance`. So photos of a group differ by 2 x `distance` at most: no chains.
@@ -158,10 +159,10 @@ def near_duplicates(hashes: Sequence[int], distance: int = ALIKE) -> NDArray[np.
 
 
 class _Near:
-    """Finds codes few bits apart without comparing all.
+    """Finds codes few bits apart without comparing all pairs.
 
     Cut into one more part than bits may differ, two of them agree in a part (multi-index hashing, Norouzi,
-    Punjani and Fleet, 2012). Bits that tell most codes apart go to the parts in turn.
+    Punjani and Fleet, 2012). The bits that separate most codes are assigned to the parts in turn.
     """
 
     def __init__(self, codes: NDArray[np.uint64], distance: int) -> None:
@@ -172,7 +173,7 @@ class _Near:
         self._parts = [self._sorted(order[number::parts]) for number in range(parts)]
 
     def _sorted(self, bits: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
-        """(Indices by these bits, for each index where in them its equals start and end)."""
+        """Return indices sorted by these bits, and for each index where its equals start and end there."""
         part = np.zeros(len(self._codes), np.uint64)
         for bit in bits:
             part = part << np.uint64(1) | self._codes >> bit & np.uint64(1)
@@ -185,5 +186,5 @@ class _Near:
         equal = [order[start[index] : end[index]] for order, start, end in self._parts]
         others = np.concatenate(equal)
         bits = np.bitwise_count(self._codes[others] ^ self._codes[index])
-        near = bits <= self._distance  # those that agree in several parts are there as often
+        near = bits <= self._distance  # codes that agree in several parts occur as often
         return others[near], bits[near].astype(np.int64)

@@ -2,9 +2,9 @@
 
     GeoJSON      a feature collection, or a feature a line; longitude and latitude without a member `crs`
     GeoParquet   1.0 or 1.1, geometry as WKB; longitude and latitude unless its metadata say otherwise
-    GeoPackage, Shapefile (with .shx, .dbf and .prj beside it), FlatGeobuf   by GDAL
+    GeoPackage, Shapefile (with .shx, .dbf and .prj next to it), FlatGeobuf   by GDAL
 
-What a file is, its first bytes say. Coordinates are x east before y north, whatever the system's own order.
+The first bytes decide the format. Coordinates are x east before y north, in any axis order of the CRS.
 """
 
 import json
@@ -36,34 +36,34 @@ from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, split_protocol
 
 _BATCH = 16_384
-"""Rows in memory at a time, but of GeoJSON."""
+"""Rows in memory at a time, except for GeoJSON."""
 _SQLITE = b"SQLite format 3\0"
 _CONVERT = "convert it with `ogr2ogr footprints.gpkg FILE`"
 _OTHER_KINDS = (
     ("KML or GML", (".kml", ".gml"), b"<?xml", _CONVERT),
     ("a zip archive", (".zip", ".kmz"), b"PK\x03\x04", "unpack it"),
     ("a gzip archive", (".gz", ".tgz"), b"\x1f\x8b", "unpack it"),
-    ("a part of a Shapefile", (".shx", ".dbf", ".prj"), b"PROJCS[", "name the .shp beside it"),
+    ("a part of a Shapefile", (".shx", ".dbf", ".prj"), b"PROJCS[", "use the .shp next to it"),
 )
 """Kind, suffixes, first bytes, advice."""
 _OGR = {_SQLITE: ".gpkg", b"fgb\x03fgb": ".fgb", b"\x00\x00\x27\x0a": ".shp"}
-"""First bytes -> the suffix by which GDAL knows them."""
+"""First bytes -> the suffix by which GDAL recognises the format."""
 _SHAPEFILE = (".shp", ".shx", ".dbf", ".prj", ".cpg")
 _JOURNAL, _IN_JOURNAL = "-wal", b"\2\2"
-"""SQLite's write-ahead log beside a file, and bytes 18 and 19 of a file that may have one
+"""SQLite's write-ahead log next to a file, and bytes 18 and 19 of a file that may have one
 (https://www.sqlite.org/fileformat.html)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Some rows of the file."""
+    """A batch of rows of the file."""
 
     shapes: NDArray[np.object_]
     """(n,) shapely geometries of any kind; None where the row has none."""
     values: list[Any]
-    """(n,) of the attribute; None without one."""
+    """(n,) values of the attribute; None without one."""
     unreadable: list[int]
-    """Rows whose geometry is none, such as a ring that is not closed; they have no shape."""
+    """Indices of rows with an invalid geometry, such as a ring that is not closed; they have no shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ class FeatureFile:
     """The file, before its rows are read."""
 
     crs: str
-    """What `pyproj.CRS` reads."""
+    """CRS, as `pyproj.CRS` reads it."""
     batches: Iterator[Features]
 
 
 def find_file(address: str, storage: StorageSettings) -> Source:
-    """Raises SettingsError if it is not there."""
+    """Return the file. Raises SettingsError if it does not exist."""
     (source,) = look_up([address], Source(canonical_uri(address), address, "file", "", -1), ".", storage)
     if source.error_type is not None:
         raise SettingsError(f"{source.uri}: {source.error}")
@@ -87,13 +87,13 @@ def find_file(address: str, storage: StorageSettings) -> Source:
 def open_features(
     source: Source, column: str | None, storage: StorageSettings, layer: str | None = None
 ) -> Iterator[FeatureFile]:
-    """`column`: the attribute that is wanted, if one is; `layer`: of a file of several.
+    """Open a vector file; `column`: attribute to read, if any; `layer`: of a file with several.
 
-    Raises SettingsError, also while the batches are read, for a file that is of another kind, is damaged,
-    has no such column or layer or no known coordinate system. GeoJSON is read whole: Python takes about 10
-    bytes for one of the file.
+    Raises SettingsError, also while the batches are read, for a file of another format, a damaged one, or one
+    without that column or layer or without a known CRS. GeoJSON is read whole: Python takes about 10 bytes
+    for each of the file.
     """
-    from pyogrio.errors import DataLayerError, DataSourceError  # 0.1 s, of which other jobs need nothing
+    from pyogrio.errors import DataLayerError, DataSourceError  # 0.1 s, which other jobs do not need
 
     try:
         with open_source(source, storage) as stream:
@@ -119,12 +119,12 @@ def open_features(
 
 
 def _untold(message: str) -> str:
-    """Without the name that the file has for GDAL alone."""
+    """Return the message without the temporary path that only GDAL sees."""
     return re.sub(r"'?\S*/footprints\.(gpkg|fgb|shp)'?", "it", message)
 
 
 def _refuse_other_kinds(source: Source, start: bytes) -> None:
-    """Raise SettingsError that says what to do with a well-known kind of file that is not read."""
+    """Raise SettingsError that says what to do with a well-known format that is not supported."""
     name = source.uri.lower()
     for kind, suffixes, magic, advice in _OTHER_KINDS:
         if name.endswith(suffixes) or start.startswith(magic):
@@ -140,7 +140,7 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
         rows = [each.get("properties") or {} for each in features]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
-            "none of GeoJSON (features), GeoParquet, GeoPackage, Shapefile and FlatGeobuf: " + fault(error)
+            "not GeoJSON (features), GeoParquet, GeoPackage, Shapefile or FlatGeobuf: " + fault(error)
         ) from error
     if column is not None and not any(column in row for row in rows):
         raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
@@ -149,7 +149,7 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
 
 
 def _json(data: bytes) -> Any:
-    """A feature collection; of a feature a line (GeoJSONL, RFC 8142) as well."""
+    """Parse a feature collection, or a feature a line (GeoJSONL, RFC 8142)."""
     try:
         content = json.loads(data)
     except json.JSONDecodeError:
@@ -162,7 +162,7 @@ def _json(data: bytes) -> Any:
 
 
 def _named_crs(crs: Any) -> str:
-    """What the member `crs` says: of the specification of 2008, or of the drafts before it."""
+    """Return the member `crs`: as in the specification of 2008, or in the drafts before it."""
     about = crs["properties"]
     if "name" not in about and "code" in about:
         return f"EPSG:{about['code']}"
@@ -172,7 +172,7 @@ def _named_crs(crs: Any) -> str:
 
 
 def _features(read: Callable[..., Any], geometries: list[Any], values: list[Any]) -> Features:
-    """A geometry that cannot be read costs itself alone."""
+    """Return the rows; a geometry that cannot be read is counted and costs only itself."""
     shapes = np.asarray(read(geometries, on_invalid="ignore"), object).reshape(len(geometries))
     pairs = enumerate(zip(geometries, shapes, strict=True))
     return Features(shapes, values, [row for row, (given, got) in pairs if given is not None and got is None])
@@ -186,14 +186,14 @@ def _geometry(feature: Any) -> str | None:
 def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
     told = (file.schema_arrow.metadata or {}).get(b"geo")
     if told is None:
-        raise SettingsError("Parquet without the metadata `geo`: no GeoParquet")
+        raise SettingsError("Parquet without the metadata `geo`: not GeoParquet")
     try:
         geo = json.loads(told)
         name = geo["primary_column"]
         about = geo["columns"][name]
         encoding, crs = about["encoding"], about.get("crs", CRS84)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"its metadata `geo` are none of GeoParquet: {fault(error)}") from error
+        raise SettingsError(f"its metadata `geo` are not valid GeoParquet: {fault(error)}") from error
     if encoding != "WKB":
         raise SettingsError(f"geometry is encoded as {encoding}; only WKB is read")
     if column is not None and column not in file.schema_arrow.names:
@@ -211,7 +211,7 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
 
 @contextmanager
 def _local(source: Source, stream: IO[bytes], suffix: str, storage: StorageSettings) -> Iterator[str]:
-    """A path under which GDAL finds it and what belongs to it: some signs in names mean something to GDAL."""
+    """Yield a path under which GDAL finds the file and its parts: some characters are special to GDAL."""
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         path = f"{folder}/footprints{suffix}"
         is_local = split_protocol(source.uri)[0] == "file"
@@ -239,7 +239,7 @@ def _has_journal(stream: IO[bytes]) -> bool:
 
 
 def _copy_with_journal(file: str, path: str) -> None:
-    """Reading the file itself would leave files beside it, or move its journal into it."""
+    """Copy a file with its journal: reading it directly would write next to it, or merge its journal."""
 
     def state() -> list[tuple[int, int]]:
         found = [Path(file + end).stat() for end in ("", _JOURNAL)]
@@ -256,7 +256,7 @@ def _copy_with_journal(file: str, path: str) -> None:
 
 
 def _shapefile(source: Source, folder: str, storage: StorageSettings) -> None:
-    """Lay its files into `folder`; without its index or its coordinate system it is of no use."""
+    """Copy the files of a Shapefile into `folder`. Raises SettingsError where its index or CRS is missing."""
     stem, _, suffix = source.address.rpartition(".")
     cases = [str.upper, str.lower] if suffix.isupper() else [str.lower, str.upper]
     for part in _SHAPEFILE:
@@ -265,7 +265,7 @@ def _shapefile(source: Source, folder: str, storage: StorageSettings) -> None:
         there = [each for each in look_up(names, base, ".", storage) if each.error_type != "missing"]
         if not there and part in (".shx", ".prj"):
             raise SettingsError(
-                f"the file {Path(stem).name}{part} beside it is not there; a Shapefile needs it"
+                f"the file {Path(stem).name}{part} next to it is missing; a Shapefile needs it"
             )
         for found in there[:1]:
             if found.error_type is not None:
@@ -281,7 +281,7 @@ def _shapefile(source: Source, folder: str, storage: StorageSettings) -> None:
 
 @contextmanager
 def _layer(path: str, column: str | None, layer: str | None) -> Iterator[FeatureFile]:
-    """The polygons in a file that GDAL reads; a row without a geometry is one that cannot be read."""
+    """Yield the polygons of a file that GDAL reads; a row without a geometry counts as unreadable."""
     import pyogrio
 
     with warnings.catch_warnings():
@@ -290,7 +290,7 @@ def _layer(path: str, column: str | None, layer: str | None) -> Iterator[Feature
         if layer is None and len(layers) != 1:
             found = ", ".join(layers[:20])
             raise SettingsError(
-                f"it has {len(layers)} layers of features; say which with --footprints-layer: {found}"
+                f"it has {len(layers)} layers of features; choose one with --footprints-layer: {found}"
                 if layers
                 else "it has no layer of features"
             )
@@ -320,7 +320,7 @@ def _rows(reader: pa.RecordBatchReader, geometry: str, column: str | None) -> It
 
 def _checked(crs: Any) -> str:
     if not crs:
-        raise SettingsError("it says that its coordinate system is unknown: write the file with one")
+        raise SettingsError("its CRS is marked as unknown: write the file with one")
     return CRS.from_user_input(crs).to_wkt() if crs != CRS84 else CRS84
 
 

@@ -18,27 +18,27 @@ from segray.evaluate.settings import COCO_DETECTIONS
 from segray.masks.types import Box, Rle
 
 DETECTIONS_PER_IMAGE = 500
-"""Most detections of an image that count. COCO's own 100 is below the truth of dense microscope images."""
+"""Detections per image that count. COCO's own 100 is below the truth of dense microscope images."""
 _AREAS = ("", "_small", "_medium", "_large")
-"""COCOeval's areas, in its order; the first are all."""
+"""COCOeval's areas, in its order; the first is all."""
 
 Kind = Literal["segm", "bbox"]
-"""What is overlapped: masks or boxes."""
+"""What IoU is computed of: masks or boxes."""
 
 
 @dataclass(frozen=True)
 class InstanceScores:
-    """Truth and predictions seen so far; `a + b` holds those of both and has no image in common."""
+    """Truth and predictions added so far; `a + b` holds those of both, which have no image in common."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Image id to height and width in pixels."""
+    """Image id -> height and width in pixels."""
     truth: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
     def add_image(self, image_id: str, size: tuple[int, int]) -> None:
-        """Announce an image of (height, width) pixels; one without any instance counts too.
+        """Add an image of (height, width) pixels; one without any instance counts too.
 
-        Raises ValueError for an image that was announced before.
+        Raises ValueError for an image that was added before.
         """
         if image_id in self.images:
             raise ValueError(f"image {image_id} is scored twice")
@@ -54,10 +54,10 @@ class InstanceScores:
         box: Box | None = None,
         area: float | None = None,
     ) -> None:
-        """Add one true instance; box and area are those of the mask where they are not given.
+        """Add one true instance; box and area default to those of the mask.
 
-        Without a mask only boxes can be scored, and a box must be given. COCO's `area` decides which
-        instances are small; it is that of the polygons, not of their pixels.
+        Without a mask only boxes can be scored, and a box is required. COCO's `area` decides which instances
+        are small; it is that of the polygons, not of their pixels. Raises ValueError without mask and box.
         """
         row = _row(image_id, mask, category_id, box) | {"iscrowd": int(crowd)}
         self.truth.append(row if area is None else row | {"area": float(area)})
@@ -65,12 +65,15 @@ class InstanceScores:
     def add_prediction(
         self, image_id: str, mask: Rle | None, category_id: int, score: float, *, box: Box | None = None
     ) -> None:
-        """Add one predicted instance with its score in 0..1; mask and box as for the truth."""
+        """Add one predicted instance with its score in 0..1; mask and box as for the truth.
+
+        Raises ValueError without mask and box.
+        """
         row = _row(image_id, mask, category_id, box) | {"score": float(score)}
         self.predictions.append(row if box is None else row | {"box_area": float(box[2] * box[3])})
 
     def __add__(self, other: "InstanceScores") -> "InstanceScores":
-        """Return the scores of both shards; raises ValueError if they share an image."""
+        """Return the scores of both shards. Raises ValueError if they share an image."""
         shared = self.images.keys() & other.images.keys()
         if shared:
             raise ValueError(f"image {min(shared)} is scored twice")
@@ -88,7 +91,7 @@ class InstanceScores:
 
     @staticmethod
     def digest_of(rows: Iterable[Mapping[str, Any]]) -> str:
-        """sha256 over instances, in whatever order, hex."""
+        """Return the sha256 over instances, independent of their order, hex."""
         return hashlib.sha256(b"".join(sorted(map(_digest, rows)))).hexdigest()
 
     def compute(self, detections_per_image: int = DETECTIONS_PER_IMAGE) -> dict[str, float]:
@@ -102,9 +105,9 @@ class InstanceScores:
     def figures(self, kind: Kind, detections_per_image: int = COCO_DETECTIONS) -> "InstanceFigures":
         """Return COCO's twelve figures, in 0..1 and NaN without truth, and those of each category.
 
-        `ar1` and `ar10` are the recall with 1 and 10 detections an image. How large a prediction is: of masks
-        the area of its mask (COCO.loadRes takes its box, where it has one), of boxes that of its box, where
-        one was given, as in COCO.loadRes.
+        `ar1` and `ar10` are the recall with 1 and 10 detections per image. The size of a prediction is, for
+        masks, the area of its mask (COCO.loadRes uses its box, where it has one), for boxes that of its box,
+        where one was given, as in COCO.loadRes.
         """
         most = sorted({1, 10, detections_per_image})
         found = self._evaluated(kind, most)
@@ -132,7 +135,8 @@ class InstanceScores:
         return InstanceFigures(overall, per_category)
 
     def cut(self, detections_per_image: int) -> tuple[int, int]:
-        """(Images with more predictions of a category than COCO's protocol then counts, the most of one)."""
+        """Return (images with more predictions of a category than COCO's protocol counts, the maximum of
+        one)."""
         numbers = Counter((row["image_id"], row["category_id"]) for row in self.predictions)
         images = {image for (image, _), number in numbers.items() if number > detections_per_image}
         return len(images), max(numbers.values(), default=0)
@@ -144,8 +148,8 @@ class InstanceScores:
     def evaluated(self, kind: Kind, most: list[int], areas: Collection[str] | None = None) -> COCOeval:
         """Match the predictions of each image to its truth: COCOeval after `evaluate`, see its `evalImgs`.
 
-        Images come in the order of their sorted ids; `most` are the detections an image that count; `areas`
-        are names of COCOeval's (`all`, `small` …), all of them unless given. Needs an instance.
+        Images are in the order of their sorted ids; `most`: detections per image that count; `areas`: names
+        of COCOeval's (`all`, `small` …), by default all of them. At least one instance is required.
         """
         numbers = {image_id: number for number, image_id in enumerate(sorted(self.images), start=1)}
         categories = self.categories()
@@ -165,7 +169,8 @@ class InstanceScores:
         return evaluation
 
     def _evaluated(self, kind: Kind, most: list[int]) -> dict[str, NDArray[np.float64]]:
-        """`precision` (iou, recall, category, area, detections), `recall` without that axis; -1: no truth."""
+        """Return `precision` (iou, recall, category, area, detections), `recall` without that axis; -1: no
+        truth."""
         if not self.categories():
             return {
                 "precision": np.full((10, 101, 0, 4, len(most)), -1.0),
@@ -179,16 +184,16 @@ class InstanceScores:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFigures:
-    """Figures in 0..1; NaN where there is no truth."""
+    """COCO's figures in 0..1; NaN where there is no truth."""
 
     overall: dict[str, float]
     """`ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar1`, `ar10`, `ar`, `ar_small` …"""
     per_category: dict[int, dict[str, float]]
-    """Category id to `ap`, `ap50`, `ap75`, `ar`."""
+    """Category id -> `ap`, `ap50`, `ap75`, `ar`."""
 
 
 def _precision_figures(precision: NDArray[np.float64]) -> dict[str, float]:
-    """Of one number of detections, the last axis."""
+    """Return the figures for one number of detections, the last axis of `precision`."""
     return {
         "ap": _mean(precision[:, :, :, 0]),
         "ap50": _mean(precision[0, :, :, 0]),

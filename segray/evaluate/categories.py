@@ -1,4 +1,4 @@
-"""The category of a prediction -> that of the labels, by name or by number."""
+"""Map the category of a prediction to that of the labels, by name or by number."""
 
 from collections import Counter
 
@@ -6,23 +6,24 @@ from segray.errors import SettingsError
 
 
 class CategoryMap:
-    """The category of a prediction -> that of the labels.
+    """Maps the category of a prediction to that of the labels.
 
-    `name`: of the same name, whatever its case and its number. `id`: of the same number, whatever its name.
+    `name`: to the one of the same name, ignoring case and number. `id`: to the one of the same number,
+    ignoring names.
     """
 
     def __init__(self, truth: dict[int, str], by: str) -> None:
-        """Raise SettingsError where two categories of the labels have one name and names decide."""
+        """Raise SettingsError where two categories of the labels have the same name and names decide."""
         self.by, self.known = by, 0
         self.unknown: Counter[str] = Counter()
-        """Predicted instances of categories that the labels do not have."""
+        """Number of predicted instances by category that the labels lack."""
         self._truth = truth
         self._ids = {_plain(name): number for number, name in truth.items()}
         if by == "name" and len(self._ids) < len(truth):
-            raise SettingsError("labels: two categories have one name; set categories to id")
+            raise SettingsError("labels: two categories have the same name; set categories to id")
 
     def of(self, number: int, name: str | None) -> int | None:
-        """None for one that the labels do not have."""
+        """Return the label category of a prediction; None for one that the labels lack."""
         found = self._ids.get(_plain(name or "")) if self.by == "name" else number
         if found not in self._truth:
             self.unknown[name or str(number)] += 1
@@ -31,7 +32,7 @@ class CategoryMap:
         return found
 
     def check(self) -> None:
-        """Raise SettingsError where predictions have categories, and labels have none of them."""
+        """Raise SettingsError where predictions have categories of which the labels have none."""
         if self.unknown and not self.known:
             names = [name if self.by == "name" else str(number) for number, name in self._truth.items()]
             both = f"predictions hold {_some(list(self.unknown))}, labels {_some(names)}"

@@ -1,7 +1,7 @@
-"""Predicted instances against COCO JSON: what `--predictions` and `--labels` name -> AP and AR.
+"""Predicted instances against COCO JSON: `--predictions` and `--labels` -> AP and AR.
 
 Images of an output of `annotate` are found by the ends of their addresses, else by the file name alone where
-that is clear; those of COCO results by their ids. Categories are matched by name or by id, see
+it is unique; those of COCO results by their ids. Categories are matched by name or by id, see
 `CategoryMap`. Masks are held once, as run lengths.
 """
 
@@ -38,7 +38,7 @@ class Predicted:
     """One predicted instance as it is stored."""
 
     image_id: ImageId
-    """Of the labels."""
+    """Image id in the labels."""
     category_id: int
     category: str | None
     score: object
@@ -48,24 +48,24 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class InstanceEvaluation:
-    """Images of the labels and what was predicted for them."""
+    """The images of the labels and their predictions."""
 
     settings: EvaluateSettings
     truth: Truth
     images: dict[ImageId, str]
-    """Those that can be compared, with the image_id of an output."""
+    """The images that can be compared, with the image_id of an output."""
     problems: list[Problem]
     extra: int
     masks: bool
-    """Whether predictions have masks; boxes alone are compared where not."""
+    """Whether predictions have masks; otherwise only boxes are compared."""
     by: str
     """How categories are matched."""
     notes: list[str]
     results: list[dict[str, Any]] | None
-    """COCO results, which `run` uses up; None for an output of `annotate`."""
+    """COCO results, which `run` consumes; None for an output of `annotate`."""
 
     def about(self) -> list[str]:
-        """What would be compared."""
+        """Return lines on what would be compared."""
         found = f"{len(self.images):,} of {len(self.images) + len(self.problems):,} images"
         return [f"{found} have predictions; {self.extra:,} predictions without a label", *self.notes]
 
@@ -76,7 +76,7 @@ class InstanceEvaluation:
         return self._outcome(scores, problems, categories)
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
-        """(Truth and predictions of images that can be compared, the others, how categories were matched)."""
+        """Return (truth and predictions of comparable images, problems of the others, the category map)."""
         categories = CategoryMap(self.truth.categories, self.by)
         scores, broken = InstanceScores(), dict[ImageId, str]()
         for image_id in self.images:
@@ -178,7 +178,7 @@ class InstanceEvaluation:
     def _uncut(
         self, scores: InstanceScores, figures: dict[Kind, InstanceFigures], notes: list[str]
     ) -> dict[str, Any]:
-        """What AP would be if all predictions counted, where some do not; said in `notes`."""
+        """Return the AP if all predictions counted, where some do not; adds a line to `notes`."""
         limit = self.settings.detections
         images, most = scores.cut(limit)
         if not images:
@@ -198,7 +198,7 @@ class InstanceEvaluation:
 def _class_rows(
     names: dict[int, str], scores: InstanceScores, figures: dict[Kind, InstanceFigures]
 ) -> list[dict[str, Any]]:
-    """One row a category that is in the labels or was predicted."""
+    """Return one row for each category of the labels or predictions."""
     labels = Counter(row["category_id"] for row in scores.truth if not row["iscrowd"])
     predictions = Counter(row["category_id"] for row in scores.predictions)
     rows = []
@@ -215,17 +215,16 @@ def _class_rows(
 def find_instances(settings: EvaluateSettings, predictions: str, labels: str) -> InstanceEvaluation:
     """Read the labels, and find their images among the predictions.
 
-    Raises SettingsError for what is not there or not in its format, NothingToDoError for labels without an
-    image.
+    Raises SettingsError for a missing file or a wrong format, NothingToDoError for labels without an image.
     """
     if settings.root is not None:
-        raise SettingsError("root: for manifests and lists; COCO JSON has no use for it")
+        raise SettingsError("root: for manifests and lists; COCO JSON does not use it")
     split = None if settings.split == "all" else settings.split
     truth = read_truth(
         read_file(labels, settings.storage, "labels"), f"labels: {canonical_uri(labels)}", split
     )
     if not truth.images:
-        raise NothingToDoError("labels: no image there: nothing to compare")
+        raise NothingToDoError("labels: no images: nothing to compare")
     strays = [f"{truth.strays:,} annotations of images that labels do not list"] * bool(truth.strays)
     if predictions.lower().endswith(".json"):
         return _of_results(settings, truth, predictions, strays)
@@ -235,14 +234,14 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
 def _of_results(
     settings: EvaluateSettings, truth: Truth, predictions: str, notes: list[str]
 ) -> InstanceEvaluation:
-    """Every image of the labels counts: one without results is one in which nothing was found."""
+    """Return the evaluation; every image of the labels counts, also one without results."""
     where = f"predictions: {canonical_uri(predictions)}"
     results, masks = read_results(read_file(predictions, settings.storage, "predictions"), where)
     if settings.categories == "name":
         raise SettingsError("categories: COCO results hold no names; leave categories out")
     extra = {result["image_id"] for result in results} - truth.images.keys()
     if results and len(extra) == len({result["image_id"] for result in results}):
-        raise NothingToDoError("predictions: none of their image ids is one of labels: nothing to compare")
+        raise NothingToDoError("predictions: none of their image ids is in the labels: nothing to compare")
     notes = [*notes, "images and categories are matched by id"]
     images = dict.fromkeys(truth.images, "")
     return InstanceEvaluation(settings, truth, images, [], len(extra), masks, "id", notes, results)
@@ -254,7 +253,7 @@ def _of_output(
     ledger = ledger_files(predictions, settings.storage)
     if not ledger:
         where = f"predictions: {canonical_uri(predictions)}"
-        raise SettingsError(f"{where}: no output of annotate there, and no COCO results (.json)")
+        raise SettingsError(f"{where}: neither an output of annotate nor COCO results (.json)")
     record = run_record(predictions, settings.storage)
     items = read_ledger(ledger, settings.storage)
     names = [image.name for image in truth.images.values()]
@@ -275,7 +274,7 @@ def _of_output(
 def _paired(
     truth: Truth, names: Counter[str], whose: Sequence[str | None], items: Sequence[Item]
 ) -> tuple[dict[ImageId, str], list[Problem]]:
-    """Image of the labels -> image_id of its prediction; and those without one that can be used."""
+    """Return image of the labels -> image_id of its prediction, and the problems of the others."""
     found: dict[str, list[Item]] = defaultdict(list)
     for owner, item in zip(whose, items, strict=True):
         if owner is not None:

@@ -1,4 +1,4 @@
-"""Predicted label maps against label pictures: `--predictions` and `--labels` -> pairs -> scores."""
+"""Predicted label maps against label images: `--predictions` and `--labels` -> pairs -> scores."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from segray.sources.sandbox import DecodeSandbox
 
 MANIFESTS = (".csv", ".parquet", ".txt")
 _SHARD = 64
-"""Pairs between two looks at the clock."""
+"""Pairs that are compared between two progress checks."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapEvaluation:
-    """Label maps that were found, and how they are read."""
+    """The label maps to compare, and how they are read."""
 
     settings: EvaluateSettings
     matched: Matched
@@ -43,12 +43,12 @@ class MapEvaluation:
     rules: LabelRules
     prediction_rules: LabelRules
     has_pictures_size: bool
-    """Whether the predictions do, as those of `predict`."""
+    """Whether predictions are fitted to their images, as those of `predict`."""
     reasons: Sequence[str]
-    """Why they are read so."""
+    """Why they are read with these rules."""
 
     def about(self) -> list[str]:
-        """What would be compared."""
+        """Return lines on what would be compared."""
         found = f"{len(self.matched.pairs):,} of {self.matched.labels + len(self.unlisted):,} labels"
         return [
             f"{found} have a prediction; {self.matched.extra:,} predictions without a label",
@@ -84,7 +84,7 @@ def semantic_outcome(
     notes: Sequence[str] = (),
     **digests: str,
 ) -> Outcome:
-    """The figures of a confusion matrix, named. `digests`: of what else was used."""
+    """Return the figures of a confusion matrix, with class names. `digests`: of other inputs."""
     figures = total.scores.compute()
     metrics = {name: value for name, value in figures.items() if name != "per_class"}
     columns = {name: figures["per_class"][name] for name in ("iou", "dice", "recall", "precision")}
@@ -111,9 +111,9 @@ def semantic_outcome(
 
 
 def find_maps(settings: EvaluateSettings, predictions: str, labels: str) -> MapEvaluation:
-    """List both sides and look at some pictures.
+    """List both sides and read a sample of the label images.
 
-    Raises SettingsError for what is not there or contradicts itself, NothingToDoError without a label.
+    Raises SettingsError for missing files or contradictions, NothingToDoError without a label.
     """
     is_manifest = labels.lower().endswith(MANIFESTS)
     truth = _of_manifest(settings, labels) if is_manifest else _of_folder(settings, labels)
@@ -147,7 +147,7 @@ class _Truth:
 
 def _of_folder(settings: EvaluateSettings, labels: str) -> _Truth:
     if settings.split is not None or settings.root is not None:
-        raise SettingsError("split, root: for manifests; of a folder, name that of the split as the labels")
+        raise SettingsError("split, root: for manifests; for a folder, use that of the split as the labels")
     files = label_files(labels, settings.storage, "labels")
     pictures = [file for same in files.values() for file in same]
     return _Truth(files, [], *label_rules(settings, pictures, settings.classes))
@@ -168,7 +168,7 @@ def _of_manifest(settings: EvaluateSettings, labels: str) -> _Truth:
 def _match_output(
     true: Files, predictions: str, ledger: Sequence[Source], settings: EvaluateSettings
 ) -> Matched:
-    """With an output of `predict`: by the addresses of the pictures that it was made from."""
+    """Match with an output of `predict`, by the addresses of the images that it was made from."""
     run_record(predictions, settings.storage)
     items = read_ledger(ledger, settings.storage)
     maps = label_maps(predictions, items, settings.storage)
@@ -176,7 +176,7 @@ def _match_output(
 
 
 def _match_named(true: Files, found: Files) -> Matched:
-    """A folder with a manifest: by the ends of the paths, else by the file names alone."""
+    """Match a folder with a manifest, by the ends of the paths, else by the file names alone."""
     names = [name for name, same in found.items() for _ in same]
     files = [file for same in found.values() for file in same]
     exact = owners(true, names)
@@ -197,7 +197,7 @@ def _match(true: Files, whose: Sequence[str | None], files: Sequence[Source]) ->
 def _prediction_rules(
     settings: EvaluateSettings, truth: _Truth, files: Sequence[Source]
 ) -> tuple[LabelRules, list[str]]:
-    """Masks of 0 and 255 are looked for only where the labels are such masks, too."""
+    """Return the rules of predictions; they can be masks of 0 and 255 only where the labels are, too."""
     rules = truth.rules
     if settings.prediction_colours:
         given, values = settings.prediction_colours, settings.prediction_values

@@ -1,4 +1,4 @@
-"""A semantic model over pairs of pictures and labels: one at a time, framed as in training."""
+"""A semantic model over pairs of images and labels: one at a time, resized as in training."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from segray.models.weights import LoadedModel, load_weights
 
 Bytes = NDArray[np.uint8]
 Picture = tuple[str, Bytes, Bytes]
-"""Name, pixels (height, width, 3), classes (height, width) with 255 for void."""
+"""Name, pixels (height, width, 3) uint8, classes (height, width) uint8 with 255 for void."""
 BATCH = 16
 """Pairs that are read at a time."""
 
@@ -33,7 +33,7 @@ BATCH = 16
 def score_semantic(
     model: LoadedModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
 ) -> SemanticScores:
-    """Count what the model says of each picture, as training counts its val pictures after an epoch.
+    """Count the model's classes of each image, as training counts its val images after an epoch.
 
     Raises as `classified` does.
     """
@@ -46,11 +46,10 @@ def score_semantic(
 def classified(
     model: LoadedModel, pictures: Iterable[Picture], device: str = "cpu", precision: Precision = "fp32"
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(Name, true classes, the model's classes) of each picture, uint8 (height, width) on the CPU.
+    """Yield (name, true classes, predicted classes) of each image, uint8 (height, width) on the CPU.
 
-    A picture goes through the model alone and at its own size or, for a model that was trained on resized
-    pictures, at the size of these, with its label. Raises JobFailedError for one that the memory has no room
-    for.
+    An image goes through the model alone and at its own size or, for a model that was trained on resized
+    images, at their size, with its label. Raises JobFailedError for an image that does not fit into memory.
     """
     where = torch.device(device)
     network = model.module
@@ -77,9 +76,9 @@ def classified(
 
 
 def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Tensor]:
-    """uint8 pixels (3, height, width) and classes (height, width), both brought to `side` where there is one.
+    """Return uint8 pixels (3, height, width) and classes (height, width), both resized to `side` unless None.
 
-    The arithmetic is that of `segray.train.transforms.semantic` for a picture of which nothing is drawn.
+    The arithmetic is that of `segray.train.transforms.semantic` for an image without augmentation.
     """
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     truth = torch.from_numpy(np.ascontiguousarray(classes))
@@ -94,7 +93,7 @@ def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True, slots=True)
 class ModelEvaluation:
-    """A model, and the pairs that it is scored on."""
+    """A model, and the pairs on which it is scored."""
 
     settings: EvaluateSettings
     model: LoadedModel
@@ -105,7 +104,7 @@ class ModelEvaluation:
     precision: Precision
 
     def about(self) -> list[str]:
-        """What would be scored."""
+        """Return lines on what would be scored."""
         return [
             f"{len(self.chosen.pairs):,} pairs of the split {_split(self.settings)}, "
             f"{len(self.chosen.problems):,} rejected",
@@ -134,7 +133,7 @@ class ModelEvaluation:
         scores = score_semantic(self.model, pictures(), self.device, self.precision)
         total = Comparison(scores, len(contents), contents=tuple(contents))
         side, notes = self.model.resized_to, [f"split {_split(settings)}", self.reason]
-        notes += [f"pictures and labels at {side} x {side} pixels, as in training"] * (side is not None)
+        notes += [f"images and labels at {side} x {side} pixels, as in training"] * (side is not None)
         found = semantic_outcome(total, self.model.classes, problems, notes=notes, model=self.model.digest)
         return replace(found, more={**found.more, "weights": self.model.name})
 
@@ -146,7 +145,7 @@ def _split(settings: EvaluateSettings) -> str:
 def find_model(settings: EvaluateSettings, weights: str, data: str) -> ModelEvaluation:
     """Load the model and list the data.
 
-    Raises SettingsError for what is not there or cannot be read, NothingToDoError for a split without a pair.
+    Raises SettingsError for what is missing or cannot be read, NothingToDoError for a split without a pair.
     """
     model = load_weights(weights, settings.storage, "semantic")
     if settings.classes is not None and tuple(settings.classes) != model.classes:
@@ -154,7 +153,7 @@ def find_model(settings: EvaluateSettings, weights: str, data: str) -> ModelEval
     listed = list_pairs(data, settings.storage, settings.root)
     chosen, split = choose(listed, _split(settings)), _split(settings)
     if not chosen.pairs:
-        advice = "take the splits.csv of the training, another split, or all"
+        advice = "use the splits.csv of the training, another split, or all"
         raise NothingToDoError(f"data: none in the split {split}: they are {split_sizes(listed)}; {advice}")
     rules, _, reason = label_rules(settings, [pair.label for pair in listed.pairs], model.classes)
     device = resolve_device(settings.device)

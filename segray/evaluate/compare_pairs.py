@@ -1,8 +1,8 @@
-"""Predicted label pictures against true ones: pairs of one name -> scores and problems.
+"""Predicted label images against true ones: pairs of one name -> scores and problems.
 
-Of two folders, a pair has one path below them, up to the suffix. What cannot be compared is a problem with a
-name and a reason, never an exception, and is in no score: whoever reports the scores reports the problems
-beside them.
+In two folders, a pair has the same path below them, up to the suffix. What cannot be compared is a problem
+with a name and a reason, never an exception, and is in no score; scores are always reported with their
+problems.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from segray.storage import StorageSettings
 
 Labels = NDArray[np.uint8]
 Files = Mapping[str, Sequence[Source]]
-"""Name without suffix -> the files of that name; a good data set has one."""
+"""Name without suffix -> the files of that name; normally one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One pair that could not be compared."""
+    """A pair that could not be compared."""
 
     name: str
     """Path below the folders, without suffix."""
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Truth and prediction of one picture."""
+    """Truth and prediction of one image."""
 
     name: str
     truth: Source
@@ -47,40 +47,40 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Which prediction belongs to which truth, before a picture is read."""
+    """The matched pairs, before an image is read."""
 
     pairs: list[Pair]
     problems: list[Problem]
-    """True pictures without one prediction."""
+    """True images without exactly one prediction."""
     extra: int
-    """Predictions without a truth: nothing to compare them with."""
+    """Number of predictions without a truth."""
     by_file_name: int = 0
-    """Pairs of which only the names of the files are the same, not the folders."""
+    """Number of pairs with the same file name in other folders."""
 
     @property
     def labels(self) -> int:
-        """True pictures."""
+        """Return the number of true images."""
         return len(self.pairs) + len(self.problems)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was compared; `a + b` holds both."""
+    """The comparison of pairs; `a + b` holds both."""
 
     scores: SemanticScores
     compared: int
-    """Pairs that are in the scores."""
+    """Number of pairs in the scores."""
     problems: tuple[Problem, ...] = ()
-    """Those that are not."""
+    """Pairs that are not in the scores."""
     contents: tuple[bytes, ...] = ()
     """sha256 of name, truth and prediction of each pair that was compared."""
 
     def digest(self) -> str:
-        """sha256 over all that was compared, in whatever order and shards, hex."""
+        """Return the sha256 over all that was compared, independent of order and shards, hex."""
         return hashlib.sha256(b"".join(sorted(self.contents))).hexdigest()
 
     def __add__(self, other: "Comparison") -> "Comparison":
-        """Return both together; raises ValueError if they were counted by different rules."""
+        """Return both together. Raises ValueError if they were counted by different rules."""
         return Comparison(
             self.scores + other.scores,
             self.compared + other.compared,
@@ -90,12 +90,12 @@ class Comparison:
 
 
 def match_files(true: Files, found: Files) -> Matched:
-    """A pair for each name that has one truth and one prediction, else a problem.
+    """Return a pair for each name that has one truth and one prediction, else a problem.
 
     Raises NothingToDoError where there is no truth.
     """
     if not true:
-        raise NothingToDoError("labels: no label picture there: nothing to compare")
+        raise NothingToDoError("labels: no label images: nothing to compare")
     pairs, problems = list[Pair](), list[Problem]()
     for name, files in sorted(true.items()):
         predictions = found.get(name, ())
@@ -111,7 +111,7 @@ def _mismatch(true: Sequence[Source], predictions: Sequence[Source]) -> str | No
     twice = next((files for files in (true, predictions) if len(files) > 1), None)
     if twice:
         ends = " and ".join(PurePosixPath(file.uri).name for file in twice[:3])
-        return f"{ends} have one name: which of them counts is not known"
+        return f"{ends} have the same name: it is unknown which of them counts"
     if true[0].error is not None:
         return f"truth: {true[0].error}"
     return None if predictions else "missing: no prediction of this name"
@@ -129,9 +129,9 @@ def compare_pairs(
 ) -> Comparison:
     """Score pairs, whatever their names; `rules` read the truth.
 
-    Predictions are class indices unless `prediction_rules` say otherwise; what is no class in them counts as
-    wrong. With `fit`, predictions have the size of their pictures, and a truth that is stored at another
-    scale is brought to it, as training does; without it, another size is a problem.
+    Predictions are class indices unless `prediction_rules` say otherwise; unknown values in them count as
+    wrong. With `fit`, predictions have the size of their images, and a truth that is stored at another
+    scale is resized to it, as training does; without it, another size is a problem.
     """
     found_rules = prediction_rules or LabelRules(rules.classes, unknown_is_void=True)
     scores, problems, contents = SemanticScores(rules.classes), list[Problem](), list[bytes]()
@@ -153,20 +153,20 @@ def compare_pairs(
 
 
 def content_of(name: str, *files: bytes | ItemError) -> bytes:
-    """sha256 over a name and the digests of files that could be read."""
+    """Return the sha256 over a name and the digests of files that could be read."""
     digests = [hashlib.sha256(file).digest() for file in files if isinstance(file, bytes)]
     return hashlib.sha256(name.encode("utf-8", "surrogateescape") + b"\0" + b"".join(digests)).digest()
 
 
 def _files(sources: Iterable[Source], storage: StorageSettings) -> Iterator[bytes | ItemError]:
-    """The bytes of each, in order, or why there are none."""
+    """Yield the bytes of each file, in order, or its error."""
     for table in fetch_files(list(sources), storage):
         for row in table.select(["data", "error_type", "error"]).to_pylist():
             yield row["data"] if row["error_type"] is None else ItemError(row["error_type"], row["error"])
 
 
 def _read(what: str, file: bytes | ItemError, rules: LabelRules, max_pixels: int, read: ReadStored) -> Labels:
-    """Raises ItemError that says which of the two it is."""
+    """Return the label's classes. Raises ItemError that says whether truth or prediction is at fault."""
     try:
         if isinstance(file, ItemError):
             raise file

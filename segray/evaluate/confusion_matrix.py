@@ -1,8 +1,8 @@
 """Scores of semantic segmentation, as an accumulator that adds: shards are counted apart and merged.
 
-Everything comes from one confusion matrix. A pixel whose truth is `ignore_index` is left out. A prediction
-that is no class (a model's or a file's own void, 255 say) is wrong: it is counted in an extra last column,
-where it lowers recall, IoU and Dice of the true class and is no false positive of any other.
+All figures are computed from one confusion matrix. A pixel whose truth is `ignore_index` is left out. A
+prediction that is not a class (a model's or a file's own void, 255 say) is wrong: it is counted in an extra
+last column, where it lowers recall, IoU and Dice of the true class and is not a false positive of any other.
 """
 
 from typing import Any, TypedDict
@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from segray.palette import VOID
 
 _NO_CLASS = 255
-"""The byte of what is no class, while pixels are counted."""
+"""The value of predictions that are not a class, while pixels are counted."""
 
 Ints = NDArray[np.int64]
 
 
 class PerClass(TypedDict):
-    """One figure in 0..1 for each class, by its index; NaN where there is nothing to divide by."""
+    """One figure in 0..1 for each class, by its index; NaN where the denominator is 0."""
 
     iou: list[float]
     dice: list[float]
     recall: list[float]
-    """The accuracy of the class: the share of its true pixels that were found."""
+    """The accuracy of the class: the share of its true pixels that were predicted."""
     precision: list[float]
 
 
@@ -32,7 +32,7 @@ class SemanticFigures(TypedDict):
     """Figures in 0..1; NaN where no pixel counts."""
 
     pixels: int
-    """How many counted."""
+    """Number of pixels that count."""
     pixel_accuracy: float
     mean_accuracy: float
     miou: float
@@ -45,7 +45,7 @@ class SemanticScores:
     """The pixels counted so far; `a + b` holds those of both."""
 
     def __init__(self, classes: int, ignore_index: int = VOID, matrix: ArrayLike | None = None) -> None:
-        """Start with nothing, or with a copy of counts, int64 (classes, classes + 1).
+        """Start with zeros, or with a copy of counts, int64 (classes, classes + 1).
 
         Raises ValueError for a number of classes outside 1..255 and for a matrix of another shape.
         """
@@ -54,12 +54,12 @@ class SemanticScores:
         shape = (classes, classes + 1)
         self.classes, self.ignore_index = classes, ignore_index
         self.matrix: Ints = np.zeros(shape, np.int64) if matrix is None else np.array(matrix, np.int64)
-        """(classes, classes + 1) pixels: rows are truth, columns prediction, the last one 'no class'.
+        """(classes, classes + 1) int64 pixels: rows are truth, columns prediction, the last one 'no class'.
 
         `torch.from_numpy` shares its memory, so an all-reduce of that tensor in place merges the ranks.
         """
         if self.matrix.shape != shape or (self.matrix < 0).any():
-            raise ValueError(f"a matrix of shape {self.matrix.shape} is no count of {classes} classes")
+            raise ValueError(f"a matrix of shape {self.matrix.shape} does not count {classes} classes")
 
     def add(self, truth: ArrayLike, prediction: ArrayLike) -> None:
         """Count class indices, two integer arrays (or CPU tensors) of one shape; uint8 is the fastest.
@@ -82,7 +82,7 @@ class SemanticScores:
         self.matrix[:, -1] += counts[: self.classes, self.classes :].sum(axis=1)
 
     def __add__(self, other: "SemanticScores") -> "SemanticScores":
-        """Return the counts of both shards; raises ValueError if they were counted by different rules."""
+        """Return the counts of both shards. Raises ValueError if they were counted by different rules."""
         if (self.classes, self.ignore_index) != (other.classes, other.ignore_index):
             raise ValueError(
                 f"{self.classes} classes (ignoring {self.ignore_index}) and {other.classes} classes "
@@ -121,7 +121,7 @@ class SemanticScores:
 
     def _true_bytes(self, true: NDArray[Any]) -> NDArray[np.uint8]:
         if true.dtype == np.uint8 and self.ignore_index == _NO_CLASS:
-            return true  # what else is no class shows in the counts
+            return true  # other unknown values appear in the counts
         ignored = true == self.ignore_index
         unknown = ((true < 0) | (true >= self.classes)) & ~ignored
         if unknown.any():
@@ -141,7 +141,7 @@ class SemanticScores:
 
 
 def _shares(part: Ints, whole: Ints) -> NDArray[np.float64]:
-    """part / whole, NaN where whole is 0."""
+    """Return part / whole (classes,) float64, NaN where whole is 0."""
     shares = np.full(len(part), np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares

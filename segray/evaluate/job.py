@@ -1,4 +1,4 @@
-"""`segray evaluate`, step by step: find what belongs together, compare, account. One process, no Ray."""
+"""`segray evaluate`, step by step: match, compare, report. One process, no Ray."""
 
 import time
 
@@ -12,10 +12,10 @@ from segray.run import exit_code
 
 
 def evaluate(settings: EvaluateSettings) -> ExitCode:
-    """Score what the settings name, into `metrics.json` in `settings.output`.
+    """Score what the settings name, and write `metrics.json` to `settings.output`.
 
-    Raises SettingsError for what can be known before work begins, NothingToDoError where nothing can be
-    compared, JobFailedError for what broke later.
+    Raises SettingsError for errors found before work begins, NothingToDoError where nothing can be
+    compared, JobFailedError for later failures.
     """
     started = time.monotonic()
     check_output(settings.output, settings.storage)
@@ -44,7 +44,7 @@ def find(settings: EvaluateSettings) -> Evaluation:
         from segray.models.weights import check_weights
 
         check_weights(settings.weights, settings.storage, "semantic")
-        from segray.evaluate.compare_model import find_model  # torch, which nothing else needs
+        from segray.evaluate.compare_model import find_model  # torch, which is not needed otherwise
 
         return find_model(settings, settings.weights, settings.data)
     predictions, labels = settings.predictions or "", settings.labels or ""

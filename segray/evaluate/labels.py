@@ -1,4 +1,4 @@
-"""Pairs of pictures and labels for scoring: which split, by which rules their labels are read."""
+"""Pairs of images and labels for scoring: which split, and by which rules their labels are read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from segray.sources.item import Source
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The pairs of a split, and what is wrong with others that may be in it."""
+    """The pairs of a split, and problems of others that may be in it."""
 
     pairs: list[Pair]
     problems: list[Problem]
@@ -24,7 +24,7 @@ class Chosen:
 def label_rules(
     settings: EvaluateSettings, labels: Sequence[Source], names: Sequence[str] | None
 ) -> tuple[LabelRules, tuple[str, ...], str]:
-    """(How labels are read, names of the classes, why).
+    """Return (how labels are read, names of the classes, why).
 
     Raises SettingsError for indices without `names` and for rules that contradict each other.
     """
@@ -38,16 +38,17 @@ def label_rules(
     else:
         values, reason = settings.values, "as the settings say"
     if values == "indices" and not names:
-        raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
+        raise SettingsError(f"classes: set the names of the labels' classes, from 0 up ({reason})")
     known = tuple(names) if names else ("background", "foreground")
     rules = LabelRules(len(known), values, tuple(settings.void))
     return rules, known, f"labels are {values}: {reason}"
 
 
 def choose(listed: Pairs, split: str) -> Chosen:
-    """The pairs of which the data say that they are in `split`; `all`: all of them.
+    """Return the pairs that the data put into `split`; `all`: all of them.
 
-    Rejected ones of no known split may be in it: they are problems, too. A pair that is listed twice is one.
+    Rejected ones of an unknown split may be in it: they are problems, too. A pair that is listed twice is
+    one.
     """
     rejected = [one for one in listed.rejected if one.reason != "listed_twice"]
     problems = [Problem(one.uri, one.error) for one in rejected if split in ("all", one.split or split)]
@@ -55,6 +56,6 @@ def choose(listed: Pairs, split: str) -> Chosen:
 
 
 def split_sizes(listed: Pairs) -> str:
-    """`120 train, 20 test, 7 of no split`."""
+    """Return text such as `120 train, 20 test, 7 of no split`."""
     sizes = Counter(pair.split or "of no split" for pair in listed.pairs)
     return ", ".join(f"{number:,} {split}" for split, number in sorted(sizes.items()))

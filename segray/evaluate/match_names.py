@@ -1,10 +1,10 @@
-"""Whose prediction is it: names of labels <-> addresses of predictions, by their paths from the end.
+"""Match names of labels and addresses of predictions, by their paths from the end.
 
     labels    val/a.png, as they are below their folder, or `file_name` of COCO JSON
-    address   file:///data/images/val/a.jpg, or that of an archive with the member behind it
+    address   file:///data/images/val/a.jpg, or that of an archive followed by the member
 
-A prediction belongs to the longest name that is the end of its address, whole parts of the path compared. So
-`val/a` and `train/a` are kept apart, and it does not matter in which folders pictures and labels lie.
+A prediction belongs to the longest name that is the end of its address; whole parts of the path are compared.
+So `val/a` and `train/a` are kept apart, and the folders of images and labels do not matter.
 """
 
 import unicodedata
@@ -14,14 +14,14 @@ from pathlib import PurePosixPath
 
 
 def stem_of(path: str) -> str:
-    """The path without the suffix of its last part."""
+    """Return the path without the suffix of its last part."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
 def owners(names: Iterable[str], addresses: Sequence[str]) -> list[str | None]:
-    """The name that each address belongs to; None for those that belong to none.
+    """Return the name that each address belongs to; None for those that belong to none.
 
-    Several addresses may have one name: whoever asked decides.
+    Several addresses may have one name: the caller decides.
     """
     known = {_normal(name): name for name in names}
     return [_longest_end(address, known) for address in addresses]
@@ -30,7 +30,7 @@ def owners(names: Iterable[str], addresses: Sequence[str]) -> list[str | None]:
 def by_file_name(
     names: Iterable[str], addresses: Sequence[str], found: Sequence[str | None]
 ) -> list[str | None]:
-    """What `owners` found, and of the rest the pairs of one file name, where each side has it only once."""
+    """Return `found` (of `owners`), completed by file names that each side has exactly once."""
     taken, names = set(found), list(names)
     ends = Counter(map(_last, names))
     lonely = {_last(name): name for name in names if name not in taken and ends[_last(name)] == 1}
@@ -56,5 +56,5 @@ def _last(address: str) -> str:
 
 
 def _normal(path: str) -> str:
-    """In NFC, as Macs write the other form of accents; without `./` and `/` in front."""
+    """Return the path in NFC, as Macs write the decomposed form of accents; without leading `./` and `/`."""
     return unicodedata.normalize("NFC", path).removeprefix("./").lstrip("/")

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: metrics.json for programs, a table for people."""
+"""The result of an evaluation: metrics.json for programs, a table for people."""
 
 import math
 import time
@@ -21,50 +21,50 @@ _EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The scores of one evaluation, whatever was compared."""
+    """The scores of one evaluation, of any kind."""
 
     task: str
     """`semantic` or `instances`."""
     compared: int
-    """True pictures that are in the scores."""
+    """True images in the scores."""
     problems: Sequence[Problem]
-    """One for each that is not."""
+    """One for each true image that is not."""
     extra: int
-    """Predicted pictures without a truth."""
+    """Predicted images without a truth."""
     metrics: Mapping[str, Any]
-    """Figures over everything; of instances by `segm` and `bbox`."""
+    """Figures over everything; for instances by `segm` and `bbox`."""
     classes: Sequence[Mapping[str, Any]]
-    """One row a class: name and figures."""
+    """One row per class: name and figures."""
     digests: Mapping[str, str]
-    """sha256, hex, of what was compared."""
+    """Name -> sha256, hex, of what was compared."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of metrics.json."""
     notes: Sequence[str] = ()
-    """Lines for a person."""
+    """Lines to print."""
 
     @property
     def labels(self) -> int:
-        """All true pictures."""
+        """Return the number of true images."""
         return self.compared + len(self.problems)
 
     @property
     def failed_share(self) -> float:
-        """The share of them that is in no score."""
+        """Return the share of them that is in no score."""
         return len(self.problems) / max(1, self.labels)
 
 
 class Evaluation(Protocol):
-    """What was found before work begins."""
+    """What was found before the comparison begins."""
 
     def about(self) -> list[str]:
-        """What would be compared, for a dry run."""
+        """Return lines on what would be compared, for a dry run."""
 
     def run(self) -> Outcome:
-        """Compare."""
+        """Compare, and return the scores."""
 
 
 class Progress:
-    """A line on stderr every ten seconds."""
+    """Prints a line on stderr every ten seconds."""
 
     def __init__(self, total: int, what: str = "compared") -> None:
         self._total, self._what, self._done, self._told = total, what, 0, time.monotonic()
@@ -79,7 +79,7 @@ class Progress:
 
 
 def metrics_record(settings: EvaluateSettings, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The contents of metrics.json; what is not a number is null."""
+    """Return the contents of metrics.json; NaN and infinity become null."""
     record = {
         "task": outcome.task,
         "metrics": outcome.metrics,
@@ -103,7 +103,7 @@ def metrics_record(settings: EvaluateSettings, outcome: Outcome, seconds: float)
 
 
 def summary_lines(outcome: Outcome, where: str, seconds: float) -> list[str]:
-    """The end of a run for a person."""
+    """Return the final lines of a run, to print."""
     lines = [f"done: {outcome.compared:,} of {outcome.labels:,} labels compared in {seconds:,.1f} s"]
     if outcome.extra:
         lines.append(f"  {outcome.extra:,} predictions without a label")
@@ -114,7 +114,7 @@ def summary_lines(outcome: Outcome, where: str, seconds: float) -> list[str]:
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """The first of them, each with its name."""
+    """Return lines on the first problems, each with its name."""
     if not problems:
         return []
     lines = [f"  {len(problems):,} in no score:"]
@@ -124,7 +124,7 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of the same names as columns: text to the left, numbers to the right."""
+    """Return rows with the same keys as aligned columns: text to the left, numbers to the right."""
     if not rows:
         return []
     cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
@@ -139,14 +139,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Shares with four digits, counts with commas, `-` for what is not a number."""
+    """Format shares with four digits, counts with commas, and NaN as `-`."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _overall(metrics: Mapping[str, Any]) -> list[str]:
-    """One line, or one for each kind of instance figures."""
+    """Return one line, or one for each kind of instance figures."""
     if any(isinstance(value, Mapping) for value in metrics.values()):
         return [f"{kind}: {_named(figures)}" for kind, figures in metrics.items()]
     return [_named(metrics)]
@@ -157,7 +157,7 @@ def _named(figures: Mapping[str, Any]) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """The same, with null for what is not a number, as JSON has it."""
+    """Return the value with None for NaN and infinity, as JSON requires."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What `segray evaluate` can be told; flags, environment, YAML and help come from here."""
+"""Settings of `segray evaluate`; flags, environment, YAML and help are generated from them."""
 
 from typing import Literal
 
@@ -8,14 +8,14 @@ from segray.address import Address
 from segray.settings import JobSettings, WeightsAddress
 
 COCO_DETECTIONS = 100
-"""As in COCO's own figures."""
+"""Default as in COCO's own figures."""
 
 
 class EvaluateSettings(JobSettings):
     """Scores of predictions against labels, or of a model over data, into metrics.json.
 
-    Label maps: PREDICTIONS is a folder of label pictures or an output of `segray predict`, LABELS a folder of
-    label pictures or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
+    Label maps: PREDICTIONS is a folder of label images or an output of `segray predict`, LABELS a folder of
+    label images or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
     of `segray annotate` or a COCO results file, LABELS a COCO JSON file. A semantic model is scored with
     --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
     """
@@ -36,22 +36,22 @@ exit codes:
 
     predictions: Address | None = Field(
         None,
-        description="folder of label pictures, output of predict or annotate, COCO results",
+        description="folder of label images, output of predict or annotate, COCO results",
     )
     labels: Address | None = Field(
         None,
-        description="folder of label pictures, manifest (.csv, .parquet, .txt), COCO .json",
+        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json",
     )
     weights: WeightsAddress | None = Field(
         None,
         description="semantic model to score: a path, URL, registry://BUCKET/PATH#MODEL@ALIAS, "
         "or python:module:factory",
     )
-    data: Address | None = Field(None, description="pictures and labels for it: folder, manifest or list")
+    data: Address | None = Field(None, description="images and labels for it: folder, manifest or list")
     output: Address = Field(description="folder or bucket URL for metrics.json")
-    root: Address | None = Field(None, description="what the paths of a manifest or list are relative to")
+    root: Address | None = Field(None, description="base of the paths in a manifest or list")
     split: Literal["train", "val", "test", "all"] | None = Field(
-        None, description="of a manifest, data or COCO JSON; default test of data, all of labels"
+        None, description="split of a manifest, data or COCO JSON; default test of data, all of labels"
     )
     classes: list[str] | None = Field(
         None,
@@ -59,38 +59,38 @@ exit codes:
         "0/255 masks",
     )
     values: Literal["auto", "indices", "binary"] = Field(
-        "auto", description="what labels hold: class indices, or 0 and 255"
+        "auto", description="values of labels: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
     colours: dict[str, int | str] = Field(
         {},
-        description='of label pictures in colour, the class of each: {"0,0,255": "sky", "#000000": "void"}',
+        description='for colour label images, class of each colour: {"0,0,255": "sky", "#000000": "void"}',
     )
     prediction_values: Literal["auto", "indices", "binary"] = Field(
-        "auto", description="what predicted label pictures hold"
+        "auto", description="values of predicted label images"
     )
     prediction_colours: dict[str, int | str] = Field(
-        {}, description="likewise of predicted label pictures; other colours are void"
+        {}, description="colours of predicted label images; other colours are void"
     )
     categories: Literal["auto", "name", "id"] = Field(
         "auto",
-        description="how predicted categories are found in COCO labels; auto: by name, of COCO results by id",
+        description="match predicted categories with COCO labels by; auto: name, for COCO results id",
     )
     detections: int = Field(
-        COCO_DETECTIONS, ge=1, description="most predicted instances of an image and category that count"
+        COCO_DETECTIONS, ge=1, description="maximum predicted instances per image and category that count"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto, as in training: bf16 where the GPU multiplies it, else fp32"
     )
-    max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
+    max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
     max_rejects: float = Field(
         0.0, ge=0, le=1, description="exit 3 when a larger share of the labels is in no score"
     )
 
     @model_validator(mode="after")
     def _one_task(self) -> "EvaluateSettings":
-        """Predictions and labels, or weights and data."""
+        """Require predictions and labels, or weights and data."""
         wanted, others = ("predictions", "labels"), ("weights", "data")
         if self.weights is not None or self.data is not None:
             wanted, others = others, wanted

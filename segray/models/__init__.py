@@ -1,4 +1,4 @@
-"""Models: one file an architecture, the file format that stores them, and the ones that come with segray."""
+"""Models: one file per architecture, the model file's format, and the models that come with segray."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 def bundled_models() -> dict[str, Path]:
-    """Return the names of the model files in the package, in order, and where they lie."""
+    """Return the name -> path of the model files in the package, in order."""
     return {path.stem: path for path in sorted(BUNDLED_FOLDER.glob("*.pt"))}

@@ -1,4 +1,4 @@
-"""The table of architectures: what `--arch` takes, what training and annotating build, what is printed.
+"""The table of architectures: names for `--arch`, builders, settings, and what `segray models` prints.
 
 Plain values; neither torch nor the libraries that build a network are imported before one is built.
 """
@@ -20,18 +20,18 @@ USES: dict[Task, str] = {
 }
 _ENCODER = ":ENCODER"
 _RESIDUAL = ("resnet", "resnext")
-"""How the names of encoders begin whose blocks stand in `layer1` to `layer4`."""
+"""Prefixes of encoders whose blocks are in `layer1` to `layer4`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Where the code of a network comes from."""
+    """The library that provides the code of a network."""
 
     name: str
     licence: str
-    """Of the code; pretrained weights have their own."""
+    """Licence of the code; pretrained weights have their own."""
     pretrained: str
-    """Which weights `--pretrained` starts with; empty: there are none."""
+    """Source of the weights that `--pretrained` starts with; empty: there are none."""
 
 
 OWN = Library("segray", "Apache-2.0", "")
@@ -44,32 +44,31 @@ class Architecture:
     """One row of the table."""
 
     name: str
-    """What `--arch` takes; FAMILY:ENCODER where there are several encoders."""
+    """Value of `--arch`; FAMILY:ENCODER where there are several encoders."""
     task: Task
     library: Library
     parameters: int
-    """Of `arch` with its default settings, for three bands and one class besides background."""
+    """Parameters of `arch` with its default settings, three bands and one class besides background."""
     build: str
-    """`module:function` in this package. It takes, of a semantic one, (arch, bands, outputs, settings,
-    pretrained), see `build_semantic`, and of an instance one (classes without background, settings,
-    pretrained)."""
+    """`module:function` in this package. A semantic one takes (arch, bands, outputs, settings, pretrained),
+    see `build_semantic`; an instance one (classes without background, settings, pretrained)."""
     settings: str
     """`module:class` of its settings, a dataclass of plain values; empty: see `_defaults`."""
     origin: str
-    """Where it was published."""
+    """Publication."""
     encoders: tuple[str, ...] = ()
-    """What ENCODER stands for; empty: what segmentation-models-pytorch has."""
+    """Known encoders; empty: those of segmentation-models-pytorch."""
     pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings whose defaults are others with pretrained weights."""
+    """Settings whose defaults differ with pretrained weights."""
 
     @property
     def family(self) -> str:
-        """What stands in front of the encoder."""
+        """Return the name in front of the encoder."""
         return self.name.removesuffix(_ENCODER)
 
     @property
     def arch(self) -> str:
-        """The name, or one of those that FAMILY:ENCODER stands for."""
+        """Return the name, or an example of FAMILY:ENCODER."""
         return self.name.replace(_ENCODER, ":resnet50")
 
 
@@ -113,7 +112,7 @@ INSTANCE_ARCHITECTURES = tuple(row.name for row in ARCHITECTURES if row.task == 
 
 
 def _choices() -> str:
-    """What `--help` says of `--arch`."""
+    """Return the text of `--help` about `--arch`."""
     libraries = dict[str, list[str]]()
     for family, row in _FAMILIES.items():
         libraries.setdefault(row.library.name, []).append(family)
@@ -128,20 +127,20 @@ CHOICES = _choices()
 
 
 def part_of(row_part: str) -> Any:
-    """Return what `Architecture.build` or `Architecture.settings` names; it is imported here."""
+    """Return the object that `Architecture.build` or `Architecture.settings` names, after importing it."""
     return resolve_name(f"segray.models.{row_part}")
 
 
 def architecture(arch: str) -> Architecture:
-    """Return the row of a name that `--arch` takes. Raises SettingsError, one line, for others."""
+    """Return the row of a value of `--arch`. Raises SettingsError, one line, for unknown ones."""
     family, encoder = parsed(arch)
     return _FAMILIES[family] if encoder else next(row for row in ARCHITECTURES if row.name == family)
 
 
 def parsed(arch: str) -> tuple[str, str]:
-    """Return family and encoder, both known; the encoder is empty where the architecture has none to choose.
+    """Return family and encoder of a value of `--arch`; the encoder is empty where there is no choice.
 
-    Raises SettingsError, one line.
+    Raises SettingsError, one line, for unknown ones.
     """
     if arch in (*_PLAIN, *INSTANCE_ARCHITECTURES):
         return arch, ""
@@ -163,10 +162,10 @@ def parsed(arch: str) -> tuple[str, str]:
 def complete_settings(arch: str, settings: Mapping[str, Any], *, pretrained: bool = False) -> dict[str, Any]:
     """Return every setting of the network as plain values, for the model file: the given ones over defaults.
 
-    Those of its dataclass (`UNetSettings`, `CompactSettings`, `ResNetSettings`), or the keyword arguments of
-    a family of segmentation-models-pytorch (`encoder_depth`, `decoder_channels`, ...); "fcn" has none.
-    pretrained: with the defaults of a network that starts with pretrained weights. Raises SettingsError for
-    an unknown name, encoder or setting, and for one that is not plain.
+    They are the fields of its dataclass (`UNetSettings`, `CompactSettings`, `ResNetSettings`), or the keyword
+    arguments of a family of segmentation-models-pytorch (`encoder_depth`, `decoder_channels`, ...); "fcn" has
+    none. pretrained: use the defaults of a network that starts with pretrained weights. Raises SettingsError
+    for an unknown name, encoder or setting, and for a value that is not plain.
     """
     row = architecture(arch)
     known = _defaults(row)
@@ -183,15 +182,15 @@ def complete_settings(arch: str, settings: Mapping[str, Any], *, pretrained: boo
     if not row.settings:
         return values
     complete: dict[str, Any] = json.loads(json.dumps(asdict(part_of(row.settings)(**values))))
-    return complete  # with lists, as they come back from a model file
+    return complete  # with lists, as a model file returns them
 
 
 def check_recomputing(arch: str) -> None:
-    """Raise SettingsError for an architecture that `recompute_blocks` does not know."""
+    """Raise SettingsError for an architecture that `recompute_blocks` does not support."""
     encoder = arch.partition(":")[2]
     if encoder and not encoder.startswith(_RESIDUAL):
         raise SettingsError(
-            f"activation_checkpointing: {arch} cannot do it; unet can, and FAMILY:ENCODER with an encoder "
+            f"activation_checkpointing: {arch} is not supported; unet is, and FAMILY:ENCODER with an encoder "
             "whose name begins with resnet or resnext"
         )
 

@@ -14,7 +14,7 @@ def tolerate_single_values(model: nn.Module) -> None:
 
     A pooled branch (DeepLab's) or a small image makes maps of 1 x 1; with one item in the batch there is then
     no variance, and torch raises ValueError. Such a call uses the running statistics, as in evaluation, and
-    leaves them as they are. All others are unchanged. Layers that synchronise between several workers are
+    does not update them. All others are unchanged. Layers that synchronise between several workers are
     left alone: they see the values of all workers, and each worker must take part.
     """
     for module in model.modules():
@@ -25,7 +25,7 @@ def tolerate_single_values(model: nn.Module) -> None:
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, batch normalisation works as before, but on copies of its running statistics.
+    """Run batch normalisation on copies of its running statistics within the context.
 
     For gradient checkpointing: the second computation of a block must not count the batch twice.
     """

@@ -1,4 +1,4 @@
-"""The table of weights that have a name; `segray models` prints it. Imports nothing heavy."""
+"""The table of named weights, which `segray models` prints. Imports nothing heavy."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,22 +10,22 @@ from segray.models.architectures import ARCHITECTURES, Architecture, Task
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """One name that `--weights` takes."""
+    """A named set of weights for `--weights`."""
 
     name: str
     task: Task
     arch: str
     """Its name in `ARCHITECTURES`."""
     parameters: int
-    """Trainable and frozen ones together."""
+    """Trainable and frozen parameters."""
     categories: int
     """Classes without background."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     origin: str
-    """What the weights were trained on, and their published quality."""
+    """Training data of the weights, and their published quality."""
     bundled: bool
-    """Comes with segray; others are downloaded once, to torch's cache (TORCH_HOME)."""
+    """Whether it comes with segray; others are downloaded once, to torch's cache (TORCH_HOME)."""
 
 
 NAMED_MODELS = (
@@ -74,19 +74,20 @@ NAMED_MODELS = (
 
 
 def bundled() -> list[str]:
-    """Names of the models that come with segray."""
+    """Return the names of the models that come with segray."""
     return [model.name for model in NAMED_MODELS if model.bundled]
 
 
 def named_model(name: str) -> NamedModel | None:
-    """The model of that name, or None."""
+    """Return the model of that name, or None."""
     return next((model for model in NAMED_MODELS if model.name == name), None)
 
 
 def show(as_json: bool) -> int:
     """Print what can be loaded and what can be trained, for people or as JSON; return the exit code, 0.
 
-    JSON is a list of objects; `kind` tells `weights`, for `--weights`, from `architecture`s, for `--arch`.
+    JSON is a list of objects; `kind` distinguishes `weights`, for `--weights`, and `architecture`, for
+    `--arch`.
     """
     if as_json:
         weights = [{"kind": "weights", **asdict(model)} for model in NAMED_MODELS]
@@ -115,7 +116,7 @@ def _print(name: str, *lines: str) -> None:
 
 
 def _architecture(row: Architecture) -> dict[str, Any]:
-    """With the keys of weights, too; `encoders` without those of timm, more than a thousand."""
+    """Return a row with the same keys as weights; `encoders` lacks those of timm, more than a thousand."""
     offered = row.encoders or smp_names.encoders() if row.name != row.arch else ()
     return {
         "kind": "architecture", "name": row.name, "task": row.task, "arch": row.arch,

@@ -1,4 +1,4 @@
-"""What is looked at before a model file counts: its zip, its weights, its normalisation."""
+"""Checks before a model file is used: its zip, its weights, its normalisation."""
 
 import io
 import math
@@ -13,14 +13,14 @@ from torch import Tensor
 from segray.errors import SettingsError
 
 _ZIP = b"PK\x03\x04"
-"""With which torch, too, tells its zip from older formats."""
+"""Signature by which torch, too, distinguishes its zip from older formats."""
 
 
 def check_archive(name: str, data: bytes) -> None:
-    """Raise SettingsError for a zip that inflates, or whose records are not what was written; none is loaded.
+    """Raise SettingsError for a zip that inflates, or whose checksums are wrong; nothing in it is loaded.
 
-    torch.save stores its records as they are, so a compressed record is none of its own, and all records
-    together are smaller than the file. Each has a checksum, which torch.load does not look at; files written
+    torch.save stores its records uncompressed, so a compressed record is not its own, and all records
+    together are smaller than the file. Each has a checksum, which torch.load does not verify; files written
     with `torch.serialization.set_crc32_options(False)` have zeros there.
     """
     if not data.startswith(_ZIP):
@@ -30,13 +30,13 @@ def check_archive(name: str, data: bytes) -> None:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 raise SettingsError(
-                    f"{name}: refused, its records are compressed; torch.save writes none such"
+                    f"{name}: refused, its records are compressed; torch.save never compresses"
                 )
             if (size := sum(record.file_size for record in records)) > len(data):
                 raise SettingsError(f"{name}: refused, {len(data):,} bytes that claim to hold {size:,}")
             damaged = archive.testzip() if any(record.CRC for record in records) else None
     except (zipfile.BadZipFile, struct.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise SettingsError(f"{name}: damaged, or no file of torch.save") from error
+        raise SettingsError(f"{name}: damaged, or not a file of torch.save") from error
     if damaged is not None:
         raise SettingsError(
             f"{name}: damaged, the checksum of {damaged[:80]!r} in it is wrong; copy it again"
@@ -44,7 +44,7 @@ def check_archive(name: str, data: bytes) -> None:
 
 
 def weights_in(name: str, state_dict: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict. Raises SettingsError for anything else, and for NaN and infinity."""
+    """Return the tensors of a state dict. Raises SettingsError for other types, and for NaN and infinity."""
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise SettingsError(f"{name}: its state_dict is a {type(state_dict).__name__}, not tensors by name")
     for key, value in state_dict.items():
@@ -53,15 +53,15 @@ def weights_in(name: str, state_dict: Any) -> dict[str, Tensor]:
             raise SettingsError(f"{at} is a {type(value).__name__}, not a tensor")
         try:
             sound = not value.is_floating_point() or bool(torch.isfinite(value).all())
-        except (RuntimeError, NotImplementedError) as error:  # kinds of numbers that no layer of ours has
-            raise SettingsError(f"{at} is of a kind that is not read: {value.dtype}") from error
+        except (RuntimeError, NotImplementedError) as error:  # data types that no layer of ours has
+            raise SettingsError(f"{at} has an unsupported data type: {value.dtype}") from error
         if not sound:
-            raise SettingsError(f"{at} holds NaN or infinity: damaged, or of a training that diverged")
+            raise SettingsError(f"{at} holds NaN or infinity: damaged, or from a training that diverged")
     return dict(state_dict)
 
 
 def check_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise SettingsError where no pixel comes out as a number."""
+    """Raise SettingsError where normalised pixels would not be finite."""
     if not all(math.isfinite(value) for value in mean):
         raise SettingsError(f"{name}: image_mean {tuple(mean)} is not finite")
     if not all(math.isfinite(value) and value > 0 for value in std):

@@ -1,4 +1,4 @@
-"""Which device and which precision `auto` means here, and how many images fit well into one batch."""
+"""Resolve `auto` for device, precision and batch size on this machine."""
 
 import contextlib
 import os
@@ -10,17 +10,17 @@ import torch
 from segray.errors import SettingsError
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-"""torch reads it at its first tensor: large tensors on the CPU lie in huge pages. A new 69 MB activation then
-costs 8 ms instead of 34; malloc gives each back to the system, which clears every page of the next one."""
+"""torch reads it at its first tensor: large tensors on the CPU then use huge pages. A new 69 MB activation
+costs 8 ms instead of 34; malloc returns each to the system, which clears every page of the next one."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is `cuda` where there is one, else `cpu`; other names are checked.
+    """Return the device: `auto` is `cuda` where there is one, else `cpu`; other names are checked.
 
-    Raises SettingsError for a name that torch does not know and for a device that is not here.
+    Raises SettingsError for a name that torch does not know and for a device that this machine lacks.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +33,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> Precision:
-    """`auto` is bf16 where the hardware multiplies bfloat16 itself, else fp32; other names are checked.
+    """Return the precision: `auto` is bf16 where the hardware supports bfloat16, else fp32.
 
     device: resolved. Raises SettingsError for an unknown name.
     """
@@ -42,17 +42,17 @@ def resolve_precision(precision: str, device: str) -> Precision:
     for known in DTYPES:
         if precision == known:
             return known  # type: ignore[return-value]
-    raise SettingsError(f"precision: {precision!r} is none of auto, {', '.join(DTYPES)}")
+    raise SettingsError(f"precision: {precision!r} is not one of auto, {', '.join(DTYPES)}")
 
 
 def default_batch_size(device: str) -> int:
-    """Images a batch: 8 on an accelerator; 1 on a CPU, where more are not faster."""
+    """Return the images per batch: 8 on an accelerator; 1 on a CPU, where more are not faster."""
     return 1 if torch.device(device).type == "cpu" else 8
 
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """No gradients, autocast where the precision is not fp32, and kernels that give the same bits each time.
+    """Set up inference: no gradients, autocast unless the precision is fp32, deterministic kernels.
 
     fp32 means fp32: TensorFloat-32, cuDNN's default for convolutions, is off.
     """
@@ -70,7 +70,7 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no room; torch has a type for the first only."""
+    """Return whether the device or the machine ran out of memory; torch has a type for the first only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

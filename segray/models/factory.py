@@ -1,4 +1,4 @@
-"""`python:module:factory`: a model of the user's own, imported as Python imports for a script."""
+"""`python:module:factory`: a custom model, imported as Python imports for a script."""
 
 import hashlib
 import importlib
@@ -17,11 +17,12 @@ from segray.models.torchvision_files import categories_of
 
 
 def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
-    """Import the module, call the factory without arguments: the fields of a `LoadedModel` besides its name.
+    """Import the module, call the factory without arguments; return the fields of a `LoadedModel` but its
+    name.
 
-    folder: searched for the module after the working directory. The model may carry `categories` (dict of
-    id and name), `digest` (str, when its tensors do not tell it from another) and `band_ranges` (see
-    `ModelCard`). Raises SettingsError for whatever fails on the way, with the module and the factory in it.
+    folder: searched for the module after the working directory. The model may have `categories` (dict of
+    id and name), `digest` (str, when its tensors do not identify it) and `band_ranges` (see `ModelCard`).
+    Raises SettingsError, with the module and the factory in it, where any of this fails.
     """
     _, module_name, factory_name = spec.split(":")
     module = _import(spec, module_name, folder)
@@ -45,7 +46,7 @@ def load_factory(spec: str, folder: str | None = None) -> dict[str, Any]:
 
 
 def _import(spec: str, name: str, folder: str | None) -> ModuleType:
-    for path in (folder, str(Path.cwd())):  # the last one comes to stand first
+    for path in (folder, str(Path.cwd())):  # the last one is searched first
         if path is not None and path not in sys.path:
             sys.path.insert(0, path)
     importlib.invalidate_caches()
@@ -66,7 +67,8 @@ def _categories(spec: str, model: Any) -> dict[int, str]:
 
 
 def _digest(module: ModuleType, factory_name: str, model: Any) -> str:
-    """Over the module's source and the model's own `digest`, or else the factory's name and the tensors."""
+    """Return a sha256 over the source and the model's own `digest`, else the factory's name and the
+    tensors."""
     digest = hashlib.sha256()
     if module.__file__ is not None:
         digest.update(Path(module.__file__).read_bytes())

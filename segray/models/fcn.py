@@ -17,9 +17,10 @@ _STRIDE = 8
 def build_fcn(
     arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
 ) -> nn.Module:
-    """torchvision's network without its auxiliary classifier; see `build_semantic`.
+    """Build torchvision's network without its auxiliary classifier; see `build_semantic`.
 
-    pretrained: the ResNet starts with torchvision's IMAGENET1K_V1; SettingsError if that cannot be had.
+    pretrained: the ResNet starts with torchvision's IMAGENET1K_V1. Raises SettingsError if it cannot be
+    fetched.
     """
     import_torchvision()
     from torchvision.models import segmentation
@@ -38,10 +39,11 @@ def build_fcn(
 
 
 def _first_convolution(three: Tensor, bands: int, pretrained: bool) -> nn.Conv2d:
-    """ResNet's, for `bands` instead of three: new weights, or pretrained ones shared out.
+    """Return ResNet's first convolution for `bands` instead of three: new weights, or pretrained ones
+    adapted.
 
     As in segmentation-models-pytorch and timm: the three are summed for one band, else repeated in turn and
-    scaled by 3 / bands, so that the response keeps its size.
+    scaled by 3 / bands, so that the response keeps its scale.
     """
     fitted = nn.Conv2d(bands, len(three), kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet

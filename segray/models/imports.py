@@ -1,7 +1,7 @@
-"""torchvision without torch's compiler: a second less, in every process that starts.
+"""Import torchvision without torch's compiler: a second less, in every process that starts.
 
-`torchvision.ops.roi_align` imports `torch._dynamo`, half of torch, for one function that it asks when it is
-compiled. Here it gets one that imports the real one when it is called.
+`torchvision.ops.roi_align` imports `torch._dynamo`, half of torch, for one function that it only calls when
+it is compiled. Here it gets a stand-in that imports the real one when it is called.
 """
 
 import sys
@@ -11,7 +11,7 @@ _COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
 
 def import_torchvision() -> None:
-    """Import torchvision; whoever imports the compiler afterwards gets torch's own."""
+    """Import torchvision; a later import of the compiler gets torch's own."""
     import torch
 
     if any(name in sys.modules for name in (*_COMPILER, "torchvision")):

@@ -18,7 +18,7 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiSc
 from segray.errors import SettingsError
 
 LEVELS = ("0", "1", "2", "3")  # feature maps at strides 4, 8, 16, 32
-ROI_CANONICAL_SCALE = 160  # boxes below half of this (pixels of the resized image) read the stride-4 map
+ROI_CANONICAL_SCALE = 160  # boxes below half of this (pixels of the resized image) use the stride-4 map
 
 
 class CompactBackbone(nn.Module):
@@ -55,7 +55,7 @@ class Float32RPNHead(RPNHead):  # type: ignore[misc]
 
 
 class Float32BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
-    """Torchvision's predictor with float32 results, for the same reason."""
+    """Torchvision's predictor with float32 results, for the same reason as `Float32RPNHead`."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits (n, classes) and box deltas (n, 4 * classes) in float32."""
@@ -94,8 +94,8 @@ def build_compact_maskrcnn(classes: int, settings: CompactSettings, pretrained: 
     """Build the detector with random weights; it is a plain `MaskRCNN`, in training mode.
 
     `classes` counts the categories without background. The resize and the normalisation of
-    `model.transform` are torchvision's defaults until a model card sets them. Raises SettingsError where
-    pretrained weights are asked for: there are none.
+    `model.transform` are torchvision's defaults until a model card sets them. Raises SettingsError if
+    pretrained, because there are no such weights.
     """
     if pretrained:
         raise SettingsError("compact-maskrcnn has no pretrained weights; train without pretrained")

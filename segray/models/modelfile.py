@@ -1,7 +1,7 @@
 """The segray model file: weights and the model's card, as plain types and tensors, for every task.
 
-A dict of `torch.save`: `format`, `task`, the fields of the card, `state_dict`. Files of the two formats
-before it, which had no `task`, are read as well.
+A dict of `torch.save`: `format`, `task`, the fields of the card, `state_dict`. Files of the two previous
+formats, which had no `task`, are read as well.
 """
 
 import hashlib
@@ -23,26 +23,26 @@ from segray.models.semantic import build_semantic
 
 FORMAT = "segray-model/2"
 _OLD_FORMATS = {"segray-model/1": "instance", "segray-semantic/1": "semantic"}
-"""To the task of their models."""
+"""Old format -> task of its models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Card:
-    """What every model has besides its weights; plain types only, so that no code is ever loaded."""
+    """Metadata that every model has besides its weights; plain types only, so that no code is ever loaded."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     bands: tuple[str, ...] = ("red", "green", "blue")
     band_ranges: tuple[tuple[float, float], ...] | None = None
-    """For each band the values that became 0 and 255 before anything else, of scenes that are no bytes; after
-    scale and offset. None: not known, the percentiles of each scene."""
+    """For each band of scenes that are not 8-bit, the values scaled to 0 and 255, after scale and offset.
+    None: unknown, so the percentiles of each scene."""
     licence: str = ""
     source: str = ""
-    """Where weights and data come from."""
+    """Source of the weights and of the training data."""
 
 
 @dataclass(frozen=True)
 class ModelCard(_Card):
-    """Of an instance model, a Mask R-CNN."""
+    """Metadata of an instance model, a Mask R-CNN."""
 
     arch: str
     """One of `INSTANCE_ARCHITECTURES`."""
@@ -51,39 +51,39 @@ class ModelCard(_Card):
     categories: dict[int, str]
     """Category id to name; label i of the network (1 is the first) is the i-th id in ascending order."""
     image_mean: tuple[float, ...]
-    """Mean of each band, with pixels in 0..1."""
+    """Mean of each band, pixels scaled to 0..1."""
     image_std: tuple[float, ...]
     min_size: int
-    """Shorter side of an image after the model's own resize, pixels."""
+    """Shorter side of an image after the model's own resize, in pixels."""
     max_size: int
-    """Longest side after it."""
+    """Longest side after the resize, in pixels."""
     task: Literal["instance"] = "instance"
 
 
 @dataclass(frozen=True)
 class SemanticCard(_Card):
-    """Of a semantic model."""
+    """Metadata of a semantic model."""
 
     arch: str
-    """As `build_semantic` takes it."""
+    """Architecture, as `build_semantic` takes it."""
     arch_settings: dict[str, Any]
     """All settings of the architecture."""
     outputs: int
-    """1: probability of class 1 by a sigmoid; else one logit a class."""
+    """1: sigmoid probability of class 1; else one logit per class."""
     classes: tuple[str, ...]
     """Names of the classes, from 0 up."""
     image_mean: tuple[float, ...]
-    """Mean of each band, with pixels in 0..1."""
+    """Mean of each band, pixels scaled to 0..1."""
     image_std: tuple[float, ...]
     size: int
-    """Side of the images it was trained on, pixels."""
+    """Side of the images it was trained on, in pixels."""
     fit: str
-    """`crop`: at their own scale; `resize`: brought to `size` x `size`."""
+    """`crop`: crops at the image's own scale; `resize`: images resized to `size` x `size`."""
     task: Literal["semantic"] = "semantic"
 
     @property
     def categories(self) -> dict[int, str]:
-        """Class to name."""
+        """Return class index -> name."""
         return dict(enumerate(self.classes))
 
 
@@ -93,11 +93,11 @@ _CARDS: dict[str, type[Card]] = {"instance": ModelCard, "semantic": SemanticCard
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file holds."""
+    """The contents of a model file."""
 
     module: Any
     """torchvision's MaskRCNN, with the file's resize and normalisation in `.transform`, or a semantic network
-    that takes pixels which are normalised; float32, on the CPU, in evaluation mode."""
+    that takes normalised pixels; float32, on the CPU, in evaluation mode."""
     card: Card
     digest: str
     """sha256 of the file's bytes, hex."""
@@ -106,14 +106,14 @@ class ModelFile:
 def build_model(card: Card, *, pretrained: bool = False) -> Any:
     """Return the network of `card` with random weights, in training mode; a MaskRCNN with the card's resize.
 
-    pretrained: begin with the weights that the architecture has for that, see `Architecture.pretrained`.
-    Raises SettingsError for an architecture or settings that this version does not know.
+    pretrained: start with the architecture's pretrained weights, see `Library.pretrained`. Raises
+    SettingsError for an architecture or settings that this version does not know.
     """
     if isinstance(card, SemanticCard):
         return build_semantic(card.arch, len(card.bands), card.outputs, card.arch_settings, pretrained)
     row = architecture(card.arch)
     if row.task != card.task:
-        raise SettingsError(f"{card.arch} is a {row.task} architecture, of a model that finds instances")
+        raise SettingsError(f"{card.arch} is a {row.task} architecture, not one for instances")
     try:
         settings = part_of(row.settings)(**card.arch_settings)
         model = part_of(row.build)(len(card.categories), settings, pretrained)
@@ -143,9 +143,9 @@ def model_bytes(card: Card, state_dict: Mapping[str, Tensor], *, half: bool | No
 
 
 def load_model_file(file: Path | bytes, name: str = "model file") -> ModelFile:
-    """Read a model file, or its bytes, without running code from it; `name` is said in errors about bytes.
+    """Read a model file, or its bytes, without running code from it; `name` is used in errors about bytes.
 
-    Raises SettingsError, one line, for a file that carries code, is damaged, is another format, or whose
+    Raises SettingsError, one line, for a file that carries code, is damaged, has another format, or whose
     weights do not fit its architecture; OSError for one that cannot be read.
     """
     name, data = (file.name, file.read_bytes()) if isinstance(file, Path) else (name, file)
@@ -153,7 +153,7 @@ def load_model_file(file: Path | bytes, name: str = "model file") -> ModelFile:
 
 
 def plain_contents(name: str, data: bytes) -> Any:
-    """Return what `torch.save` wrote, on the CPU, without running code from it; `name` is said in errors.
+    """Return what `torch.save` wrote, on the CPU, without running code from it; `name` is used in errors.
 
     Raises SettingsError, one line, for anything else.
     """
@@ -161,13 +161,13 @@ def plain_contents(name: str, data: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise SettingsError(f"{name}: refused, it carries code or is no file of torch.save") from error
+        raise SettingsError(f"{name}: refused, it carries code or is not a file of torch.save") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise SettingsError(f"{name}: damaged, or no file of torch.save") from error
+        raise SettingsError(f"{name}: damaged, or not a file of torch.save") from error
 
 
 def is_model_file(content: Any) -> bool:
-    """Whether `plain_contents` come from a segray model file, of whatever version."""
+    """Return whether `plain_contents` come from a segray model file of any version."""
     return isinstance(content, dict) and str(content.get("format")).startswith("segray-")
 
 
@@ -184,7 +184,7 @@ def model_of(name: str, content: Any, digest: str) -> ModelFile:
 
 
 def _card_of(name: str, content: Any) -> Card:
-    """Everything in a model file besides format and weights, held to the types of the card's fields."""
+    """Return everything in a model file besides format and weights, validated by the types of the card."""
     if not is_model_file(content) or content["format"] not in (FORMAT, *_OLD_FORMATS):
         raise SettingsError(f"{name}: not a segray model file (format {FORMAT})")
     task = content.get("task", _OLD_FORMATS.get(content["format"]))

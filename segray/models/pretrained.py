@@ -1,4 +1,4 @@
-"""Networks that start with somebody's weights, fetched when they are built."""
+"""Networks that start with pretrained weights, fetched when they are built."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,10 @@ from segray.errors import SettingsError
 
 
 def with_weights(arch: str, build: Callable[[], nn.Module], site: str, cache: str) -> nn.Module:
-    """What `build` returns; to be called where only the weights can fail.
+    """Return `build()`; to be called where only fetching the weights can fail.
 
-    site: where they come from; cache: the folder they are kept in, in words. Both for the SettingsError.
+    site: source of the weights; cache: the folder that holds them, in words. Both for the error message.
+    Raises SettingsError where the weights cannot be fetched.
     """
     try:
         return build()
@@ -22,6 +23,6 @@ def with_weights(arch: str, build: Callable[[], nn.Module], site: str, cache: st
 
 
 def in_words(error: Exception) -> str:
-    """Its type and the first line of its text."""
+    """Return the error's type and the first line of its text."""
     kind, text = type(error).__name__, str(error).strip()
     return f"{kind}: {text.splitlines()[0]}" if text else kind

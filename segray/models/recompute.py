@@ -1,7 +1,7 @@
 """A block of a network that is computed again in the backward pass: less memory, more time.
 
-Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174: of a block
-only its inputs are kept, not the maps inside.
+Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, https://arxiv.org/abs/1604.06174: only the
+inputs of a block are kept, not the maps inside.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from segray.models.batchnorm import statistics_kept
 
 
 def recomputed(block: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """What `forward`, the block's own, returns; its norms count the batch once, dropout draws the same twice.
+    """Return `forward(*args)`, the block's own; its norms count the batch once, dropout draws the same twice.
 
-    Without gradients, as in scoring, it is simply called.
+    Without gradients, as in scoring, it is called directly.
     """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN on a ResNet-50 with a feature pyramid, for categories of one's own."""
+"""torchvision's Mask R-CNN on a ResNet-50 with a feature pyramid, for custom categories."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +14,18 @@ from segray.models.maskrcnn import Float32BoxPredictor, Float32MaskPredictor, Fl
 
 @dataclass(frozen=True)
 class ResNetSettings:
-    """The architecture; a model file stores all of it."""
+    """Settings of the architecture; a model file stores all of them."""
 
     norm: Literal["batch", "frozen"] = "batch"
-    """Of the ResNet: frozen statistics suit small batches, but make sense only with pretrained weights."""
+    """Norm of the ResNet: frozen statistics suit small batches, but only with pretrained weights."""
     trainable_layers: int = 5
-    """Of the ResNet, from its end; the first layers stay as they are. Torchvision's 3 for pretrained ones."""
+    """Trainable layers of the ResNet, from its end; the first ones are frozen. Torchvision: 3 if
+    pretrained."""
     detections_per_image: int = 100
 
 
 def build_resnet50(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
-    """`maskrcnn_resnet50_fpn` (He et al. 2017) in training mode, with random weights.
+    """Build `maskrcnn_resnet50_fpn` (He et al. 2017) in training mode, with random weights.
 
     `classes` counts the categories without background. pretrained: the ResNet has ImageNet's weights. Raises
     ValueError for settings out of range, OSError where the weights cannot be fetched.
@@ -42,7 +43,10 @@ def build_resnet50(classes: int, settings: ResNetSettings, pretrained: bool = Fa
 
 
 def build_resnet50_v2(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
-    """`maskrcnn_resnet50_fpn_v2` (Li et al. 2021) likewise, with batch norm in its heads too."""
+    """Build `maskrcnn_resnet50_fpn_v2` (Li et al. 2021), which has batch norm in its heads too.
+
+    Raises ValueError for settings out of range, OSError where the weights cannot be fetched.
+    """
     if settings != ResNetSettings(detections_per_image=settings.detections_per_image):
         raise ValueError("norm and trainable_layers are those of maskrcnn_resnet50_fpn alone")
     model = maskrcnn_resnet50_fpn_v2(
@@ -55,7 +59,7 @@ def build_resnet50_v2(classes: int, settings: ResNetSettings, pretrained: bool =
 
 
 def _begun(model: MaskRCNN, pretrained: bool) -> MaskRCNN:
-    """The model, with torchvision's ImageNet weights in its ResNet if asked; torch.hub fetches them once."""
+    """Return the model, with torchvision's ImageNet weights in its ResNet if asked; torch.hub caches them."""
     if pretrained:
         state = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1).state_dict()
         body = model.backbone.body
@@ -64,7 +68,7 @@ def _begun(model: MaskRCNN, pretrained: bool) -> MaskRCNN:
 
 
 def _in_float32(model: MaskRCNN, classes: int, *, rpn_depth: int) -> MaskRCNN:
-    """The same network with heads whose results are float32 whatever the precision (see `Float32RPNHead`)."""
+    """Return the network with heads whose results are float32 in any precision (see `Float32RPNHead`)."""
     width = model.backbone.out_channels
     anchors = model.rpn.anchor_generator.num_anchors_per_location()[0]
     heads = model.roi_heads

@@ -10,16 +10,16 @@ from segray.models.batchnorm import tolerate_single_values
 
 
 class SameSize(nn.Module):
-    """Any size in, logits of that size out; an image that needs no border goes through as it is."""
+    """Any size in, logits of that size out; an image that needs no border is passed on unchanged."""
 
     def __init__(self, network: nn.Module, border: Callable[[int], tuple[int, int]]) -> None:
         super().__init__()
         self.network = network
         self.border = border
-        """Pixels of a side to those in front of it and behind it; the logits begin at the side's first."""
+        """Side -> pixels to add before and after it; the logits begin at the side's first pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """float (n, bands, h, w) to logits (n, outputs, h, w), h and w from 1."""
+        """Map float (n, bands, h, w) to logits (n, outputs, h, w), h and w from 1."""
         height, width = images.shape[-2:]
         for dimension in (-2, -1):
             images = _bordered(images, dimension, *self.border(images.shape[dimension]))
@@ -35,12 +35,13 @@ def any_size(network: nn.Module, stride: int) -> SameSize:
 
 
 def _to_multiple(stride: int, size: int) -> tuple[int, int]:
-    """The border behind a side that makes it a multiple of `stride`."""
+    """Return the border after a side that makes it a multiple of `stride`."""
     return 0, -size % stride
 
 
 def mirrored(start: int, stop: int, size: int) -> Tensor:
-    """int64 (stop - start): where positions start..stop of an endless mirrored line of `size` pixels lie.
+    """Return int64 (stop - start): indices of positions start..stop on an endless mirrored line of `size`
+    pixels.
 
     The first and the last pixel are not repeated, as in numpy's `pad` with mode "reflect"; any distance.
     """

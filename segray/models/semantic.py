@@ -18,16 +18,16 @@ def build_semantic(
 ) -> nn.Module:
     """Return the network, float32, in training mode: float (n, bands, h, w) to logits (n, outputs, h, w).
 
-    Any h and w from 1. Where a side is no multiple of the network's stride, the image is mirrored to the
-    right and below and the logits cut; others pass as they are. `settings`: see `complete_settings`.
+    Any h and w from 1. Where a side is not a multiple of the network's stride, the image is mirrored to the
+    right and below and the logits cut; others are passed unchanged. `settings`: see `complete_settings`.
     `pretrained`: the encoder starts with weights from ImageNet (or what its authors offer), its first
-    convolution fitted to `bands`. A single item whose pooled map is 1 x 1 can be trained on (see
-    `tolerate_single_values`). Raises SettingsError for names, settings and encoders that do not go together,
-    and where pretrained weights do not exist or cannot be had.
+    convolution adapted to `bands`. A single item whose pooled map is 1 x 1 can be trained on (see
+    `tolerate_single_values`). Raises SettingsError for names, settings and encoders that are incompatible,
+    and where pretrained weights do not exist or cannot be fetched.
     """
     values, row = complete_settings(arch, settings), architecture(arch)
     if row.task != "semantic":
-        raise SettingsError(f"{arch} finds instances, it is no semantic architecture")
+        raise SettingsError(f"{arch} finds instances, it is not a semantic architecture")
     if bands < 1 or outputs < 1:
         raise SettingsError(f"{arch}: bands and outputs must be at least 1, not {bands} and {outputs}")
     network: nn.Module = part_of(row.build)(arch, bands, outputs, values, pretrained)
@@ -35,7 +35,7 @@ def build_semantic(
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """(n, outputs, h, w) -> uint8 (n, h, w): the class of the highest probability."""
+    """Return the class of the highest probability, uint8 (n, h, w), from logits (n, outputs, h, w)."""
     return (logits[:, 0] > 0).byte() if logits.shape[1] == 1 else logits.argmax(1).byte()
 
 
@@ -43,7 +43,7 @@ def recompute_blocks(network: nn.Module) -> None:
     """Let the blocks of a network from `build_semantic` be computed again in the backward pass, in place.
 
     Our own U-Net: the double convolutions. ResNets: each residual block, and the decoder blocks of the
-    families that have some. Values, gradients, statistics and the names of the weights stay as they are.
+    families that have some. Values, gradients, statistics and the names of the weights do not change.
     """
     inner: Any = network.network if isinstance(network, SameSize) else network
     if isinstance(inner, UNet):

@@ -1,7 +1,7 @@
-"""What segmentation-models-pytorch and timm offer: families, their settings, and encoders, as plain names.
+"""Names from segmentation-models-pytorch and timm: families, their settings, and encoders.
 
-It stands in `smp_names.json`, which `python -m segray.models.smp_names` writes: to import the libraries takes
-5 s. With other versions of them than it was made from, they are asked themselves.
+They are kept in `smp_names.json`, which `python -m segray.models.smp_names` writes: importing the libraries
+takes 5 s. If other versions of them are installed, they are imported and queried instead.
 """
 
 import inspect
@@ -19,19 +19,19 @@ SMP_CLASSES = {
     "pspnet": "PSPNet",
     "fpn": "FPN",
 }
-"""Our name of a family to its class in segmentation-models-pytorch."""
+"""Our name of a family -> its class in segmentation-models-pytorch."""
 SMP_NAMES = Path(__file__).with_name("smp_names.json")
 TIMM = "tu-"
-"""In front of the name of an encoder of timm."""
+"""Prefix of the name of an encoder of timm."""
 _NOT_SETTINGS = (
     "encoder_name", "encoder_weights", "in_channels", "classes",  # have names of their own here
-    "activation", "aux_params",  # would make something else than logits
+    "activation", "aux_params",  # would change what the network returns
     "kwargs",
 )  # fmt: skip
 
 
 def encoders(asked: str = "") -> list[str]:
-    """Return the names of all encoders, those of timm with tu- in front.
+    """Return the names of all encoders, those of timm with the prefix tu-.
 
     `asked` is among them if it is an encoder of timm with the name of its weights (tu-NAME.WEIGHTS).
     """
@@ -49,7 +49,7 @@ def settings_of(family: str) -> dict[str, Any]:
 
 
 def offered() -> dict[str, Any]:
-    """Return what `smp_names.json` holds: `versions`, `encoders` and the settings of `families`."""
+    """Return the contents of `smp_names.json`: `versions`, `encoders` and the settings of `families`."""
     import segmentation_models_pytorch as smp
     import timm
 
@@ -72,7 +72,7 @@ def _known() -> dict[str, Any]:
 
 @cache
 def _is_current() -> bool:
-    """Whether the libraries are those that the table was made from."""
+    """Return whether the installed libraries have the versions of the table."""
     return all(version(library) == known for library, known in _known()["versions"].items())
 
 

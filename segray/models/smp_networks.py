@@ -1,6 +1,7 @@
 """The networks of segmentation-models-pytorch and their encoders.
 
-The library is imported inside the functions: with timm, and torch's compiler that timm brings, it takes 5 s.
+The library is imported inside the functions: with timm, and torch's compiler, which timm imports, it takes 5
+s.
 """
 
 from collections.abc import Mapping
@@ -16,16 +17,16 @@ from segray.models.samesize import any_size
 from segray.models.smp_names import SMP_CLASSES, TIMM
 
 _COARSEST_STRIDE = 32
-"""No encoder halves its maps more than five times."""
+"""No encoder halves its maps more often than five times."""
 
 
 def build_smp(
     arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
 ) -> nn.Module:
-    """One of the library's networks, see `build_semantic`.
+    """Build one of the library's networks, see `build_semantic`.
 
-    Raises SettingsError for settings and encoders that do not go together, and for weights that do not exist
-    or cannot be had.
+    Raises SettingsError for incompatible settings and encoders, and for weights that do not exist or cannot
+    be fetched.
     """
     import segmentation_models_pytorch as smp
 
@@ -46,7 +47,7 @@ def build_smp(
 
 
 def _stride(arch: str, network: Any, bands: int) -> int:
-    """The encoder's own word if zeros of such a size go through, else 32: HRNet never takes less."""
+    """Return the encoder's stated stride if zeros of that size work, else 32: HRNet never takes less."""
     own = int(network.encoder.output_stride)
     reason = _failure(arch, network, own, bands)
     if reason is None:
@@ -57,7 +58,7 @@ def _stride(arch: str, network: Any, bands: int) -> int:
 
 
 def _failure(arch: str, network: nn.Module, stride: int, bands: int) -> str | None:
-    """Why an image of an odd and an even multiple of `stride` does not go through, or None."""
+    """Return why an image of an odd or an even multiple of `stride` fails, or None."""
     image = torch.zeros(1, bands, 3 * stride, 2 * stride)
     network.eval()
     try:
@@ -76,7 +77,7 @@ def _failure(arch: str, network: nn.Module, stride: int, bands: int) -> str | No
 
 
 def _weights(arch: str, encoder: str) -> str | bool:
-    """What the library calls the encoder's weights: ImageNet's, else the first there are."""
+    """Return the library's name of the encoder's weights: ImageNet's, else the first that exist."""
     import segmentation_models_pytorch as smp
     import timm
 

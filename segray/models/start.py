@@ -1,4 +1,4 @@
-"""What `train --start-from` begins with: the weights of a model, and what is known of it besides."""
+"""The start of `train --start-from`: the weights of a model, and its metadata."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,33 +15,33 @@ from segray.storage import StorageSettings
 
 @dataclass(frozen=True)
 class Start:
-    """A model to begin with."""
+    """A model to start training from."""
 
     name: str
-    """As the user gave it, without credentials."""
+    """The value of `--start-from`, without credentials."""
     digest: str
-    """sha256, hex."""
+    """sha256 of the weights, hex."""
     arch: str | None
-    """None where the model does not tell, as of a factory's."""
+    """Architecture; None where it is unknown, as for a factory's model."""
     arch_settings: dict[str, Any] | None
-    """All of them; None where they are the architecture's own."""
+    """All settings of the architecture; None: its defaults."""
     labels: tuple[str | None, ...]
-    """What each output stands for, background included: the first is background of an instance model."""
+    """Class of each output, background included: the first is background of an instance model."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     state: dict[str, Tensor]
     sizes: tuple[int, int] | None = None
-    """Shorter and longer side of an instance model's pictures."""
+    """Shorter and longer side of an instance model's images."""
 
 
 def load_start(spec: str, storage: StorageSettings) -> Start:
-    """Return the model that `spec` names, of whatever task.
+    """Return the model that `spec` names, of any task.
 
     Raises SettingsError as `load_weights` does, and for a factory's model that has no state dict.
     """
     model = load_weights(spec, storage)
     if not isinstance(model.module, nn.Module):
-        raise SettingsError(f"start_from: {model.name} is no torch module: it has no weights to begin with")
+        raise SettingsError(f"start_from: {model.name} is no torch module: it has no weights to start from")
     card, named, labels = model.card, named_model(model.name), _labels(model)
     arch = card.arch if card else named.arch if named else _torchvision_arch(model.module)
     settings = card.arch_settings if card else None
@@ -58,7 +58,7 @@ def load_start(spec: str, storage: StorageSettings) -> Start:
 
 
 def _labels(model: LoadedModel) -> tuple[str | None, ...]:
-    """What each output stands for; a single one of a semantic model for class 1."""
+    """Return the class of each output; a single output of a semantic model stands for class 1."""
     if model.card is not None and model.card.task == "semantic":
         return model.classes if model.card.outputs > 1 else model.classes[1:]
     ids = model.category_ids
@@ -70,7 +70,7 @@ def _labels(model: LoadedModel) -> tuple[str | None, ...]:
 
 
 def _torchvision_arch(module: Any) -> str | None:
-    """Of a state dict of torchvision's Mask R-CNN."""
+    """Return the architecture of a state dict of torchvision's Mask R-CNN."""
     if not hasattr(module, "roi_heads"):
         return None
     version = "" if hasattr(module.roi_heads.box_head, "fc6") else "_v2"
@@ -80,11 +80,11 @@ def _torchvision_arch(module: Any) -> str | None:
 def fitted(
     start: Start, labels: Sequence[str], build: Callable[[int], nn.Module], outputs: int
 ) -> dict[str, Tensor]:
-    """The start's weights for a network of other classes: what the two have in common.
+    """Return the start's weights for a network with other classes: those that both have in common.
 
-    labels: what each output stands for, likewise. build: the network with so many outputs, of which it has
-    `outputs`. In the layers that give a number for each class (those whose shapes depend on `outputs`) a
-    class that the start knows keeps its own weights, by name; a new one has none, and such a layer is left
+    labels: class of each output, likewise. build: returns the network with so many outputs, of which it has
+    `outputs`. In the layers with a number for each class (those whose shapes depend on `outputs`) a class
+    that the start knows keeps its own weights, by name; a new one has none, and such a layer is left
     out where no class is known. Raises SettingsError where other layers differ.
     """
     here, wider = (dict(build(number).state_dict()) for number in (outputs, outputs + 1))
@@ -111,7 +111,7 @@ def fitted(
 
 
 def _rows_in_common(theirs: Sequence[str | None], ours: Sequence[str]) -> dict[int, int]:
-    """Output here -> output of the start."""
+    """Return output of the new network -> output of the start."""
     places = {name: place for place, name in enumerate(theirs) if name is not None}
     found = {place: places[name] for place, name in enumerate(ours) if name in places}
     is_background = len(theirs) > 0 and theirs[0] is None
@@ -121,7 +121,7 @@ def _rows_in_common(theirs: Sequence[str | None], ours: Sequence[str]) -> dict[i
 def _head(
     theirs: Tensor | None, ours: Tensor, rows: Mapping[int, int], number: int, outputs: int
 ) -> Tensor | None:
-    """A head's tensor with NaN where this network's own beginning stays; None where all of it does."""
+    """Return a head's tensor, NaN where the network's initial weights stay; None where all of them do."""
     if theirs is None or not rows or theirs.shape[1:] != ours.shape[1:] or theirs.shape[0] % number:
         return None
     each = ours.shape[0] // outputs
@@ -134,7 +134,7 @@ def _head(
 
 
 def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what `fitted` gave into a network, in place; where there is NaN its own beginning stays."""
+    """Load what `fitted` returned into a network, in place; where there is NaN its initial weights stay."""
     own = network.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():

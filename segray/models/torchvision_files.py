@@ -1,4 +1,4 @@
-"""State dicts of torchvision's Mask R-CNN: fetched, read without running code, put into the right network."""
+"""State dicts of torchvision's Mask R-CNN: fetched, read without running code, loaded into their network."""
 
 import socket
 from collections.abc import Mapping
@@ -35,7 +35,8 @@ _MASKS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
 
 
 def fetch(name: str) -> Path:
-    """The file of the published weights `name`, from torch's cache (TORCH_HOME) or else downloaded into it.
+    """Return the file of the published weights `name`, from torch's cache (TORCH_HOME) or else downloaded to
+    it.
 
     Raises SettingsError where it cannot be fetched.
     """
@@ -59,9 +60,9 @@ def fetch(name: str) -> Path:
 
 
 def maskrcnn_from(name: str, checkpoint: Any) -> MaskRCNN:
-    """torchvision's Mask R-CNN with the weights of a checkpoint; `_v2` or not is seen from the keys.
+    """Return torchvision's Mask R-CNN with the weights of a checkpoint; the keys decide whether it is `_v2`.
 
-    Raises SettingsError for what is no dict, and where the weights belong to another network.
+    Raises SettingsError for what is not a dict, and where the weights belong to another network.
     """
     if not isinstance(checkpoint, dict):
         raise SettingsError(f"weights {name}: holds a {type(checkpoint).__name__}, not a state dict")
@@ -69,7 +70,7 @@ def maskrcnn_from(name: str, checkpoint: Any) -> MaskRCNN:
     if _CLASSES not in state or _MASKS not in state:
         keys = ", ".join(str(key)[:80] for key in list(state or checkpoint)[:3])
         raise SettingsError(
-            f"weights {name}: no Mask R-CNN of torchvision's; its keys begin with {keys or 'none'}"
+            f"weights {name}: not torchvision's Mask R-CNN; its keys begin with {keys or 'none'}"
         )
     weights_in(f"weights {name}", state)
     model = _network(state)
@@ -77,13 +78,13 @@ def maskrcnn_from(name: str, checkpoint: Any) -> MaskRCNN:
         model.load_state_dict(state)
     except RuntimeError as error:
         arch = "maskrcnn_resnet50_fpn" + _version(state)
-        misfit = str(error).splitlines()[1].strip()[:200]  # the first of its list
+        misfit = str(error).splitlines()[1].strip()[:200]  # the first that it lists
         raise SettingsError(f"weights {name}: do not fit torchvision's {arch}: {misfit}") from error
     return model.eval()
 
 
 def categories_of(model: MaskRCNN) -> dict[int, str]:
-    """Names of the network's labels: COCO's where it has COCO's 91 outputs, else the numbers themselves."""
+    """Return the names of the network's labels: COCO's where it has 91 outputs, else the numbers as text."""
     outputs: int = model.roi_heads.box_predictor.cls_score.out_features
     names = PUBLISHED["coco-v2"].meta["categories"] if outputs == COCO_LABELS else map(str, range(outputs))
     return {label: each for label, each in enumerate(names) if label > 0 and each != "N/A"}

@@ -27,26 +27,26 @@ _CHOICES = {"padding": get_args(Padding), "up": get_args(Up), "norm": get_args(N
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """The architecture in plain values; a model file stores every one of them."""
+    """Settings of the architecture in plain values; a model file stores every one of them."""
 
     width: int = 64
     """Channels of the first level; each level below has twice as many."""
     depth: int = 4
-    """How often the maps are halved."""
+    """Number of times the maps are halved."""
     padding: Padding = "same"
     up: Up = "transposed"
-    """How maps are doubled: a transposed 2 x 2 convolution, or a 1 x 1 convolution and interpolation."""
+    """Upsampling: a transposed 2 x 2 convolution, or a 1 x 1 convolution and interpolation."""
     norm: Norm = "batch"
     """"sync" is "batch" over all workers; training it needs GPUs, even with one worker."""
     bias: bool = True
-    """Whether the 3 x 3 convolutions have one; in front of a normalisation it changes nothing."""
+    """Whether the 3 x 3 convolutions have a bias; before a normalisation it has no effect."""
     groups: int = 8
-    """Of "group" normalisation; divides `width`."""
+    """Groups of "group" normalisation; divides `width`."""
     checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping its maps: less memory, more time."""
 
     def __post_init__(self) -> None:
-        """Raise SettingsError, one line, for a value that no U-Net can have."""
+        """Raise SettingsError, one line, for an invalid value."""
         for name, value in asdict(self).items():
             if name in ("width", "depth", "groups") and (type(value) is not int or value < 1):
                 raise SettingsError(f"unet: {name} must be a whole number from 1, not {value!r}")
@@ -59,11 +59,11 @@ class UNetSettings:
 
 
 class UNet(nn.Module):
-    """float (n, bands, h, w) to logits (n, outputs, h', w').
+    """A network from float (n, bands, h, w) to logits (n, outputs, h', w').
 
     "same": any h and w from 1; h' = h and w' = w. Where a side is odd, pooling leaves its last row or column
-    out, and the map that comes up again gets zeros there. A side of one pixel is no longer halved; what comes
-    up is cut to it. "valid": h and w are sizes that `valid_output_size` takes, which also says h' and w';
+    out, and the upsampled map gets zeros there. A side of one pixel is not halved any further; the upsampled
+    map is cut to it. "valid": h and w are sizes that `valid_output_size` takes, which also gives h' and w';
     others raise SettingsError.
     """
 
@@ -83,7 +83,7 @@ class UNet(nn.Module):
         tolerate_single_values(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; the memory format (channels_last) stays."""
+        """Return the logits; the memory format (channels_last) is kept."""
         if self.settings.padding == "valid":
             for size in images.shape[-2:]:
                 valid_output_size(size, self.settings)
@@ -114,10 +114,13 @@ class UNet(nn.Module):
 def build_unet(
     arch: str, bands: int, outputs: int, settings: Mapping[str, Any], pretrained: bool
 ) -> nn.Module:
-    """See `build_semantic`."""
+    """Build our U-Net, see `build_semantic`.
+
+    Raises SettingsError if pretrained: there are no such weights.
+    """
     if pretrained:
         raise SettingsError(
-            f"{arch} has no pretrained weights; take unet:ENCODER, or train without pretrained"
+            f"{arch} has no pretrained weights; use unet:ENCODER, or train without pretrained"
         )
     own = UNetSettings(**settings)
     network = UNet(bands, outputs, own)
@@ -125,26 +128,27 @@ def build_unet(
 
 
 def _to_valid(settings: UNetSettings, size: int) -> tuple[int, int]:
-    """The border that a "valid" network loses, and behind the side what makes its size one that fits."""
+    """Return the border that a "valid" network loses, and the pixels after the side that make its size
+    fit."""
     margin = valid_margin(settings)
     return margin, valid_input_size(size, settings) - size - margin
 
 
 def valid_margin(settings: UNetSettings) -> int:
-    """Pixels that a "valid" network loses on each side: 92 at depth 4.
+    """Return the pixels that a "valid" network loses on each side: 92 at depth 4.
 
     With b the side of the map after the lowest block, an image has 2^depth (b + 4) + 4 (2^depth - 1) pixels
     along it and the logits 2^depth b - (4 + l) (2^depth - 1), where l is what a doubling loses: 0 transposed,
-    2 bilinear (interpolation looks past the last pixel, so that row is dropped). b cancels.
+    2 bilinear (interpolation reads beyond the last pixel, so that row is dropped). b cancels.
     """
     scale = 1 << settings.depth
     return (4 * scale + (8 + _lost_in_doubling(settings)) * (scale - 1)) // 2
 
 
 def valid_output_size(image_size: int, settings: UNetSettings) -> int:
-    """Pixels of the logits along a side of `image_size` pixels of a "valid" network: 572 gives 388.
+    """Return the side of a "valid" network's logits, in pixels, for an image of `image_size`: 388 for 572.
 
-    Raises SettingsError, with the nearest sizes that do, if a map on the way would be odd or empty.
+    Raises SettingsError, with the nearest sizes that work, if a map on the way would be odd or empty.
     """
     size = image_size - 2 * valid_margin(settings)
     above = valid_input_size(size, settings)
@@ -153,15 +157,15 @@ def valid_output_size(image_size: int, settings: UNetSettings) -> int:
     below = above - 2**settings.depth
     fit = [str(each) for each in (below, above) if each >= valid_input_size(1, settings)]
     raise SettingsError(
-        f"unet: padding valid takes no side of {image_size} pixels at depth {settings.depth}; "
+        f"unet: padding valid does not take a side of {image_size} pixels at depth {settings.depth}; "
         f"the nearest that fit: {', '.join(fit)}"
     )
 
 
 def valid_input_size(output_size: int, settings: UNetSettings) -> int:
-    """The smallest side of an image, in pixels, whose logits have at least `output_size`: 572 for 388.
+    """Return the smallest side of an image, in pixels, whose logits have at least `output_size`: 572 for 388.
 
-    Sizes that fit are 2^depth pixels apart, as no pooling may leave a pixel out.
+    Sizes that work are 2^depth pixels apart, as no pooling may leave a pixel out.
     """
     scale = 1 << settings.depth
     lost = (4 + _lost_in_doubling(settings)) * (scale - 1)
@@ -193,7 +197,7 @@ def _norm(width: int, settings: UNetSettings) -> list[nn.Module]:
 def _doubling(width: int, up: Up) -> nn.Module:
     if up == "transposed":
         return nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
-    # A 1 x 1 convolution and interpolation may change places; in this order it has a quarter of the work.
+    # A 1 x 1 convolution and interpolation commute; this order has a quarter of the work.
     return nn.Sequential(nn.Conv2d(width, width // 2, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
 
 
@@ -207,7 +211,7 @@ def _halved(maps: Tensor) -> Tensor:
 
 
 def _cut_or_filled(maps: Tensor, height: int, width: int) -> Tensor:
-    """Zeros to the right and below where the skip is larger, a cut where it is smaller."""
+    """Pad with zeros to the right and below where the skip is larger; cut where it is smaller."""
     lower, right = height - maps.shape[-2], width - maps.shape[-1]
     return functional.pad(maps, (0, right, 0, lower)) if lower or right else maps
 

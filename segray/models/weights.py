@@ -1,4 +1,4 @@
-"""`--weights`: a name, a file, or a factory of one's own, becomes a model ready to predict.
+"""`--weights`: a name, a file, or a factory of the user's own, becomes a model ready to predict.
 
 Nothing heavy is imported until a model is loaded, so that settings can be checked fast.
 """
@@ -30,14 +30,14 @@ class LoadedModel:
     """A model ready to predict. Pickles to a worker: with its weights, or, for `python:`, by import."""
 
     name: str
-    """As the user gave it, without credentials."""
+    """The value of `--weights`, without credentials."""
     kind: WeightsKind
     module: Any
     """float32 on the CPU in evaluation mode. Instances: torchvision's MaskRCNN, or, from a factory, any
     callable with the interface of torchvision's detectors. Semantic: float (n, bands, h, w), normalised, to
     logits (n, outputs, h, w)."""
     categories: dict[int, str]
-    """Category id to name; classes, from 0 up, of a semantic model."""
+    """Category id -> name; of a semantic model its classes, from 0 up."""
     category_ids: tuple[int, ...] | None
     """Category id of label 1, 2, … of the network; None: the labels are the ids."""
     digest: str
@@ -45,27 +45,28 @@ class LoadedModel:
     band_ranges: tuple[tuple[float, float], ...] | None = None
     """See `ModelCard.band_ranges`."""
     card: "Card | None" = None
-    """Of a segray model file."""
+    """The card of a segray model file."""
     task: Task = "instance"
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of a semantic model's classes, from 0 up."""
+        """Return the names of a semantic model's classes, from 0 up."""
         return tuple(self.categories[number] for number in range(len(self.categories)))
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each band, with pixels in 0..1, for a semantic model; a factory's takes pixels in 0..1."""
+        """Return the mean of each band, pixels in 0..1, of a semantic model; 0 for a factory's."""
         return self.card.image_mean if self.card else (0.0, 0.0, 0.0)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Likewise."""
+        """Return the standard deviation of each band, pixels in 0..1, of a semantic model; 1 for a
+        factory's."""
         return self.card.image_std if self.card else (1.0, 1.0, 1.0)
 
     @property
     def resized_to(self) -> int | None:
-        """Side of the square that images are brought to; None: they go in as they are, as into detectors."""
+        """Return the side of the square that images are resized to; None: they are used at their own size."""
         if self.card is None or self.card.task == "instance" or self.card.fit != "resize":
             return None
         return self.card.size
@@ -77,7 +78,7 @@ class LoadedModel:
 
 
 def weights_kind(spec: str) -> WeightsKind:
-    """What `spec` means, without opening anything.
+    """Return the kind of `spec`, without opening any file.
 
     Raises SettingsError for an unknown name and for a `python:` that is not `python:module:factory`.
     """
@@ -105,7 +106,7 @@ def weights_kind(spec: str) -> WeightsKind:
 
 
 def check_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> WeightsKind:
-    """Return what `spec` means, without torch.
+    """Return the kind of `spec`, without torch.
 
     Raises SettingsError for a wrong name, the name of a model for another task, and a missing file.
     """
@@ -117,12 +118,12 @@ def check_weights(spec: str, storage: StorageSettings, task: Task | None = None)
     if is_registry(spec):
         pinned(parse(spec), storage)
     elif _asked(spec, storage, "info").get("type") == "directory":
-        raise SettingsError(f"weights {name_of(spec)}: a folder, not a file; name the model file in it")
+        raise SettingsError(f"weights {name_of(spec)}: a folder, not a file; use the model file in it")
     return kind
 
 
 def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> LoadedModel:
-    """Load the model that `spec` names; of any task where none is asked for.
+    """Load the model that `spec` names; of any task unless one is given.
 
     Raises SettingsError, in one or two lines, for anything that keeps it from being loaded: an unknown name,
     a file that is missing, damaged, carries code or fits no architecture, weights that cannot be fetched, a
@@ -150,7 +151,7 @@ def _check_task(name: str, task: Task, asked: Task | None) -> None:
 
 
 def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedModel:
-    """The module of a semantic one carries `categories`: {0: "background", 1: "road"}."""
+    """Load a factory's model; the module of a semantic one has `categories`: {0: "background", 1: "road"}."""
     from segray.models.factory import load_factory
 
     model = LoadedModel(spec, "python", **load_factory(spec, folder), task=task)
@@ -161,7 +162,7 @@ def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedMod
 
 
 def _load_again(spec: str, folder: str, digest: str, task: Task) -> LoadedModel:
-    """What unpickling a `python:` model does at the worker: import it there, and compare."""
+    """Unpickle a `python:` model at the worker: import it there, and compare its digest."""
     model = _from_factory(spec, task, folder)
     if model.digest != digest:
         raise SettingsError(
@@ -171,20 +172,20 @@ def _load_again(spec: str, folder: str, digest: str, task: Task) -> LoadedModel:
 
 
 def name_of(spec: str) -> str:
-    """What `spec` is called where people read it: without credentials."""
+    """Return `spec` as it is printed: without credentials."""
     return canonical_uri(spec) if "://" in spec and not is_registry(spec) else spec
 
 
 def pinned_spec(spec: str, storage: StorageSettings) -> str:
-    """An address in a registry with the version that its alias means now; other ones as they are.
+    """Return an address in a registry with its alias resolved to the present version; other ones unchanged.
 
-    Raises SettingsError where there is none.
+    Raises SettingsError where there is no such version.
     """
     return str(pinned(parse(spec), storage)) if is_registry(spec) else spec
 
 
 def read_weights(spec: str, storage: StorageSettings) -> bytes:
-    """The bytes of a file, local or in a bucket. Raises SettingsError where there is none."""
+    """Return the bytes of a file, local or in a bucket. Raises SettingsError where it does not exist."""
     if is_registry(spec):
         return read_model(pinned(parse(spec), storage), storage)
     data: bytes = _asked(spec, storage, "cat_file")
@@ -192,7 +193,7 @@ def read_weights(spec: str, storage: StorageSettings) -> bytes:
 
 
 def _asked(spec: str, storage: StorageSettings, method: str) -> Any:
-    """What a method of the file system says of a file."""
+    """Return the result of a file system's method on a file; raise SettingsError where it fails."""
     filesystem, path = open_filesystem(spec, storage)
     try:
         return retrying(lambda: getattr(filesystem, method)(path), storage)
@@ -203,7 +204,7 @@ def _asked(spec: str, storage: StorageSettings, method: str) -> Any:
 
 
 def _from_bytes(name: str, data: bytes, kind: WeightsKind = "file", task: Task | None = None) -> LoadedModel:
-    """A model from the bytes of a segray model file, or of a state dict of torchvision's Mask R-CNN."""
+    """Return a model from the bytes of a segray model file, or of torchvision's Mask R-CNN state dict."""
     from segray.models.modelfile import is_model_file, model_of, plain_contents
 
     where, digest = f"weights {name}", hashlib.sha256(data).hexdigest()

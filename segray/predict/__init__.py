@@ -1,1 +1,1 @@
-"""Semantic label maps of pictures and scenes."""
+"""Semantic label maps of images and scenes."""

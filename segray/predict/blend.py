@@ -1,8 +1,8 @@
-"""Windows of probabilities -> one map: weights that sum to one, block by block in bounded memory. No storage.
+"""Blend windows of probabilities into one map, with weights that sum to one, block by block. No storage.
 
 Where windows overlap, each one's weight rises from its border inwards. Along an axis of n overlapping pixels
-a window has (next to) no weight in its outer n / 4, where the network sees least of what lies around, then
-a straight ramp to 1; at the scene's own border it does not fall. All weights at a pixel are divided by their
+a window has (nearly) no weight in its outer n / 4, where the network sees least of the surroundings, then
+a linear ramp to 1; at the scene's own border it does not fall. All weights at a pixel are divided by their
 sum.
 """
 
@@ -15,14 +15,15 @@ from segray.tiles import Grid, Window
 
 Floats = NDArray[np.float32]
 Read = Callable[[int], tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None]
-"""Number of a window -> probabilities (classes, height, width), 65535 is 1, and which pixels hold no
-data (None: all hold some). None where there is no answer."""
+"""Index of a window -> probabilities (classes, height, width) uint16, 65535 is 1, and the mask of pixels
+without data (None: all have some). None where there is no result."""
 LEAST = 1e-5
-"""Instead of 0, which counts where a neighbour has no answer."""
+"""Instead of 0, so that it counts where a neighbour has no result."""
 
 
 def ramp(start: int, stop: int, size: int, overlap: int) -> Floats:
-    """(stop - start,) weights, before division by the sum, of a window along one axis of `size` pixels."""
+    """Return a window's weights, (stop - start,) float, not yet normalised, along an axis of `size`
+    pixels."""
     place = np.arange(start, stop)
     inside = np.full(stop - start, np.inf)
     if start > 0:
@@ -35,9 +36,9 @@ def ramp(start: int, stop: int, size: int, overlap: int) -> Floats:
 
 
 def blended(grid: Grid, read: Read, classes: int, side: int) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
-    """Blocks of `side` pixels, along the rows, and their probabilities (classes, h, w), 65535 is 1.
+    """Yield blocks of `side` pixels, row by row, and their probabilities (classes, h, w) uint16, 65535 is 1.
 
-    Pixels without any answer, and those that hold no data, are 0 in all classes.
+    Pixels without any result, and those without data, are 0 in all classes.
     """
     for row in range(0, grid.height, side):
         for col in range(0, grid.width, side):
@@ -69,7 +70,7 @@ def _block(grid: Grid, read: Read, classes: int, block: Window) -> NDArray[np.ui
 
 
 def touching(grid: Grid, block: Window) -> list[int]:
-    """Numbers of the windows that share a pixel with a block."""
+    """Return the indices of the windows that share a pixel with a block."""
     rows = _lines([grid.window(row * grid.cols) for row in range(grid.rows)], block, "row")
     cols = _lines([grid.window(col) for col in range(grid.cols)], block, "col")
     return [row * grid.cols + col for row in rows for col in cols]

@@ -22,16 +22,16 @@ from segray.tiles import Window
 BLOCK = 512
 """Side of the blocks of a GeoTIFF, pixels."""
 TOGETHER = 2 * BLOCK
-"""Side of what is written at a time."""
+"""Side of the blocks that are written at a time."""
 
 
 def as_bytes(probabilities: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """65535 is 1 -> 255 is 1, rounded."""
+    """Convert uint16 probabilities, 65535 is 1, to uint8 of the same shape, 255 is 1, rounded."""
     return ((probabilities.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def png(labels: NDArray[np.uint8], classes: int) -> bytes:
-    """(h, w) classes -> PNG of indices with a palette."""
+    """Encode classes (h, w) uint8 as PNG of indices with a palette."""
     import io
 
     from PIL import Image
@@ -44,7 +44,8 @@ def png(labels: NDArray[np.uint8], classes: int) -> bytes:
 
 
 def plain_tiff(probabilities: NDArray[np.uint8], names: tuple[str, ...]) -> bytes:
-    """(classes, h, w), 255 is 1 -> GeoTIFF without a place, a band a class."""
+    """Encode probabilities (classes, h, w) uint8, 255 is 1, as GeoTIFF without georeference, a band a
+    class."""
     bands, height, width = probabilities.shape
     with warnings.catch_warnings(), rasterio.MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -55,7 +56,7 @@ def plain_tiff(probabilities: NDArray[np.uint8], names: tuple[str, ...]) -> byte
 
 
 class Maps:
-    """The files of one scene while they grow in a folder for temporary files."""
+    """The files of one scene while they are written in a temporary folder."""
 
     def __init__(self, folder: Path, scene: Scene, names: tuple[str, ...], probabilities: bool) -> None:
         self._folder, self._scene, self._names = folder, scene, names
@@ -63,7 +64,7 @@ class Maps:
         self._files: dict[str, Any] = {}
 
     def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint16]]]) -> None:
-        """Blocks of probabilities, 65535 is 1; where all classes are 0 there is no data."""
+        """Write blocks of probabilities, 65535 is 1; where all classes are 0 there is no data."""
         with self._open() as files:
             for block, values in blocks:
                 place = RasterWindow(block.col_start, block.row_start, block.width, block.height)
@@ -73,7 +74,7 @@ class Maps:
                     files["probabilities"].write(as_bytes(values), window=place)
 
     def cogs(self) -> Iterator[tuple[str, Path]]:
-        """(labels or probabilities, cloud-optimised GeoTIFF); each is gone when the next is asked for."""
+        """Yield (labels or probabilities, cloud-optimised GeoTIFF); each is deleted before the next."""
         for kind in self._wanted:
             path = self._folder / f"{kind}.cog.tif"
             resampling = "mode" if kind == "labels" else "average"
@@ -92,7 +93,7 @@ class Maps:
     def _open(self) -> Iterator[dict[str, Any]]:
         scene, files = self._scene, {}
         try:
-            for kind in self._wanted:  # a scene without a place is one that rasterio warns of
+            for kind in self._wanted:  # rasterio warns of scenes without georeference
                 bands = 1 if kind == "labels" else len(self._names)
                 profile = _profile(bands, scene.height, scene.width, scene)
                 files[kind] = rasterio.open(self.plain(kind), "w", driver="GTiff", **profile)

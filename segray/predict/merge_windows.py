@@ -1,4 +1,4 @@
-"""The windows of one item become its map, and its tiles one row of the ledger."""
+"""Merge the windows of one item into its map, and its tiles into one row of the ledger."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from segray.scenes.scene import Scene
 
 
 def merged_map(tiles: pa.Table, settings: PredictSettings, names: tuple[str, ...], store: Output) -> pa.Table:
-    """All tiles of one item (schema ANNOTATED) -> its row, once its map is written.
+    """Merge all tiles of one item (schema ANNOTATED) into its row, after writing its map.
 
     Raises JobFailedError where the output cannot be read or written.
     """
@@ -46,7 +46,7 @@ def _joined(
 
 
 def _write(maps: Maps, store: Output, image_id: str, scene: Scene, classes: int) -> None:
-    """COGs of a scene; a large picture, which has no bands and no place, becomes a PNG as the others."""
+    """Write COGs of a scene; a large image, without bands and georeference, becomes a PNG as the others."""
     for kind, path in maps.cogs():
         if kind == "labels" and not scene.bands:
             with rasterio.open(path) as file:

@@ -29,7 +29,7 @@ class Network:
     """One semantic model on one device."""
 
     def __init__(self, model: LoadedModel, device: str, precision: Precision, tta: str = "none") -> None:
-        """device and precision: resolved. tta: a key of `TURNS`."""
+        """Load the model; device and precision: resolved. tta: a key of `TURNS`."""
         self.device, self.precision, self.views = torch.device(device), precision, TURNS[tta]
         self.resized_to = model.resized_to
         self.module = model.module
@@ -40,9 +40,10 @@ class Network:
         self._std = torch.tensor(model.std, device=self.device).reshape(shape)
 
     def labels(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """n images (h, w, 3) uint8 of one shape -> classes (n, h, w).
+        """Return the classes (n, h, w) uint8 of n images (h, w, 3) uint8 of one shape.
 
-        Without augmentation they are the classes of the highest logit, as in training's own scores.
+        Without augmentation they are the classes of the highest logit, as in training's own scores. Raises
+        ValueError for NaN.
         """
         labels, _ = self._answer(images, probabilities=False)
         return labels
@@ -50,7 +51,11 @@ class Network:
     def labels_and_probabilities(
         self, images: Sequence[NDArray[np.uint8]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """As `labels`, and (n, classes, h, w), `ONE` is 1: a byte cannot tell classes that are close."""
+        """Return `labels`, and uint16 probabilities (n, classes, h, w), `ONE` is 1: 8 bits would be too
+        coarse.
+
+        Raises ValueError for NaN.
+        """
         labels, probabilities = self._answer(images, probabilities=True)
         assert probabilities is not None
         return labels, probabilities
@@ -72,7 +77,7 @@ class Network:
         return labels.cpu().numpy(), fine
 
     def _mean_shares(self, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-        """(n, classes, h, w) float32: the mean over the views."""
+        """Return (n, classes, h, w) float32: the mean over the views."""
         total = None
         for quarters, mirrored in self.views:
             view = torch.rot90(pixels.flip(-1) if mirrored else pixels, quarters, (-2, -1))
@@ -84,27 +89,27 @@ class Network:
         return total / len(self.views)
 
     def _pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """uint8 (n, 3, h, w) on the device, at the network's size."""
+        """Return uint8 (n, 3, h, w) on the device, at the network's size."""
         pixels = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
-        if self.resized_to is not None:  # as training does, bytes again after it
+        if self.resized_to is not None:  # as in training, rounded to uint8 again
             side = [self.resized_to, self.resized_to]
             narrow = pixels.shape[-1] == 1  # torch 2.13 writes wrong levels for bytes in a single column
             pixels = functional.resize(pixels.float() if narrow else pixels, side).round().to(torch.uint8)
         return pixels
 
     def _logits(self, pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """uint8 (n, 3, ...) -> float32 (n, outputs, *shape)."""
+        """Return float32 logits (n, outputs, *shape) of uint8 (n, 3, ...)."""
         normal = pixels.float().div_(255).sub_(self._mean).div_(self._std)
         logits: Tensor = self.module(normal.contiguous(memory_format=torch.channels_last)).float()
         if logits.shape[-2:] != shape:
             logits = interpolate(logits, shape, mode="bilinear", align_corners=False)
-        if logits.isnan().any():  # any class would do: a picture is rejected rather than labelled so
-            raise ValueError("its logits are no numbers (NaN)")
+        if logits.isnan().any():  # the class would be arbitrary, so the image is rejected
+            raise ValueError("its logits are NaN")
         return logits
 
 
 def _shares(logits: Tensor) -> Tensor:
-    """Probabilities (n, classes, h, w), both classes of a single output."""
+    """Return probabilities (n, classes, h, w), both classes of a single output."""
     if logits.shape[1] == 1:
         one = logits.sigmoid()
         return torch.cat([1 - one, one], dim=1)

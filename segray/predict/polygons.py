@@ -1,4 +1,4 @@
-"""Regions of one class on the map, as GeoParquet: a row for each that hangs together along pixel edges."""
+"""Regions of one class on the map, as GeoParquet: a row per region connected along pixel edges."""
 
 from pathlib import Path
 
@@ -35,16 +35,16 @@ POLYGONS = pa.schema(
 def write_polygons(
     labels: Path, store: Output, image_id: str, scene: Scene, names: tuple[str, ...], crs: str
 ) -> None:
-    """polygons/<image_id>.parquet of a label map; nothing for one without a place on Earth.
+    """Write polygons/<image_id>.parquet of a label map, unless the scene is not georeferenced.
 
-    Pixels hang together along their edges, not over corners. All regions of one scene are in memory at once.
+    Pixels are connected along their edges, not over corners. All regions of one scene are in memory at once.
     """
     if scene.crs is None or scene.transform is None:
         return
     wanted = [number for number, name in enumerate(names) if name != BACKGROUND]
     with rasterio.open(labels) as file:
         a, b, c, d, e, f = tuple(~file.transform)[:6]
-        regions = [  # in the scene's CRS, whatever transform is given: so it is for a band of a file
+        regions = [  # in the scene's CRS, whatever transform is given, as always for a band of a file
             (shape(outline), int(value))
             for outline, value in rasterio.features.shapes(rasterio.band(file, 1), connectivity=4)
             if int(value) in wanted and int(value) != VOID

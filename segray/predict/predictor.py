@@ -1,7 +1,7 @@
-"""The model step of `predict`: DECODED -> ANNOTATED, with the maps beside it, written by the worker itself.
+"""The model step of `predict`: DECODED -> ANNOTATED; the worker itself writes the maps.
 
 A map's name is its item's id, and its contents follow from model and item: written twice, it is the same. The
-ledger's row comes after it, so what stands in the ledger has its map.
+ledger's row comes after it, so each item in the ledger has its map.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
 
 WRITERS = 16
-"""Objects that are written at a time: a bucket answers in 50 to 100 ms."""
+"""Objects that are written at a time: a request to a bucket takes 50 to 100 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class _Border:
-    """Mirrored pixels around a window where its scene ends."""
+    """Mirrored pixels around a window at the border of its scene."""
 
     above: int
     below: int
@@ -51,7 +51,7 @@ class _Border:
         return np.pad(image, ((self.above, self.below), (self.left, self.right), (0, 0)), mode="reflect")
 
     def cut(self, maps: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """(classes, h, w) without the border."""
+        """Return (classes, h, w) without the border."""
         rows, cols = maps.shape[1:]
         return maps[:, self.above : rows - self.below, self.left : cols - self.right]
 
@@ -69,7 +69,7 @@ class MapPredictor:
         threads: int | None,
         store: Output,
     ) -> None:
-        """device and precision: resolved. threads: of torch on a CPU, in this process; None: as they are."""
+        """Load the model; device and precision: resolved. threads: of torch on a CPU; None: unchanged."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.settings = model, settings
@@ -106,7 +106,7 @@ class MapPredictor:
         return results_table(table, outcomes)
 
     def _maps(self, images: Sequence[Image]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]:
-        """Labels (h, w), and probabilities (classes, h, w) where they are wanted."""
+        """Return labels (h, w), and probabilities (classes, h, w) where requested."""
         if not self.settings.probabilities:
             return [(labels, None) for labels in self.network.labels(images)]
         return list(zip(*self.network.labels_and_probabilities(images), strict=True))
@@ -134,7 +134,7 @@ class MapPredictor:
 
 
 def border_of(scene: Scene, tile: int) -> _Border:
-    """Half the overlap, where the window ends with its scene and has so many pixels."""
+    """Return half the overlap, where the window ends with its scene and is large enough."""
     window = scene.grid.window(tile)
     rows, cols = (max(0, min(scene.overlap // 2, side - 1)) for side in (window.height, window.width))
     return _Border(

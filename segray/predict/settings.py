@@ -1,4 +1,4 @@
-"""What `segray predict` can be told; flags, environment, YAML and help come from here."""
+"""Settings of `segray predict`; flags, environment, YAML and help are generated from them."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from segray.settings import WeightsAddress
 
 
 class PredictSettings(BulkSettings):
-    """A semantic model over a collection of images, into label maps: PNG for pictures, COG for scenes.
+    """A semantic model over a collection of images, into label maps: PNG for images, COG for scenes.
 
     A SOURCE is a folder (recursive), a file, a glob, a .tar/.tar.gz (WebDataset) or .zip archive, or a
     Parquet/CSV manifest with a column `uri`; on local disk, s3://, gs:// or az://. A killed run, run again
@@ -34,7 +34,8 @@ exit codes:
         "python:module:factory"
     )
     tta: Literal["none", "flip", "d4"] = Field(
-        "none", description="mean over picture and mirror image, or over all 8 flips and quarter turns"
+        "none",
+        description="mean over image and mirror image, or over all 8 flips and rotations",
     )
     probabilities: bool = Field(
         False, description="also write probabilities/<image_id>.tif, a byte a class: 255 is certain"
@@ -45,7 +46,7 @@ exit codes:
     tile_above: int = Field(
         2_000_000,
         ge=1,
-        description="pictures with more pixels (height x width) are done in windows, too; with a model of "
-        "whole pictures (fit: resize) never",
+        description="images with more pixels (height x width) are processed in windows, too; with a model of "
+        "whole images (fit: resize) never",
     )
     overlap: int = Field(256, ge=0, description="pixels that neighbouring windows share and blend")

@@ -1,4 +1,4 @@
-"""`segray predict` as a bulk verb: a semantic model, label maps, blended windows."""
+"""`segray predict` as a bulk task: a semantic model, label maps, blended windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predict:
-    """See `bulk.task.BulkTask`."""
+    """The task of predicting label maps; see `bulk.task.BulkTask`."""
 
     settings: PredictSettings
     generation: int = 0
-    """Of the lease; 0: none is held yet."""
+    """Generation of the lease; 0: none is held yet."""
     name = "predict"
     keeps_instances = False
-    keeps_tiles = False  # windows are as large as their scene, many times over
+    keeps_tiles = False  # windows take many times the size of their scene
     merges_in_workers = True
 
     def check(self) -> None:
-        """Raise SettingsError for weights that are not there."""
+        """Raise SettingsError for weights that do not exist."""
         from segray.models.weights import check_weights
 
         check_weights(self.settings.weights, self.settings.storage, "semantic")
@@ -46,9 +46,9 @@ class Predict:
         return load_weights(self.settings.weights, self.settings.storage, "semantic")
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
-        """Return what a map depends on, and which files there are."""
+        """Return what a map depends on, and which files are written."""
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
-        # maps 2: windows in 16 bits; those that a run of before left behind are bytes
+        # maps 2: windows in 16 bits; those left by an older version are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
 
     def predictor(
@@ -71,11 +71,11 @@ class Predict:
         return merged_map(tiles, self.settings, tuple(plan["classes"]), store)
 
     def under(self, generation: int) -> "Predict":
-        """Return the same with the generation of the lease; see `output_of_worker`."""
+        """Return the same task with the generation of the lease; see `output_of_worker`."""
         return replace(self, generation=generation)
 
     def after_merge(self, store: Output, image_id: str) -> None:
-        """Delete its windows."""
+        """Delete the item's windows."""
         store.delete_folder(f"{FOLDER}/{image_id}")
 
     def discard(self, store: Output, image_ids: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ class Predict:
         store.delete_folder(FOLDER)
 
     def about(self) -> str:
-        """Return what is written."""
+        """Return which files are written."""
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
         return " and ".join(["label maps", *more])
 

@@ -1,9 +1,9 @@
-"""A window's probabilities on their way to the map: an object in the output, until its scene is whole.
+"""A window's probabilities before they become a map: an object in the output, until its scene is complete.
 
-Workers put windows and maps in one request each; publishing them (see `output.store`) would take five. A
-late one is harmless: a window's name carries the lease's generation, and a map is a function of its item and
-of the run's identity, so that what it replaces is the same map. What remains: a run of another identity, that
-is let in only while nothing is committed, and a map that was just being put when the run before was stopped.
+Workers write windows and maps in one request each; publishing them (see `output.store`) would take five. A
+late write is harmless: a window's name carries the lease's generation, and a map is a function of its item
+and of the run's identity, so that it replaces the same map. What remains: a run of another identity, which
+is allowed only while nothing is committed, and a map being written when the run before was stopped.
 """
 
 import io
@@ -20,9 +20,9 @@ from segray.predict.settings import PredictSettings
 
 FOLDER = "_segray/windows"
 LOOK_EVERY_S = 1.0
-"""At the lease: a worker puts many files a second."""
+"""Timeout of the lease check: a worker writes many files a second."""
 KEPT_BYTES = 256 << 20
-"""Compressed windows that are kept while a map is put together: neighbouring blocks share them."""
+"""Compressed windows that are cached while a map is merged: neighbouring blocks share them."""
 
 
 _NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
@@ -36,12 +36,12 @@ def output_of_worker(settings: PredictSettings, generation: int) -> Output:
 
 
 def window_name(image_id: str, tile: int, generation: int) -> str:
-    """Path inside the output."""
+    """Return the path inside the output."""
     return f"{FOLDER}/{image_id}/{tile}{mark(generation)}"
 
 
 def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] | None) -> bytes:
-    """(classes, h, w) and (h, w), zstd."""
+    """Compress probabilities (classes, h, w) uint16 and nodata (h, w) bool with zstd."""
     raw = io.BytesIO()
     np.save(raw, probabilities)
     if nodata is not None:
@@ -54,7 +54,7 @@ def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] |
 
 
 def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
-    """Return what `packed_window` packed."""
+    """Return probabilities and nodata that `packed_window` compressed."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         raw = io.BytesIO(stream.read())
     probabilities: NDArray[np.uint16] = np.load(raw)
@@ -66,17 +66,17 @@ def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] 
 
 
 class Windows:
-    """The windows of one scene, read from the output when they are asked for."""
+    """The windows of one scene, read from the output on demand."""
 
     def __init__(self, store: Output, image_id: str) -> None:
         self._store, self._names = store, dict[int, str]()
         for name in sorted(store.files(f"{FOLDER}/{image_id}"), key=generation_in):
             if found := _NAME.fullmatch(name):
-                self._names[int(found[1])] = name  # of several the newest
+                self._names[int(found[1])] = name  # the newest of several
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def read(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None:
-        """See `blend.Read`. Raises JobFailedError where the storage fails."""
+        """Return a window, see `blend.Read`. Raises JobFailedError where the storage fails."""
         name = self._names.get(number)
         data = self._kept.get(number) or (name and self._store.read(name))
         if not data:

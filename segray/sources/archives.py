@@ -1,7 +1,7 @@
-"""Archives member by member: never more of one in memory than the members of one table.
+"""Archives, read member by member: at most the members of one table are in memory.
 
-A tar is read forwards, a zip by its central directory; both skip the bytes of members that are done where
-the format allows. Nothing is ever written to disk, so a member's name is only a name.
+A tar is read forwards, a zip through its central directory; both skip the bytes of members that are done,
+where the format allows it. Nothing is ever written to disk, so a member's name is only a name.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from segray.storage import StorageSettings
 
 _NESTED = ItemError("unsupported", "an archive inside an archive is not opened: unpack it")
 _NAME_LETTERS = 4096
-"""A longer name is no path of any system (Linux PATH_MAX); tar allows any length."""
+"""A longer name is not a path on any system (Linux PATH_MAX); tar allows any length."""
 
 
 def read_archive(
@@ -36,11 +36,13 @@ def read_archive(
     max_bytes: int = MAX_FILE_BYTES,
     choice: Choice = EVERYTHING,
 ) -> Iterator[pa.Table]:
-    """The image members of a tar or zip in their order, as tables of FETCHED; archives in it are rejected.
+    """Yield a tar's or zip's image members, in order, as tables of schema FETCHED; nested archives are
+    rejected.
 
     `done` holds the `member_index` of members to leave out; they still count as items. The very last row is
-    the control row. When the archive breaks off, what was read stays and one more rejected row, without a
-    member, stands for the archive itself. Tables end where members' sizes say: alike for the same `done`.
+    the control row. Where the archive breaks off, what was read stays, and one more rejected row, without a
+    member, stands for the archive itself. Tables are cut by the members' sizes: alike for the same `done`.
+    Storage errors become a rejected row too.
     """
     reading = _Reading(source, done, max_bytes, choice)
     try:
@@ -48,7 +50,7 @@ def read_archive(
             raise ItemError(source.error_type, source.error or source.error_type)
         with open_source(source, storage) as stream:
             yield from reading.tables(stream)
-    except Exception as error:  # noqa: BLE001 - whatever an archive raises costs the rest of it, not the job
+    except Exception as error:  # noqa: BLE001 - an archive's fault costs the rest of it, not the job
         reading.break_off(as_item_error(error, "the archive"))
     reading.rows.add_end(source, reading.items, reading.ignored, reading.broken)
     yield reading.rows.take()
@@ -56,7 +58,7 @@ def read_archive(
 
 @dataclass
 class _Reading:
-    """Where in the archive we are, and what has been counted."""
+    """Position in the archive, and counts so far."""
 
     source: Source
     done: Container[int]
@@ -85,10 +87,10 @@ class _Reading:
                     yield self.rows.take()
                 data = _NESTED if is_archive else member.read(self.max_bytes)
                 self.rows.add_member(self.source, name, occurrence, member.index, data)
-            self.items += 1  # only now: a member that breaks the archive off is told of by the archive's row
+            self.items += 1  # only now: a member that breaks the archive off is reported by the archive's row
 
     def break_off(self, error: ItemError) -> None:
-        """The row for the archive itself."""
+        """Add the rejected row for the archive itself."""
         before = self.items + self.ignored
         where = f"after {before} member{'s' * (before > 1)}: " if before else ""
         self.rows.add_file(self.source, ItemError(error.error_type, where + error.reason))
@@ -97,6 +99,6 @@ class _Reading:
 
 
 def _shown(name: str) -> str:
-    """The name as the ledger keeps it; names that are cut alike are told apart by their occurrence."""
+    """Return the name as the ledger keeps it; names that are cut alike differ by their occurrence."""
     name = printable(name)
     return name if len(name) <= _NAME_LETTERS else name[:_NAME_LETTERS] + "…"

@@ -1,4 +1,4 @@
-"""Ranges of bytes of a scene, GeoTIFF or JPEG 2000: of a file in memory, or of one where it lies."""
+"""Byte ranges of a scene (GeoTIFF or JPEG 2000): of a file in memory, or of one in its storage."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,36 +10,36 @@ from segray.sources.roundtrips import as_item_error, request_all
 from segray.storage import StorageSettings, open_filesystem
 
 AHEAD = 4
-"""So many windows are under way beside the one that is decoded."""
+"""Windows that are fetched ahead of the one that is decoded."""
 _Answers = dict[Range, bytes | Exception]
 
 
 class MemoryRanges:
-    """A file that was fetched whole."""
+    """A file that was fetched as a whole."""
 
     def __init__(self, key: str, data: memoryview) -> None:
         self.key, self.size, self.data = key, len(data), data
 
     def read(self, ranges: Sequence[Range]) -> Sequence[memoryview]:
-        """Return views of the bytes of each range."""
+        """Return a view of the bytes of each range."""
         return [self.data[offset : offset + size] for offset, size in ranges]
 
     def ahead(self, groups: Sequence[Sequence[Range]]) -> None:
-        """Do nothing: it is all here."""
+        """Do nothing: the whole file is in memory."""
 
 
 class FileRanges:
-    """A file where it lies; the ranges of one call are read together, with the retries of all requests."""
+    """A file in its storage; the ranges of one call are read together, each with retries."""
 
     def __init__(self, uri: str, version: str, address: str, size: int, storage: StorageSettings) -> None:
         self.key, self.size = f"{uri}\0{version}", size
         self._storage = storage
         self._filesystem, self._path = open_filesystem(address, storage, is_listed=True)
         self._coming: dict[Range, Future[_Answers]] = {}
-        """What was asked for ahead."""
+        """Requests that were started ahead."""
 
     def read(self, ranges: Sequence[Range]) -> Sequence[bytes]:
-        """Return the bytes of each range. Raises ItemError of the first that cannot be read."""
+        """Return the bytes of each range. Raises the ItemError of the first that cannot be read."""
         found = self._request([each for each in ranges if each not in self._coming])
         for each in ranges:
             if each in self._coming:
@@ -47,7 +47,7 @@ class FileRanges:
         return [_checked(found[each], each[1]) for each in ranges]
 
     def ahead(self, groups: Sequence[Sequence[Range]]) -> None:
-        """Ask for each group, in a thread, unless it was asked for before."""
+        """Request each group, in a thread, unless it was requested before."""
         for group in groups:
             new = [each for each in group if each not in self._coming]
             if new:

@@ -1,4 +1,4 @@
-"""Which names below a folder or in an archive are looked at at all."""
+"""Which names below a folder or in an archive are listed at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ _METADATA_FOLDERS = frozenset(
         ".ipynb_checkpoints", ".spotlight-v100", ".fseventsd", "system volume information",
     }
 )  # fmt: skip
-"""Of macOS, network storages, waste bins, thumbnailers and notebooks; in lower case."""
+"""Files of macOS, network storages, trash, thumbnailers and notebooks; in lower case."""
 _METADATA_NAMES = ("._", ".trash-")
-"""AppleDouble: what macOS keeps beside a file. The waste bin of a Linux disk: `.Trash-1000`."""
+"""AppleDouble: the file that macOS keeps next to another. Trash of a Linux disk: `.Trash-1000`."""
 METADATA, EXCLUDED = "system files", "excluded"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Globs that choose; without any, everything is chosen that no system has put there for itself.
+    """Globs that choose files; without any, all files are chosen except system metadata.
 
-    A glob without `/` is compared with each name of a path, so a folder's name takes all that is below; one
-    with `/` with the end of the path, and its `*` crosses folders. Upper and lower case differ.
+    A glob without `/` is compared with each name of a path, so a folder's name selects everything below it;
+    one with `/` with the end of the path, and its `*` crosses folders. Upper and lower case differ.
     """
 
     include: Sequence[str] = ()
-    """Images must match one, if there are any."""
+    """Images must match one of these, where any are given."""
     exclude: Sequence[str] = ()
 
     def leaves_out(self, path: str, *, is_archive: bool = False, named: bool = False) -> str | None:
-        """Why a path, from what the user named downwards, is left out; None where it is not.
+        """Return why a path, from what the user named downwards, is left out; None where it is chosen.
 
         An archive need not match `include`: its members do. named: by the user, one by one.
         """
@@ -48,7 +48,7 @@ EVERYTHING = Choice()
 
 
 def is_metadata(names: Sequence[str]) -> bool:
-    """Whether a system has put a file there for itself; names: of the folders above it and its own."""
+    """Return whether a system wrote a file for itself; names: of the folders above it and its own."""
     lower = [name.lower() for name in names]
     return any(name in _METADATA_FOLDERS for name in lower[:-1]) or any(
         name.startswith(_METADATA_NAMES) for name in lower
@@ -56,7 +56,7 @@ def is_metadata(names: Sequence[str]) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """What names that are no images are counted by: the suffix."""
+    """Return the suffix by which names that are not images are counted."""
     suffix = PurePosixPath(path).suffix.lower()
     return suffix if 1 < len(suffix) <= 12 else "no suffix"
 

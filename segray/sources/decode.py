@@ -1,9 +1,9 @@
-"""Encoded bytes -> upright 8-bit RGB, by one rule that anyone can check against Pillow.
+"""Encoded bytes -> upright 8-bit RGB, by one rule that can be checked against Pillow.
 
 The pixels equal Pillow's `ImageOps.exif_transpose(image).convert("RGB")` wherever Pillow reads the file as
-8-bit or palette. So alpha is dropped over the stored colour, and the first frame or page is taken. 16-bit
-grey is v >> 8 and 12-bit v >> 4, where Pillow's own conversion would clip; what comes out nearly black for it
-is said. Floating point and 32-bit integers have no agreed range and are `unsupported`.
+8-bit or palette. So alpha is dropped and the stored colour kept, and the first frame or page is taken. 16-bit
+grey is v >> 8 and 12-bit v >> 4, where Pillow's own conversion would clip; a result that is nearly black
+gives a warning. Floating point and 32-bit integers have no agreed range and are `unsupported`.
 """
 
 import io
@@ -56,35 +56,36 @@ _UPRIGHT = {
 """EXIF orientation -> the transposition that undoes it (EXIF 2.32, tag 274; as in Pillow's ImageOps)."""
 _BITS_PER_SAMPLE = 258  # TIFF 6.0
 _NOISE = re.compile(r"""\s*\(chunk b(['"]).*\1\)|\s*(in )?b(['"]).*?\3""")
-"""How Python prints the bytes a message quotes."""
+"""How Python prints the bytes that a message quotes."""
 _BARE = re.compile(
     r"[\d.e+-]*|'.*'|.*(buffer of|index out of|not iterable|NoneType|argument|list index|instances of|operand"
     r"|object (cannot|is not|has no)|values to unpack|indices must|decoder object).*"
 )
-"""What Python says of a field that is missing or of another type; of no use to a reader."""
+"""What Python raises for a field that is missing or of another type; useless for a user."""
 _FIELD_ERRORS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, struct.error)
 _UNSUPPORTED = ("not supported", "unsupported", "unknown pixel mode", "not implemented")
 _DARK = 32
-"""Of 255; no value of a picture of 13 bits in 16 is above it."""
+"""Of 255; a 13-bit image stored in 16 bits has no value above it."""
 _TOO_DEEP = {"I": "32-bit (or signed) integers", "F": "floating point numbers"}
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One picture, upright."""
+    """One decoded image, upright."""
 
     pixels: npt.NDArray[np.uint8]
     """(height, width, 3), RGB, C-contiguous."""
     frames: int
     """Frames or pages in the file; the pixels are the first one's."""
     nodata: str | None = None
-    """Of a window of a scene, which pixels hold no data (see `scenes.nodata`); None: none."""
+    """For a window of a scene: which pixels hold no data, (height, width) bool (see `scenes.nodata`), or
+    None."""
     note: str | None = None
-    """What is to be said of it."""
+    """Warning about the image; empty where there is nothing to report."""
 
 
 Place = Callable[[int], npt.NDArray[np.uint8]]
-"""Gives so many bytes to put pixels in."""
+"""Allocate an array of so many bytes for pixels."""
 
 
 def _new_place(size: int) -> npt.NDArray[np.uint8]:
@@ -92,20 +93,21 @@ def _new_place(size: int) -> npt.NDArray[np.uint8]:
 
 
 def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decoded:
-    """The picture in `data`, at most `max_pixels` (height * width) large, its pixels in what `place` gives.
+    """Decode the image in `data`, of at most `max_pixels` (height * width), into memory that `place`
+    allocates.
 
-    Raises ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file
-    ends early), `corrupt`, `unsupported`, `memory`.
+    Return its pixels (height, width, 3) uint8, RGB. Raises ItemError: `too_large` (decided from the header,
+    before a pixel is decoded), `truncated` (the file ends early), `corrupt`, `unsupported`, `memory`.
     """
     return with_picture(data, max_pixels, lambda image: _decode(data, image, place))
 
 
 def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
-    """What `read` makes of Pillow's picture of `data`, whose header is read and whose pixels are not yet.
+    """Return `read(image)` for Pillow's image of `data`, whose header is read and whose pixels are not yet.
 
-    A fault in what a PNG says besides its pixels, or too much of it, is no matter. Raises ItemError as
-    `decode_rgb`, for what fails in `read` too, which may be called twice. One at a time in a process:
-    Pillow's limits and Python's warnings are the process's.
+    Faults in a PNG's metadata, or too much of it, are ignored. Raises ItemError as `decode_rgb`, for failures
+    of `read` too, which may be called twice. One at a time in a process: Pillow's limits and Python's
+    warnings are global to the process.
     """
     try:
         return _with_picture(data, max_pixels, read)
@@ -139,14 +141,15 @@ def _with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """Pillow's names of those that may open it."""
+    """Return Pillow's names of the formats that may open it."""
     form, known = describe_signature(data)
     return ("HEIF",) if form in _HEIF and not known and has_heif() else FORMATS
 
 
 @cache
 def has_heif() -> bool:
-    """Whether the extra `heic` is installed; registers its plugin, which turns pictures upright itself."""
+    """Return whether the extra `heic` is installed; registers its plugin, which applies the orientation
+    itself."""
     try:
         from pi_heif import HeifImagePlugin, options  # noqa: F401
     except ImportError:
@@ -157,9 +160,9 @@ def has_heif() -> bool:
 
 @contextmanager
 def _pillow_set(max_pixels: int) -> Iterator[None]:
-    """Pillow's settings are its modules' variables; whoever else uses it in this process has theirs again."""
+    """Set Pillow's module variables, and restore them for other users of Pillow in this process."""
     ours = [
-        (Image, "MAX_IMAGE_PIXELS", (max_pixels + 1) // 2),  # it refuses twice this wherever it makes room
+        (Image, "MAX_IMAGE_PIXELS", (max_pixels + 1) // 2),  # it refuses twice this, wherever it allocates
         (Image, "WARN_POSSIBLE_FORMATS", True),  # the only way to learn why a header was refused
         (AvifImagePlugin, "DEFAULT_MAX_THREADS", 1),  # many workers share the machine
     ]
@@ -194,10 +197,10 @@ def _decode(data: bytes, image: Image.Image, place: Place) -> Decoded:
 
 
 def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.uint8] | None:
-    """A JPEG without a fault, decoded where it is wanted: Pillow's pixels in less than half its time.
+    """Decode a sound JPEG directly into its target: Pillow's pixels in less than half its time.
 
-    Both use libjpeg-turbo; Pillow keeps four bytes a pixel and copies them twice. None for a picture that is
-    to be turned or that libjpeg-turbo so much as warns of: what is read of a broken file, Pillow decides.
+    Both use libjpeg-turbo; Pillow keeps four bytes a pixel and copies them twice. None for an image with an
+    EXIF rotation, or where libjpeg-turbo gives any warning: broken files are left to Pillow.
     """
     if image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
         return None
@@ -216,12 +219,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def too_large(width: int, height: int, max_pixels: int) -> ItemError:
-    """To be raised of a picture above the limit."""
+    """Return the error for an image above the limit."""
     return ItemError("too_large", f"{width} x {height} pixels, above max_pixels {max_pixels:,}; --max-pixels")
 
 
 def _bits(image: Image.Image) -> int:
-    """Significant bits of a sample in Pillow's 16-bit modes, which hold 12-bit TIFF samples as they are."""
+    """Return the significant bits of a sample in Pillow's 16-bit modes, which hold 12-bit TIFF samples as
+    is."""
     tags: Any = getattr(image, "tag_v2", {})
     return 12 if tuple(tags.get(_BITS_PER_SAMPLE, ())) == (12,) else 16
 
@@ -234,13 +238,13 @@ def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
 
 
 def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """`pixels` turned as the EXIF of `image` says."""
+    """Return `pixels` transposed by the EXIF orientation of `image`."""
     method = _UPRIGHT.get(_orientation(image))
     return pixels if method is None else pixels.transpose(method)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 where the EXIF says nothing, or nothing that can be read."""
+    """Return the EXIF orientation; 1 where it is missing or cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
@@ -249,7 +253,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _count_frames(image: Image.Image) -> int:
-    """At least the one that was read: broken later pages do not cost the first."""
+    """Return the number of frames, at least the one that was read: broken later pages do not cost the
+    first."""
     try:
         return int(getattr(image, "n_frames", 1))
     except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error):
@@ -257,7 +262,7 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: int) -> ItemError:
-    """Type and reason for what a plugin raised; whether the file ends early is read from its structure."""
+    """Return type and reason for what a plugin raised; the file's structure decides whether it ends early."""
     if not data:
         return ItemError("truncated", "the file is empty")
     form, known = describe_signature(data)
@@ -274,7 +279,7 @@ def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: i
     if "max_text" in said:
         return ItemError("too_large", f"{form}: its text chunks inflate beyond the limit of the decoder")
     if "not identified by this driver" in said:
-        return ItemError("corrupt", f"{form}: a picture without width or height")
+        return ItemError("corrupt", f"{form}: an image without width or height")
     if any(known in said for known in _UNSUPPORTED):
         return ItemError("unsupported", f"{form}: {words}")
     if "truncated" in said:
@@ -296,7 +301,7 @@ def _not_ours(form: str) -> str:
 
 
 def _words(error: Exception, refusals: list[str]) -> str:
-    """What Pillow said, without the noise it puts around it."""
+    """Return Pillow's message, without the noise around it."""
     words = "" if isinstance(error, _FIELD_ERRORS) else str(error)
     if isinstance(error, UnidentifiedImageError):
         said = [text.split("opening failed.", 1)[1] for text in refusals if "opening failed." in text]

@@ -1,4 +1,4 @@
-"""FETCHED -> DECODED: encoded files become pixels, whole pictures or the tiles of scenes."""
+"""FETCHED -> DECODED: encoded files become pixels, whole images or the tiles of scenes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,37 +25,37 @@ from segray.storage import StorageSettings
 TABLE_BYTES = 48 << 20
 _NOT_SEEN = Quality(None, None)
 SPREAD = 16
-"""The tiles of a large scene make at least so many tables, for as many model actors."""
+"""The tiles of a large scene make at least this many tables, for as many model actors."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One row to be: of row `row` of the fetched table; an item, or a tile of one."""
+    """One future row: of row `row` of the fetched table; an item, or a tile of one."""
 
     row: int
     outcome: Decoded | ItemError | None
-    """None: nothing to see, for a row without a picture and a tile without data."""
+    """None for a row without an image and a tile without data."""
     scene: Scene | None = None
     tile: int | None = None
 
 
 @dataclass
 class Decoder:
-    """Hold what decoding needs; `tables` is the step."""
+    """What decoding needs; `tables` is the step."""
 
     sandbox: DecodeSandbox
     max_pixels: int
-    """Larger pictures are rejected; scenes are not, they are read by window."""
+    """Larger images are rejected; scenes are not, they are read by window."""
     tiling: Tiling = field(default_factory=Tiling)
     storage: StorageSettings = field(default_factory=StorageSettings)
     table_bytes: int = TABLE_BYTES
     table_rows: int = TABLE_ROWS
 
     def tables(self, fetched: pa.Table) -> Iterator[pa.Table]:
-        """Turn FETCHED into tables of DECODED in order, a row for each row, or one for each tile.
+        """Yield tables of schema DECODED, in order: a row for each row of FETCHED, or one for each tile.
 
         Error and control rows pass through. A table is cut at `table_rows`, and before its pixels would
-        exceed `table_bytes` (one picture may, alone): pictures have the same size in every run, so the cuts
+        exceed `table_bytes` (one image may, alone): images have the same size in every run, so the cuts
         are the same too.
         """
         building = _Building(fetched, self)
@@ -118,7 +118,7 @@ class Decoder:
 
     def _cut(self, building: "_Building", row: int, picture: Decoded) -> Iterator[_Piece]:
         """Cut a large image into its windows."""
-        pixels = picture.pixels.copy()  # its room is wanted
+        pixels = picture.pixels.copy()  # its memory is needed
         height, width, _ = pixels.shape
         scene = Scene(height, width, self.tiling.tile, self.tiling.overlap, told=picture.note)
         for tile, window in enumerate(scene.grid):
@@ -150,7 +150,7 @@ def _file_of(fetched: pa.Table, row: int, storage: StorageSettings) -> FileRange
 
 
 class _Building:
-    """The table that grows, and the room its pixels lie in."""
+    """The table that grows, and the shared memory of its pixels."""
 
     def __init__(self, fetched: pa.Table, decoder: Decoder) -> None:
         self.fetched, self._decoder = fetched, decoder
@@ -168,7 +168,7 @@ class _Building:
             assert isinstance(piece.outcome, Decoded)
             self.room.put(piece.outcome.pixels)
             yield full
-            del full  # its room is wanted
+            del full  # its memory is needed
         else:
             room.used += size
         self._pieces.append(piece)
@@ -177,7 +177,7 @@ class _Building:
             self.room = self._decoder.sandbox.room()
 
     def rest(self) -> Iterator[pa.Table]:
-        """Yield the last table, where anything is left."""
+        """Yield the last table, if it has rows."""
         if self._pieces:
             yield self._take()
 
@@ -187,7 +187,7 @@ class _Building:
 
 
 def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
-    """Return the rows that the pieces are of, with pixels in place of the encoded bytes."""
+    """Return the rows of the pieces (schema DECODED), with pixels in place of the encoded bytes."""
     rows = [piece.row for piece in pieces]
     whole = all(after == before + 1 for before, after in pairwise(rows))
     part = fetched.slice(rows[0], len(rows)) if whole else fetched.drop(["data"]).take(pa.array(rows))

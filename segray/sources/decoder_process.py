@@ -1,13 +1,13 @@
-"""The child of `DecodeSandbox`: decodes one file after another and may die doing so.
+"""The child process of `DecodeSandbox`: decodes one file after another, and may die doing so.
 
 Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT...` (inherited descriptors).
-A request is a JSON message; the encoded bytes lie in INPUT, the pixels are left in the OUTPUT it names: files
+A request is a JSON message; the encoded bytes are in INPUT, the pixels go to the OUTPUT that it names: files
 in memory that the parent maps too. The end of the connection ends the process.
 
-A label picture becomes the numbers that it holds, of whatever depth, instead of RGB.
+A label image becomes its stored numbers, of any depth, instead of RGB.
 
-A scene is read by window: instead of its bytes, the child asks the parent for ranges of them, as often as it
-needs to. So it has neither network nor keys.
+A scene is read by window: instead of its bytes, the child asks the parent for byte ranges, as often as
+needed. So it has neither network nor credentials.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ from segray.sources.names import one_line
 from segray.sources.shared_memory import SharedFile
 
 Decoder = Callable[[bytes, int, Place], Decoded]
-"""Bytes, most pixels, and where the pixels go."""
+"""(Encoded bytes, maximum pixels, allocator of the pixels) -> decoded image."""
 
 READY = b"ready"
 BASE_BYTES = 256 << 20
-"""Address space that a decoder may take besides what grows with the picture."""
+"""Address space that a decoder may take in addition to what grows with the image."""
 SCENE_BYTES = 1 << 30
 """The same for scenes: GDAL and its caches, and the blocks around a window, which may be large strips."""
 BYTES_PER_PIXEL = 32
-"""Measured at 16 megapixels, Pillow's copies and ours included: 14 for JPEG, PNG and TIFF, 23 for WebP, 28
-for the hungriest, lossless JPEG 2000 with alpha."""
+"""Bytes a pixel, measured at 16 megapixels, Pillow's copies and ours included: 14 for JPEG, PNG and TIFF, 23
+for WebP, 28 for the largest, lossless JPEG 2000 with alpha."""
 
 
 def serve(decode: Decoder) -> None:
-    """Answer requests with `decode` until the parent is gone."""
+    """Answer requests with `decode` until the parent closes the connection."""
     connection, source = Connection(int(sys.argv[1])), SharedFile(int(sys.argv[2]))
     scenes = _Scenes(connection, source)
     targets = [SharedFile(int(descriptor)) for descriptor in sys.argv[3:]]
@@ -90,7 +90,7 @@ def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error_type": error.error_type, "reason": one_line(error.reason)}
     except MemoryError:
         return {"error_type": "memory", "reason": "decoding it needs more memory than a decoder may have"}
-    except Exception as error:  # noqa: BLE001 - a fault of ours must not look like a crash without a name
+    except Exception as error:  # noqa: BLE001 - a bug of ours must not look like an unknown crash
         return {"error_type": "crashed", "reason": f"the decoder failed: {type(error).__name__}: {error}"}
 
 
@@ -113,14 +113,14 @@ def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> 
 
 
 class _Scenes:
-    """The scene that is open, until another one is asked for."""
+    """The open scene, until another one is requested."""
 
     def __init__(self, connection: Connection, source: SharedFile) -> None:
         self._connection, self._source = connection, source
         self._key, self._reader = "", cast(Any, None)
 
     def answer(self, request: dict[str, Any], targets: list[SharedFile]) -> dict[str, Any]:
-        """Without `window`: what the file is; with it: its pixels in the target."""
+        """Return the scene's description; with `window` in the request: read its pixels into the target."""
         from segray.scenes.nodata import packed_nodata
         from segray.scenes.scene import Tiling, scene_from
 
@@ -150,13 +150,16 @@ class _Scenes:
         return self._reader
 
     def _fetch(self, ranges: Sequence[Range], ahead: Sequence[Sequence[Range]] = ()) -> list[bytes]:
-        """The parent puts them into INPUT, one behind the other. Raises OSError where it cannot."""
-        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the storage's time is not ours
+        """Request byte ranges, which the parent writes one after the other to INPUT.
+
+        Raises OSError on failure.
+        """
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # time spent in the storage does not count
         self._connection.send_bytes(json.dumps({"ranges": ranges, "ahead": ahead}).encode())
         sizes = json.loads(self._connection.recv_bytes())
         signal.setitimer(signal.ITIMER_REAL, left)
         if sizes is None:
-            self._key = ""  # what GDAL keeps of it is not whole
+            self._key = ""  # GDAL's cache of it is incomplete
             raise OSError("the storage gave an error")
         ends = np.cumsum([0, *sizes]).tolist()
         data = self._source.place(0, ends[-1])
@@ -176,7 +179,7 @@ def _address_space() -> int:
 
 
 def _limit_memory(size: int) -> None:
-    """Bound the address space; the limit can be raised again because only the soft one is set."""
+    """Limit the address space; it can be raised again because only the soft limit is set."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = size if hard == resource.RLIM_INFINITY else min(size, hard)
     with contextlib.suppress(ValueError, OSError):  # systems without this limit

@@ -1,4 +1,4 @@
-"""What name and first bytes of a file say: whether it may be a scene, and whether Pillow or GDAL reads it."""
+"""What a file's name and first bytes tell: whether it may be a scene, and whether Pillow or GDAL reads it."""
 
 import struct
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ _JP2 = b"\0\0\0\x0cjP  "
 _PLACE_BOXES = (bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"), b"gml.data")
 """GeoJP2's UUID; GML in JPEG 2000 (OGC 08-085r8)."""
 _HEAD_BYTES = 1 << 16
-"""Boxes that give a place stand before the picture."""
+"""Boxes that hold a georeference precede the codestream."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SAMPLES, _COMPRESSION = 277, 259
 _FOR_GDAL = (34887, 50000, 50001)
-"""LERC, Zstandard and WebP within TIFF: Pillow's messages are of damage, as of those it does not know."""
+"""LERC, Zstandard and WebP within TIFF: Pillow reports unknown compressions as damage."""
 
 
 def has_scene_name(source: Source) -> bool:
-    """Return whether its name ends as those of scenes do."""
+    """Return whether a source's name has a suffix of scenes."""
     return source.uri.lower().endswith(_SUFFIXES)
 
 
 def may_be_scene(data: memoryview) -> bool:
-    """Return whether a TIFF's first directory has a tag for its position on Earth (control points, RPCs), or
+    """Return whether the first directory of a TIFF has a tag of a georeference (control points, RPCs), or
     JPEG 2000 a box.
 
-    Others are pictures, and come near GDAL only where Pillow does not know what they hold.
+    All other files are images; GDAL opens them only where Pillow does not know their format.
     """
     if bytes(data[:8]) == _JP2:
         start = bytes(data[:_HEAD_BYTES])
@@ -43,7 +43,8 @@ def may_be_scene(data: memoryview) -> bool:
 
 
 def is_for_gdal(data: memoryview, error: ItemError) -> bool:
-    """Return whether Pillow refused a sound image for its bands, depth or compression: for GDAL."""
+    """Return whether Pillow refused a sound image for its bands, depth or compression, so that GDAL may read
+    it."""
     if bytes(data[:8]) == _JP2:
         header = bytes(data[:_HEAD_BYTES]).partition(b"ihdr")[2]  # height, width, components, bits less one
         return error.error_type in ("unsupported", "corrupt") and len(header) > 10 and header[10] & 0x7F > 7
@@ -59,7 +60,7 @@ def is_for_gdal(data: memoryview, error: ItemError) -> bool:
 
 
 def _tags(data: memoryview) -> Iterator[tuple[int, int]]:
-    """Yield (number, first value where it has 16 bits, else of no use)."""
+    """Yield (number, first value) of each tag; the value is meaningless unless it has 16 bits."""
     if bytes(data[:4]) not in _TIFF:
         return
     order = "<" if bytes(data[:1]) == b"I" else ">"

@@ -1,6 +1,6 @@
-"""The bytes of a label picture -> what is stored in it: numbers, or colours where they are asked for.
+"""The bytes of a label image -> its stored values: numbers, or colours on request.
 
-Decoded with the limits and the words of `sources.decode`, but never to RGB: there a palette becomes its
+Decoded with the limits and the messages of `sources.decode`, but never to RGB: there a palette becomes its
 colours, shallow grey is stretched and deep grey is cut.
 """
 
@@ -16,34 +16,34 @@ from segray.errors import ItemError
 from segray.sources.decode import upright, with_picture
 
 _STRETCHED = {"L;2": 85, "L;4": 17}
-"""What Pillow multiplies the samples of shallow grey by."""
+"""The factor by which Pillow multiplies the samples of shallow grey."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A label picture as it is stored, upright."""
+    """A label image as it is stored, upright."""
 
     values: NDArray[Any]
-    """(height, width) uint8, uint16 or int32, or uint8 (height, width, 3) where colours were asked for."""
+    """(height, width) uint8, uint16 or int32, or (height, width, 3) uint8 where colours were requested."""
     white: int
-    """The largest number of its depth."""
+    """Maximum value of its bit depth."""
     lossy: bool
-    """Compression has changed the values; grey then is Pillow's conversion to 8 bits."""
+    """Lossy compression has changed the values; grey then is Pillow's conversion to 8 bits."""
     form: str
     """Pillow's name of the format."""
 
 
 def read_stored(data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
-    """The numbers in the encoded picture `data` of at most `max_pixels` (height * width), or its RGB.
+    """Decode `data`, of at most `max_pixels` (height * width), to stored numbers (height, width), or to RGB.
 
-    Raises ItemError as `decode_rgb` does, and `unsupported` for a picture that holds no numbers.
+    Raises ItemError as `decode_rgb` does, and `unsupported` for an image that holds no numbers.
     """
     return with_picture(data, max_pixels, lambda image: _stored(image, _is_lossy(image, data), coloured))
 
 
 def _is_lossy(image: Image.Image, data: bytes) -> bool:
     if image.format == "WEBP":
-        chunk = re.search(rb"VP8[ L]", data)  # RFC 9649: the first of the two holds the picture
+        chunk = re.search(rb"VP8[ L]", data)  # RFC 9649: the first of the two holds the image
         return chunk is not None and chunk[0] == b"VP8 "
     if image.format == "TIFF":
         return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
@@ -65,9 +65,9 @@ def _stored(image: Image.Image, lossy: bool, coloured: bool) -> Stored:
 
 
 def _packing(image: Image.Image) -> str:
-    """Pillow's raw mode: how the file packs its samples; empty where the plugin does not tell.
+    """Return Pillow's raw mode: how the file packs its samples; empty where the plugin does not report it.
 
-    Known before the pixels are loaded only.
+    It is known only before the pixels are loaded.
     """
     tiles: list[Any] = getattr(image, "tile", [])
     args = tiles[0][3] if tiles else ""
@@ -76,7 +76,7 @@ def _packing(image: Image.Image) -> str:
 
 
 def _numbers(image: Image.Image, packing: str, form: str) -> tuple[NDArray[Any], int]:
-    """The stored numbers (height, width), and the largest that the depth holds."""
+    """Return the stored numbers (height, width), and the maximum of their depth."""
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8), 1
     if image.mode.startswith("I;16"):

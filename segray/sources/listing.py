@@ -1,8 +1,8 @@
-"""What the user named -> one Source for each file and archive, streamed.
+"""The user's sources -> one Source for each file and archive, streamed.
 
 folder, glob -> files below -> images and archives (the rest is counted, see `Choice`)
-file         -> itself, whatever its name; an archive or a manifest by its suffix
-manifest     -> one file for each row; so are those of a folder or glob with a manifest's suffix
+file         -> itself, with any name; an archive or a manifest by its suffix
+manifest     -> one file for each row; likewise for files of a folder or glob with a manifest's suffix
 """
 
 import os
@@ -28,7 +28,7 @@ from segray.sources.roundtrips import describe
 from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _KINDS = 100
-"""So many suffixes are counted apart."""
+"""Number of suffixes that are counted separately."""
 _NOTHING = "no such file, folder or bucket"
 
 
@@ -45,7 +45,7 @@ class Listing:
         choice: Choice = EVERYTHING,
         keep_columns: Sequence[str] = (),
     ) -> None:
-        """`keep_columns`: of manifests, whose rows then carry them (`Source.kept`)."""
+        """Store the columns to keep: manifests' rows then carry them (`Source.kept`)."""
         self.left_out = Counter[str]()
         self.wanted = Wanted(keep_columns)
         self._sources = sources
@@ -54,7 +54,7 @@ class Listing:
 
     @property
     def ignored(self) -> int:
-        """How many names were left out."""
+        """Number of names that were left out."""
         return self.left_out.total()
 
     def __iter__(self) -> Iterator[Source]:
@@ -79,7 +79,8 @@ class Listing:
         return self._expand_remote(filesystem, protocol, path)
 
     def _has(self, filesystem: AbstractFileSystem, protocol: str, keys: str) -> bool:
-        """Whether names begin with this, as it is written: an object may be named as the folder is."""
+        """Return whether any name begins with `keys`, taken literally: an object may be named like the
+        folder."""
         try:
             files = list_files(filesystem, protocol, keys, everything, self._storage.hasty)
             return next(files, None) is not None
@@ -119,7 +120,8 @@ class Listing:
         return self._chosen(files, f"{protocol}://{folder}")
 
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-        """What the storage says of the source; None where nothing has that name but it can be a pattern."""
+        """Return the storage's information on the source; None where no such name exists but it may be a
+        glob."""
         try:
             return dict(retrying(lambda: filesystem.info(path), self._storage.hasty))
         except FileNotFoundError:
@@ -137,9 +139,9 @@ class Listing:
         return self._chosen(matching, pattern.root)
 
     def _parts(self, files: Iterator[Source]) -> Iterator[Source]:
-        """The rows of manifests in a folder or of a pattern that has a manifest's suffix, such as Spark's.
+        """Yield the rows of manifests in a folder or glob that has a manifest's suffix, such as Spark's.
 
-        What begins with `_` or `.` is the writer's own.
+        Names that begin with `_` or `.` are the writer's own.
         """
         for file in files:
             name = file.address.rstrip("/").rpartition("/")[2]
@@ -149,7 +151,8 @@ class Listing:
                 yield from self._named(file)
 
     def _chosen(self, files: Iterator[Source], root: str) -> Iterator[Source]:
-        """Of the files below `root`: images, archives, and folders that could not be listed."""
+        """Yield, of the files below `root`, the images, the archives, and folders that could not be
+        listed."""
         for file in files:
             below = file.address.removeprefix(root)
             kind = archive_kind(file.uri)
@@ -165,13 +168,13 @@ class Listing:
         self.left_out[kind if known else "other suffixes"] += 1
 
     def _named(self, file: Source) -> Iterator[Source]:
-        """A file that the user named."""
+        """Yield the sources of a file that the user named."""
         if file.error_type == "missing":
             raise SettingsError(f"{file.uri}: {file.error}")
         kind = archive_kind(file.uri)
         if kind is None and manifest_kind(file.uri) is not None:
             for row in read_manifest(file, self._storage, self.wanted):
-                is_none = row.uri.startswith(f"{file.uri}#row=")  # it has no address that could match
+                is_none = row.uri.startswith(f"{file.uri}#row=")  # no address to match
                 why = None if is_none else self._choice.leaves_out(row.address, named=True)
                 if why is None:
                     yield row

@@ -1,4 +1,4 @@
-"""Files on local disk: one `scandir` a folder, sorted by name, nothing opened."""
+"""Files on local disk: one `scandir` per folder, sorted by name, no file opened."""
 
 import errno
 import os
@@ -21,15 +21,15 @@ _SPECIAL = {
 
 
 def everything(folder: str) -> bool:
-    """The filter of `walk` that enters every folder."""
+    """Return True: the filter of `walk` that enters every folder."""
     return True
 
 
 def walk(folder: str, enters: Callable[[str], bool] = everything) -> Iterator[Source]:
-    """Every file below the absolute path `folder`, hidden ones included, depth first in order of names.
+    """Yield every file below the absolute path `folder`, hidden ones included, depth first, sorted by name.
 
     Symbolic links are followed, except to a folder that the walk is already inside. A folder that cannot be
-    listed is one Source with an error and an uri that ends in `/`. `enters(path)` prunes.
+    listed is one Source with an error and a URI that ends in `/`. `enters(path)` prunes.
     """
     stack = [(_identity(folder), iter(_entries(folder)))]
     while stack:
@@ -47,7 +47,7 @@ def walk(folder: str, enters: Callable[[str], bool] = everything) -> Iterator[So
 
 
 def local_source(path: str) -> Source:
-    """One local file as a Source of kind `file`; what cannot be read as a file carries its error."""
+    """Return a local file as a Source of kind `file`; a file that cannot be read has its error set."""
     if not is_utf8(path):
         return _rejected(path, "unsupported", "the file's name is not UTF-8")
     try:
@@ -82,7 +82,7 @@ def _entries(folder: str) -> Sequence[os.DirEntry[str] | Source]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a circular link
         return False
 
 

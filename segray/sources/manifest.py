@@ -1,6 +1,6 @@
-"""Manifests, streamed, each row looked up in its storage.
+"""Manifests, streamed; each row is looked up in its storage.
 
-The column `uri` of Parquet, CSV and TSV, the key `uri` of each line of JSON, each line of a text.
+Addresses: column `uri` of Parquet, CSV and TSV, key `uri` of each line of JSON, each line of a text file.
 """
 
 import csv
@@ -31,47 +31,47 @@ TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
     pa.types.is_large_binary, pa.types.is_dictionary, pa.types.is_null,
 )  # fmt: skip
-"""Arrow types of a column `uri`; some writers do not say that their bytes are UTF-8."""
+"""Arrow types of a column `uri`; some writers do not declare that their bytes are UTF-8."""
 _USER = re.compile(r"(?<=://)[^/@]*@")
 _QUERY = re.compile(r"\?.*")
 _FIELD_LETTERS = 64 << 20
-"""Most that a field or a line may have, whatever stands in it."""
+"""Maximum length of a field or a line, of any column."""
 csv.field_size_limit(_FIELD_LETTERS)  # for lists of pairs too; Python's own is below one embedded thumbnail
 _COLUMNS = 20
-"""Names of so many are kept to be told."""
+"""Maximum number of column names that are kept for the error message."""
 _BATCH = 512
-"""Rows looked up at a time."""
+"""Rows that are looked up at a time."""
 
 
 @dataclass
 class Wanted:
-    """The columns besides `uri` that are wanted of manifests, and which there are."""
+    """The columns besides `uri` that are requested of manifests, and which of them exist."""
 
     names: Sequence[str] = ()
     manifests: int = 0
-    """How many were opened."""
+    """Number of manifests opened."""
     found: set[str] = field(default_factory=set)
-    """Those of `names` that one of them has."""
+    """The requested columns that at least one manifest has."""
     others: dict[str, None] = field(default_factory=dict)
-    """Names of the columns that there are, for who mistyped one."""
+    """Names of all columns that exist, for the error message of a mistyped one."""
 
     def see(self, columns: Sequence[str]) -> None:
-        """A manifest has these columns."""
+        """Record the columns of a manifest."""
         self.manifests += 1
         self.found.update(name for name in self.names if name in columns)
         self.others |= dict.fromkeys(columns[:_COLUMNS])
 
 
 _Row = tuple[str | None, Kept]
-"""The uri and the values of the kept columns."""
+"""URI and values of the kept columns."""
 
 
 def read_manifest(
     manifest: Source, storage: StorageSettings, wanted: Wanted | None = None
 ) -> Iterator[Source]:
-    """A Source of kind `file` for every row, in order; what is wrong with a row is its Source's error.
+    """Yield a Source of kind `file` for every row, in order; a faulty row is a Source with an error.
 
-    `wanted`: columns whose values each Source carries, as text; what is empty or NaN is null. Relative uris
+    `wanted`: columns whose values each Source carries, as text; empty values and NaN are null. Relative URIs
     are relative to the manifest. Raises SettingsError when the manifest has no column `uri` or cannot be
     read, or when the storage of its first row cannot be opened.
     """
@@ -93,7 +93,7 @@ def read_manifest(
 
 
 def base_of(manifest: Source) -> str:
-    """The address of the folder that a manifest lies in."""
+    """Return the address of the folder that holds a manifest."""
     address = manifest.address
     if address.startswith(("http://", "https://")):
         address = address.split("?", 1)[0]
@@ -113,7 +113,7 @@ def _rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterator[_Row]
 
 
 def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
-    """Those that are not empty, without blanks around them."""
+    """Yield the lines that are not empty, without surrounding blanks."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     while line := text.readline(_FIELD_LETTERS):
         if len(line) == _FIELD_LETTERS:
@@ -123,7 +123,7 @@ def _lines(stream: IO[bytes], manifest: Source) -> Iterator[str]:
 
 
 def _json_rows(lines: Iterator[str], manifest: Source, wanted: Wanted) -> Iterator[_Row]:
-    """The first line says which keys there are."""
+    """Yield the rows; the first line determines which keys there are."""
     for number, line in enumerate(lines):
         row = _json_row(line, manifest)
         if number == 0:
@@ -152,7 +152,7 @@ def _json_row(line: str, manifest: Source) -> dict[str, Any]:
 
 def _csv_rows(stream: IO[bytes], manifest: Source, delimiter: str, wanted: Wanted) -> Iterator[_Row]:
     rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
-    filled = filter(None, rows)  # an empty line is no row
+    filled = filter(None, rows)  # empty lines are skipped
     names = next(filled, [])
     columns = [_column(names, manifest), *(_index(names, name) for name in wanted.names)]
     wanted.see(names)
@@ -162,7 +162,7 @@ def _csv_rows(stream: IO[bytes], manifest: Source, delimiter: str, wanted: Wante
 
 
 def _index(names: Sequence[str], name: str) -> int:
-    """Of a column; behind any row's end where there is none."""
+    """Return the index of a column; one beyond the end of any row where it is missing."""
     return names.index(name) if name in names else sys.maxsize
 
 
@@ -186,7 +186,7 @@ def _parquet_rows(stream: IO[bytes], manifest: Source, wanted: Wanted) -> Iterat
 
 
 def _texts(column: pa.Array) -> list[str | None]:
-    """Values as text; NaN, which pandas has where nothing is, as null."""
+    """Return the values as text, with null for NaN, which pandas writes for missing values."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
@@ -204,7 +204,7 @@ def _column(names: list[str], manifest: Source) -> int:
 def look_up_rows(
     batch: list[tuple[int, str | None]], manifest: Source, base: str, storage: StorageSettings
 ) -> list[Source]:
-    """The rows as Sources, in order, those of one remote storage looked up together."""
+    """Return the rows as Sources, in order; those of one remote storage are looked up together."""
     found: dict[int, Source] = {}
     remote: dict[int, tuple[Any, str, list[tuple[int, str]]]] = {}
     for row, uri in batch:
@@ -217,7 +217,7 @@ def look_up_rows(
             canonical = canonical_uri(address)
             if "\0" in address:
                 raise ValueError("it holds a NUL")
-        except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
+        except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
             why = "" if "netloc" in str(error) else f": {error}"  # urlsplit quotes it, secrets and all
             where, reason = f"{manifest.uri}#row={row}", f"row {row} of the manifest is no address{why}"
             found[row] = Source(where, where, "file", manifest.version, -1, "unsupported", reason)
@@ -231,7 +231,7 @@ def look_up_rows(
             try:
                 filesystem, path = open_filesystem(address, storage)
             except SettingsError as error:
-                if row == 1:  # most likely all rows are so: no library, no account
+                if row == 1:  # most likely all rows fail: no library, no account
                     raise
                 found[row] = Source(canonical, address, "file", "", -1, "unsupported", str(error))
                 continue
@@ -260,7 +260,7 @@ def _absolute(uri: str, base: str) -> str:
 
 
 def _joined(folder: str, path: str) -> str:
-    """Object stores know no `.` and `..`, but names without a letter, as in `a//b`."""
+    """Join as on a disk: object stores do not resolve `.` and `..`, and have empty names, as in `a//b`."""
     names = folder.split("/")
     for name in path.split("/"):
         if name == "..":
@@ -280,6 +280,6 @@ def _remote(protocol: str, path: str, info: dict[str, Any] | Exception) -> Sourc
 
 
 def shown_name(name: str) -> str:
-    """A column's name, which may be the first row of something else: without control signs and signatures."""
+    """Return a column's name without control characters and signatures: it may be data of the first row."""
     plain = _QUERY.sub("", _USER.sub("", name)) if "://" in name else name
     return plain if plain.isprintable() else repr(plain)

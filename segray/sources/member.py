@@ -1,4 +1,4 @@
-"""One member of an archive, its bytes still unread."""
+"""One member of an archive, whose bytes are not read yet."""
 
 import posixpath
 from collections.abc import Callable
@@ -13,19 +13,19 @@ LONGEST_PATH = 4096
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What the archive says about a member; folders are never yielded."""
+    """What the archive's headers say about a member; folders are never yielded."""
 
     index: int
-    """Position among all members of the archive, folders included."""
+    """Index among all members of the archive, folders included."""
     name: str
     size: int
-    """Bytes as the archive claims them: enough to plan by, never to trust."""
+    """Bytes as the header claims them: enough to plan with, never to rely on."""
     read: Callable[[int], bytes | ItemError]
-    """`read(max_bytes)`: the content, or what is wrong with this member; raises what breaks the archive."""
+    """`read(max_bytes)`: the content or the member's error; raises errors of the archive as a whole."""
 
 
 def too_large(size: int, max_bytes: int) -> ItemError:
-    """The rejection of a member that claims, or grows to, more than `max_bytes`."""
+    """Return the rejection of a member that claims, or grows to, more than `max_bytes`."""
     return ItemError(
         "too_large",
         f"the member has {size:,} bytes or more, above the limit of {max_bytes:,}; --max-file-mib",
@@ -33,19 +33,19 @@ def too_large(size: int, max_bytes: int) -> ItemError:
 
 
 def link_target(link: str, path: str) -> str:
-    """Name of the member that a symbolic link of this name leads to."""
+    """Return the name of the member that a symbolic link of this name refers to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(link), path))
 
 
 def no_target(place: str) -> ItemError:
-    """The rejection of a link; place: where it leads."""
+    """Return the rejection of a link; place: its target."""
     return ItemError(
         "unsupported", f"the member is a link to {place[:200]!r}, which is no file before it in this archive"
     )
 
 
 def check_start(kind: str, start: bytes) -> None:
-    """Raises ItemError where the first bytes of an unreadable archive tell what is wrong with it."""
+    """Raise ItemError where the first bytes show why an archive is unreadable."""
     if not start:
         raise ItemError("truncated", f"the {kind} is empty")
     form, _ = describe_signature(start)

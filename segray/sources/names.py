@@ -1,4 +1,4 @@
-"""Which names are images, archives and manifests: by suffix alone, so that a listing opens nothing."""
+"""Which names are images, archives and manifests: by suffix alone, so that a listing opens no file."""
 
 from typing import Literal
 
@@ -13,8 +13,8 @@ _OTHER_SUFFIXES = (
     ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
 )  # fmt: skip
 IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
-"""Compared in lower case. Pictures in formats that `decode` does not read are items too: they are rejected
-as `unsupported`, where ignoring them would let photographs vanish without a word."""
+"""Compared in lower case. Images in formats that `decode` does not read are items too: they are rejected
+as `unsupported`, where ignoring them would lose photographs without a message."""
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ManifestKind = Literal["parquet", "csv", "tsv", "jsonl", "txt"]
 _MANIFESTS: dict[str, ManifestKind] = {
@@ -24,12 +24,12 @@ _MANIFESTS: dict[str, ManifestKind] = {
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name in a folder or an archive is an item."""
+    """Return whether a name in a folder or an archive is an item."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def archive_kind(name: str) -> SourceKind | None:
-    """`tar` or `zip` by suffix; None where the name is no archive's."""
+    """Return `tar` or `zip` by suffix; None where the name is not an archive's."""
     lower = name.lower()
     if lower.endswith(_TAR_SUFFIXES):
         return "tar"
@@ -37,28 +37,28 @@ def archive_kind(name: str) -> SourceKind | None:
 
 
 def manifest_kind(name: str) -> ManifestKind | None:
-    """Which form of manifest a name stands for, by suffix; None where it is no manifest's."""
+    """Return the format of a manifest by its suffix; None where the name is not a manifest's."""
     lower = name.lower()
     return next((kind for suffix, kind in _MANIFESTS.items() if lower.endswith(suffix)), None)
 
 
 def printable(name: str) -> str:
-    r"""The name as UTF-8 that any table holds: bytes that are not UTF-8 become `\xff`."""
+    r"""Return the name as valid UTF-8, for tables: bytes that are not UTF-8 become `\xff`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_utf8(name: str) -> bool:
-    """False for a local file name with bytes that are not UTF-8 (Python keeps them as lone surrogates)."""
+    """Return False for a file name with bytes that are not UTF-8 (Python keeps them as lone surrogates)."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def one_line(words: str) -> str:
-    """What a library said, on one line, without control characters."""
+    """Return a library's message on one line, without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words.split()))
 
 
 def fault(error: Exception) -> str:
-    """What is wrong with a document, on one line, without it: a UnicodeDecodeError holds it all."""
+    """Return a parser's error on one line, without the document: a UnicodeDecodeError holds all of it."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start:,} is not UTF-8"
     if isinstance(error, KeyError):

@@ -1,4 +1,4 @@
-"""Globs over any storage, matched against names while a listing streams by."""
+"""Globs over any storage, matched against names while a listing is streamed."""
 
 import glob
 import re
@@ -11,27 +11,27 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 def has_magic(path: str) -> bool:
-    """Whether a path that does not exist as it stands can be meant as a pattern."""
+    """Return whether a path that does not exist literally may be a glob."""
     return _MAGIC.search(path) is not None
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """`*`, `?`, `[…]` within a name, `**` over any depth. A folder that matches is taken whole."""
+    """`*`, `?`, `[…]` within a name, `**` over any depth. A folder that matches is taken as a whole."""
 
     path: str
     literal: str = ""
-    """The part of the path that exists as it stands; magic characters in it are none."""
+    """The part of the path that exists literally; magic characters in it are not special."""
 
     @property
     def prefix(self) -> str:
-        """The literal text before the first magic character; object stores list by it."""
+        """Return the literal text before the first magic character; object stores list by it."""
         match = _MAGIC.search(self.path, len(self.literal))
         return self.path if match is None else self.path[: match.start()]
 
     @property
     def root(self) -> str:
-        """The deepest folder without magic; a walk begins there."""
+        """Return the deepest folder without magic, where a walk begins."""
         return self.prefix.rpartition("/")[0] or "/"
 
     @cached_property
@@ -44,13 +44,13 @@ class Pattern:
         return escaped + self.path.split("/")[len(escaped) :]
 
     def matches(self, path: str) -> bool:
-        """Whether a file is meant: its own path matches, or a folder above it does."""
+        """Return whether the file's own path matches, or a folder above it does."""
         names = path.split("/")
         least = len(self.root.split("/")) if self.root != "/" else 1
         return any(self._whole.match("/".join(names[:depth])) for depth in range(len(names), least, -1))
 
     def enters(self, folder: str) -> bool:
-        """Whether anything below `folder` can match, so that a walk need not see the rest of a disk."""
+        """Return whether anything below `folder` can match, so that a walk skips the rest of a disk."""
         for name, wanted in zip(folder.split("/"), self._names, strict=False):
             if "**" in wanted:
                 return True

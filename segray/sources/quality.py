@@ -1,7 +1,7 @@
-"""Brightness and sharpness of decoded images: what a camera that turns dark or dirty changes first.
+"""Brightness and sharpness of decoded images: what changes first when a camera turns dark or dirty.
 
-Both are measured on at most 512 x 512 pixels, for the cost of a look at all pixels of a large image would be
-a tenth of decoding it: an axis of up to 512 pixels is taken whole, of a longer one eight evenly spaced runs
+Both are measured on at most 512 x 512 pixels, because measuring all pixels of a large image would cost a
+tenth of decoding it: an axis of up to 512 pixels is used whole, of a longer one eight evenly spaced runs
 of 64 pixels, so that a large image is sampled in 64 patches of 64 x 64, at full resolution. The patches
 depend on height and width alone: the same image always gives the same numbers.
 """
@@ -16,12 +16,12 @@ T = TypeVar("T", bound=np.generic)
 
 RUNS, RUN = 8, 64
 MOST = RUNS * RUN
-"""Pixels along an axis that are looked at."""
+"""Maximum number of pixels per axis that are measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one image or tile; None where it cannot be known."""
+    """Quality of one image or tile; None where it cannot be measured."""
 
     brightness: float | None
     """Mean grey, 0..255."""
@@ -47,7 +47,7 @@ def measure(pixels: NDArray[np.uint8], nodata: NDArray[np.bool_] | None = None) 
 
 
 def _patches(image: NDArray[T]) -> NDArray[T]:
-    """(height, width, ...) -> (patch rows, rows in each, patch columns, columns in each, ...)."""
+    """Reshape (height, width, ...) to (patch rows, rows in each, patch columns, columns in each, ...)."""
     (row_starts, rows), (col_starts, cols) = (_runs(length) for length in image.shape[:2])
     taken = np.empty((len(row_starts), rows, len(col_starts), cols, *image.shape[2:]), image.dtype)
     for row, row_start in enumerate(row_starts):
@@ -57,14 +57,14 @@ def _patches(image: NDArray[T]) -> NDArray[T]:
 
 
 def _runs(length: int) -> tuple[list[int], int]:
-    """(Where the runs of an axis start, positions in each)."""
+    """Return (start of each run of an axis, length of a run)."""
     if length <= MOST:
         return [0], length
     return [(length - RUN) * run // (RUNS - 1) for run in range(RUNS)], RUN
 
 
 def _grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """(..., 3) -> (...), 0..255."""
+    """Convert RGB (..., 3) to grey (...), 0..255."""
     luma = rgb[..., 0].astype(np.uint32)
     luma *= 19595
     for band, weight in ((1, 38470), (2, 7471)):
@@ -75,7 +75,7 @@ def _grey(rgb: NDArray[np.uint8]) -> NDArray[np.int16]:
 
 
 def _laplacian(grey: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Of each patch without its border, -1020..1020; empty where a side is shorter than 3."""
+    """Return the Laplacian of each patch without its border, -1020..1020; empty if a side is below 3."""
     response = grey[:, :-2, :, 1:-1] + grey[:, 2:, :, 1:-1]
     response += grey[:, 1:-1, :, :-2]
     response += grey[:, 1:-1, :, 2:]
@@ -84,13 +84,13 @@ def _laplacian(grey: NDArray[np.int16]) -> NDArray[np.int16]:
 
 
 def _neighbours(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where the kernel lies on data alone."""
+    """Return the mask of pixels whose kernel lies on data alone."""
     across = valid[:, 1:-1, :, :-2] & valid[:, 1:-1, :, 1:-1] & valid[:, 1:-1, :, 2:]
     return across & valid[:, :-2, :, 1:-1] & valid[:, 2:, :, 1:-1]
 
 
 def _variance(values: NDArray[np.int16]) -> float:
-    """Of int16 numbers below 2**15 by exact sums; np.var would make two copies in float64."""
+    """Return the variance of int16 numbers below 2**15 by exact sums; np.var would copy to float64 twice."""
     squares = np.multiply(values, values, dtype=np.int32)
     number, total = values.size, int(values.sum(dtype=np.int64))
     return (int(squares.sum(dtype=np.int64)) - total * total / number) / number

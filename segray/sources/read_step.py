@@ -1,7 +1,7 @@
-"""The first step: files -> tables of FETCHED, small files whole, in concurrent groups, scenes tile by tile.
+"""The first step: files -> tables of FETCHED; small files whole, in concurrent groups, scenes by tile.
 
-Every file comes with its bytes or its own error. Of a large scene nothing is read here but what describes it:
-its rows name the tiles whose ranges the decode step asks for. Archives: see `archives`.
+Every file comes with its bytes or its own error. Of a large scene only its headers are read here: its rows
+name the tiles whose byte ranges the decode step requests. Archives: see `archives`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +21,14 @@ from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, open_filesystem
 
 MAX_FILE_BYTES = 1 << 30
-"""An encoded image above this is rejected unread: it would have to sit in memory whole."""
+"""A larger encoded image is rejected unread: it would have to be in memory as a whole."""
 _UNKNOWN_SIZE = 1 << 20
-"""What a file counts for in a group when its storage does not tell its size."""
+"""Assumed size of a file in a group when its storage does not report one."""
 WHOLE_BYTES = 8 << 20
-"""A smaller one is fetched whole, like any picture: one request; of a larger one, what its tiles need."""
+"""A smaller scene is fetched whole, like an image, in one request; of a larger one, what its tiles need."""
 PATCH = 6
-"""Tiles are read in squares of so many a side, since neighbours share blocks of the file: of blocks of 512 x
-512 and tiles of 1024, 1.3 times as many are read as there are, instead of 2.9 times."""
+"""Tiles are read in squares of this many a side, since neighbours share blocks of the file: with blocks of
+512 x 512 and tiles of 1024, each block is read 1.3 times instead of 2.9 times."""
 
 
 def read_files(
@@ -41,8 +41,8 @@ def read_files(
 ) -> Iterator[pa.Table]:
     """Read files into tables of FETCHED: their bytes, and, of large scenes, a row for each square of tiles.
 
-    `done`: image_id -> tiles that have an answer; `max_bytes`: the largest file that is fetched whole.
-    Ends and contents of the tables depend on the files alone.
+    `done`: image_id -> tiles that have a result; `max_bytes`: the largest file that is fetched whole.
+    Boundaries and contents of the tables depend on the files alone.
     """
     pictures = [source for source in sources if not is_large(source)]
     yield from fetch_files(pictures, storage, max_bytes=max_bytes)
@@ -81,9 +81,9 @@ def _scene_or_picture(
 def fetch_files(
     sources: Sequence[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
 ) -> Iterator[pa.Table]:
-    """Read sources, in order, into tables of FETCHED; what cannot be read becomes an error row.
+    """Read sources, in order, into tables of FETCHED; a file that cannot be read becomes an error row.
 
-    Tables end where the listed sizes say, whatever the reads give, so that the same sources always make the
+    Tables are cut by the listed sizes, not by what the reads return, so that the same sources always make the
     same tables. `max_bytes` is the largest file that is read.
     """
     rows = FetchedRows()
@@ -94,7 +94,7 @@ def fetch_files(
 
 
 def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]:
-    """Yield neighbours that share a table by their listed sizes."""
+    """Yield groups of neighbours that share a table, by their listed sizes."""
     group, held = list[Source](), 0
     for source in sources:
         size = _UNKNOWN_SIZE if source.size < 0 else source.size if source.size <= max_bytes else 0
@@ -110,7 +110,7 @@ def _groups(sources: Sequence[Source], max_bytes: int) -> Iterator[list[Source]]
 def read_all(
     group: list[Source], storage: StorageSettings, max_bytes: int = MAX_FILE_BYTES
 ) -> list[bytes | ItemError]:
-    """Return the bytes of each source, or why there are none; all are requested at once."""
+    """Return the bytes of each source, or its error; all are requested at once."""
     results: list[bytes | ItemError] = [_known_error(source, max_bytes) or b"" for source in group]
     by_storage: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for place, source in enumerate(group):
@@ -134,9 +134,9 @@ def _contents(
 ) -> list[bytes | Exception]:
     """Return each file's content, at most one byte more than `max_bytes`, or its error.
 
-    Asked for as a range one byte longer than the listed size, because s3fs looks a file up before it reads it
+    Requested as a range one byte longer than the listed size, because s3fs looks a file up before it reads it
     without a range. A file that is not as long as listed is read again: it has changed, or the storage
-    unpacks what it stores.
+    decompresses it.
     """
     ranges = [_range(path, max_bytes if size < 0 else size) for path, size in zip(paths, sizes, strict=True)]
     answers = request_all(filesystem, "cat_file", ranges, storage)
@@ -153,7 +153,7 @@ def _contents(
 
 
 def _range(path: str, size: int) -> dict[str, Any]:
-    if size == 0:  # an empty file has no range that a storage would give
+    if size == 0:  # storages refuse any range of an empty file
         return {"path": path}
     return {"path": path, "start": 0, "end": size + 1}
 
@@ -177,7 +177,7 @@ def _too_large(size: int, max_bytes: int) -> ItemError:
 
 
 def is_large(source: Source) -> bool:
-    """Return whether a source may be a scene of which only what its tiles need is read."""
+    """Return whether a source may be a scene that is large enough to be read by ranges."""
     return has_scene_name(source) and source.size > WHOLE_BYTES and source.error_type is None
 
 

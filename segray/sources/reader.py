@@ -1,6 +1,6 @@
 """A remote file as a Python file object: ranges fetched ahead, each retried where it broke off.
 
-A lost connection costs the range it hit, not the archive: the next request begins at the same offset.
+A lost connection costs one range, not the archive: the next request begins at the same offset.
 """
 
 import io
@@ -14,14 +14,14 @@ from segray.sources.item import Source
 from segray.storage import StorageSettings, open_filesystem
 
 FIRST_BYTES = 256 << 10
-"""The range fetched after a jump; it doubles while reading goes on in order."""
+"""Size of the range fetched after a seek; it doubles while reading is sequential."""
 MOST_BYTES = 8 << 20
 
 
 def open_source(source: Source, storage: StorageSettings) -> IO[bytes]:
-    """The file for reading and seeking: local as it is, remote through a `RangeReader`.
+    """Open a file for reading and seeking: local ones directly, remote ones through a `RangeReader`.
 
-    Raises what the storage raises; errors that pass have been retried.
+    Raises what the storage raises, after transient errors have been retried.
     """
     filesystem, path = open_filesystem(source.address, storage, is_listed=True)
     if filesystem.protocol in ("file", ("file", "local")):
@@ -34,7 +34,7 @@ def open_source(source: Source, storage: StorageSettings) -> IO[bytes]:
 
 
 class RangeReader(io.RawIOBase):
-    """Reads `size` bytes of `path`; holds the present range and, when reading in order, fetches the next."""
+    """Reads `size` bytes of `path`; holds one range and, when reading is sequential, prefetches the next."""
 
     def __init__(
         self, filesystem: AbstractFileSystem, path: str, size: int, storage: StorageSettings

@@ -1,4 +1,4 @@
-"""Files in object stores, page by page: 1,000 names in memory, however large the bucket is.
+"""Files in object stores, page by page: 1,000 names in memory, for buckets of any size.
 
 fsspec lists a whole folder before it returns the first name, so S3, Google and Azure are asked for pages
 directly; other storages are walked folder by folder.
@@ -16,11 +16,11 @@ from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri
 
 _PAGE = 1000
 Page = tuple[list[tuple[str, dict[str, Any]]], str | None]
-"""((path, info) of each file, the mark where the next page begins)."""
+"""((path, info) of each file, token of the next page)."""
 
 
 def remote_uri(protocol: str, path: str) -> str:
-    """The canonical URL of a path inside a filesystem; a key may look as if it were signed, and is kept."""
+    """Return the canonical URL of a path in a filesystem; a key that only looks signed is kept."""
     if protocol in OBJECT_STORES:
         return f"{protocol}://{path.lstrip('/')}"
     is_whole = protocol in ("http", "https")
@@ -28,7 +28,7 @@ def remote_uri(protocol: str, path: str) -> str:
 
 
 def remote_source(protocol: str, path: str, info: dict[str, Any]) -> Source:
-    """A file of a remote listing as a Source of kind `file`."""
+    """Return a file of a remote listing as a Source of kind `file`."""
     size = info.get("size")
     address = path if "://" in path else f"{protocol}://{path.lstrip('/')}"
     return Source(
@@ -37,7 +37,7 @@ def remote_source(protocol: str, path: str, info: dict[str, Any]) -> Source:
 
 
 def _version(info: dict[str, Any]) -> str:
-    """The ETag; Google's object hash or generation where there is none; else size and time."""
+    """Return the ETag; Google's object hash or generation where there is none; else size and time."""
     for name in ("ETag", "etag", "md5Hash", "generation"):
         if info.get(name):
             return str(info[name]).strip('"')
@@ -53,7 +53,7 @@ def list_files(
     enters: Callable[[str], bool],
     storage: StorageSettings,
 ) -> Iterator[Source]:
-    """Every file whose path begins with `prefix` (a folder's ends in `/`), in the order of the storage.
+    """Yield every file whose path begins with `prefix` (a folder's ends in `/`), in the storage's order.
 
     Raises what the storage raises when retries are used up.
     """

@@ -1,7 +1,7 @@
 """Many small requests to one storage at once, each with its own result or error.
 
 The object stores' fsspec libraries are asynchronous: their requests share one event loop. Everything else
-(local disk, SFTP, memory) gets threads. Requests that failed in a way that passes are made again, alone.
+(local disk, SFTP, memory) gets threads. Requests with transient errors are repeated, the others are not.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ CONCURRENCY = 64
 _THREADS = 8
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _USER = re.compile(r"""(?<=://)[^/\s]*@|(?<=["'])[^\s/"':]+:[^\s/"']+@""")
-"""What should not be in an address, but is: botocore quotes `user:secret@bucket`."""
+"""Credentials in an address: botocore quotes `user:secret@bucket`."""
 _QUERY = re.compile(r"\?\S+")
-"""Query strings carry signatures."""
+"""Query strings, which may hold signatures."""
 
 
 def request_all(
@@ -36,7 +36,7 @@ def request_all(
     arguments: Sequence[Mapping[str, Any]],
     storage: StorageSettings,
 ) -> list[Any | Exception]:
-    """`filesystem.<name>(path, …)` for each of `arguments`: its result, or the error that stayed."""
+    """Call `filesystem.<name>(path, …)` for each of `arguments`; return its result, or its final error."""
     results: list[Any] = [None] * len(arguments)
     pending = list(range(len(arguments)))
 
@@ -52,13 +52,13 @@ def request_all(
     try:
         retrying(attempt, storage)
     except Exception:
-        if not pending:  # not an answer but a fault of ours
+        if not pending:  # not a request's error but a bug of ours
             raise
     return results
 
 
 def _what_happened(answer: object) -> object:
-    """fsspec says FileNotFoundError of an http file, whatever went wrong; the cause tells."""
+    """Return the cause of fsspec's FileNotFoundError, which it raises for any fault of an http file."""
     cause = answer.__cause__ if isinstance(answer, FileNotFoundError) else None
     is_http = type(cause).__module__.startswith("aiohttp")
     return cause if is_http and getattr(cause, "status", None) not in (404, 410) else answer
@@ -90,7 +90,7 @@ async def _gather(calls: list[Callable[[], Coroutine[Any, Any, T]]]) -> list[T |
 
 
 def _call(call: Callable[..., T], arguments: Mapping[str, Any]) -> T:
-    """The path goes by position: fsspec's filesystems do not agree on its name."""
+    """Call with the path as positional argument: fsspec's filesystems do not agree on its name."""
     rest = dict(arguments)
     return call(rest.pop("path"), **rest)
 
@@ -103,7 +103,7 @@ def _caught(call: Callable[..., T], arguments: Mapping[str, Any]) -> T | Excepti
 
 
 def as_item_error(error: Exception, what: str = "the file") -> ItemError:
-    """The rejection for a request that failed for good, in words without the library's own noise."""
+    """Return the rejection for a request that failed for good, without the library's noise."""
     if isinstance(error, ItemError):
         return error
     if isinstance(error, MemoryError):
@@ -116,7 +116,8 @@ def as_item_error(error: Exception, what: str = "the file") -> ItemError:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person: the system's or library's own words, without addresses, which may hold keys."""
+    """Return an error in one line for a person: the library's own words, without URLs, which may hold
+    keys."""
     if isinstance(error, SegrayError):
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

@@ -1,9 +1,9 @@
-"""Decoding in a process of its own, so that a hostile file can take nothing along but itself.
+"""Decoding in a separate process, so that a hostile file harms only itself.
 
 One child decodes file after file. It is killed when a file takes too long, its memory is bounded, and when
-it dies a fresh one takes its place. Bytes go over and pixels come back through files in memory that both
-map. The child puts the pixels of a table one behind the other into one such file, and the table's column is
-that memory: no copy on this side. A file is used again when its table is gone.
+it dies a new one replaces it. Bytes go over and pixels come back through files in memory that both map. The
+child writes the pixels of a table one image after the other into one such file, and the table's column is
+that memory: no copy in the parent. A file is used again when its table is released.
 """
 
 import contextlib
@@ -40,29 +40,29 @@ _STARTS = 3
 _START_S = 120.0
 """Seconds for imports; a node that starts many workers at once is slow."""
 _TABLES = 3
-"""Tables that are made without a copy at a time: one is filled, Ray holds on to two."""
+"""Maximum number of zero-copy tables at a time: one is filled, Ray holds two."""
 _END_S = 10.0
-"""Seconds for a process to end that has closed its connection."""
+"""Seconds to wait for a process to end that has closed its connection."""
 _KEPT_BYTES = 64 << 20
-"""A shared file that a big picture made larger than this is given back to the system afterwards."""
+"""A shared file that a large image grew beyond this is given back to the system afterwards."""
 
 
 class ByteRanges(Protocol):
-    """A file that is not read whole."""
+    """A file that is read by ranges."""
 
     key: str
-    """Another one for another file, or another version of it."""
+    """Unique to a version of a file."""
     size: int
 
     def read(self, ranges: Sequence[Range]) -> Sequence[bytes | memoryview]:
-        """The bytes of each range. Raises ItemError."""
+        """Return the bytes of each range. Raises ItemError where one cannot be read."""
 
     def ahead(self, groups: Sequence[Sequence[Range]]) -> None:
-        """What will be read next, a group a time."""
+        """Announce what will be read next, one group at a time."""
 
 
 class Room:
-    """Where the pixels of one table lie, one picture behind the other."""
+    """The pixels of one table, one image after the other, in a shared file."""
 
     def __init__(self, file: SharedFile, number: int) -> None:
         self.file, self.number = file, number
@@ -71,23 +71,23 @@ class Room:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody reads what was last put there."""
+        """Return whether nobody reads the pixels any more."""
         return self._borrowed is None or self._borrowed() is None
 
     def begin(self) -> "Room":
-        """Forget what was put there."""
+        """Discard the pixels."""
         if self.file.mapped > _KEPT_BYTES:
             self.file.empty()
         self.used, self._borrowed = 0, None
         return self
 
     def put(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Add a picture that lies elsewhere."""
+        """Append a copy of an image's pixels."""
         np.copyto(self.file.place(self.used, pixels.nbytes), pixels.reshape(-1))
         self.used += pixels.nbytes
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """All pictures; while the array lives, the room is not free."""
+        """Return all pixels, (used,) uint8; while the array lives, the room is not free."""
         pixels = self.file.place(0, self.used)
         self._borrowed = weakref.ref(pixels)
         return pixels
@@ -120,7 +120,7 @@ class DecodeSandbox:
             self._child = None
 
     def room(self) -> "Room":
-        """A room for a new table. If tables hold them all, there will be one more, and a new child."""
+        """Return a room for a new table. If tables hold all of them, make one more, and a new child."""
         for room in self._rooms:
             if room.is_free:
                 return room.begin()
@@ -129,9 +129,10 @@ class DecodeSandbox:
         return self._rooms[-1]
 
     def decode(self, data: bytes | memoryview, max_pixels: int, room: "Room | None" = None) -> Decoded:
-        """As `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second try).
+        """Decode as `decode_rgb`; also raises ItemError `timeout`, `memory` and `crashed` (after a second
+        try).
 
-        The pixels lie in an array of their own, or in `room`, behind its `used` bytes.
+        The pixels are in an array of their own, or in `room`, behind its `used` bytes.
         """
         if room is not None:
             return self._decode(data, max_pixels, room)
@@ -139,22 +140,22 @@ class DecodeSandbox:
         return Decoded(decoded.pixels.copy(), decoded.frames, note=decoded.note)
 
     def stored(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
-        """As `read_stored`, for label pictures; also raises ItemError as `decode` does."""
+        """Decode a label image as `read_stored`; also raises ItemError as `decode` does."""
         room = self._scratch.begin()
         return self._twice(lambda child: child.stored(data, max_pixels, coloured, self.timeout_s, room))
 
     def describe(self, file: "ByteRanges", tiling: Tiling) -> Scene | None:
-        """The scene in a GeoTIFF; None where it is an ordinary picture. Raises ItemError as `decode` does."""
+        """Return the scene of a GeoTIFF; None for an ordinary image. Raises ItemError as `decode` does."""
         return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
 
     def whole(self, file: "ByteRanges", scene: Scene, max_pixels: int, room: "Room | None" = None) -> Decoded:
-        """A scene as one picture. Raises ItemError as `decode` does."""
+        """Read a whole scene as one image. Raises ItemError as `decode` does."""
         height, width = scene.height, scene.width
         if height * width > max_pixels:
             raise too_large(width, height, max_pixels)
         place = room or self._scratch.begin()
         found = self.window(file, replace(scene, tile=max(height, width), overlap=0), 0, place)
-        if found is None:  # no value in it: black, as in a scene
+        if found is None:  # no data in it: black, as in a scene
             pixels = place.file.place(place.used, 3 * height * width).reshape(height, width, 3)
             pixels[:] = 0
         else:
@@ -164,7 +165,7 @@ class DecodeSandbox:
     def window(
         self, file: "ByteRanges", scene: Scene, index: int, room: Room, ahead: Sequence[int] = ()
     ) -> Decoded | None:
-        """The pixels of a tile, in `room` behind its `used` bytes; None where it holds no data.
+        """Return a tile, its pixels in `room` behind its `used` bytes; None where the tile holds no data.
 
         ahead: the tiles that come next. Raises ItemError as `decode` does, and what reading `file` raises.
         """
@@ -181,7 +182,7 @@ class DecodeSandbox:
             self.close()
         except ItemError as error:
             if error.error_type != "memory" or fresh:
-                raise  # else what earlier files left behind in the child may have filled it
+                raise  # else memory leaked by earlier files may have filled the child
         try:
             return self._try(work)
         except _ChildDiedError as death:
@@ -199,7 +200,7 @@ class DecodeSandbox:
             raise
 
     def _new_child(self) -> "_Child":
-        """One that the system killed while it started gets a second and a third try."""
+        """Start a child; one that the system killed during its start gets a second and a third try."""
         targets = [each.file for each in (self._scratch, *self._rooms)]
         for _ in range(_STARTS - 1):
             with contextlib.suppress(_ChildDiedError):
@@ -211,14 +212,14 @@ class DecodeSandbox:
 
 
 class _ChildDiedError(Exception):
-    """The child ended without an answer."""
+    """The child ended without a reply."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
         self.status = status
 
     def as_item_error(self) -> ItemError:
-        if self.status == -signal.SIGKILL:  # not ours: the system was short of memory
+        if self.status == -signal.SIGKILL:  # not by us: the system was short of memory
             return ItemError("memory", "the system killed the decoder, most likely for want of memory")
         with contextlib.suppress(ValueError):
             name = signal.Signals(-self.status).name
@@ -246,12 +247,15 @@ class _Child:
         self._await_start()
 
     def _await_start(self) -> None:
-        """A child that cannot even start is no item's fault. Raises _ChildDiedError if it was killed."""
+        """Wait until the child is ready.
+
+        Raises JobFailedError if it cannot start, _ChildDiedError if killed.
+        """
         with contextlib.suppress(EOFError, ConnectionError):
             if self._connection.poll(_START_S) and self._connection.recv_bytes() == READY:
                 return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_S)  # its end may be seen before its status
+            self._process.wait(_END_S)  # the connection may close before the status is set
         ended = self._process.poll()
         self._process.kill()
         _, said = self._process.communicate()
@@ -262,7 +266,7 @@ class _Child:
         raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
     def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: Room) -> Decoded:
-        """The pixels lie in `room` behind its `used` bytes."""
+        """Decode to `room`, behind its `used` bytes."""
         request = {"max_pixels": max_pixels, "target": room.number, "offset": room.used}
         answer = self._ask_of_bytes(request, data, timeout_s)
         shape = (answer["height"], answer["width"], 3)
@@ -270,7 +274,7 @@ class _Child:
         return Decoded(pixels.reshape(shape), answer["frames"], note=answer["note"])
 
     def stored(self, data: bytes, max_pixels: int, coloured: bool, timeout_s: float, room: Room) -> Stored:
-        """The numbers in an array of their own; they came through `room`, which is empty."""
+        """Return the stored numbers in an array of their own; they came through `room`, which is empty."""
         request = {"max_pixels": max_pixels, "target": room.number, "coloured": coloured}
         answer = self._ask_of_bytes(request, data, timeout_s)
         shape, dtype = answer["shape"], np.dtype(answer["dtype"])
@@ -280,7 +284,7 @@ class _Child:
     def _ask_of_bytes(
         self, request: dict[str, Any], data: bytes | memoryview, timeout_s: float
     ) -> dict[str, Any]:
-        """Its answer about an encoded picture. Raises ItemError where it is one."""
+        """Return the reply to a request about an encoded image. Raises ItemError where it is one."""
         np.copyto(self._source.place(0, len(data)), np.frombuffer(data, np.uint8))
         answer = self._ask({**request, "size": len(data), "timeout_s": timeout_s}, timeout_s)
         if len(data) > _KEPT_BYTES:
@@ -290,14 +294,14 @@ class _Child:
         return answer
 
     def describe(self, file: ByteRanges, tiling: Tiling, timeout_s: float) -> Scene | None:
-        """The scene, or None for a picture."""
+        """Return the scene, or None for an image."""
         answer = self._ask_of_scene({"scene": None, "tiling": asdict(tiling), "pixels": 0}, file, timeout_s)
         return None if answer["found"] is None else scene_from(answer["found"])
 
     def window(
         self, file: ByteRanges, scene: Scene, tiles: Sequence[int], timeout_s: float, room: Room
     ) -> Decoded | None:
-        """The pixels of the first tile lie in `room` behind its `used` bytes."""
+        """Read the first tile into `room`, behind its `used` bytes."""
         index, *ahead = tiles
         request: dict[str, Any] = {
             "scene": scene.to_json(),
@@ -313,7 +317,7 @@ class _Child:
         return Decoded(pixels, 1, answer["nodata"])
 
     def _ask_of_scene(self, request: dict[str, Any], file: ByteRanges, timeout_s: float) -> dict[str, Any]:
-        """Its answer, after all the ranges of the file that it asks for. Raises what reading them raises."""
+        """Return the reply, after serving the ranges that it requests. Raises what reading them raises."""
         failure: ItemError | None = None
         message: Any = {**request, "key": file.key, "size": file.size, "timeout_s": timeout_s}
         while "ranges" in (answer := self._ask(message, timeout_s)):
@@ -329,7 +333,7 @@ class _Child:
         return answer
 
     def _put(self, pieces: Sequence[bytes | memoryview]) -> list[int]:
-        """One behind the other into the file of what goes to the child; their sizes."""
+        """Write the pieces one after the other to the child's input; return their sizes."""
         sizes = [len(piece) for piece in pieces]
         room, start = self._source.place(0, sum(sizes)), 0
         for piece, size in zip(pieces, sizes, strict=True):
@@ -353,7 +357,7 @@ class _Child:
         return answer
 
     def _status(self) -> int:
-        """How the child ended; one that only stopped talking is ended here."""
+        """Return the child's exit status; kill a child that no longer replies."""
         try:
             return self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -363,9 +367,9 @@ class _Child:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, plus where this package lies, minus threads: many decoders share the machine.
+    """Return our environment, plus the path of this package, minus threads: many decoders share the machine.
 
-    An empty part of PYTHONPATH would be the working folder, where images may lie.
+    An empty part of PYTHONPATH would be the working folder, which may hold images.
     """
     home = str(Path(segray.__file__).parents[1])
     paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

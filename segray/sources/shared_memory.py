@@ -1,4 +1,4 @@
-"""Files in memory that a process and its child map: what one puts there, the other has without a copy."""
+"""Files in memory that a process and its child map: both see the same bytes, without a copy."""
 
 import mmap
 import os
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 def shared_file() -> int:
-    """Descriptor of a file in memory without a name; where the system has none, of a deleted one on disk."""
+    """Return a descriptor of an anonymous file in memory; of a deleted one on disk where unsupported."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("segray", os.MFD_CLOEXEC)
     descriptor, path = tempfile.mkstemp(prefix="segray")
@@ -20,9 +20,9 @@ def shared_file() -> int:
 
 
 class SharedFile:
-    """One such file in one of the processes; it grows to the furthest place that either asked for.
+    """One such file in one of the processes; it grows to the furthest offset that either uses.
 
-    Its descriptor is closed with it; what was mapped stays.
+    Its descriptor is closed with it; mapped memory stays valid.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -32,11 +32,12 @@ class SharedFile:
 
     @property
     def mapped(self) -> int:
-        """Bytes of this process's address space that it takes."""
+        """Return the bytes of this process's address space that are mapped."""
         return len(self._bytes)
 
     def place(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
-        """(size,) bytes from `offset` on, to read or write; valid until the file is emptied."""
+        """Return a view, (size,) uint8, from `offset` on, to read or write; valid until the file is
+        emptied."""
         held = os.fstat(self.descriptor).st_size
         if held < offset + size:
             held = offset + size

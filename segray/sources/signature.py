@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, and whether it ends before its own structure says it should.
+"""Determine a file's format by its first bytes, and whether it ends before its own structure says.
 
-Used to explain a failure, never to decide one: the decoder alone says whether a file can be read.
+Used to explain a failure, never to decide one: only the decoder decides whether a file can be read.
 """
 
 import struct
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF")
-"""Pillow's names of the formats we read (MPO comes through JPEG); nothing else is ever opened, but
+"""Pillow's names of the formats we read (MPO is read as JPEG); no other format is ever opened, except
 HEIF where the extra `heic` is installed."""
 
 _OURS = (
@@ -47,7 +47,7 @@ _OTHERS = (
     (b"7z\xbc\xaf'\x1c", "7-Zip archive"),
     (b"Rar!\x1a\x07", "RAR archive"),
     (b"PAR1", "Parquet file"),
-    (b"\0\5\x16\7", "AppleDouble, what macOS keeps beside a file,"),
+    (b"\0\5\x16\7", "AppleDouble, what macOS keeps next to a file,"),
     (b"\0\5\x16\0", "AppleSingle"),
 )  # fmt: skip
 _TEXTS = (
@@ -58,7 +58,7 @@ _TEXTS = (
     (b'{"', "JSON"), (b"{\n", "JSON"), (b"{ ", "JSON"), (b"{\r", "JSON"), (b"[{", "JSON"), (b"{}", "JSON"),
     (b"%yaml", "YAML"),
 )  # fmt: skip
-"""In lower case, behind a byte order mark and blanks: pages and errors of servers under a picture's name."""
+"""In lower case, after a byte order mark and blanks: web pages and server errors under an image's name."""
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _PNG_FRAMES = (b"acTL", b"fcTL", b"fdAT")
 _BRANDS = {
@@ -72,7 +72,7 @@ _BRANDS = {
 
 
 def describe_signature(data: bytes) -> tuple[str, bool]:
-    """(name of the format, whether we read it); an empty name where the first bytes tell nothing."""
+    """Return (name of the format, whether we read it); an empty name where the first bytes are unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP", True
     if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
@@ -87,9 +87,10 @@ def describe_signature(data: bytes) -> tuple[str, bool]:
 
 
 def png_without_metadata(data: bytes) -> bytes | None:
-    """A PNG with the chunks alone that its pixels, frames and orientation need; None where it has no others.
+    """Return a PNG with only the chunks that its pixels, frames and orientation need; None if it has no
+    others.
 
-    PNG 3rd edition, 5.3: the first letter of a chunk that a decoder must know is a capital one.
+    PNG 3rd edition, 5.3: the first letter of a chunk that a decoder must understand is a capital one.
     """
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
@@ -110,7 +111,7 @@ def _is_whole(chunk: bytes) -> bool:
 
 
 def webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP's canvas from its first chunk (RFC 9649); None where it is no WebP."""
+    """Return (width, height) of a WebP's canvas from its first chunk (RFC 9649); None for other formats."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
     chunk = data[12:16]
@@ -124,11 +125,11 @@ def webp_canvas(data: bytes) -> tuple[int, int] | None:
 
 
 def ends_early(data: bytes, form: str) -> bool:
-    """Whether a file of the format `form` stops before its own marks, sizes or offsets say."""
+    """Return whether a file of the format `form` stops before its own markers, sizes or offsets say."""
     check = _ENDINGS.get(form)
     try:
         return check is not None and check(data)
-    except (struct.error, IndexError, OverflowError):  # what should be there lies behind the end
+    except (struct.error, IndexError, OverflowError):  # the data would be beyond the end
         return True
 
 
@@ -162,7 +163,7 @@ def _bmp_ends_early(data: bytes) -> bool:
 
 
 def _boxes_end_early(data: bytes) -> bool:
-    """ISO base media boxes (ISO/IEC 14496-12, also JP2): each begins with its size and type."""
+    """Check ISO base media boxes (ISO/IEC 14496-12, also JP2): each begins with its size and type."""
     if not data.startswith(b"\xff\x4f\xff\x51"):
         position = 0
         while position < len(data):
@@ -178,11 +179,11 @@ def _boxes_end_early(data: bytes) -> bool:
             return True
         if b"ftypavi" in data[:16] or position == len(data):
             return False
-    return not data.endswith(b"\xff\xd9")  # a JPEG 2000 codestream's own end
+    return not data.endswith(b"\xff\xd9")  # end of a JPEG 2000 codestream
 
 
 def _tiff_ends_early(data: bytes) -> bool:
-    """Whether the first directory, or the strips or tiles it points to, lie behind the end."""
+    """Return whether the first directory, or the strips or tiles it points to, lie beyond the end."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)

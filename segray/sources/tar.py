@@ -1,8 +1,8 @@
 """Tar archives, plain or gzipped, read forwards once with Python's own header parser.
 
-`tarfile` stops quietly at a header it cannot read and keeps every member in memory; here a header that
-breaks off is an error, and nothing is kept. Archives joined one behind the other are read as one; anything
-else behind the end mark is an error too, because a damaged stretch of zeros looks like an end.
+`tarfile` stops silently at a header it cannot read and keeps every member in memory; here a broken header
+is an error, and no member is kept. Concatenated archives are read as one; any other data behind the end
+marker are an error too, because a damaged stretch of zeros looks like an end.
 """
 
 import gzip
@@ -18,18 +18,18 @@ from segray.errors import ItemError
 from segray.sources.member import Member, check_start, link_target, no_target, too_large
 
 _HEADER_BYTES = 1 << 20
-"""The most that the headers of one member may take (long names, PAX, maps of sparse files), and all global
-ones together; hostile ones claim gigabytes, or come by the thousand."""
+"""Maximum size of one member's headers (long names, PAX, maps of sparse files), and of all global ones
+together; hostile ones claim gigabytes, or come by the thousand."""
 _PARSER_ERRORS = (ValueError, LookupError, OverflowError, RecursionError, struct.error)
-"""What Python's parser raises on hostile numbers besides its own errors; it reads headers recursively."""
+"""What Python's parser raises for hostile numbers besides its own errors; it reads headers recursively."""
 _GZIP_ERRORS = (gzip.BadGzipFile, zlib.error)
 _PIECE_BYTES = 64 << 10
 _LINKED_BACK = 10_000
-"""Files before a link among which its target is looked for; all of a large tar would not stay in memory."""
+"""Files before a link among which its target is searched; all of a large tar would not fit in memory."""
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[Member]:
-    """The members in their order; a member must be read before the next one is asked for.
+    """Yield the members in order; a member must be read before the next one is requested.
 
     Raises ItemError `truncated` or `corrupt` where the archive breaks off, and the storage's own errors.
     """
@@ -52,7 +52,7 @@ def _unpacked(stream: IO[bytes]) -> IO[bytes]:
 
 
 class _Archive(tarfile.TarFile):
-    """What `TarInfo.fromtarfile` reads from; looks for no member of its own accord."""
+    """The state that `TarInfo.fromtarfile` reads; does not search for members itself."""
 
     def next(self) -> tarfile.TarInfo | None:
         return None
@@ -64,7 +64,7 @@ def _members(stream: IO[bytes]) -> Iterator[Member]:
     index, info, files = 0, _first_header(archive, headers), _Files()
     while info is not None:
         following = archive.offset
-        if info.size < 0 or following < info.offset_data:  # would lead us in a circle
+        if info.size < 0 or following < info.offset_data:  # would be an endless loop
             raise _invalid("negative size")
         if info.isreg() and not info.issparse():
             files.add(info)
@@ -75,7 +75,8 @@ def _members(stream: IO[bytes]) -> Iterator[Member]:
 
 
 def _first_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.TarInfo | None:
-    """Another kind of file is told by name, but only now: a member's name may begin like any of them."""
+    """Read the first header; report another file format by name only now, as member names may look like
+    one."""
     start = headers.stream.read(tarfile.BLOCKSIZE)
     headers.seek(0)
     try:
@@ -86,7 +87,7 @@ def _first_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile
 
 
 def _next_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.TarInfo | None:
-    """The next member, also one of an archive that was joined to the first; None at the end of the file."""
+    """Return the next member, also of a concatenated archive; None at the end of the file."""
     headers.left = _HEADER_BYTES
     if sum(len(name) + len(value) for name, value in archive.pax_headers.items()) > _HEADER_BYTES:
         raise _invalid("the global headers claim too much")
@@ -102,9 +103,9 @@ def _next_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.
 
 
 def _skip_zeros(headers: "_HeaderReader") -> bool:
-    """Go from the first block of an end mark to the first block that is not zeros; False where none is.
+    """Skip from the first block of an end marker to the first block that is not zeros; False where none is.
 
-    An end mark has two blocks (POSIX ustar): one alone was a header.
+    An end marker has two blocks (POSIX ustar): one alone was a header.
     """
     first = headers.tell()
     while piece := headers.stream.read(_PIECE_BYTES):
@@ -123,14 +124,14 @@ def _invalid(words: str) -> tarfile.HeaderError:
 
 
 class _Files:
-    """Where the plain files before a link lie: the last ones, since links lead to what lies beside them."""
+    """Offsets of the plain files before a link: the last ones, since links mostly refer to near files."""
 
     def __init__(self) -> None:
         self._places = OrderedDict[bytes, tuple[int, int]]()
         """By the digest of a name, which may have any length."""
 
     def add(self, info: tarfile.TarInfo) -> None:
-        """One more; of one name the last counts."""
+        """Add a file; of several with one name the last counts."""
         key = _digest(link_target("", info.name))
         self._places[key] = info.offset_data, info.size
         self._places.move_to_end(key)
@@ -138,7 +139,7 @@ class _Files:
             self._places.popitem(last=False)
 
     def linked(self, link: tarfile.TarInfo) -> tuple[int, int] | ItemError:
-        """Offset and bytes of what a link leads to."""
+        """Return offset and bytes of a link's target, or its rejection."""
         folder = link.name if link.issym() else ""  # a hard link names it from the archive's root
         place = link_target(folder, link.linkname)
         return self._places.get(_digest(place)) or no_target(place)
@@ -180,7 +181,7 @@ def _content(stream: IO[bytes], offset: int, size: int, max_bytes: int) -> bytes
 
 
 def _gzip_error(error: Exception) -> ItemError:
-    words = str(error).partition(" (b'")[0]  # the bytes it met
+    words = str(error).partition(" (b'")[0]  # quoted bytes
     return ItemError("corrupt", f"the gzip stream is broken ({words})")
 
 
@@ -194,7 +195,7 @@ def _header_error(error: Exception) -> ItemError:
 
 
 class _HeaderReader:
-    """What `tarfile` reads headers through: refuses more than `left` bytes."""
+    """The reader through which `tarfile` reads headers: refuses more than `left` bytes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""Zip archives by their central directory: only the ranges of wanted members are read."""
+"""Zip archives through their central directory: only the ranges of requested members are read."""
 
 import lzma
 import stat
@@ -15,19 +15,19 @@ from segray.sources.member import LONGEST_PATH, Member, check_start, link_target
 
 _PIECE_BYTES = 1 << 20
 _PARSER_ERRORS = (ValueError, KeyError, IndexError, OverflowError, struct.error)
-"""What Python's parser raises on hostile numbers besides its own errors."""
+"""What Python's parser raises for hostile numbers besides its own errors."""
 _MOST_READS = 2
-"""How often over all bytes of a zip its members may claim; those that do not overlap claim them once. By
-claims, not by reads, so that a resumed reading refuses the same members. Their headers may lie, too: reads
-end at twice this."""
+"""How many times the zip's size all members may claim in total; members that do not overlap claim it once.
+By claims, not by reads, so that a resumed read refuses the same members. Their headers may be wrong too:
+reads end at twice this."""
 _MOST_RATIO = 1100
-"""Deflate reaches 1,032; bzip2 and LZMA make gigabytes of a few bytes."""
+"""Deflate reaches 1,032; bzip2 and LZMA expand a few bytes to gigabytes."""
 _ANY_RATIO_BYTES = 16 << 20
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # general purpose bit flag, APPNOTE 4.4.4
 
 
 def zip_members(stream: IO[bytes]) -> Iterator[Member]:
-    """The members in the order of the central directory.
+    """Yield the members in the order of the central directory.
 
     Raises ItemError `truncated` or `corrupt` where the directory cannot be read, and the storage's errors.
     """
@@ -46,7 +46,7 @@ def zip_members(stream: IO[bytes]) -> Iterator[Member]:
 
 
 class _CountingReader:
-    """The file with a budget: members that share their bytes get more out of a zip than went in."""
+    """The file with a read budget: members that share bytes would make a zip yield more than it holds."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -103,7 +103,8 @@ def _read(
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """As UTF-8 where it is that, flagged or not: many tools write it so; else CP437, as APPNOTE says."""
+    """Return the name as UTF-8 if it is valid, flagged or not: many tools write that; else CP437
+    (APPNOTE)."""
     if not info.flag_bits & _UTF8 and not info.filename.isascii():
         with suppress(UnicodeError):
             return info.filename.encode("cp437").decode("utf-8")
@@ -117,7 +118,7 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
 def _linked(
     archive: zipfile.ZipFile, link: zipfile.ZipInfo, counted: _CountingReader, overlaps: bool, max_bytes: int
 ) -> bytes | ItemError:
-    """The member that a symbolic link names: its content is the path from its folder."""
+    """Read the member that a symbolic link names: its content is the path from its folder."""
     path = _read(archive, link, counted, overlaps, LONGEST_PATH)
     if isinstance(path, ItemError):
         return path
@@ -131,7 +132,7 @@ def _linked(
 def _refusal(
     info: zipfile.ZipInfo, counted: _CountingReader, overlaps: bool, max_bytes: int
 ) -> ItemError | None:
-    """What the directory alone tells against a member."""
+    """Return the rejection of a member that the directory alone justifies; None where it can be read."""
     if overlaps or counted.left < 0:
         return ItemError("too_large", "not read: members of this zip share their bytes, as in a zip bomb")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFLNK):
@@ -152,7 +153,7 @@ def _is_inside(info: zipfile.ZipInfo, size: int) -> bool:
 
 
 def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes | ItemError:
-    """Piece by piece, because the size in the directory is only a claim."""
+    """Inflate piece by piece, because the size in the directory is only a claim."""
     content = BytesIO()
     with archive.open(info) as compressed:
         while piece := compressed.read(_PIECE_BYTES):

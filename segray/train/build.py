@@ -1,4 +1,4 @@
-"""Loss, optimiser and schedule as the settings name them, with the constants they are given."""
+"""Build loss, optimiser and schedule from the settings and their constants."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from segray.train.settings import TrainSettings
 T = TypeVar("T", LossSettings, OptimizerSettings, ScheduleSettings)
 
 POWERS = {"inverse": 1.0, "root": 0.5}
-"""Of the frequency that a class is divided by."""
+"""Power of the class frequency by which a class is divided."""
 _DICE = ("smooth", "dice_classes")
 TAKEN: dict[str, tuple[str, ...]] = {
     "ce": (),
@@ -39,11 +39,11 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "plateau": ("gamma", "patience", "threshold", "cooldown", "floor"),
     "constant": (),
 }
-"""Constants that each loss, optimiser and schedule looks at, of those that settings may give."""
+"""The constants that each loss, optimiser and schedule uses, of those that settings may give."""
 
 
 def check_constants(settings: TrainSettings, loss: str | None = None, classes: int = 0) -> None:
-    """Raise SettingsError with all that is wrong with loss, optimiser and schedule.
+    """Raise SettingsError with all invalid settings of loss, optimiser and schedule.
 
     loss: None where the network brings its own.
     """
@@ -64,19 +64,19 @@ def check_constants(settings: TrainSettings, loss: str | None = None, classes: i
 
 
 def optimizer_of(settings: TrainSettings) -> OptimizerSettings:
-    """Raises SettingsError, as the others here, for constants that it does not take, or not of this type."""
+    """Return the optimiser's settings. Raises SettingsError for unknown constants or wrong types."""
     fixed = {"name": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
     return _made(OptimizerSettings, "optimizer_settings", settings.optimizer_settings, fixed)
 
 
 def schedule_of(settings: TrainSettings) -> ScheduleSettings:
-    """The schedule, its warm-up included."""
+    """Return the schedule's settings, its warm-up included. Raises SettingsError likewise."""
     fixed = {"name": settings.schedule, "warmup_steps": settings.warmup_steps, "mode": "max"}
     return _made(ScheduleSettings, "schedule_settings", settings.schedule_settings, fixed)
 
 
 def loss_of(settings: TrainSettings, loss: str, counts: Sequence[int]) -> LossSettings:
-    """The loss, weighted by the pixels of each class where the settings or the loss ask for it."""
+    """Return the loss's settings, weighted by the pixels of each class if requested. Raises SettingsError."""
     wanted = settings.class_weights
     if wanted == "auto":
         wanted = "inverse" if loss == "weighted_ce" else "none"
@@ -90,7 +90,7 @@ def loss_of(settings: TrainSettings, loss: str, counts: Sequence[int]) -> LossSe
 
 
 def recipe_fields(settings: TrainSettings, trained: int, precision: str) -> dict[str, Any]:
-    """Return the fields of every `Recipe`, but its weights to begin with; trained: images of an epoch."""
+    """Return the fields that every `Recipe` has, except its start weights; trained: images of an epoch."""
     return {
         "optimizer": optimizer_of(settings),
         "schedule": schedule_of(settings),
@@ -111,7 +111,7 @@ def _made(kind: type[T], setting: str, given: dict[str, Any], fixed: dict[str, A
     taken = TAKEN[fixed["name"]]
     if others := sorted(given.keys() - set(taken)):
         known = f"it takes {', '.join(taken)}" if taken else "it has none"
-        raise SettingsError(f"{setting}: {fixed['name']} takes no {', '.join(others)}; {known}")
+        raise SettingsError(f"{setting}: {fixed['name']} does not take {', '.join(others)}; {known}")
     try:
         return TypeAdapter(kind).validate_python(fixed | given)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What settings may name of losses, optimisers, schedules, splits; torch is not needed to read settings."""
+"""Names for losses, optimisers, schedules and splits in settings, so that reading them needs no torch."""
 
 from typing import Literal
 

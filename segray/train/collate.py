@@ -1,6 +1,6 @@
 """Samples between processes: named arrays of an image as a row of a table, and back. No torch here.
 
-What the arrays are says the transform of a task; loaders make them, the process that trains collates them.
+A task's transform defines the arrays; loaders make them, the training process collates them.
 """
 
 from collections.abc import Mapping
@@ -22,24 +22,24 @@ _ARRAY = pa.struct(
 SAMPLES = pa.schema(
     [("name", pa.string()), ("arrays", pa.list_(_ARRAY)), ("error_type", pa.string()), ("error", pa.string())]
 )
-"""A table of samples is a batch; `error`s are null but in a table of one row, which stands for the batch."""
+"""A table of samples is a batch; `error`s are null, except in a table of one row, an error for the batch."""
 
 
 class Transform(Protocol):
-    """What an image of a task becomes on its way to the model; pickled into the processes that load."""
+    """How a task turns an image into the model's input; pickled into the processes that load."""
 
     def training(self, example: Any, epoch: int, item: str) -> Arrays:
-        """Return what is learned from: a function of seed, epoch and item."""
+        """Return the arrays to train on: a function of seed, epoch and item."""
 
     def scoring(self, example: Any) -> Arrays:
-        """Return what is scored; nothing is drawn."""
+        """Return the arrays to score, without augmentation."""
 
     def collate(self, samples: list[tuple[str, Arrays]]) -> Any:
         """Return the batch of named samples, with `names`; of none, one that all workers can step with."""
 
 
 def sample_row(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return a row of SAMPLES."""
+    """Return a row of schema SAMPLES."""
     kept = [
         {"name": key, "type": array.dtype.str, "shape": array.shape, "data": array.tobytes()}
         for key, array in arrays.items()
@@ -48,7 +48,7 @@ def sample_row(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def samples_in(table: pa.Table) -> list[tuple[str, Arrays]]:
-    """Return what rows of SAMPLES hold; the arrays are views of the table, not to be written."""
+    """Return (name, arrays) of rows of schema SAMPLES; the arrays are read-only views of the table."""
     rows = zip(table["name"].to_pylist(), table["arrays"], strict=True)
     return [(name, {each["name"].as_py(): _array(each) for each in arrays}) for name, arrays in rows]
 

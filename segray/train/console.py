@@ -1,4 +1,4 @@
-"""What a person sees while a model is trained: a line an epoch, as it comes into metrics.jsonl."""
+"""Console output while a model is trained: a line per epoch, as it is added to metrics.jsonl."""
 
 import _thread
 import json
@@ -22,34 +22,35 @@ _EXPORTED = {
 
 
 def metrics(store: Output) -> list[dict[str, Any]]:
-    """The epochs that are done."""
+    """Return the finished epochs, as lines of metrics.jsonl."""
     return [json.loads(line) for line in (store.read(METRICS) or b"").decode().splitlines()]
 
 
 def figure(value: float | None) -> str:
-    """A figure of metrics.jsonl for a person; None where there was nothing to score."""
+    """Format a figure of metrics.jsonl; None where there was nothing to score."""
     return "none" if value is None else f"{value:.4f}"
 
 
 class Watch:
-    """Context manager: prints each epoch with the time that is left, and notices when the lease is lost."""
+    """Context manager: prints each epoch with the remaining time, and notices when the lease is lost."""
 
     def __init__(
         self, store: Output, epochs: int, lock: Lease[Output], told: Callable[[], str | None]
     ) -> None:
-        """told: what the workers say; asked when they have begun, and at the end."""
+        """Store the arguments; told: returns the workers' message, called after their start and at the
+        end."""
         self._told: Callable[[], str | None] | None = told
         self._store, self._epochs, self._lock = store, epochs, lock
         self.error: JobFailedError | None = None
-        """Set before the main thread is interrupted."""
+        """The error, set before the main thread is interrupted."""
         self._last = dict[str, Any]()
         self._failed = ""
-        """Why the last look showed nothing."""
+        """Why the last poll failed."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="segray-watch", daemon=True)
 
     def exported(self) -> dict[str, float | None]:
-        """The last epoch that was shown, as metrics; any thread may ask."""
+        """Return the last epoch that was printed, as metrics; any thread may call this."""
         return {name: self._last.get(key) for key, name in _EXPORTED.items()}
 
     def __enter__(self) -> "Watch":
@@ -70,20 +71,20 @@ class Watch:
         while not self._done.wait(_LOOK_EVERY_S):
             try:
                 self._lock.check()
-            except Exception as error:  # noqa: BLE001 - the lease is watched no more, so training must end
+            except Exception as error:  # noqa: BLE001 - the lease is no longer watched, so training must end
                 self.error = error if isinstance(error, JobFailedError) else JobFailedError(repr(error))
                 _thread.interrupt_main()
                 return
             self._try_to_show()
 
     def _try_to_show(self) -> None:
-        """What cannot be read is shown by a later look; the training does not need it."""
+        """Print new epochs; on an error a later poll prints them, and training continues."""
         try:
             self._show()
             self._failed = ""
-        except Exception as error:  # noqa: BLE001 - whatever a storage, Ray or a file half written raises
+        except Exception as error:  # noqa: BLE001 - errors of the storage, of Ray, or of a half-written file
             if str(error) != self._failed:
-                say(f"the epochs cannot be shown now, the training goes on: {error}", "warning")
+                say(f"the epochs cannot be printed now, training continues: {error}", "warning")
             self._failed = str(error)
 
     def _show(self) -> None:
@@ -106,7 +107,8 @@ class Watch:
             )
 
     def _left(self, done: list[dict[str, Any]]) -> float | None:
-        """Seconds, by the epochs of this run after its first: that one came after the workers' start."""
+        """Return the seconds left, from this run's epochs after its first, which includes the workers'
+        start."""
         if len(done) < 2 or "time" not in done[0]:
             return None
         return float(done[-1]["time"] - done[0]["time"]) / (len(done) - 1) * (self._epochs - self._shown)

@@ -1,4 +1,4 @@
-"""Which settings and data make a model what it is: another identity may not write into an output."""
+"""A run's identity: the settings and data that determine a model. An output accepts one identity only."""
 
 import json
 from typing import Any
@@ -21,30 +21,30 @@ UNDECIDING = frozenset(
             "footprints",
             "output",
             "start_from",
-        ),  # what is in the data decides, not where they are
+        ),  # the content of the data decides, not its location
         *("device", "workers", "min_workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
-        "epochs",  # a run may be made longer
+        "epochs",  # a run may be extended
     }
 )
-"""Settings that may change when a run goes on; every other one is part of its identity."""
+"""Settings that may change when a run continues; every other one is part of its identity."""
 YOUNGER: dict[str, Any] = {
     **{"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None, "min_score": None},
     **{"freeze": [], "freeze_epochs": None},
 }
-"""With what older runs were made that knew no such settings: they go on."""
+"""Values of settings that older runs did not have, so that those runs can continue."""
 
 
 def identity_of(settings: TrainSettings, resolved: dict[str, Any]) -> dict[str, Any]:
-    """What weights depend on besides the data, by dotted names.
+    """Return what weights depend on besides the data, by dotted names.
 
-    resolved: what settings that say `auto` came to.
+    resolved: the resolved values of settings that are `auto`.
     """
     others = set() if settings.is_instance else set(INSTANCE_ONLY)
     plain = settings.model_dump(mode="json", exclude=set(UNDECIDING | others)) | resolved
     for name, default in YOUNGER.items():
         if plain.get(name) == default:
             plain.pop(name, None)
-    kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as it comes back
+    kept: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **_flat(plain)}))  # as JSON returns it
     return kept
 
 
@@ -64,10 +64,10 @@ def holds(store: Output, name: str) -> bool:
 
 
 def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool:
-    """Whether a run has begun in the output.
+    """Return whether a run has begun in the output.
 
-    Raises SettingsError naming every difference when it was begun with other settings, and when there is a
-    model of which nothing is known.
+    Raises SettingsError with every difference when it was begun with other settings, and when there is a
+    model without a plan.
     """
     there = store.read_json(PLAN)
     if not isinstance(there, dict) or not isinstance(there.get("settings"), dict):
@@ -83,7 +83,8 @@ def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool
 
 
 def check_data(store: Output, told: str, output: str) -> None:
-    """Raise SettingsError when the output was made from other data; told: what tells data sets apart."""
+    """Raise SettingsError when the output was made from other data; told: the summary that identifies
+    them."""
     there = store.read_json(PLAN)["data"]
     if there != told:
         raise SettingsError(
@@ -93,5 +94,5 @@ def check_data(store: Output, told: str, output: str) -> None:
 
 
 def write_plan(store: Output, identity: dict[str, Any], told: str) -> None:
-    """To be done before anything is trained."""
+    """Write the run's identity to the output, before anything is trained."""
     store.write_json(PLAN, {"settings": identity, "data": told})

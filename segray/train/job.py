@@ -1,4 +1,4 @@
-"""`segray train`, step by step: check, list, scan, split, train, account."""
+"""`segray train`, step by step: check, list, scan, split, train, report."""
 
 import time
 from collections import Counter
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from segray.train.trainer import Run
 
 _CROWD = 8, 0.2
-"""Look-alikes in one group that are worth a word: more than so many, and than this share of all."""
+"""Look-alikes in one group that give a warning: more than this number, and more than this share of all."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Prepared:
 
     settings: TrainSettings
     lock: Lease[Output]
-    """Not entered yet; its output's store is `store`."""
+    """Not acquired yet; its output's store is `store`."""
     listed: Pairs
     task: TrainingTask
     device: str
@@ -66,18 +66,21 @@ class Prepared:
 
     @property
     def store(self) -> Output:
-        """The output."""
+        """Return the output."""
         return self.lock.store
 
     def shares(self) -> Shares:
-        """Starts Ray. Raises SettingsError when the workers do not fit into it."""
+        """Start Ray and return the resources of each worker.
+
+        Raises SettingsError when the workers do not fit.
+        """
         settings = self.settings
         cluster, least = self.ray.cluster(), settings.min_workers
         return share_out(settings.workers, settings.loaders, self.device, cluster, least)
 
 
 def train(settings: TrainSettings) -> ExitCode:
-    """Train a model on `settings.data` into `settings.output`, from where an earlier run has come to.
+    """Train a model on `settings.data` into `settings.output`, continuing an earlier run.
 
     Raises as `trained` does.
     """
@@ -86,9 +89,9 @@ def train(settings: TrainSettings) -> ExitCode:
 
 
 def trained(settings: TrainSettings) -> tuple[ExitCode, dict[str, Any]]:
-    """The same, with the contents of run.json; of a dry run there are none.
+    """Train, and return the exit code with the contents of run.json; {} for a dry run.
 
-    Raises SettingsError for what can be known before work begins, JobFailedError for what broke later.
+    Raises SettingsError for errors found before work begins, JobFailedError for later failures.
     """
     with on_ray(settings, _load_ray_train) as ray:
         prepared = _prepare(settings, ray)
@@ -100,11 +103,11 @@ def trained(settings: TrainSettings) -> tuple[ExitCode, dict[str, Any]]:
 
 
 def _load_ray_train() -> None:
-    import segray.train.trainer  # noqa: F401 - its loggers are sent to the file, once they are there
+    import segray.train.trainer  # noqa: F401 - its loggers can be redirected to the file once they exist
 
 
 def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
-    """Look at the output, list the data, see what the labels hold: all problems at once."""
+    """Check the output, list the data, sample the labels; raise SettingsError with all problems at once."""
     problems = Problems()
     attempt = problems.attempt
     lock = attempt(lambda: open_output(Output(settings.output, settings.storage)))
@@ -115,24 +118,24 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":
-            attempt(lambda: _where(settings, ray))  # only torch knows
-        raise problems.error()  # what is known without torch, before it is loaded
+            attempt(lambda: _where(settings, ray))  # needs torch
+        raise problems.error()  # problems found without torch, before it is loaded
     task = attempt(lambda: kind.of(settings, found, start))
     where = attempt(lambda: _where(settings, ray))
     if problems or task is None or where is None:
         raise problems.error()
     device, precision = where
     if device == "cpu" and task.arch_settings.get("norm") == "sync":
-        raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs take group, or batch")
+        raise SettingsError("arch_settings: norm sync needs GPUs; on CPUs use group, or batch")
     identity = identity_of(settings, task.resolved() | {"precision": precision})
     check_settings(lock.store, identity, shown(settings.output))
     return Prepared(settings, lock, found, task, device, precision, identity, ray)
 
 
 def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
-    """The settings with what the model decides that training begins with, and that model.
+    """Return the settings completed from the start model, and that model.
 
-    Raises SettingsError.
+    Raises SettingsError where they contradict it.
     """
     if settings.start_from is None:
         return settings, None
@@ -146,14 +149,14 @@ def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
 
 
 def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
-    """(device, precision): the cluster's where there is one, else this machine's."""
+    """Return (device, precision): the cluster's where there is one, else this machine's."""
     from segray.models.device import resolve_precision
 
     device = device_of(settings.device, ray)
     if ray.in_cluster:
         share_out(settings.workers, settings.loaders, device, ray.cluster(), settings.min_workers)
     if settings.precision == "fp16" and device == "cpu":
-        raise SettingsError("precision: fp16 needs a GPU; take fp32 or bf16 on a CPU")
+        raise SettingsError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
     if settings.precision != "auto":
         return device, settings.precision
     if device == "cuda" and ray.in_cluster:
@@ -162,7 +165,7 @@ def _where(settings: TrainSettings, ray: RayStart) -> tuple[str, str]:
 
 
 def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]:
-    """Do what is left, under the lease; returns what was trained on, and the contents of run.json."""
+    """Do the remaining work, under the lease; return the training data, and the contents of run.json."""
     settings, store, output = prepared.settings, prepared.store, shown(prepared.settings.output)
     started, machines = time.monotonic(), prepared.ray.machines
     machines.inherit(lock.hours)
@@ -172,8 +175,8 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     say(f"{data.told()}; {len(data.rejected):,} of {data.listed:,} rejected")
     if data.alike > max(_CROWD[0], _CROWD[1] * len(data.pairs)):
         say(
-            f"{data.alike:,} of the pictures look alike and came into one split; if they are not copies "
-            "(frames of a fixed camera), take --group-look-alikes off or a column `group` of the data"
+            f"{data.alike:,} of the images look alike and are kept in one split; if they are not copies "
+            "(frames of a fixed camera), set --group-look-alikes off or add a column `group` to the data"
         )
     for address, why in data.rejected[:10]:
         say(f"rejected: {address}: {why}", "warning")
@@ -192,7 +195,7 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     for name, content in prepared.task.files(data).items():
         store.write(name, content)
     if not holds(store, CHECKPOINT):
-        store.retract(METRICS)  # of a run that is gone: they must not pass for this one's
+        store.retract(METRICS)  # left by an earlier run: not to be mixed with this one's
     _train(prepared, data, shares, lock)
     record = _record(prepared, data, time.monotonic() - started) | machines.record()
     store.write_json(RUN, record)
@@ -201,7 +204,7 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
 
 
 def _check_model(store: Output, output: str) -> None:
-    """Raise SettingsError where the model of a run that is done was taken away."""
+    """Raise SettingsError where the model of a finished run was deleted."""
     if not holds(store, MODEL):
         raise SettingsError(f"output: {output} holds {RUN}, but its {MODEL} is gone; use another --output")
 
@@ -216,11 +219,11 @@ def _tell(prepared: Prepared, record: dict[str, Any], what: str) -> None:
 
 
 def _data(prepared: Prepared, *, begun: bool) -> Data:
-    """Look at the pairs that no earlier run has seen, on Ray, and split all of them."""
+    """Scan the pairs that earlier runs have not, on Ray, and split all of them."""
     settings, listed = prepared.settings, prepared.listed
     scan = Scan(listed.pairs, prepared.task.rules, settings.max_pixels, prepared.store, begun=begun)
     if scan.missing:
-        prepared.shares()  # what cannot start later needs no scan
+        prepared.shares()  # no scan where the workers could not start
         scan_pairs(scan, listed.pairs, prepared.task.reading(), prepared.ray.cluster().cpus, settings)
     rule = None
     if settings.footprints is None:
@@ -229,7 +232,7 @@ def _data(prepared: Prepared, *, begun: bool) -> Data:
 
 
 def scan_pairs(scan: Scan, pairs: list[Pair], reading: Any, cpus: float, settings: TrainSettings) -> None:
-    """Look, on the Ray that runs, at the pairs that the scan lacks; what was read is not read again."""
+    """Scan, on the running Ray, the pairs that the scan lacks; those already read are not read again."""
     import pyarrow as pa
 
     from segray.data.scan_stream import scan as scanned
@@ -267,7 +270,7 @@ def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) 
 
 
 def _run_of(prepared: Prepared, data: Data) -> "Run":
-    """What every worker is given."""
+    """Return the arguments of every worker."""
     from segray.train.loader import Feed
     from segray.train.sampler import EpochSampler, shared
     from segray.train.trainer import Run
@@ -287,13 +290,14 @@ def _run_of(prepared: Prepared, data: Data) -> "Run":
 
 
 def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
-    """The contents of run.json; `seconds` are those of the run that finished."""
+    """Return the contents of run.json; `seconds` are those of the run that finished."""
     done, best = metrics(prepared.store), prepared.task.best
     last, wanted = done[-1]["epoch"] if done else 0, prepared.settings.epochs
     if last < wanted or not holds(prepared.store, MODEL):
         lacks = f"after {last} of {wanted} epochs" if last < wanted else f"without {MODEL}"
         raise JobFailedError(
-            f"training ended {lacks} in {prepared.store.root}, and no worker said why; run again to continue"
+            f"training ended {lacks} in {prepared.store.root}, and no worker reported why; "
+            "run again to continue"
         )
     return {
         "verb": "train",

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from segray.models.imports import import_torchvision
 
-import_torchvision()  # before what follows does: each loader is ready sooner
+import_torchvision()  # before the imports below do: each loader starts sooner
 
 from segray.columns import packed, unpacked
 from segray.errors import ItemError, JobFailedError
@@ -30,7 +30,7 @@ from segray.train.resources import LOADER_CPUS
 from segray.train.reporting.samples import chosen
 
 AHEAD = 8
-"""Batches that a loader is given before it is done with one: else it waits for Ray's next look."""
+"""Batches queued for a loader, so that it need not wait for Ray's next poll."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Feed:
     transform: Transform
     sampler: EpochSampler
     loaders: int
-    """Processes that decode, for each worker."""
+    """Processes that decode, per worker."""
     stall_timeout_s: float
 
 
@@ -81,9 +81,9 @@ def pictured(pairs: Any, feed: Feed) -> list[Any]:
 
 
 class _Load:
-    """Indices -> SAMPLES; a batch with a pair that cannot be used becomes one row with its error.
+    """Maps indices to SAMPLES; a batch with a pair that cannot be used becomes one row with its error.
 
-    An exception would come to the worker as Ray's own, in many lines.
+    An exception would reach the worker as Ray's own, in many lines.
     """
 
     def __init__(self, pairs: Any, reading: LabelReading, transform: Transform) -> None:
@@ -106,7 +106,7 @@ class _Load:
             if isinstance(example, ItemError):
                 error = {"name": pair.name, "error_type": example.error_type, "error": example.reason}
                 return pa.Table.from_pylist([error], SAMPLES)
-            item = f"{pair.item}:{repeat}" if repeat else pair.item  # another crop each time
+            item = f"{pair.item}:{repeat}" if repeat else pair.item  # another crop for each repeat
             if epoch == SCORING:
                 arrays = self._transform.scoring(example)
             else:
@@ -121,7 +121,7 @@ def _batch(table: pa.Table, transform: Transform) -> Any:
         if kind in PASSING:
             raise OSError(f"{name}: {reason}")
         raise JobFailedError(
-            f"{name}: {reason}; it could be read when the data were surveyed: put it back and run the same "
+            f"{name}: {reason}; it could be read when the data were scanned: restore it and run the same "
             "command again, or train into another --output"
         )
     return transform.collate(samples_in(table))

@@ -1,16 +1,16 @@
-"""The training loop of one process: steps, scores, reports, and checkpoints it goes on from. No Ray.
+"""The training loop of one process: steps, scores, reports, and the checkpoints to resume from. No Ray.
 
     checkpoints/last.pt   network, average, optimiser, schedule, history, position in the epoch, its losses
-    checkpoints/before.pt the one before, should the last be damaged
+    checkpoints/before.pt the previous one, should the last be damaged
     model.pt              the best network so far
     metrics.jsonl         the history, a line an epoch; tensorboard/ and curves.png show the same
-    samples/              panels of a few pictures, as the best network sees them
+    samples/              panels of a few images, as the best network sees them
 
-All of it is written by the process of rank 0, each file whole or not at all. Every other draw and sum is a
-function of the seed and the step, so what is done again after a kill is done as it was.
+All of it is written by the process of rank 0, each file atomically. All random draws and sums are functions
+of the seed and the step, so a step repeated after a kill gives the same result.
 
 Ray Train's own registry of checkpoints was tried: its snapshot file is written in place, so a kill in that
-moment leaves a run that cannot go on, and what was reported in the last two seconds before a crash is lost.
+moment leaves a run that cannot resume, and reports of the last two seconds before a crash are lost.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.training import Training
 
 DRAWN_EVERY_S = 20.0
-"""Curves take most of a second, where an epoch may take one."""
+"""Curves take most of a second, which may be as long as an epoch."""
 
 
 class Loop:
-    """Epoch by epoch to the last, from where the output stands."""
+    """Runs epoch after epoch to the last, from the state of the output."""
 
     def __init__(
         self,
@@ -50,23 +50,23 @@ class Loop:
         shown: Sequence[Any] = (),
         generation: int | None = None,
     ) -> None:
-        """shown: pictures, each alone, of which panels are drawn. generation: of the lease, or the newest."""
+        """Store the arguments; shown: single images to draw. generation: of the lease; None: the newest."""
         self.training, self._store, self._rank, self._shown = training, store, rank, shown
         self._every_s = checkpoint_every_s
         self.position = 0
-        """Steps of the present epoch that are done."""
+        """Finished steps of the present epoch."""
         self._losses = self._seconds = 0.0
-        """Of these steps, summed."""
+        """Sum of their losses."""
         self._saved = time.monotonic()
         self._drawn = -math.inf
         self._is_whole = False
-        """The checkpoint in the output is one that may take the place of the one before."""
+        """Whether the checkpoint in the output may replace the previous one."""
         follow(store, newest_generation(store) if generation is None else generation)
 
     def restore(self) -> str | None:
-        """Go on from the last checkpoint, if there is one, or from the one before.
+        """Resume from the last checkpoint, if there is one, or from the previous one.
 
-        Returns what is to be said: that the last is damaged. Raises SettingsError if both are.
+        Returns a warning if the last is damaged. Raises SettingsError if both are.
         """
         told = None
         for name in (CHECKPOINT, BEFORE):
@@ -78,7 +78,7 @@ class Loop:
             except SettingsError as error:
                 if name == BEFORE or self._store.read(BEFORE) is None:
                     raise
-                told = f"{error}; going on from the one before"
+                told = f"{error}; resuming from the previous one"
                 continue
             self.training.load_state_dict(state["training"])
             self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
@@ -87,11 +87,11 @@ class Loop:
         return told
 
     def run(self, stream: Iterator[Any], train: int, scored: int) -> None:
-        """The steps that are left.
+        """Do the remaining steps.
 
         stream: from `position` of the present epoch on, this process's part of each global batch, then its
-        pictures to score, then the next epoch. train: pictures of an epoch, of all processes; scored: this
-        process's pictures to score.
+        images to score, then the next epoch. train: images of an epoch, of all processes; scored: this
+        process's images to score.
         """
         recipe = self.training.recipe
         while self.training.epoch < recipe.epochs:
@@ -117,7 +117,7 @@ class Loop:
 
     def _step(self, stream: Iterator[Any]) -> None:
         started = time.monotonic()
-        # dropout and its like draw from here: the same after a restart as without one
+        # seeds dropout and the like: the same after a restart as without one
         torch.manual_seed(_drawn(self.training.recipe.seed, self.training.step, self._rank))
         self._losses += self.training.train_step(next(stream))
         self.position += 1
@@ -126,13 +126,14 @@ class Loop:
             self._save()
 
     def _share_statistics(self) -> None:
-        """Rank 0's running statistics of the norms for all: they are what is kept, so they are scored."""
+        """Broadcast rank 0's running statistics of the norms: they are the ones that are saved, hence
+        scored."""
         if distributed.is_initialized():
             for buffer in self.training.scored.buffers():
                 distributed.broadcast(buffer, 0)
 
     def _report(self, line: dict[str, Any]) -> None:
-        """Everything that is shown of an epoch; written again, the same, if the epoch is done again."""
+        """Write all reports of an epoch; if the epoch is repeated, the same ones again."""
         history, best = self.training.history, self.training.best
         known = [each[best] for each in history if each[best] is not None]
         history.append(line)
@@ -147,7 +148,7 @@ class Loop:
 
     def _draw_samples(self) -> None:
         for picture in self._shown:
-            with suppress(OSError):  # what a storage does not take ends no training
+            with suppress(OSError):  # a storage error does not end training
                 self.training.draw(picture, self._store.filesystem, f"{self._store.root}/samples")
 
     def _draw_history(self) -> None:
@@ -165,7 +166,7 @@ class Loop:
             self._drawn = time.monotonic()
 
     def _save(self) -> None:
-        """Only one process does: what counts is the same in all."""
+        """Save a checkpoint, from one process only: the state is the same in all."""
         self._saved = time.monotonic()
         if self._rank != 0:
             return
@@ -178,7 +179,7 @@ class Loop:
         file = io.BytesIO()
         torch.save(state, file)
         if self._is_whole:
-            with suppress(FileNotFoundError):  # somebody took it away
+            with suppress(FileNotFoundError):  # it was deleted
                 self._store.copy(CHECKPOINT, BEFORE)
         self._store.write(CHECKPOINT, file.getvalue())
         self._is_whole = True
@@ -186,13 +187,13 @@ class Loop:
 
 
 def _drawn(seed: int, step: int, rank: int) -> int:
-    """63 bits for a step of a process."""
+    """Return a 63-bit seed for a step of a process."""
     digest = hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _finite(value: Any) -> Any:
-    """A figure as JSON has it: None where it is not a number."""
+    """Return a figure for JSON: None for NaN and infinity."""
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

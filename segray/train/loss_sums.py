@@ -1,4 +1,4 @@
-"""What the losses of semantic segmentation add up over pixels, and what the sums mean.
+"""Sums over pixels from which the losses of semantic segmentation are computed.
 
 A function named sums takes one worker's `Pixels` and returns a 1-D tensor in the type of the logits, to which
 the sums of other pixels may be added. `ratio` and `dice_loss` turn sums into a loss.
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class Pixels(NamedTuple):
-    """One worker's batch, made safe: where a pixel is ignored, logits and target are 0."""
+    """One worker's batch, sanitised: where a pixel is ignored, logits and target are 0."""
 
     logits: Tensor
     """(n, outputs, h, w) float32, or float64 if the network is."""
@@ -30,7 +30,7 @@ def ratio(sums: Tensor) -> Tensor:
 
 
 def cross_entropy_sums(pixels: Pixels, class_weights: Sequence[float]) -> Tensor:
-    """Return sum of w_t (-log p_t) and of w_t over pixels with true class t, p = softmax of the logits.
+    """Return the sums of w_t (-log p_t) and of w_t over pixels with true class t, p = softmax of the logits.
 
     Their ratio is the weighted mean of `torch.nn.CrossEntropyLoss`.
     """
@@ -39,7 +39,7 @@ def cross_entropy_sums(pixels: Pixels, class_weights: Sequence[float]) -> Tensor
 
 
 def binary_cross_entropy_sums(pixels: Pixels, positive_weight: float) -> Tensor:
-    """Return sum of -(w t log s + (1 - t) log(1 - s)), s = sigmoid of the logit, and the number of pixels.
+    """Return the sum of -(w t log s + (1 - t) log(1 - s)), s = sigmoid of the logit, and the pixel count.
 
     As `torch.nn.BCEWithLogitsLoss` with its `pos_weight`: the weight is not in the divisor.
     """

@@ -45,15 +45,16 @@ class LossSettings:
     name: str = "ce"
     """One of `LOSSES`."""
     ignore_index: int = VOID
-    """Target value of pixels that are in no sum, whatever the network says there."""
+    """Target value of ignored pixels, which are in no sum."""
     class_weights: tuple[float, ...] | None = None
-    """One weight a class, 0 or more: needed by `weighted_ce`, possible for `ce_dice` and softmax `focal`."""
+    """One weight per class, 0 or more: required by `weighted_ce`, optional for `ce_dice` and softmax
+    `focal`."""
     positive_weight: float | None = None
     """Factor on the pixels of class 1 in `bce` and `bce_dice`; none = 1."""
     smooth: float = 1.0
-    """Pixels added to both sides of Dice's fraction, above 0: an empty class left empty has Dice 1."""
+    """Pixels added to numerator and denominator of Dice, above 0: an empty class left empty has Dice 1."""
     dice_classes: Literal["present", "all"] = "present"
-    """Classes that Dice is the mean of: those with a true pixel in the global batch, or all of them.
+    """Classes in Dice's mean: those with a true pixel in the global batch, or all of them.
 
     `all` punishes a class for being predicted where it is absent, but shows a Dice near 0 for every absent
     class with a little probability. With one output the foreground always counts.
@@ -72,27 +73,27 @@ class Term(NamedTuple):
     sums: Callable[[Pixels], Tensor]
     """One worker's sums, 1-D."""
     value: Callable[[Tensor], Tensor]
-    """The scalar that the global sums give."""
+    """The scalar computed from the global sums."""
     length: int
-    """How many sums there are."""
+    """Number of sums."""
     factor: float = 1.0
     fixed_slopes: bool = True
-    """Whether the slopes of `value` follow from the target alone, as a mean's do: 1 / what it divides by."""
+    """Whether the derivatives of `value` depend on the target alone, as a mean's do: 1 / its divisor."""
 
 
 def alone(sums: Tensor) -> Tensor:
-    """Return the sums as they are: the `reduce` of a single process."""
+    """Return the sums unchanged, 1-D: the `reduce` of a single process."""
     return sums
 
 
 def reduce_over_ranks(sums: Tensor) -> Tensor:
-    """Return the sums over all ranks of the default process group; without one, the sums as they are.
+    """Return the sums over all ranks of the default process group, 1-D; without one, the sums unchanged.
 
     With S = sum of s_r over R ranks, every rank holds L = f(S). The backward pass adds the R equal f'(S) and
     gives rank r the gradient R f'(S) ds_r/dw; DistributedDataParallel's mean over ranks makes that
     f'(S) sum of ds_r/dw = dL/dw, exactly the gradient of one process with the whole batch.
-    `torch.distributed.nn.functional.all_reduce` does the same but is deprecated since torch 2.15, and what it
-    names instead is a private module.
+    `torch.distributed.nn.functional.all_reduce` does the same but is deprecated since torch 2.15, and its
+    suggested replacement is a private module.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return sums
@@ -115,7 +116,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SemanticLoss:
-    """A loss that was checked; call it, or add `sums` over many batches and take the `value` once."""
+    """A validated loss; call it, or add `sums` over many batches and compute `value` once."""
 
     outputs: int
     ignore_index: int
@@ -136,14 +137,14 @@ class SemanticLoss:
         return torch.cat([term.sums(pixels) for term in self.terms])
 
     def value(self, sums: Tensor) -> Tensor:
-        """Return the loss that sums over any number of pixels give, a scalar."""
+        """Return the loss from sums (1-D) over any number of pixels, a scalar."""
         lengths = [term.length for term in self.terms]
         parts = zip(self.terms, torch.split(sums, lengths), strict=True)
         return torch.stack([term.factor * term.value(part) for term, part in parts]).sum()
 
     @property
     def fixed_slopes(self) -> bool:
-        """Whether `slopes` follow from the targets alone, so that those of any logits are right."""
+        """Return whether `slopes` depend on the targets alone, so that those of any logits are right."""
         return all(term.fixed_slopes for term in self.terms)
 
     def slopes(self, sums: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class SemanticLoss:
 
 
 def build_loss(settings: LossSettings, outputs: int) -> SemanticLoss:
-    """Return the loss for a network with that many outputs; SettingsError with all that does not fit."""
+    """Return the loss for a network with that many outputs. Raises SettingsError with all that is invalid."""
     if problems := list(_problems(settings, outputs)):
         raise SettingsError(*problems)
     weights = settings.class_weights or (1.0,) * outputs
@@ -193,8 +194,8 @@ def build_loss(settings: LossSettings, outputs: int) -> SemanticLoss:
 def outputs_for(loss: str, classes: int) -> int:
     """Return how many outputs a network needs for the loss and for classes 0 to classes - 1.
 
-    `bce` and `bce_dice` tell two classes apart with one output; every other loss takes one a class. Raises
-    SettingsError where loss and number do not fit.
+    `bce` and `bce_dice` separate two classes with one output; every other loss takes one per class. Raises
+    SettingsError where loss and number do not match.
     """
     outputs = 1 if loss in SIGMOID_ONLY and classes == 2 else classes
     if problems := list(_misfit(loss, outputs)):
@@ -242,18 +243,18 @@ def _check_classes(target: Tensor, classes: int) -> None:
     low, high = (int(value) for value in torch.stack(target.aminmax()).tolist())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
-        raise ValueError(f"class {wrong} in a target: 0 to {classes - 1} and the ignored value are known")
+        raise ValueError(f"class {wrong} in a target: known are 0 to {classes - 1} and the ignored value")
 
 
 def _misfit(loss: str, outputs: int) -> Iterator[str]:
     if loss not in LOSSES:
-        yield f"loss {loss}: is none of {', '.join(LOSSES)}"
+        yield f"loss {loss}: is not one of {', '.join(LOSSES)}"
     elif outputs < 1:
-        yield f"loss {loss}: {outputs} classes are none to learn"
+        yield f"loss {loss}: {outputs} classes: at least 1 is needed"
     elif loss in SIGMOID_ONLY and outputs > 1:
-        yield f"loss {loss}: tells two classes apart, not {outputs}; take ce, ce_dice, dice or focal"
+        yield f"loss {loss}: separates two classes, not {outputs}; use ce, ce_dice, dice or focal"
     elif loss in SOFTMAX_ONLY and outputs == 1:
-        yield f"loss {loss}: needs two or more classes; take bce, bce_dice, dice or focal"
+        yield f"loss {loss}: needs two or more classes; use bce, bce_dice, dice or focal"
 
 
 def _problems(settings: LossSettings, outputs: int) -> Iterator[str]:
@@ -276,9 +277,9 @@ def _problems(settings: LossSettings, outputs: int) -> Iterator[str]:
 def _weight_problems(name: str, outputs: int, weights: tuple[float, ...] | None) -> Iterator[str]:
     if weights is None:
         if name == "weighted_ce":
-            yield "loss weighted_ce: needs class weights; set class_weights, or take ce"
+            yield "loss weighted_ce: needs class weights; set class_weights, or use ce"
     elif name not in ("weighted_ce", "ce_dice", "focal") or outputs == 1:
-        yield f"loss {name}: takes no class_weights with {outputs} outputs; leave them out"
+        yield f"loss {name}: does not take class_weights with {outputs} outputs; leave them out"
     elif len(weights) != outputs:
         yield f"loss {name}: {len(weights)} class_weights for {outputs} classes; give one for each"
     elif not (all(weight >= 0 for weight in weights) and 0 < sum(weights) < math.inf):

@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the highest rate as a function of the optimiser step.
 
-Only `plateau` remembers anything, in torch's `ReduceLROnPlateau`; every other rate follows from the step
-alone, so a run that goes on from a checkpoint goes on with the same rates.
+Only `plateau` has state, in torch's `ReduceLROnPlateau`; every other rate follows from the step alone, so
+a run that resumes from a checkpoint continues with the same rates.
 """
 
 import math
@@ -28,7 +28,7 @@ class ScheduleSettings:
     warmup_steps: int = 0
     """Steps of linear warm-up: 1/n, 2/n, … 1 times the rate. 0 for none."""
     floor: float = 0.0
-    """Lowest factor once warm: where `cosine` and `poly` end, and where `step` and `plateau` stop falling."""
+    """Lowest factor after the warm-up: where `cosine` and `poly` end, and where `step` and `plateau` stop."""
     power: float = 0.9
     """Exponent of `poly`."""
     milestones: tuple[int, ...] = ()
@@ -40,11 +40,11 @@ class ScheduleSettings:
     mode: Literal["max", "min"] = "max"
     """`plateau`: whether a higher or a lower metric is better."""
     patience: int = 10
-    """`plateau`: the rate falls after more than so many validations in a row without an improvement."""
+    """`plateau`: the rate falls after more than this many validations in a row without an improvement."""
     threshold: float = 1e-4
-    """`plateau`: least change of the metric that is an improvement, in the metric's unit."""
+    """`plateau`: minimum change of the metric that is an improvement, in the metric's unit."""
     cooldown: int = 0
-    """`plateau`: validations after a fall that are not held against it."""
+    """`plateau`: validations after a fall that are not counted."""
 
 
 def check_schedule(settings: ScheduleSettings) -> None:
@@ -78,8 +78,8 @@ def _shape(settings: ScheduleSettings, step: int, progress: float) -> float:
 def plateau_of(settings: ScheduleSettings) -> ReduceLROnPlateau | None:
     """Return torch's scheduler of a rate of 1, stepped by validation metrics; None unless `plateau`.
 
-    The metric is the same on every worker. `threshold_mode="abs"`: a relative threshold turns round for a
-    metric below 0.
+    The metric is the same on every worker. `threshold_mode="abs"`: a relative threshold has the wrong sign
+    for a metric below 0.
     """
     if settings.name != "plateau":
         return None
@@ -97,12 +97,12 @@ def plateau_of(settings: ScheduleSettings) -> ReduceLROnPlateau | None:
 
 
 def plateau_factor(plateau: ReduceLROnPlateau | None) -> float:
-    """Return the factor that the validations so far have left; 1 without `plateau`."""
+    """Return the factor after the validations so far; 1 without `plateau`."""
     return 1.0 if plateau is None else float(plateau.optimizer.param_groups[0]["lr"])
 
 
 def plateau_state(plateau: ReduceLROnPlateau | None) -> dict[str, float]:
-    """Return the state as plain numbers; {} without `plateau`, and no `best` before there is one."""
+    """Return the state as plain numbers; {} without `plateau`, and no `best` before the first validation."""
     if plateau is None:
         return {}
     state = {
@@ -114,7 +114,7 @@ def plateau_state(plateau: ReduceLROnPlateau | None) -> dict[str, float]:
 
 
 def load_plateau_state(plateau: ReduceLROnPlateau | None, state: dict[str, float]) -> None:
-    """Go on from what `plateau_state` returned, now or in an older version."""
+    """Load what `plateau_state` returned, now or in an older version."""
     if plateau is None:
         return
     plateau.optimizer.param_groups[0]["lr"] = state["factor"]
@@ -139,7 +139,7 @@ def falls(step: int, milestones: tuple[int, ...], every: int) -> int:
 
 def _problems(settings: ScheduleSettings) -> Iterator[str]:
     if settings.name not in SCHEDULES:
-        yield f"schedule {settings.name}: is none of {', '.join(SCHEDULES)}"
+        yield f"schedule {settings.name}: is not one of {', '.join(SCHEDULES)}"
     for name in ("warmup_steps", "every", "patience", "cooldown", "threshold"):
         if not getattr(settings, name) >= 0:
             yield f"schedule: {name} is {getattr(settings, name)}, but must be 0 or more"

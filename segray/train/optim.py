@@ -20,7 +20,7 @@ class OptimizerSettings:
     name: str = "adamw"
     """One of `OPTIMIZERS`."""
     lr: float = 1e-3
-    """Highest learning rate, that the schedule's factor multiplies."""
+    """Highest learning rate, which the schedule's factor multiplies."""
     weight_decay: float = 0.01
     """`adamw`: share of a weight taken away per step and unit of rate (Loshchilov and Hutter 2019).
 
@@ -31,19 +31,19 @@ class OptimizerSettings:
     eps: float = 1e-8
     """Added to the root of the mean square, `adamw` and `adam`; too small for gradients in fp16."""
     momentum: float = 0.9
-    """Share of the last step that is kept, `sgd`."""
+    """Share of the last step that is kept, for `sgd`."""
     nesterov: bool = False
-    """Look ahead by the momentum, `sgd`."""
+    """Nesterov momentum, for `sgd`."""
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Return the optimiser of the parameters that require a gradient, in two groups: decayed and not.
 
-    Raises SettingsError, with all that is wrong, for settings out of range and for a model all frozen.
+    Raises SettingsError, with all that is invalid, for settings out of range and for a fully frozen model.
     """
     problems = list(_problems(settings))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        problems.append("optimizer: every parameter of the model is frozen; leave some of it to train")
+        problems.append("optimizer: every parameter of the model is frozen; unfreeze some of them")
     if problems:
         raise SettingsError(*problems)
     groups = decayed_groups(model, settings.weight_decay)
@@ -71,7 +71,7 @@ def check_optimizer(settings: OptimizerSettings) -> None:
 
 def _problems(settings: OptimizerSettings) -> Iterator[str]:
     if settings.name not in OPTIMIZERS:
-        yield f"optimizer {settings.name}: is none of {', '.join(OPTIMIZERS)}"
+        yield f"optimizer {settings.name}: is not one of {', '.join(OPTIMIZERS)}"
     if not 0 < settings.lr < float("inf"):
         yield f"optimizer: lr is {settings.lr}, but must be above 0"
     if not 0 <= settings.weight_decay < float("inf"):

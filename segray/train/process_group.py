@@ -1,4 +1,4 @@
-"""The process group of the workers, on one address: torch's own store listens on all, without a key."""
+"""The workers' process group, on one address: torch's own store listens on all of them, without a key."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from segray.ray_private import find
 
 _TorchBackend: Any = find("backend") or object
 _HANDLERS = "_rendezvous_handlers"
-"""Torch's private table of the ways to find each other, by the scheme of the address."""
+"""Torch's private table of rendezvous functions, by the scheme of the address."""
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
@@ -28,11 +28,11 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 class OneAddressConfig(TorchConfig):
-    """As Ray's; rank 0 listens on the address of its node alone, loopback for a Ray of our own."""
+    """Ray's configuration, but rank 0 listens on its node's address alone: loopback for a Ray of our own."""
 
     @property
     def backend_cls(self) -> Any:
-        """Return what Ray asks for."""
+        """Return the backend class that Ray expects."""
         if _TorchBackend is object or not hasattr(_rendezvous_module(), _HANDLERS):
             say(
                 f"ray {ray.__version__}, torch {torch.__version__}: training listens on all addresses",
@@ -43,7 +43,7 @@ class OneAddressConfig(TorchConfig):
 
 
 def _use_one_address() -> None:
-    """In each worker, before the group is made: torch has no setting for it."""
+    """Register the rendezvous in each worker, before the group is made: torch has no setting for it."""
     getattr(_rendezvous_module(), _HANDLERS)["env"] = _rendezvous
 
 
@@ -54,7 +54,7 @@ def _rendezvous_module() -> Any:
 def _rendezvous(
     url: str, timeout: timedelta = timedelta(minutes=30), **_: Any
 ) -> Iterator[tuple[Store, int, int]]:
-    """(store, rank, world size), as torch's `env://` (torch/distributed/rendezvous.py) gives them."""
+    """Yield (store, rank, world size), like torch's `env://` (torch/distributed/rendezvous.py)."""
     told = parse_qs(urlsplit(url).query)
     rank, world_size = (int(told[name][0]) for name in ("rank", "world_size"))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -68,13 +68,13 @@ def _rendezvous(
 
 
 def _listen(host: str, port: int) -> int:
-    """A descriptor, which the store closes."""
+    """Return a listening socket's descriptor, which the store closes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError:  # an address that the network translates (NAT) is none of this machine's
+    except OSError:  # an address behind NAT does not belong to this machine
         listening.bind(("", port))
     listening.listen(2048)
     return listening.detach()

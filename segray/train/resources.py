@@ -1,4 +1,4 @@
-"""How a cluster's CPUs and GPUs are shared out among training workers and their loaders; no Ray."""
+"""Distribute a cluster's CPUs and GPUs to training workers and their loaders; no Ray."""
 
 import math
 from collections.abc import Set
@@ -8,7 +8,7 @@ from segray.cluster import READ_TASK_CPUS, Cluster
 from segray.errors import SettingsError
 
 LOADER_CPUS = 0.1
-"""Ray's tally, not a limit: training needs the cores more than decoding does."""
+"""Ray's accounting, not a limit: training needs the cores more than decoding does."""
 _LEAST_CPUS = 0.1
 _EMULATE = frozenset({"V100", "P100", "T4", "P4", "K80"})
 """GPUs older than Ampere, as Ray names them: they emulate bfloat16, slower than float32."""
@@ -16,46 +16,46 @@ _EMULATE = frozenset({"V100", "P100", "T4", "P4", "K80"})
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What each training worker reserves."""
+    """Resources that each training worker reserves."""
 
     cpus: float
     gpus: float
 
     @property
     def of_a_worker(self) -> dict[str, float]:
-        """As Ray Train takes it."""
+        """Return the resources in Ray Train's format."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 def multiply_bfloat16(accelerators: Set[str]) -> bool:
-    """Whether all GPUs of a cluster do; accelerators: Ray's names of those it knows."""
+    """Return whether all GPUs of a cluster support bfloat16; accelerators: Ray's names of the known ones."""
     return not accelerators & _EMULATE
 
 
 def share_out(workers: int, loaders: int, device: str, cluster: Cluster, least: int | None = None) -> Shares:
-    """Shares with which all workers and all of their loaders run at the same time.
+    """Return shares with which all workers and all of their loaders run at the same time.
 
-    device: `cuda` or `cpu`. least: workers may be as few, as the nodes come and go. Raises SettingsError
-    where they do not fit: Ray would wait without a word.
+    device: `cuda` or `cpu`. least: minimum workers, as the nodes come and go. Raises SettingsError where they
+    do not fit: Ray would wait without a message.
     """
     if least is not None:
         return _elastic(workers, least, loaders, device, cluster)
     if device == "cuda" and workers > cluster.gpus:
         raise SettingsError(
-            f"workers: {workers} with a GPU each are asked for, there are {cluster.gpus:g}; "
-            "ask for fewer, or set device to cpu"
+            f"workers: {workers} with a GPU each are requested, there are {cluster.gpus:g}; "
+            "request fewer, or set device to cpu"
         )
     share = min(1.0, cluster.cpus / workers - _stream(loaders), cluster.node_cpus)
     if share < _LEAST_CPUS:
         raise SettingsError(
             f"workers: {workers} with {loaders} loaders each do not fit into {cluster.cpus:g} CPUs; "
-            "ask for fewer workers or loaders"
+            "request fewer workers or loaders"
         )
     return Shares(_part(share), float(device == "cuda"))
 
 
 def _elastic(workers: int, least: int, loaders: int, device: str, cluster: Cluster) -> Shares:
-    """Ray puts as many workers on a node as it has room for: there, their loaders must find theirs."""
+    """Fit workers per node: Ray fills a node with workers, and their loaders must still fit there."""
     stream = _stream(loaders)
 
     def on_a_node(share: float, cpus: float, gpus: float) -> int:
@@ -74,16 +74,16 @@ def _elastic(workers: int, least: int, loaders: int, device: str, cluster: Clust
     if number < least:
         raise SettingsError(
             f"min_workers: {least} with {loaders} loaders each do not fit, the nodes have room for {number}; "
-            "ask for fewer workers or loaders"
+            "request fewer workers or loaders"
         )
     return Shares(share, float(device == "cuda"))
 
 
 def _stream(loaders: int) -> float:
-    """CPUs of what feeds a worker."""
+    """Return the CPUs of the processes that feed a worker."""
     return loaders * LOADER_CPUS + READ_TASK_CPUS
 
 
 def _part(cpus: float) -> float:
-    """Not more than `cpus`, in Ray's smallest parts."""
+    """Return at most `cpus`, in Ray's smallest fractions."""
     return math.floor(cpus * 10_000) / 10_000

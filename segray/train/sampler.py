@@ -36,17 +36,17 @@ class EpochSampler:
     """Order of a table of pairs: the first `train` in batches to train, then `val` to score, one by one."""
 
     batch_size: int
-    """Of all workers together."""
+    """Global batch size, of all workers together."""
     seed: int
     train: int
     val: int
     repeats: Any = None
-    """Reference to how often each of the first `train` is shown in an epoch; None: once."""
+    """Reference to how often each of the first `train` is drawn in an epoch; None: once."""
 
     def epoch(self, epoch: int, position: int, part: Part) -> Iterator[pa.Table]:
         """Yield a worker's part of each global batch from `position` on; then what it scores, one by one.
 
-        Images that are scored may have any size.
+        Images to score may have any size.
         """
         repeats = None if self.repeats is None else ray.get(self.repeats)
         order = order_of(self.train, self.seed, epoch, repeats)
@@ -58,7 +58,7 @@ class EpochSampler:
 
 
 def shared(repeats: NDArray[np.float64] | None) -> Any:
-    """Put them into Ray's shared memory; returns the reference, or None."""
+    """Put the repeats, float64 (items,), into Ray's shared memory; return the reference, or None."""
     return None if repeats is None else ray.put(repeats)
 
 

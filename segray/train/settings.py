@@ -1,4 +1,4 @@
-"""What `segray train` can be told; flags, environment, YAML and help come from here."""
+"""Settings of `segray train`; flags, environment, YAML and help are generated from them."""
 
 from typing import Any, Literal
 
@@ -14,21 +14,21 @@ from segray.train.choices import LossName, OptimizerName, ScheduleName
 from segray.train.transforms.strength import AugmentSettings
 
 WEIGHTINGS = ("auto", "none", "inverse", "root")
-"""Of classes, besides numbers."""
+"""Class weightings, besides numbers."""
 INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds", "min_score")
-"""Settings that semantic training does not know."""
+"""Settings of instance models alone."""
 
 
 class TrainSettings(SceneSettings):
-    """DDP training of a segmentation model, semantic or instance: `arch` says which.
+    """DDP training of a segmentation model, semantic or instance: `arch` decides which.
 
     For a semantic one, DATA is a folder with images/ and labels/ (of the same stems, with or without train,
     val and test below), a CSV or Parquet manifest with the columns `images` and `masks`, or lists of `image
     label` a line; with `--footprints` a GeoTIFF scene or a folder of them, and the footprints (polygons) are
     the label. For an instance one (Mask R-CNN) it is a COCO JSON file, a folder with instances.json and
     images/, or an output of `segray annotate` whose instances a person corrected (those have a null score).
-    All of it lies on local disk or in a bucket.
-    A killed run, run again with the same command, goes on from its last checkpoint.
+    All of it is on local disk or in a bucket.
+    A killed run, run again with the same command, resumes from its last checkpoint.
     """
 
     basic = (
@@ -52,36 +52,37 @@ exit codes:
         "scenes; local or a URL",
     )
     output: Address = Field(description="folder or bucket URL for model, metrics and checkpoints")
-    root: Address | None = Field(None, description="what the paths in DATA are relative to")
+    root: Address | None = Field(None, description="base of relative paths in DATA")
     min_score: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="of labels in annotate's shape: learn also from instances that no person confirmed, with "
+        description="labels in annotate's format: learn also from instances that no person confirmed, with "
         "a higher score than this; default from those with a null score alone",
     )
     classes: list[str] | None = Field(
         None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
     )
     values: Literal["auto", "indices", "binary"] = Field(
-        "auto", description="what labels hold: class indices, or 0 and 255"
+        "auto", description="values of labels: class indices, or 0 and 255"
     )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
     colours: dict[str, int | str] = Field(
         {},
-        description='of label pictures in colour, the class of each: {"0,0,255": "sky", "#000000": "void"}',
+        description='for colour label images, class of each colour: {"0,0,255": "sky", "#000000": "void"}',
     )
     footprints: Address | None = Field(
         None,
-        description="polygons that are drawn as labels of the scenes in `data`: GeoJSON, GeoParquet, "
-        "GeoPackage, Shapefile or FlatGeobuf, in any coordinate system; what has none is class 0, nodata "
-        "belong to no class",
+        description="polygons that are rasterised as labels of the scenes in `data`: GeoJSON, GeoParquet, "
+        "GeoPackage, Shapefile or FlatGeobuf, in any CRS; pixels without one are class 0, nodata "
+        "pixels are ignored",
     )
     footprints_layer: str | None = Field(
-        None, description="of a GeoPackage with several layers, the one with the footprints"
+        None, description="layer with the footprints, for a GeoPackage with several"
     )
     class_column: str | None = Field(
-        None, description="attribute of the footprints that names one of `classes`; default: all are class 1"
+        None,
+        description="attribute of the footprints that names one of `classes`; default: all are class 1",
     )
     window: int | None = Field(
         None,
@@ -90,34 +91,32 @@ exit codes:
         " where `fit` is resize",
     )
     block: int = Field(
-        4, ge=1, description="blocks of so many windows a side are dealt to train, val and test as one"
+        4, ge=1, description="blocks of this many windows a side stay in one of train, val and test"
     )
     arch: str = Field(
         "unet",
         description=CHOICES,
     )
-    arch_settings: dict[str, Any] = Field({}, description="of the architecture, such as width and depth")
+    arch_settings: dict[str, Any] = Field({}, description="architecture settings, such as width and depth")
     pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
     start_from: WeightsAddress | None = Field(
         None,
-        description="start with this model: whatever --weights takes; its architecture is taken over, and of "
+        description="start from this model, any value of --weights; its architecture is used, and of "
         "its classes those that the data have, too",
     )
     freeze: list[str] = Field(
         [],
-        description="layers that stay as they are, by the beginning of their names (backbone, encoder) or as "
+        description="layers that are not trained, by prefixes of their names (backbone, encoder) or as "
         "globs (repeatable)",
     )
-    freeze_epochs: int | None = Field(
-        None, ge=1, description="train the frozen layers, too, after so many epochs; default never"
-    )
+    freeze_epochs: int | None = Field(None, ge=1, description="unfreeze after so many epochs; default never")
     loss: LossName | Literal["auto"] = Field(
         "auto", description="auto: bce_dice for two classes, else ce_dice"
     )
     class_weights: str = Field(
         "auto",
-        description="of weighted_ce, ce_dice and focal with several classes: numbers such as 1,2,0.5; "
-        "inverse, to the pixels of each in the training data; root, to the root of these; none; auto: "
+        description="for weighted_ce, ce_dice and focal with several classes: numbers such as 1,2,0.5; "
+        "inverse to the pixels of each in the training data; root: to their square root; none; auto: "
         "inverse for weighted_ce, else none",
     )
     loss_settings: dict[str, Any] = Field(
@@ -125,31 +124,31 @@ exit codes:
         description="constants: smooth and dice_classes (present or all) of Dice, dice_weight (bce_dice and "
         "ce_dice), positive_weight (bce, bce_dice), gamma (focal)",
     )
-    epochs: int = Field(50, ge=1, description="times that all training pictures are seen")
-    batch_size: int = Field(8, ge=1, description="pictures of an optimiser step, of all workers together")
-    size: int = Field(320, ge=16, description="side of the training pictures, pixels")
+    epochs: int = Field(50, ge=1, description="passes over the training images")
+    batch_size: int = Field(8, ge=1, description="images per optimiser step, of all workers together")
+    size: int = Field(320, ge=16, description="side of the training images, in pixels")
     fit: Literal["crop", "resize"] = Field(
-        "crop", description="crop pictures to `size` and score whole ones, or resize them, to score too"
+        "crop", description="crop images to `size` and score whole ones, or resize them, for scoring too"
     )
     min_size: int = Field(
         512,
         ge=32,
-        description="instance models: shorter side of a whole picture when it is looked at, pixels",
+        description="instance models: shorter side to which whole images are resized, in pixels",
     )
-    max_size: int = Field(1024, ge=32, description="instance models: longer side of it, at most")
+    max_size: int = Field(1024, ge=32, description="instance models: maximum longer side after the resize")
     balance_kinds: bool = Field(
         False,
-        description="instance models: draw pictures of rare kinds (by size and colour) more often",
+        description="instance models: draw images of rare kinds (by size and colour) more often",
     )
     augment: AugmentSettings = AugmentSettings()
-    optimizer: OptimizerName = Field("adamw", description="how weights are stepped")
+    optimizer: OptimizerName = Field("adamw", description="optimiser")
     optimizer_settings: dict[str, Any] = Field(
         {}, description="constants: betas and eps (adamw, adam), momentum and nesterov (sgd)"
     )
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="not of biases and norms")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    schedule: ScheduleName = Field("cosine", description="of the learning rate, over all steps")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay, except for biases and norms")
+    clip: float = Field(1.0, gt=0, description="maximum norm of the gradient (clipping)")
+    schedule: ScheduleName = Field("cosine", description="schedule of the learning rate, over all steps")
     schedule_settings: dict[str, Any] = Field(
         {},
         description="constants: power (poly), milestones or every and gamma (step; in optimiser steps), "
@@ -160,43 +159,45 @@ exit codes:
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of averaged weights, which are scored; smaller at first; 0: none"
     )
-    seed: int = Field(0, description="of weights, order and augmentation")
+    seed: int = Field(0, description="seed of weights, order and augmentation")
     oversample: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="classes in a smaller share of the training pictures than this are shown more often, by "
+        description="classes in a smaller share of the training images than this are drawn more often, by "
         "the root of how much smaller (repeat factors of LVIS); 0: none",
     )
-    split_seed: int = Field(0, description="of the split, where the data name none")
+    split_seed: int = Field(0, description="seed of the split, where the data name none")
     group_look_alikes: LookAlikes = Field(
         "loose",
-        description="pictures that look alike come into one split: loose (copies, also small or compressed "
-        "ones), strict (nearly the same), off (each for itself: frames of a fixed camera); a column `group` "
-        "of the data goes before it",
+        description="keep look-alikes in one split: loose (copies, also small or compressed "
+        "ones), strict (nearly the same), off (e.g. for frames of a fixed camera); a column `group` "
+        "of the data takes precedence",
     )
-    val_share: float = Field(0.12, gt=0, lt=1, description="of pictures that are dealt")
-    test_share: float = Field(0.18, ge=0, lt=1, description="of pictures that are dealt")
+    val_share: float = Field(0.12, gt=0, lt=1, description="val share of images that are split at random")
+    test_share: float = Field(0.18, ge=0, lt=1, description="test share of images that are split at random")
     workers: int = Field(1, ge=1, description="processes that train, by DDP")
     min_workers: int | None = Field(
         None,
         ge=1,
         description="go on with as few as this when nodes are lost, with up to `workers` when others come",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they train")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the workers")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="auto: bf16 where the GPU multiplies it, else fp32; fp16, with a scaled loss: GPU alone",
     )
     accumulate: int = Field(
-        1, ge=1, description="parts in which a worker does its pictures of a step, to take less memory"
+        1,
+        ge=1,
+        description="gradient accumulation: parts of a worker's images of a step, to use less memory",
     )
     activation_checkpointing: bool = Field(
         False, description="compute maps again in the backward pass instead of keeping them"
     )
     compile: bool = Field(False, description="train with torch.compile")
     loaders: int = Field(2, ge=1, description="processes that decode, for each worker")
-    max_pixels: int = Field(100_000_000, ge=1, description="reject larger pictures (height x width)")
+    max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of pairs is rejected")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes that one run survives")
     checkpoint_every_s: float = Field(
@@ -215,7 +216,7 @@ exit codes:
     @field_validator("class_weights", mode="before")
     @classmethod
     def _weights(cls, given: Any) -> Any:
-        """A list, as in YAML, to what a flag says."""
+        """Convert a list, as in YAML, to the format of a flag."""
         return ",".join(map(str, given)) if isinstance(given, list) else given
 
     @field_validator("class_weights")
@@ -226,23 +227,23 @@ exit codes:
                 [float(each) for each in given.split(",")]
             except ValueError:
                 raise ValueError(
-                    f"is none of {', '.join(WEIGHTINGS)}, and no numbers such as 1,2,0.5"
+                    f"is neither one of {', '.join(WEIGHTINGS)} nor numbers such as 1,2,0.5"
                 ) from None
         return given
 
     @model_validator(mode="after")
     def _frozen_know_something(self) -> "TrainSettings":
         if self.start_from is not None and self.pretrained:
-            raise ValueError("pretrained: start_from has weights already; take one of the two")
+            raise ValueError("pretrained: start_from has weights already; use one of the two")
         if self.freeze and self.start_from is None and not self.pretrained:
-            raise ValueError("freeze: random weights would stay; take start_from or pretrained")
+            raise ValueError("freeze: random weights would never be trained; use start_from or pretrained")
         if self.freeze_epochs is not None and not self.freeze:
-            raise ValueError("freeze_epochs: say with freeze which layers")
+            raise ValueError("freeze_epochs: set with freeze which layers")
         return self
 
     @property
     def is_instance(self) -> bool:
-        """Whether an instance model is trained."""
+        """Return whether an instance model is trained."""
         return self.arch in INSTANCE_ARCHITECTURES
 
     @model_validator(mode="after")
@@ -259,7 +260,7 @@ exit codes:
 
     @property
     def tiling(self) -> Tiling:
-        """The windows of scenes."""
+        """Return how scenes are cut into windows."""
         side = self.window or self.size * (2 if self.fit == "crop" else 1)
         return Tiling(side, 0, self.band_numbers, self.resolution, self.scaling)
 
@@ -270,14 +271,14 @@ exit codes:
         if self.footprints is None:
             wrong = [name for name, usual in alone.items() if getattr(self, name) != usual]
             if wrong:
-                raise ValueError(f"{', '.join(wrong)}: of scenes, name their footprints too")
+                raise ValueError(f"{', '.join(wrong)}: for scenes, set their footprints too")
             return self
         if self.is_instance:
             raise ValueError(f"footprints: are for semantic models, {self.arch} is an instance model")
         if self.root or self.void or self.values != "auto" or self.colours:
-            raise ValueError("root, void, values and colours: of label pictures, not of footprints")
+            raise ValueError("root, void, values and colours: for label images, not for footprints")
         if self.class_column and not self.classes:
-            raise ValueError("class_column: name the classes, the one without footprints first")
+            raise ValueError("class_column: set classes, the one without footprints first")
         if not self.class_column and self.classes and len(self.classes) != 2:
             raise ValueError("classes: footprints without a class_column have two, background and foreground")
         return self

@@ -1,6 +1,6 @@
 """The Ray Train side of `train`: workers in one process group; when one is lost, all start again.
 
-They go on from the last checkpoint. What is streamed to them is in `feed.stream`, what each does in `loop`.
+They resume from the last checkpoint. `loader` streams their data, `loop` is what each of them runs.
 """
 
 import json
@@ -34,13 +34,13 @@ from segray.train.sampler import Part
 from segray.train.training import Recipe
 
 _FAILED, _TOLD = "segray-train-failed", "segray-train-told"
-"""Where a failure is kept, and what else is to be said, among what Ray's head keeps for all its processes."""
+"""Keys of failures and warnings in the key-value store of Ray's head, which all its processes share."""
 _ABORT_S = 20.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every worker is given."""
+    """The arguments of every worker."""
 
     recipe: Recipe
     feed: Feed
@@ -49,21 +49,21 @@ class Run:
     storage: StorageSettings
     checkpoint_every_s: float
     generation: int | None = None
-    """Of the lease under which all of them write."""
+    """Generation of the lease under which all of them write."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this call from earlier ones, whose failures are no matter."""
+    """Distinguishes this call from earlier ones, whose failures are ignored."""
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to us: Ray's own handler ends the process, with exit code 0."""
+    """A trainer without Ray's own handler of Ctrl-C, which ends the process with exit code 0."""
 
     controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without those that start an actor of no use here.
+        """Leave out callbacks that start an actor of no use here.
 
-        One serves data sets handed to the trainer: ours are made by the workers. One frees a lost
-        controller's share: so does the driver's end, and it asks a dashboard that our own Ray lacks, which
+        One serves data sets passed to the trainer: ours are made by the workers. One frees a lost
+        controller's share: so does the driver's end, and it queries a dashboard that our own Ray lacks, which
         takes 12 s at the end of each training.
         """
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
@@ -73,23 +73,23 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
     def abort(self) -> None:
-        """End the workers; a Ray that goes on must not go on with them."""
+        """End the workers, which must not go on in a Ray that does."""
         if self.controller is not None:
-            with suppress(Exception):  # it ends by an exception of its own
+            with suppress(Exception):  # abort raises an exception of its own
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
 def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, failures: int) -> None:
-    """Train to the last epoch from where the output stands.
+    """Train to the last epoch from the state of the output.
 
-    pairs: PAIRS, those to train with first. workers: the fewest and the most, as nodes come and go.
+    pairs: schema PAIRS, those to train with first. workers: minimum and maximum, as nodes come and go.
     Raises JobFailedError, at once where the workers would fail again in the same way.
     """
     number: Any = workers[1] if workers[0] == workers[1] else workers
     with tempfile.TemporaryDirectory(prefix="segray-train-") as folder:
         trainer = _Trainer(
             _worker,
-            # by reference: Ray's controller would load all that it is made of, seconds before workers start
+            # by reference: Ray's controller would import all its modules, seconds before workers start
             train_loop_config={"run": ray.put(run), "pairs": ray.put(pairs)},
             torch_config=OneAddressConfig(backend="nccl" if run.device == "cuda" else "gloo"),
             scaling_config=ScalingConfig(
@@ -115,7 +115,7 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
 
 
 def told(run: Run) -> str | None:
-    """What the workers want a person to know."""
+    """Return the workers' warning for the user, if any."""
     return ray_private.get(_TOLD, run.attempt)
 
 
@@ -129,22 +129,22 @@ class _WorkerError(Exception):
 
 
 def _failure(run: Run) -> Any:
-    """Why a worker of this run failed, if it would again: `lines`, `traceback`; None if none did."""
+    """Return why a worker of this run failed for good: `lines`, `traceback`; None if none did."""
     told = ray_private.get(_FAILED, run.attempt)
     return None if told is None else json.loads(told)
 
 
 def _leave_word(run: Run, error: SegrayError) -> None:
-    """For the driver and the workers of this run, on whatever machine and in whatever folder they are."""
+    """Publish a failure for the driver and the workers of this run, on any machine and in any folder."""
     word = {"lines": error.lines, "traceback": "".join(traceback.format_exception(error))}
     ray_private.put(_FAILED, run.attempt, json.dumps(word))
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker does, in step with the others.
+    """Run the loop in each worker, in step with the others.
 
-    Ray starts all of them again whatever the error was. One that says in words what is wrong would come
-    again: the first worker that has it leaves word, and all that are started again end at once.
+    Ray restarts all of them after any error. An error with a message would occur again: the first worker that
+    raises one publishes it, and all restarted workers end at once.
     """
     run: Run = ray.get(config["run"])
     if _failure(run):
@@ -162,10 +162,10 @@ def _train(run: Run, pairs: Any, store: Output) -> None:
     if store.read(PLAN) is None:
         node = socket.gethostname()
         raise JobFailedError(
-            f"output: {run.output} is not there on the machine {node}; give a bucket, or a folder that all "
+            f"output: {run.output} does not exist on the machine {node}; use a bucket, or a folder that all "
             "machines share"
         )
-    if run.device == "cpu":  # Ray sets one thread for each CPU that is reserved, a share of what there is
+    if run.device == "cpu":  # Ray sets one thread per reserved CPU, a fraction of those that exist
         torch.set_num_threads(max(1, whole_cpus() // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     training = run.recipe.training(device)

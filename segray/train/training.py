@@ -1,7 +1,7 @@
-"""What every training has, whatever its task: network, average, optimiser, schedule, epoch and step. No Ray.
+"""The part of a training that all tasks share: network, average, optimiser, schedule, epoch, step. No Ray.
 
-One process is the rule of which several are the case: with an initialised process group, gradients are
-averaged by DDP. The loop (`loop`) knows nothing else of a training than what stands here.
+One process is the normal case, several are the same: with an initialised process group, gradients are
+averaged by DDP. The loop (`loop`) uses nothing of a training but what is in this file.
 """
 
 import math
@@ -31,12 +31,12 @@ from segray.train.optim import OptimizerSettings, build_optimizer
 from segray.train.warm_start import frozen_in
 
 LEAST_SCALE = 1e-4
-"""Of the fp16 loss, as in fairseq: gradients that are still not finite are not so because of the scale."""
+"""Minimum scale of the fp16 loss, as in fairseq: below it the scale does not explain infinite gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """How a network is trained: with a task's own fields, all that decides the weights but the images."""
+    """How a network is trained: with a task's own fields, all that determines the weights but the images."""
 
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
@@ -44,21 +44,22 @@ class Recipe(ABC):
     steps_per_epoch: int
     seed: int
     precision: str
-    """`fp32`, or autocast: `bf16`, or `fp16` with a loss that is scaled."""
+    """`fp32`, or autocast: `bf16`, or `fp16` with a scaled loss."""
     clip: float
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     ema: float
-    """Decay of the averaged weights; 0: none are kept."""
+    """Decay of the averaged weights; 0: no average."""
     pretrained: bool = False
-    """Begin with ImageNet's weights in the encoder."""
+    """Start with ImageNet's weights in the encoder."""
     accumulate: int = 1
-    """Parts in which each process does its images of a global batch: maps of one part fill the memory."""
+    """Parts in which each process computes its images of a global batch: only one part's maps are in
+    memory."""
     start: dict[str, Tensor] | None = None
-    """Weights to begin with, see `begin_with`."""
+    """Weights to start with, see `begin_with`."""
     frozen: tuple[str, ...] = ()
-    """Layers that stay as they are, by the beginning of their names or as globs."""
+    """Layers that are not trained, by prefixes of their names or as globs."""
     frozen_epochs: int | None = None
-    """Epochs in which they do; None: all."""
+    """Epochs in which they are not trained; None: all."""
 
     @abstractmethod
     def training(self, device: torch.device) -> "Training":
@@ -66,14 +67,14 @@ class Recipe(ABC):
 
 
 class Training(ABC):
-    """The state of a training, alike in each of its processes; a task says what a step and a score are."""
+    """The state of a training, the same in each process; a task defines step and score."""
 
     best: ClassVar[str]
-    """The figure that decides which network is kept: the highest."""
+    """Name of the metric that decides which network is kept: the highest."""
     recipe: Recipe
 
     def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device) -> None:
-        """model: on the device."""
+        """Store the state; model: on the device."""
         self.recipe, self.device, self.model = recipe, device, model
         self._frozen = frozen_in(model, recipe.frozen)
         if recipe.frozen_epochs is None:
@@ -97,33 +98,34 @@ class Training(ABC):
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the classes."""
+        """Return the names of the classes."""
 
     @abstractmethod
     def _backward(self, batch: Any) -> Tensor:
-        """Leave the gradient of the global batch's loss in the parameters; returns the loss, a scalar."""
+        """Compute the gradient of the global batch's loss in the parameters; return the loss, a scalar."""
 
     @abstractmethod
     def figures(self, pictures: Iterable[Any]) -> dict[str, Any]:
-        """The scores of a line of metrics.jsonl, of the pictures of all processes; some may have none."""
+        """Return the scores of a line of metrics.jsonl, of the images of all processes; some may have
+        none."""
 
     @abstractmethod
     def model_file(self) -> bytes:
-        """The network that is scored, as `model.pt`."""
+        """Return the network that is scored, as bytes of `model.pt`."""
 
     @abstractmethod
     def draw(self, picture: Any, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
-        """Write a batch of one picture into a folder, as a person and the network that is scored see it."""
+        """Draw a batch of one image, with truth and prediction of the scored network, into a folder."""
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is scored and kept."""
+        """Return the network that is scored and kept."""
         return self.model if self.average is None else self.average.module
 
     def train_step(self, batch: Any) -> float:
-        """One optimiser step; returns the loss of the global batch.
+        """Do one optimiser step; return the loss of the global batch.
 
-        In fp16 the step is left out, and the next loss scaled down, when a gradient is beyond the range.
+        In fp16 the step is skipped, and the next loss scaled down, when a gradient is beyond the range.
         Raises JobFailedError, in every process, when the loss is not finite, or the gradient for another
         reason.
         """
@@ -136,7 +138,7 @@ class Training(ABC):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(batch).item()
         if is_frozen:
-            self._frozen.drop_gradients()  # the optimiser leaves alone what has none
+            self._frozen.drop_gradients()  # the optimiser skips parameters without gradient
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         beyond_range = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
@@ -150,12 +152,12 @@ class Training(ABC):
         return loss
 
     def observe(self, figures: dict[str, Any]) -> None:
-        """Take the figures of a validation, the same in each process; `plateau` steps by them."""
+        """Record the figures of a validation, the same in each process; `plateau` steps by them."""
         if self.plateau is not None:
             self.plateau.step(figures[self.best])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on exactly, plain types and tensors: all random draws follow from the step."""
+        """Return the state to resume exactly, plain types and tensors: random draws follow from the step."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -168,7 +170,7 @@ class Training(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, of a recipe with the same average and precision."""
+        """Load what `state_dict` returned, from a recipe with the same average and precision."""
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -183,7 +185,7 @@ class Training(ABC):
         return self.recipe.optimizer.lr * factor
 
     def _alone(self, alone: bool) -> AbstractContextManager[None]:
-        """Whether gradients stay in this process for now; those of the last part carry all to the others."""
+        """Keep gradients in this process for now if `alone`; the last part exchanges all of them."""
         return self._parallel.no_sync() if alone and self._parallel is not None else nullcontext()
 
     def _diverged(self, loss: float, names: list[str]) -> str:
@@ -193,7 +195,7 @@ class Training(ABC):
             distributed.all_gather_object(everyone, names)
         items = ", ".join(name for part in everyone for name in part)
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-        return f"step {self.step}: {what}; lower lr, or look at its pictures: {items}"
+        return f"step {self.step}: {what}; lower lr, or check its images: {items}"
 
 
 def _averaged(

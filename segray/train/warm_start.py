@@ -1,4 +1,4 @@
-"""Training that begins with a model: what is taken over from it, and which of its layers stay as they are."""
+"""Training that starts from a model: what is taken over from it, and which of its layers are frozen."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def started(settings: TrainSettings, start: "Start") -> TrainSettings:
-    """The settings with the architecture of the model that training begins with.
+    """Return the settings with the architecture of the start model.
 
-    Raises SettingsError where they name another one, and where neither says which it is.
+    Raises SettingsError where they name another one, and where the architecture is unknown.
     """
     given = settings.model_fields_set
     if start.arch is None:
         if "arch" not in given:
-            raise SettingsError(f"start_from: {start.name} does not say what it is; name its --arch")
+            raise SettingsError(f"start_from: {start.name} does not hold its architecture; set --arch")
         return settings
     if "arch" in given and settings.arch != start.arch:
         raise SettingsError(f"arch: {start.name} is {start.arch}, not {settings.arch}; leave arch out")
@@ -47,10 +47,10 @@ def first_weights(
     labels: Sequence[str],
     outputs: int,
 ) -> "dict[str, Tensor] | None":
-    """Return the weights that training begins with, fitted to the labels; None: random ones.
+    """Return the start model's weights, fitted to the labels; None: random ones.
 
-    build: the network with so many outputs. Raises SettingsError for layers to freeze that it has not, and
-    for a start that does not fit.
+    build: returns the network with so many outputs. Raises SettingsError for layers to freeze that do not
+    exist, and for a start model that does not fit.
     """
     if start is None and not settings.freeze:
         return None
@@ -61,7 +61,7 @@ def first_weights(
 
 
 def has_frozen_norms(start: "Start | None") -> bool:
-    """Whether the model has a ResNet whose norms keep their statistics, as torchvision's own for COCO."""
+    """Return whether the model has a ResNet with frozen norm statistics, as torchvision's own for COCO."""
     if start is None or start.arch_settings is not None:
         return False
     return not any(
@@ -71,25 +71,25 @@ def has_frozen_norms(start: "Start | None") -> bool:
 
 @dataclass(frozen=True)
 class Frozen:
-    """The part of a network that stays as it is."""
+    """The frozen part of a network."""
 
     parameters: "list[nn.Parameter]"
     norms: "list[nn.Module]"
-    """Modules of it that keep running statistics."""
+    """Its modules that keep running statistics."""
 
     def keep_statistics(self) -> None:
-        """To be called after `train()`, which makes norms collect new ones."""
+        """Freeze the statistics; to be called after `train()`, which unfreezes them."""
         for norm in self.norms:
             norm.eval()
 
     def drop_gradients(self) -> None:
-        """Leave nothing for the optimiser to do, not even to decay."""
+        """Drop the gradients, so that the optimiser does nothing, not even decay."""
         for parameter in self.parameters:
             parameter.grad = None
 
 
 def frozen_in(network: "nn.Module", names: Sequence[str]) -> Frozen:
-    """What `names` mean in a network: beginnings of the dotted names of layers, or globs."""
+    """Return the frozen part: `names` are prefixes of the dotted names of layers, or globs."""
 
     def is_meant(name: str) -> bool:
         return any(_means(each, name) for each in names)
@@ -104,7 +104,7 @@ def frozen_in(network: "nn.Module", names: Sequence[str]) -> Frozen:
 
 
 def check_frozen(network: "nn.Module", names: Sequence[str]) -> None:
-    """Raise SettingsError for names that mean nothing in a network, and where nothing is left to train."""
+    """Raise SettingsError for names that match no layer, and where nothing is left to train."""
     known = [name for name, _ in network.named_parameters()]
     layers = sorted({".".join(name.split(".")[:depth]) for name in known for depth in (1, 2)} - set(known))
     problems = []

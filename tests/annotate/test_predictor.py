@@ -244,7 +244,7 @@ def test_proposals_belong_to_the_identity(compact: MaskRCNN) -> None:
     check_identity({key: value for key, value in plain.items() if key != "proposals"}, plain, "o")
     with pytest.raises(SettingsError, match="proposals: None there, 50 now"):
         check_identity(plain, fewer, "o")
-    with pytest.raises(SettingsError, match="proposals: test is no Mask R-CNN"):
+    with pytest.raises(SettingsError, match="proposals: test is not torchvision's Mask R-CNN"):
         identity_of(Annotate(settings), loaded(OneSquare()), "fp32")
 
 

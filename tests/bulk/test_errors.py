@@ -12,7 +12,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
     error = capsys.readouterr().err
     assert "Traceback" not in error
     first, *lines = [line for line in error.splitlines() if line.startswith("segray: ")]
-    assert first == "segray: annotate: looking at the sources, the weights and the output"
+    assert first == "segray: annotate: checking the sources, the weights and the output"
     return [line for line in lines if line != "segray: starting Ray"]
 
 

@@ -160,7 +160,7 @@ def test_an_output_of_an_older_version_goes_on(tmp_path: Path, capsys: pytest.Ca
         (None, "camera", "keep_columns: no source is a manifest with columns"),
         ("uri,status\na.png,x\n", "Status", "keep_columns: Status is a column of the ledger itself"),
         ("uri,found\na.png,x\n", "found", "keep_columns: found is a column of the ledger itself"),
-        ("uri,a\na.png,x\n", "a,A", "keep_columns: a name is there twice"),
+        ("uri,a\na.png,x\n", "a,A", "keep_columns: a name occurs twice"),
         ("uri,a\na.png,x\n", "a, ", "keep_columns: a name is empty"),
     ],
 )

@@ -211,7 +211,7 @@ def test_a_lost_item_fails_the_job_by_name(ledger: LedgerDb, store: Store) -> No
     ledger.add_sources([source("a"), source("b")])
     committer = resume(ledger, store)
     committer.add(table(answer("a")))
-    with pytest.raises(JobFailedError, match="b: no answer"):
+    with pytest.raises(JobFailedError, match="b: no result"):
         committer.finish()
 
 
@@ -238,7 +238,7 @@ def test_the_row_of_a_broken_archive_does_not_hide_a_member(ledger: LedgerDb, st
     ledger.add_sources([source("t.tar", kind="tar")])
     committer = resume(ledger, store)
     committer.add(table(answer("t.tar", error_type="storage"), end("t.tar", items=2, broken=True)))
-    with pytest.raises(JobFailedError, match=r"t\.tar: no answer"):
+    with pytest.raises(JobFailedError, match=r"t\.tar: no result"):
         committer.finish()
 
 

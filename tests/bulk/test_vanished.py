@@ -55,7 +55,7 @@ def test_a_source_of_each_kind_that_is_gone_and_comes_back_in_another_version(
     capsys.readouterr()
     assert annotate(*run) == 3  # of the rows that were asked for, one cannot be read
     told = capsys.readouterr().out
-    assert f"1 sources cannot be reached now, what was found is kept: file://{listed}/row-gone.png" in told
+    assert f"1 sources cannot be reached now, earlier results are kept: file://{listed}/row-gone.png" in told
     after = by_base_name(output)
     gone = {"row-gone.png", "file-gone.png", "of-gone-0.png", "of-gone-1.png", "of-other-1.png",
             "object-gone.png"}  # fmt: skip

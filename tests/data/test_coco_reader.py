@@ -124,7 +124,7 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     assert list(found) == [f"cells-{number}.png" for number in (0, 1, 2, 4, 5)]
     reasons = [each.reason for each in found.values() if isinstance(each, ItemError)]
     assert len(reasons) == 3
-    assert reasons[1] == "the picture is 20 x 30, its COCO entry 96 x 96"
+    assert reasons[1] == "the image is 20 x 30, its COCO entry 96 x 96"
     assert "polygon coordinate 'x' in an image of 96 x 96" in reasons[2]
 
 
@@ -207,7 +207,7 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
         list_coco(str(folder), STORAGE)
     content["annotations"] = []
     (folder / "instances.json").write_text(json.dumps(content))
-    with pytest.raises(SettingsError, match="no annotation to learn from"):
+    with pytest.raises(SettingsError, match="no annotations with a mask"):
         list_coco(str(folder), STORAGE)
 
 
@@ -227,7 +227,7 @@ def test_groups_that_images_name(truth: Path, tmp_path: Path) -> None:
 def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.json"
     moved.write_bytes(truth.read_bytes())
-    with pytest.raises(SettingsError, match="none of its 1 images is there; say with --root"):
+    with pytest.raises(SettingsError, match="none of its 1 images exists; set with --root"):
         list_coco(str(moved), STORAGE)
     (pair,) = list_coco(str(moved), STORAGE, str(truth.parent)).pairs
     assert (pair.name, pair.image.address) == ("one.png", str(truth.parent / "one.png"))
@@ -236,7 +236,7 @@ def test_names_are_relative_to_the_file_or_to_root(truth: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"categories": []}, "it names no category"),
+        ({"categories": []}, "it has no categories"),
         ({"annotations": None}, "it needs images, annotations and categories"),
         (
             {"images": [{"id": 1, "file_name": "one.png", "height": 60, "width": 80, "split": "all"}]},

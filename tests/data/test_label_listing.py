@@ -95,9 +95,7 @@ def test_a_picture_that_nobody_looked_at_yet_is_not_an_empty_one(
     rows = [instance("a", 0, None), instance("a", 1, 0.9), instance("b", 0, 0.9), instance("b", 1, 0.4)]
     folder = write(tmp_path, images, rows)
     assert numbers(listed(folder)) == {"a": 1, "empty": 0}
-    assert (
-        "1 pictures are left out: of what the model found there nobody confirmed" in capsys.readouterr().err
-    )
+    assert "1 images are left out: no instance of theirs was confirmed by a person" in capsys.readouterr().err
     assert numbers(listed(folder, 0.5)) == {"a": 2, "b": 1, "empty": 0}
     assert numbers(listed(folder, 0.95)) == {"a": 1, "b": 0, "empty": 0}
 
@@ -127,7 +125,7 @@ def test_what_cannot_be_learned_from_is_rejected_with_its_reason(tmp_path: Path)
     assert [Path(pair.image.uri).stem for pair in found.pairs] == ["a"]
     reasons = {Path(one.uri).stem: one.error for one in found.rejected}
     assert reasons["b"] == "rejected as corrupt: no JPEG"
-    assert "lies in an archive" in reasons["y"]
+    assert "is in an archive" in reasons["y"]
     assert "no height and width" in reasons["d"]
     assert len(reasons) == 4
     assert found.ignored == 1
@@ -136,7 +134,7 @@ def test_what_cannot_be_learned_from_is_rejected_with_its_reason(tmp_path: Path)
 @pytest.mark.parametrize(
     ("images", "instances", "words"),
     [
-        ([image("a")], [instance("a", 0, 0.9)], "no instance there was drawn or confirmed by a person"),
+        ([image("a")], [instance("a", 0, 0.9)], "no instance was drawn or confirmed by a person"),
         ([image("a"), image("a")], [instance("a", 0, None)], "two rows of images have the image_id a"),
         ([image("a", uri="")], [instance("a", 0, None)], "no image_id, or no uri"),
         ([image("a")], [instance("a", 0, None, category=None)], "has no category_id, or no category"),
@@ -145,7 +143,7 @@ def test_what_cannot_be_learned_from_is_rejected_with_its_reason(tmp_path: Path)
             [instance("a", 0, None), instance("a", 1, None, category="wall")],
             "category 3 is named roof and wall",
         ),
-        ([image("a", split="dev")], [instance("a", 0, None)], "split 'dev' is none of"),
+        ([image("a", split="dev")], [instance("a", 0, None)], "split 'dev' is not one of"),
     ],
 )
 def test_wrong_tables_are_told(
@@ -183,7 +181,7 @@ def test_training_takes_what_annotate_wrote_and_a_person_corrected(
     found = ("annotate", "cells/images", "--weights", "nuclei-small", "--output", "labels")
     assert main([*found, "--score-threshold", "0.3"]) == 0
     assert train("labels", "none", "--epochs", 1) == 2
-    assert "say with --min-score which of the model's own to learn from" in capsys.readouterr().err
+    assert "set --min-score to learn from the model's own above it" in capsys.readouterr().err
     (path,) = (tmp_path / "labels/instances").glob("*.parquet")
     table = pq.read_table(path)
     scores = [None if score > 0.6 else score for score in table["score"].to_pylist()]

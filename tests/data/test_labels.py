@@ -172,7 +172,7 @@ def test_lossy_masks_are_cut_at_half(form: str) -> None:
     data = file(mask, form, "RGB", quality=50, **options)
     assert len(np.unique(np.asarray(Image.open(io.BytesIO(data))))) > 2  # so there is something to cut
     assert (read_label(data, BINARY, PLENTY) != (mask >= 128)).mean() < 0.02
-    assert "store others as png" in refused(data, ELEVEN).lower()
+    assert "store other labels as png" in refused(data, ELEVEN).lower()
     assert "unsupported" in refused(data, LabelRules(classes=2, values="binary", void=(127,)))
     assert "store labels as PNG" in refused(data, RED_GREEN)
 
@@ -206,8 +206,8 @@ def test_unknown_colours_are_named() -> None:
     rgb = np.zeros((4, 5, 3), np.uint8)
     rgb[1, 2:4] = 1, 2, 3
     last = np.full((2, 2, 3), 255, np.uint8)
-    assert "colour (255, 255, 255) is none of the 4 named; 4 pixels" in refused(file(last), RED_GREEN)
-    assert "colour (1, 2, 3) is none of the 4 named; 2 pixels" in refused(file(rgb), RED_GREEN)
+    assert "colour (255, 255, 255) is not one of 4 given; 4 pixels" in refused(file(last), RED_GREEN)
+    assert "colour (1, 2, 3) is not one of 4 given; 2 pixels" in refused(file(rgb), RED_GREEN)
     loose = LabelRules(classes=3, colours=RED_GREEN.colours, unknown_is_void=True)
     expected = np.zeros((4, 5))
     expected[1, 2:4] = 255
@@ -234,19 +234,19 @@ def test_colours_and_numbers_exclude_each_other() -> None:
     given, classes = {"0,0,255": "sky", "0,0,0": "void"}, ("sky", "road")
     assert colour_rules(given, classes) == LabelRules(2, colours={(0, 0, 255): 0, (0, 0, 0): 255})
     for values, void in (("indices", []), ("auto", [11])):
-        with pytest.raises(SettingsError, match="colours: values and void are of numbers"):
+        with pytest.raises(SettingsError, match="colours: values and void are for numbers"):
             colour_rules(given, classes, values, void)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"0,0": 0}, "'0,0' is no colour: write red,green,blue of 0 to 255, or #rrggbb"),
-        ({"#fff": 0}, "'#fff' is no colour"),
-        ({"blue": 0}, "'blue' is no colour"),
+        ({"0,0": 0}, "'0,0' is not a colour: write red,green,blue of 0 to 255, or #rrggbb"),
+        ({"#fff": 0}, "'#fff' is not a colour"),
+        ({"blue": 0}, "'blue' is not a colour"),
         ({"0,0,256": 0}, r"\(0, 0, 256\) is no"),
-        ({"0,0,0": "tree"}, "'tree' is none of the classes sky, road, and not void"),
-        ({"0,0,0": -1}, "-1 is none of the classes"),
+        ({"0,0,0": "tree"}, "'tree' is neither one of the classes sky, road nor void"),
+        ({"0,0,0": -1}, "-1 is neither one of the classes"),
         ({"0,0,0": 2}, "is class 2; there are 0 to 1"),
         ({"0,0,255": 0, "#0000ff": 1}, "#0000ff is class 0 and class 1"),
     ],
@@ -362,7 +362,7 @@ def test_limits_and_damage_are_told_as_of_images() -> None:
         ({"classes": 2, "values": "binary", "void": (255,)}, "void 255"),
         ({"classes": 2, "colours": {(0, 0, 0): 2}}, "is class 2"),
         ({"classes": 2, "colours": {(0, 0, 256): 1}}, "(0, 0, 256)"),
-        ({"classes": 2, "colours": {}}, "none is named"),
+        ({"classes": 2, "colours": {}}, "none is given"),
     ],
 )
 def test_rules_that_contradict_each_other(settings: dict[str, Any], words: str) -> None:
@@ -378,21 +378,21 @@ def masks(*values: list[int]) -> list[bytes]:
 @pytest.mark.parametrize(
     ("sample", "values", "words"),
     [
-        (masks([0, 255], [0], [255]), "binary", "3 label pictures hold 255 and nothing else but 0"),
-        (masks([255]), "binary", "1 label pictures hold 255"),
-        (masks([0, 255], [0, 1]), "indices", "2 label pictures hold 0, 1, 255"),
+        (masks([0, 255], [0], [255]), "binary", "3 label images hold 255 and otherwise only 0"),
+        (masks([255]), "binary", "1 label images hold 255"),
+        (masks([0, 255], [0, 1]), "indices", "2 label images hold 0, 1, 255"),
         (masks([0, 1, 255]), "indices", "hold 0, 1, 255"),
-        (masks([0], [0]), "indices", "hold 0 at most"),
+        (masks([0], [0]), "indices", "hold only 0"),
         (masks([0, 1]), "indices", "hold 0, 1"),
         (masks(list(range(12))), "indices", "hold 0, 1, 2, 3, 4, 5, 6, 7 and 4 others"),
-        ([png(random_map([0, 1]), 1, 0), *masks([0, 255])], "binary", "2 label pictures"),
+        ([png(random_map([0, 1]), 1, 0), *masks([0, 255])], "binary", "2 label images"),
         ([png(random_map([0, 1]), 1, 0), *masks([0, 1])], "indices", "hold 0, 1"),
         ([png(random_map([0, 3]), 2, 0)], "indices", "hold 0, 3"),
         ([file(random_map([0, 1]).astype(np.uint16) * 65535)], "binary", "hold 255"),
         ([file(random_map([0, 255]), mode="RGBA")], "binary", "hold 255"),
-        ([b"no picture", *masks([0, 255])], "binary", "1 label pictures (1 could not be read: not an image"),
-        ([b"no picture"], "indices", "0 label pictures (1 could not be read"),
-        ([], "indices", "0 label pictures"),
+        ([b"no picture", *masks([0, 255])], "binary", "1 label images (1 could not be read: not an image"),
+        ([b"no picture"], "indices", "0 label images (1 could not be read"),
+        ([], "indices", "0 label images"),
     ],
 )
 def test_deciding_for_a_whole_data_set(sample: list[bytes], values: str, words: str) -> None:
@@ -491,5 +491,5 @@ def test_another_shape_is_refused(label: tuple[int, int], picture: tuple[int, in
 
 
 def test_a_label_that_lies_on_its_side_is_told() -> None:
-    with pytest.raises(ItemError, match="turned by 90 degrees it would fit"):
+    with pytest.raises(ItemError, match="rotated by 90 degrees it would fit"):
         fit_to(np.zeros((30, 40), np.uint8), 80, 60)

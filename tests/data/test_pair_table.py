@@ -50,6 +50,6 @@ def test_files_that_changed_since_the_survey_are_no_examples(pairs: list[Pair]) 
     ):
         told = as_scanned(example, *digests)
         assert isinstance(told, ItemError)
-        assert told.reason == f"the {what} changed since the data were surveyed"
+        assert told.reason == f"the {what} changed since the data were scanned"
     error = ItemError("missing", "the file is not there")
     assert as_scanned(error, "", "") is error

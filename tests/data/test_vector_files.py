@@ -133,7 +133,7 @@ def test_layers(tmp_path: Path) -> None:
     frame(["a"]).to_file(path, layer='one\'s "own"')
     pyogrio.write_dataframe(frame().drop(columns="geometry"), path, layer="table", append=True)
     with pytest.raises(
-        SettingsError, match=r"2 layers of features; say which with --footprints-layer: roofs, "
+        SettingsError, match=r"2 layers of features; choose one with --footprints-layer: roofs, "
     ):
         read(path)
     assert_all(read(path, layer="roofs"))
@@ -154,9 +154,9 @@ def test_a_geopackage_of_tables_alone(tmp_path: Path) -> None:
 def test_a_shapefile_that_lacks_a_part(lost: str, tmp_path: Path) -> None:
     write(tmp_path / "roofs.shp")
     (tmp_path / f"roofs{lost}").unlink()
-    with pytest.raises(SettingsError, match=rf"roofs\.shp: the file roofs\{lost} beside it is not there"):
+    with pytest.raises(SettingsError, match=rf"roofs\.shp: the file roofs\{lost} next to it is missing"):
         read(tmp_path / "roofs.shp")
-    with pytest.raises(SettingsError, match=r"a part of a Shapefile is not read: name the \.shp beside it"):
+    with pytest.raises(SettingsError, match=r"a part of a Shapefile is not read: use the \.shp next to it"):
         read(tmp_path / "roofs.dbf")
 
 
@@ -200,7 +200,7 @@ def test_one_feature_and_lines_with_marks(tmp_path: Path) -> None:
     (tmp_path / "marked.geojsons").write_text("".join(f"\x1e{json.dumps(each)}\n" for each in features))
     assert_all(read(tmp_path / "marked.geojsons"))
     (tmp_path / "torn.geojsonl").write_text(json.dumps(features[0]) + "\n" + json.dumps(features[1])[:-9])
-    with pytest.raises(SettingsError, match=r"torn\.geojsonl: none of GeoJSON"):
+    with pytest.raises(SettingsError, match=r"torn\.geojsonl: not GeoJSON"):
         read(tmp_path / "torn.geojsonl")
 
 
@@ -232,7 +232,7 @@ def test_a_layer_without_a_coordinate_system(tmp_path: Path) -> None:
     for suffix in (".gpkg", ".fgb"):
         path = tmp_path / f"nowhere{suffix}"
         geopandas.GeoDataFrame({"kind": KINDS}, geometry=SHAPES).to_file(path)
-        with pytest.raises(SettingsError, match="its coordinate system is unknown"):
+        with pytest.raises(SettingsError, match="its CRS is marked as unknown"):
             read(path)
 
 

@@ -352,7 +352,7 @@ def test_names_that_labels_have_twice_do_not_tell(
     truth = write(tmp_path / "truth.json", scene.truth)
     write_annotated(str(tmp_path / "found"), [list(scene.ledger(uri_of(tmp_path / "photos")).values())])
     assert evaluate(*options(tmp_path, truth), tmp_path / "found") == 2
-    assert "two categories have one name" in capsys.readouterr().err
+    assert "two categories have the same name" in capsys.readouterr().err
 
 
 def test_equal_scores_stand_in_the_order_of_the_ids(tmp_path: Path, scene: Scene, truth: Path) -> None:
@@ -405,7 +405,7 @@ def test_in_a_bucket(
     ("change", "code", "said"),
     [
         (lambda truth: truth.clear(), 2, "it needs images, annotations and categories"),
-        (lambda truth: truth["images"].clear(), 4, "no image there"),
+        (lambda truth: truth["images"].clear(), 4, "no images: nothing"),
         (lambda truth: truth["images"].append({"id": 1}), 2, "image 1 has no file_name"),
         (lambda truth: truth["images"].append(truth["images"][0]), 2, "two have 1000"),
         (lambda truth: truth["images"][0].update(height=0), 2, "image 1000 has no height"),
@@ -439,7 +439,7 @@ def test_predictions_that_are_none(
 
     results = scene.results(boxes=True)
     assert "it is not JSON" in told("{")
-    assert "they are a list" in told(scene.truth)
+    assert "expected a list" in told(scene.truth)
     assert "result 1 has no score" in told([results[0], results[1] | {"score": None}])
     assert "result 0: an image_id is" in told([results[0] | {"image_id": [1]}])
     assert "result 0: a category_id is" in told([results[0] | {"category_id": "roof"}])
@@ -447,7 +447,7 @@ def test_predictions_that_are_none(
     assert f"{len(results) - 1} of {len(results)} results have a segmentation" in told(results)
     assert "nothing to compare" in told([row | {"image_id": 5} for row in scene.results()], 4)
     assert evaluate(*options(tmp_path, truth), tmp_path / "nowhere") == 2
-    assert "no output of annotate there" in capsys.readouterr().err
+    assert "neither an output of annotate nor" in capsys.readouterr().err
     assert evaluate(*options(tmp_path, tmp_path / "nowhere.json"), tmp_path / "nowhere") == 2
     assert "nowhere.json: no such file" in capsys.readouterr().err
     assert "0 predicted, 45 true instances" in told([], 0)

@@ -172,7 +172,7 @@ def test_splits_and_classes(
     assert evaluate(*options, "--split", "all") == 0
     assert metrics(tmp_path / "out")["counts"]["compared"] == 6
     assert evaluate(*options, "--split", "val") == 4
-    assert "none in the split val: they are 4 test, 2 train; take the splits.csv" in capsys.readouterr().err
+    assert "none in the split val: they are 4 test, 2 train; use the splits.csv" in capsys.readouterr().err
     assert evaluate(*options, "--classes", ",".join(CLASSES)) == 0
     assert evaluate(*options, "--classes", "a,b,c") == 2
     assert "the model's are ground, tree, roof" in capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_folders_that_are_none(truth: Path, predictions: Path) -> None:
     with pytest.raises(SettingsError, match=r"^predictions: .*predictions: no such file, folder"):
         compared(predictions, truth)
     predictions.mkdir()
-    with pytest.raises(NothingToDoError, match="labels: no label picture there"):
+    with pytest.raises(NothingToDoError, match="labels: no label images"):
         compared(truth, predictions)
     with pytest.raises(SettingsError, match=r"^labels: .*a\.png: not a folder"):
         compared(truth, truth / "a.png")

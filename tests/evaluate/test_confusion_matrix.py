@@ -200,9 +200,9 @@ def test_a_matrix_that_is_given_is_copied() -> None:
 
 
 def test_a_matrix_must_count_the_classes() -> None:
-    with pytest.raises(ValueError, match="is no count of 4 classes"):
+    with pytest.raises(ValueError, match="does not count 4 classes"):
         SemanticScores(4, matrix=[[0, 2], [1, 0]])
-    with pytest.raises(ValueError, match="is no count of 1 classes"):
+    with pytest.raises(ValueError, match="does not count 1 classes"):
         SemanticScores(1, matrix=[[-1, 2]])
 
 

@@ -270,7 +270,7 @@ def test_masks_of_0_and_255_need_no_names(tmp_path: Path, capsys: pytest.Capture
     record = metrics(tmp_path / "out")
     check(record, pairs, classes=2)
     assert [row["class"] for row in record["classes"]] == ["background", "foreground"]
-    assert "predictions are binary: 3 label pictures hold 255" in capsys.readouterr().out
+    assert "predictions are binary: 3 label images hold 255" in capsys.readouterr().out
     assert evaluate(*options, "--prediction-values", "indices") == 0
     assert metrics(tmp_path / "out")["classes"][1]["recall"] == 0  # 255 is no class
 
@@ -327,12 +327,14 @@ def test_what_is_known_before_work_begins(
     assert "data is required" in told(2, "--weights", "model.pt")
     both = told(2, "--predictions", maps, "--labels", labels, "--weights", "w", "--data", "d")
     assert "not predictions, labels too" in both
-    assert "classes: name the classes" in told(2, "--predictions", maps, "--labels", labels)
+    assert "classes: set the names of the labels' classes" in told(
+        2, "--predictions", maps, "--labels", labels
+    )
     assert "nowhere: no such file" in told(
         2, "--predictions", tmp_path / "nowhere", "--labels", labels, *named
     )
     assert "nowhere: no such file" in told(2, "--predictions", maps, "--labels", tmp_path / "nowhere", *named)
-    assert "name that of the split" in told(
+    assert "use that of the split" in told(
         2, "--predictions", maps, "--labels", labels, *named, "--split", "val"
     )
     assert "binary labels have 2" in told(

@@ -266,7 +266,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("fpn:tu-resnet18", "no pretrained weights .*huggingface.co once.*HF_HOME"),
         ("fcn:resnet50", "no pretrained weights .*download.pytorch.org once.*TORCH_HOME"),
         ("unet:tu-darknet17", "the encoder has no pretrained weights"),
-        ("unet", "unet has no pretrained weights; take unet:ENCODER"),
+        ("unet", "unet has no pretrained weights; use unet:ENCODER"),
     ],
 )
 def test_weights_that_cannot_be_had(arch: str, words: str) -> None:

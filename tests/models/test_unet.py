@@ -232,7 +232,9 @@ def test_valid_sizes(depth: int, bilinear: bool) -> None:
         if size in pairs:
             assert valid_output_size(size, settings) == pairs[size] == size - 2 * valid_margin(settings)
         else:
-            with pytest.raises(SettingsError, match=f"no side of {size} pixels.* nearest that fit: "):
+            with pytest.raises(
+                SettingsError, match=f"does not take a side of {size} pixels.* nearest that fit: "
+            ):
                 valid_output_size(size, settings)
     for wanted in range(1, max(pairs.values())):
         assert valid_input_size(wanted, settings) == min(size for size, out in pairs.items() if out >= wanted)
@@ -245,7 +247,7 @@ def test_valid_margin_of_the_paper() -> None:
 
 def test_valid_refuses_other_sizes_and_says_which_fit() -> None:
     with pytest.raises(
-        SettingsError, match="no side of 570 pixels at depth 4; the nearest that fit: 556, 572"
+        SettingsError, match="does not take a side of 570 pixels at depth 4; the nearest that fit: 556, 572"
     ):
         unet(UNetSettings(width=4, padding="valid"))(image(572, 570))
 

@@ -213,11 +213,11 @@ class Hostile:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a checkpoint", "carries code or is no file"),
+        (b"not a checkpoint", "carries code or is not a file"),
         (b"", "damaged"),
         ({"weights": Hostile()}, "carries code"),
         ([1, 2], "holds a list"),
-        ({}, "no Mask R-CNN of torchvision's; its keys begin with none"),
+        ({}, "not torchvision's Mask R-CNN; its keys begin with none"),
         ({"state_dict": {"conv.weight": torch.zeros(1)}}, "begin with conv.weight"),
         ({"format": "segray-model/99", "state_dict": {}}, "segray model file"),
     ],

@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {"data": "d", "registry": "r", "model": "m", "output": "o
         ({"train": {"footprints": "f.gpkg", "arch": "unet"}}, "train.footprints: set by retrain itself"),
         ({"score": {"include": ["*.png"]}}, "score.include: set by retrain itself"),
         ({"score": {"keep_columns": ["camera"]}}, "score.keep_columns: set by retrain itself"),
-        ({"start": "scratch", "train": {"freeze": ["backbone"]}}, "random weights would stay"),
+        ({"start": "scratch", "train": {"freeze": ["backbone"]}}, "random weights would never be trained"),
         ({"train": {"pretrained": True}}, "train.pretrained: the challenger starts from the champion"),
     ],
 )
@@ -76,5 +76,5 @@ def test_labels_that_nobody_corrected_yet_are_nothing_to_do(tmp_path: Path) -> N
     """Exit 4, which a scheduler takes for success; 2 would call a person every hour."""
     write(tmp_path, [image("a")], [instance("a", 0, 0.9)])
     settings = RetrainSettings(**{**BASE, "data": str(tmp_path), "train": {"arch": "compact-maskrcnn"}})
-    with pytest.raises(NothingToDoError, match="no instance there was drawn or confirmed by a person"):
+    with pytest.raises(NothingToDoError, match="no instance was drawn or confirmed by a person"):
         listed(settings, None)

@@ -83,5 +83,5 @@ def test_a_scene_that_cannot_be_joined_is_rejected_alone(tmp_path: Path, sandbox
     rows[0]["found"][0]["segmentation"]["counts"] = ""  # no pixel, which nothing that we write holds
     (row,) = merged_item(pa.Table.from_pylist(rows, schema=ANNOTATED), "OGC:CRS84").to_pylist()
     assert (row["status"], row["error_type"], row["found"]) == ("rejected", "crashed", [])
-    assert "its tiles cannot be joined" in row["error"]
+    assert "its tiles cannot be merged" in row["error"]
     assert row["tiles"] == row["tiles_rejected"] == 4

@@ -49,6 +49,6 @@ def test_what_cannot_be_shown_ends_no_training(
         time.sleep(0.5)
         store.write("metrics.jsonl", json.dumps(line).encode())
     first, second, last = capsys.readouterr().err.splitlines()
-    assert "the epochs cannot be shown now, the training goes on: cannot read" in first
-    assert "the epochs cannot be shown now, the training goes on: Expecting value" in second
+    assert "the epochs cannot be printed now, training continues: cannot read" in first
+    assert "the epochs cannot be printed now, training continues: Expecting value" in second
     assert last == "segray: epoch 1 of 1: loss 0.5000, mIoU none, 4.0 images/s"

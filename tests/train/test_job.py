@@ -171,9 +171,12 @@ def test_all_problems_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         (("--optimizer-settings", '{"betas": [0.9, 1.0]}'), "optimizer: betas are (0.9, 1.0), but must be"),
         (("--loss-settings", '{"smooth": 0}'), "loss bce_dice: smooth is 0.0, but must be above 0"),
-        (("--class-weights", "root"), "loss bce_dice: takes no class_weights with 1 outputs"),
-        (("--loss", "ce", "--class-weights", "1,2"), "loss ce: takes no class_weights with 2 outputs"),
-        (("--class-weights", "1,b"), "class_weights: is none of auto, none, inverse, root, and no numbers"),
+        (("--class-weights", "root"), "loss bce_dice: does not take class_weights with 1 outputs"),
+        (("--loss", "ce", "--class-weights", "1,2"), "loss ce: does not take class_weights with 2 outputs"),
+        (
+            ("--class-weights", "1,b"),
+            "class_weights: is neither one of auto, none, inverse, root nor numbers",
+        ),
         (("--loss", "focal", "--class-weights", "1.5"), "loss focal: 1 class_weights for 2 classes"),
     ],
 )
@@ -189,7 +192,7 @@ def test_constants_that_do_not_fit_are_refused_before_any_work(
     ("options", "words"),
     [
         (("--workers", 9, "--loaders", 5), "workers: 9 with 5 loaders each do not fit into 4 CPUs"),
-        (("--device", "cuda"), "workers: 1 with a GPU each are asked for, there are 0"),
+        (("--device", "cuda"), "workers: 1 with a GPU each are requested, there are 0"),
         (("--workers", 1, "--arch-settings", '{"norm": "sync"}'), "norm sync needs GPUs"),
     ],
 )
@@ -216,5 +219,5 @@ def test_a_picture_that_was_lost_after_the_survey_ends_the_run_in_words(
     assert train(tmp_path / "data", tmp_path / "out", "--epochs", 1) == 1
     told = capsys.readouterr().err
     assert "segray: images/train/7.png: " in told
-    assert "it could be read when the data were surveyed: put it back and run the same command again" in told
+    assert "it could be read when the data were scanned: restore it and run the same command again" in told
     assert "Traceback" not in told

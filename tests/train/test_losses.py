@@ -229,11 +229,11 @@ def test_sums_of_batches_add(settings: LossSettings, outputs: int) -> None:
 
 def test_a_target_that_does_not_fit_is_refused() -> None:
     logits = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(ValueError, match="class 4 in a target: 0 to 3"):
+    with pytest.raises(ValueError, match="class 4 in a target: known are 0 to 3"):
         build_loss(LossSettings("ce"), 4)(logits, torch.full((1, 2, 2), 4))
     with pytest.raises(ValueError, match="class -1 in a target"):
         build_loss(LossSettings("dice"), 4)(logits, torch.full((1, 2, 2), -1))
-    with pytest.raises(ValueError, match="class 2 in a target: 0 to 1"):
+    with pytest.raises(ValueError, match="class 2 in a target: known are 0 to 1"):
         build_loss(LossSettings("bce"), 1)(logits[:, :1], torch.full((1, 2, 2), 2))
     for target in (torch.zeros(1, 1, 2, 2), torch.zeros(2, 2), torch.zeros(1, 2, 3)):
         with pytest.raises(ValueError, match="are needed"):
@@ -283,16 +283,16 @@ def test_outputs_follow_the_loss() -> None:
 @pytest.mark.parametrize(
     ("settings", "outputs", "names"),
     [
-        (LossSettings("hinge"), 2, "hinge: is none of ce"),
-        (LossSettings("bce"), 2, "bce: tells two classes apart, not 2"),
+        (LossSettings("hinge"), 2, "hinge: is not one of ce"),
+        (LossSettings("bce"), 2, "bce: separates two classes, not 2"),
         (LossSettings("ce"), 1, "ce: needs two or more"),
         (LossSettings("weighted_ce"), 2, "set class_weights"),
         (LossSettings("weighted_ce", class_weights=(1.0,)), 2, "1 class_weights for 2 classes"),
         (LossSettings("weighted_ce", class_weights=(1.0, -1.0)), 2, "0 or more"),
         (LossSettings("weighted_ce", class_weights=(0.0, 0.0)), 2, "not all 0"),
         (LossSettings("weighted_ce", class_weights=(math.inf, 1.0)), 2, "finite"),
-        (LossSettings("ce", class_weights=(1.0, 1.0)), 2, "ce: takes no class_weights"),
-        (LossSettings("focal", class_weights=(1.0,)), 1, "focal: takes no class_weights"),
+        (LossSettings("ce", class_weights=(1.0, 1.0)), 2, "ce: does not take class_weights"),
+        (LossSettings("focal", class_weights=(1.0,)), 1, "focal: does not take class_weights"),
         (LossSettings("focal", alpha=0.25), 2, "alpha"),
         (LossSettings("focal", alpha=1.25), 1, "alpha"),
         (LossSettings("focal", gamma=-1.0), 1, "gamma"),

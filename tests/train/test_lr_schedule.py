@@ -181,7 +181,7 @@ def test_the_others_do_not_listen(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (ScheduleSettings("linear"), "linear: is none of cosine"),
+        (ScheduleSettings("linear"), "linear: is not one of cosine"),
         (ScheduleSettings(warmup_steps=-1), "warmup_steps"),
         (ScheduleSettings(floor=1.5), "floor"),
         (ScheduleSettings(power=0.0), "power"),

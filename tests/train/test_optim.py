@@ -109,7 +109,7 @@ def test_frozen_parameters_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (OptimizerSettings("lion"), "lion: is none of adamw, adam, sgd"),
+        (OptimizerSettings("lion"), "lion: is not one of adamw, adam, sgd"),
         (OptimizerSettings(lr=0.0), "lr is 0"),
         (OptimizerSettings(lr=math.nan), "lr is nan"),
         (OptimizerSettings(weight_decay=-0.1), "weight_decay"),

@@ -49,7 +49,7 @@ def test_a_worker_that_finds_no_output_says_so_to_the_driver(
     monkeypatch.setattr(trainer, "train", elsewhere)
     assert train(data, tmp_path / "out", "--epochs", 1) == 1
     told = capsys.readouterr().err
-    assert "segray: output: nowhere is not there on the machine" in told
+    assert "segray: output: nowhere does not exist on the machine" in told
     assert "a folder that all machines share" in told
     assert not (tmp_path / "out/run.json").exists()
 
@@ -63,7 +63,7 @@ def test_training_that_ends_without_a_model_has_failed_whatever_lies_there(
     monkeypatch.setattr(trainer, "train", lambda *_: None)
     assert train(data, tmp_path, "--epochs", EPOCHS) == 1
     told = capsys.readouterr().err
-    assert f"training ended after 0 of {EPOCHS} epochs in {tmp_path}, and no worker said why" in told
+    assert f"training ended after 0 of {EPOCHS} epochs in {tmp_path}, and no worker reported why" in told
     assert not (tmp_path / "run.json").exists()
 
 

@@ -118,7 +118,7 @@ def test_the_architecture_comes_from_the_model(start: Start) -> None:
         started(TrainSettings(data="d", output="o", start_from="a.pt", arch="unet"), start)
     with pytest.raises(SettingsError, match=r"min_size: .* 900, above max_size \(800\)"):
         started(settings, replace(start, sizes=(900, 1200)))
-    with pytest.raises(SettingsError, match="does not say what it is; name its --arch"):
+    with pytest.raises(SettingsError, match="does not hold its architecture; set --arch"):
         started(settings, replace(start, arch=None))
 
 
@@ -138,13 +138,13 @@ def test_frozen_layers_are_found_by_name_and_wrong_names_are_told() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--freeze", "backbone"), "random weights would stay"),
+        (("--freeze", "backbone"), "random weights would never be trained"),
         (("--start-from", "gone.pt"), "gone.pt: no such file"),
         (("--start-from", "coco-v3"), "did you mean coco-v2"),
         (("--start-from", "nuclei-small", "--arch", "unet"), "is compact-maskrcnn, not unet"),
         (("--start-from", "nuclei-small", "--freeze", "spine"), "no layer spine"),
-        (("--start-from", "nuclei-small", "--pretrained"), "take one of the two"),
-        (("--start-from", "nuclei-small", "--freeze-epochs", "2"), "say with freeze which layers"),
+        (("--start-from", "nuclei-small", "--pretrained"), "use one of the two"),
+        (("--start-from", "nuclei-small", "--freeze-epochs", "2"), "set with freeze which layers"),
     ],
 )
 def test_wrong_starts_are_refused(

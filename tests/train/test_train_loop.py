@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed: int, tmp_path:
         told = begin(tmp_path / "parts", Mortal()).restore()
         assert told is not None
         assert "checkpoints/last.pt: damaged" in told
-        assert told.endswith("; going on from the one before")
+        assert told.endswith("; resuming from the previous one")
         with pytest.raises(Killed):
             train(tmp_path / "parts", Mortal(1))
     assert_same(tmp_path / "parts", train(tmp_path / "parts"), tmp_path / "whole", undisturbed)

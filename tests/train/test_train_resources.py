@@ -56,7 +56,7 @@ def test_whatever_nodes_are_lost_the_loaders_of_the_others_fit(device: str) -> N
 def test_a_refusal_says_what_to_ask_for() -> None:
     with pytest.raises(SettingsError, match=r"workers: 8 with 4 loaders each do not fit into 4 CPUs"):
         share_out(8, 4, "cpu", Cluster(4, 0, 4, 0))
-    with pytest.raises(SettingsError, match=r"workers: 2 with a GPU each are asked for, there are 1; "):
+    with pytest.raises(SettingsError, match=r"workers: 2 with a GPU each are requested, there are 1; "):
         share_out(2, 1, "cuda", Cluster(16, 1, 16, 1))
     with pytest.raises(
         SettingsError, match=r"min_workers: 3 with 4 loaders each do not fit, the nodes have room"

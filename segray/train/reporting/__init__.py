@@ -1,1 +1,1 @@
-"""What a person sees of a training: curves, panels, event files."""
+"""Reports of a training: curves, panels, event files."""

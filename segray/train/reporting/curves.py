@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 1200, 900
-"""Pixels of the picture."""
+"""Size of the image in pixels."""
 LEGIBLE = 20
-"""Classes that are drawn: those of the lowest IoU, if there are more."""
+"""Maximum number of classes drawn: those of the lowest IoU."""
 _DPI = 100
 _MARKED = 30
-"""With up to so many epochs each has a dot."""
+"""Maximum number of epochs that are drawn with dots."""
 _LOGARITHMIC = 10.0
 """An axis is logarithmic when its values, all positive, differ by more than this factor."""
 
@@ -30,31 +30,31 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one line of a plot shows."""
+    """One line of a plot."""
 
     name: str
     values: list[float]
-    """One an epoch; NaN where there is none."""
+    """One value per epoch; NaN where there is none."""
 
     def last(self) -> float:
-        """The last finite value; NaN if there is none."""
+        """Return the last finite value; NaN if there is none."""
         return next((value for value in reversed(self.values) if math.isfinite(value)), math.nan)
 
 
 def write_curves(
     filesystem: fsspec.AbstractFileSystem, path: str, history: Sequence[Line], classes: Sequence[str]
 ) -> None:
-    """Write or replace the picture (OUTPUT/curves.png)."""
+    """Write or replace the image (OUTPUT/curves.png)."""
     put_atomically(filesystem, path, curves(history, classes))
 
 
 def curves(history: Sequence[Line], classes: Sequence[str]) -> bytes:
-    """A PNG of 1200 x 900 pixels; where a value is None, NaN or infinite a curve has a gap.
+    """Return a PNG of 1200 x 900 pixels; where a value is None, NaN or infinite a curve has a gap.
 
-    Needs no display, and leaves matplotlib's state in this process alone: pyplot is not loaded and no setting
+    Needs no display, and does not change matplotlib's global state: pyplot is not loaded and no setting
     is changed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: it takes half a second
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # lazy: it takes half a second
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), dpi=_DPI)
@@ -69,7 +69,7 @@ def curves(history: Sequence[Line], classes: Sequence[str]) -> bytes:
     if _decides(history) == "miou":
         _plot_classes(ious, history, classes)
     else:
-        ious.set_visible(False)  # AP of each category is not kept an epoch
+        ious.set_visible(False)  # AP of each category is not kept per epoch
     _plot(rate, "learning rate", history, [_curve(history, "lr", "")])
     if best is not None:
         for axes in (loss, scores, ious):
@@ -80,7 +80,7 @@ def curves(history: Sequence[Line], classes: Sequence[str]) -> bytes:
 
 
 def best_of(history: Sequence[Line]) -> Line | None:
-    """The first epoch of the highest mIoU, or AP; None if none has one."""
+    """Return the first epoch of the highest mIoU, or AP; None if none has one."""
     name = _decides(history)
     scored = [line for line in history if math.isfinite(_number(line.get(name)))]
     return max(scored, key=lambda line: float(line[name]), default=None)
@@ -91,7 +91,7 @@ def _decides(history: Sequence[Line]) -> str:
 
 
 def class_curves(history: Sequence[Line], classes: Sequence[str]) -> list[Curve]:
-    """IoU of each class, from the best at the end down to the worst; those that never had one come last."""
+    """Return the IoU of each class, from the best at the end down to the worst; those without one last."""
     if not any("iou" in line for line in history):
         return []
     rows = [line.get("iou", [None] * len(classes)) for line in history]
@@ -102,7 +102,7 @@ def class_curves(history: Sequence[Line], classes: Sequence[str]) -> list[Curve]
 
 
 def lowest(found: list[Curve], number: int) -> list[Curve]:
-    """Those of the lowest IoU, in their order; before those that never had one."""
+    """Return the curves of the lowest IoU, in their order; those without an IoU are used last."""
     known = [curve for curve in found if math.isfinite(curve.last())]
     return (known[-number:] + [curve for curve in found if math.isnan(curve.last())])[:number]
 
@@ -178,7 +178,7 @@ def _name(
     anchor: tuple[float, float] | None = None,
     fontsize: int = 9,
 ) -> None:
-    """A legend: each curve's name and last value."""
+    """Draw a legend: each curve's name and last value."""
     labels = [
         f"{curve.name}  {'none' if math.isnan(curve.last()) else format(curve.last(), form)}"
         for curve in drawn
@@ -187,4 +187,4 @@ def _name(
         axes.lines, labels, loc=place, bbox_to_anchor=anchor, fontsize=fontsize, edgecolor="white"
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ in a name is a $
+        text.set_parse_math(False)  # a $ in a name is literal

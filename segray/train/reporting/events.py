@@ -1,6 +1,6 @@
-"""The lines of metrics.jsonl as TensorBoard shows them: one event file, a function of the history alone.
+"""The lines of metrics.jsonl for TensorBoard: one event file, a function of the history alone.
 
-An event file is a row of TFRecords (length, its checksum, bytes, their checksum), each with one `Event`:
+An event file is a series of TFRecords (length, its checksum, bytes, their checksum), each with one `Event`:
 https://github.com/tensorflow/tensorboard/tree/master/tensorboard/compat/proto (event.proto, summary.proto)
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 These are six fields in three messages, encoded here: tensorboardX would bring its own copy of all of
@@ -17,12 +17,12 @@ import fsspec
 from segray.atomic import put_atomically
 
 EVENTS = "events.out.tfevents.segray"
-"""Always the same name: a run that goes on replaces what it wrote, so that each epoch is there once."""
+"""Always the same name: a resumed run replaces its file, so that each epoch occurs once."""
 SCORES = {
     "miou": "mIoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy", "ap": "AP", "ap50": "AP50",
     "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium", "ap_large": "AP large",
 }  # fmt: skip
-"""Scores of the validation items by their keys in a line, and as people write them."""
+"""Scores of the validation items by their keys in a line, and their printed names."""
 _TAGS = {"train_loss": "train/loss", "val_loss": "val/loss"} | {key: f"val/{key}" for key in SCORES}
 _NO_SCALARS = frozenset({"epoch", "step", "time"})
 _FILE_VERSION = b"brain.Event:2"
@@ -38,10 +38,10 @@ def write_events(
 ) -> None:
     """Write the whole history into the event file of a folder (OUTPUT/tensorboard).
 
-    A local file is written over in place, not renamed: a TensorBoard that is watching keeps it open and reads
-    on where it was. Each epoch only adds at the end; after a kill, bytes change at most from the epoch at
-    which the run went on. A kill while it is written leaves at worst a last record that is cut off, for which
-    readers wait, and the next epoch mends it.
+    A local file is overwritten in place, not renamed: a running TensorBoard keeps it open and continues
+    reading at its position. Each epoch only adds at the end; after a kill, bytes change at most from the
+    epoch at which the run resumed. A kill during the write leaves at worst a truncated last record, for which
+    readers wait, and which the next epoch repairs.
     """
     data = event_file(history, classes)
     if "file" in filesystem.protocol:
@@ -51,7 +51,7 @@ def write_events(
 
 
 def event_file(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> bytes:
-    """One event a line of metrics.jsonl, at its `step` (of the optimiser).
+    """Return one event per line of metrics.jsonl, at its `step` (of the optimiser).
 
     `time`, if a line has it, is when it was written: seconds since 1970. Scalars are those of `scalars`.
     """
@@ -67,9 +67,9 @@ def event_file(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
 
 
 def scalars(line: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Tag and value of each number in a line of metrics.jsonl; None is no number.
+    """Yield tag and value of each number in a line of metrics.jsonl; None is skipped.
 
-    `train/loss`, `val/loss`, scores such as `val/miou`, `val/iou/CLASS` of a list with a value a class; any
+    `train/loss`, `val/loss`, scores such as `val/miou`, `val/iou/CLASS` of a list with a value per class; any
     other number by its key: `lr`, `images_per_s`.
     """
     for key, value in line.items():
@@ -99,7 +99,7 @@ def _field(number: int, wire_type: int, content: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that another follows."""
+    """Encode seven bits per byte, the lowest first; the eighth says that another follows."""
     content = bytearray()
     while value > 0x7F:
         content.append(value & 0x7F | 0x80)
@@ -114,7 +114,7 @@ def _record(content: bytes) -> bytes:
 
 
 def _checksum(content: bytes) -> bytes:
-    """CRC-32C (RFC 3720, appendix B.4), masked as TFRecords mask it."""
+    """Return the CRC-32C (RFC 3720, appendix B.4), masked as TFRecords mask it."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc = _CRC_OF_BYTE[(crc ^ byte) & 0xFF] ^ (crc >> 8)

@@ -1,4 +1,4 @@
-"""Names as they are written into pictures: one font, whatever the machine has, and no name that it lacks."""
+"""Text drawn into images: one font, the same on all machines, without characters that it lacks."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,36 +7,36 @@ from pathlib import Path
 from PIL import ImageFont
 
 LONGEST = 40
-"""Characters of a name that are shown."""
+"""Maximum characters of a name that are drawn."""
 
 
 def font_path() -> Path:
-    """DejaVu Sans, which comes with matplotlib."""
-    import matplotlib  # late: only those who draw wait for it
+    """Return the path of DejaVu Sans, which comes with matplotlib."""
+    import matplotlib  # lazy: only needed for drawing
 
     return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font for Pillow; `size` in pixels."""
+    """Return the font for Pillow; `size` in pixels."""
     return ImageFont.truetype(font_path(), size)
 
 
 def lettered(text: str, otherwise: str) -> str:
-    """The text on one line; `otherwise` if it is empty or the font lacks one of its characters."""
+    """Return the text on one line; `otherwise` if it is empty or the font lacks one of its characters."""
     line = " ".join(text.split())
     return line if line and _characters().issuperset(map(ord, line)) else otherwise
 
 
 def class_names(names: Sequence[str]) -> list[str]:
-    """Names of classes as they are written, not too long; `class 3` for one that cannot be."""
+    """Return names of classes as they are drawn, shortened; `class 3` for one that cannot be drawn."""
     lines = [lettered(name, f"class {index}") for index, name in enumerate(names)]
     return [line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in lines]
 
 
 def end_of(text: str, size: int, room: int) -> str:
-    """The text, or `…` and as much of its end as fits into `room` pixels."""
+    """Return the text, or `…` and as much of its end as fits into `room` pixels."""
     if font(size).getlength(text) <= room:
         return text
     text = text[-room:]  # no character is narrower than a pixel

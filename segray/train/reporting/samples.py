@@ -25,22 +25,22 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 SIDE = 512
-"""Pixels of a panel's longer side, at most."""
+"""Maximum length of a panel's longer side, in pixels."""
 SMALL = 256
-"""A picture whose longer side is no more than half of this is enlarged, by a whole number."""
+"""An image whose longer side is at most half of this is enlarged, by a whole number."""
 WRONG = (230, 25, 35)
 VOID_LEVELS = (150, 190)
 """Void is striped in these greys; no class has them, because VOC's colours are multiples of 32."""
 MARGIN, GAP, TITLE = 16, 10, 62
 """Pixels around everything, between panels, and above them (the item's name and each panel's)."""
 CELL, LINE, SWATCH, LISTED = 150, 26, 16, 40
-"""Least width of a panel's column, height of a legend's line, side of its square, most classes in it."""
+"""Minimum width of a panel's column, height of a legend's line, side of its square, maximum classes in it."""
 _INK, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A validation item and what the network makes of it."""
+    """A validation item and the network's prediction."""
 
     name: str
     picture: Pixels
@@ -48,10 +48,10 @@ class Sample:
     truth: Pixels
     """uint8 (height, width) class indices; 255 is void."""
     prediction: Pixels
-    """Likewise; a 255 is wrong wherever the truth is a class."""
+    """uint8 (height, width) class indices; a 255 is wrong wherever the truth is a class."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for pixels of another type or shape."""
+        """Raise ValueError for pixels of another type or shape."""
         size = self.picture.shape[:2]
         if (
             self.picture.shape != (*size, 3)
@@ -67,7 +67,7 @@ class Sample:
 
 
 def chosen(names: Sequence[str], number: int = 4) -> list[int]:
-    """Which items are drawn, as indices in order.
+    """Return which items are drawn, as indices in order.
 
     A function of the names alone, in any order; most stay the same when the data grow. (Those whose sha256
     is lowest.)
@@ -84,7 +84,7 @@ def write_panels(filesystem: fsspec.AbstractFileSystem, folder: str, name: str, 
 
 
 def file_name(name: str) -> str:
-    """The file of an item's panels: of ASCII letters, digits, `.`, `_` and `-` only, ends with `.png`.
+    """Return the file name of an item's panels: ASCII letters, digits, `.`, `_` and `-`, then `.png`.
 
     `x.png` stays `x.png`; any other name gets eight hex digits of its sha256, so that no two share a file.
     """
@@ -96,9 +96,9 @@ def file_name(name: str) -> str:
 
 
 def panels(sample: Sample, classes: Sequence[str]) -> Pixels:
-    """uint8 (height, width, 3): four panels of one size in a row, each in a column of its own.
+    """Return uint8 (height, width, 3): four panels of one size in a row, each in a column of its own.
 
-    Right pixels of the error panel are the picture, dim and grey; wrong ones are red.
+    Right pixels of the error panel show the image, dim and grey; wrong ones are red.
     """
     scores = SemanticScores(len(classes))
     scores.add(sample.truth, sample.prediction)
@@ -120,13 +120,14 @@ def panels(sample: Sample, classes: Sequence[str]) -> Pixels:
 
 
 def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:
-    """uint8 (height, width, 3); masks are (height, width) of the picture, each outlined in its own colour."""
+    """Return uint8 (height, width, 3) panels; masks: bool (height, width), each outlined in its own
+    colour."""
     panels = [("picture", ()), (f"truth: {len(truth)}", truth), (f"prediction: {len(found)}", found)]
     return side_by_side(name, picture, panels)
 
 
 def side_by_side(name: str, picture: Pixels, panels: Sequence[tuple[str, Sequence[Mask]]]) -> Pixels:
-    """The picture as often as there are panels, each with its words above and its masks outlined."""
+    """Return uint8 (height, width, 3): the image once per panel, each with its title and outlined masks."""
     small = _resized(picture, scaled_size(*picture.shape[:2]), Image.Resampling.BOX)
     drawn = [(text, _with_outlines(small.copy(), masks)) for text, masks in panels]
     return np.asarray(_canvas(name, drawn, len(panels)))
@@ -135,9 +136,9 @@ def side_by_side(name: str, picture: Pixels, panels: Sequence[tuple[str, Sequenc
 def _canvas(
     name: str, panels: Sequence[tuple[str, Pixels]], titled: int, note: str = "", below: int = 0
 ) -> Image.Image:
-    """Panels of one size in a row, each in a column of its own under its words, below the item's name.
+    """Return panels of one size in a row, each in a column of its own under its title, below the item's name.
 
-    titled: columns over which the name may reach, before its note; below: pixels left free under the panels.
+    titled: columns over which the name may extend, before its note; below: pixels left free under the panels.
     """
     height, width = panels[0][1].shape[:2]
     column = max(width, CELL) + GAP
@@ -155,7 +156,7 @@ def _canvas(
 
 
 def scaled_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a panel: at most `SIDE` a side; small ones enlarged by a whole number."""
+    """Return height and width of a panel: at most `SIDE` per side; small ones enlarged by a whole number."""
     longer = max(height, width)
     if longer <= SIDE:
         factor = max(1, SMALL // longer)
@@ -191,7 +192,7 @@ def _with_outlines(pixels: Pixels, masks: Sequence[Mask]) -> Pixels:
 
 
 def _outline(mask: Mask) -> Mask:
-    """The mask's pixels beside one that is not in it; the picture's border counts as outside."""
+    """Return the mask's pixels next to one outside it; the image's border counts as outside."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge: Mask = mask & ~inner
@@ -210,7 +211,7 @@ def _stripes(size: tuple[int, int]) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A square and what it stands for."""
+    """A colour square and its text."""
 
     square: Pixels
     text: str
@@ -221,7 +222,7 @@ class _Entry:
         return SWATCH + 8 + round(font(14).getlength(f"{self.text} {self.figure}")) + 22
 
     def draw(self, canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
-        """Square, name and figure, in pixels of the canvas from its upper left corner."""
+        """Draw square, name and figure, in pixels of the canvas from its upper left corner."""
         canvas.paste(Image.fromarray(self.square), (left, top))
         draw.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), outline=_PALE)
         left += SWATCH + 8
@@ -231,7 +232,7 @@ class _Entry:
 
 
 def _legend(sample: Sample, classes: Sequence[str], scores: SemanticScores) -> list[_Entry]:
-    """The classes that occur, with their IoU in this picture; the largest, if they are many."""
+    """Return the classes that occur, with their IoU in this image; only the largest, if they are many."""
     counts = np.bincount(np.concatenate((sample.truth, sample.prediction), axis=None), minlength=256)
     largest = sorted(np.flatnonzero(counts[: len(classes)]).tolist(), key=lambda index: -int(counts[index]))
     names, colours, ious = class_names(classes), palette(len(classes)), scores.compute()["per_class"]["iou"]
@@ -252,7 +253,7 @@ def _legend(sample: Sample, classes: Sequence[str], scores: SemanticScores) -> l
 
 
 def _flow(widths: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
-    """(Left, line) of each entry, set in lines as words are; and the number of lines."""
+    """Return (left, line) of each entry, flowed in lines like words, and the number of lines."""
     places, left, line = [], 0, 0
     for width in widths:
         if left and left + width > room:
@@ -265,5 +266,5 @@ def _flow(widths: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, ink: tuple[int, int, int]
 ) -> None:
-    """Text from `at` to the right, its middle at that height."""
+    """Draw text from `at` to the right, vertically centred there."""
     draw.text(at, text, font=font(size), fill=ink, anchor="lm")

@@ -1,7 +1,7 @@
-"""What is trained: a class for each kind of model, and all that the job knows of it. No torch here.
+"""The kinds of models that can be trained: a class each, the job's only interface to them. No torch here.
 
     tasks/NAME.py            the task (`TrainingTask`): lists, reads, checks settings, makes the rest
-    tasks/NAME_training.py   what workers are given, and their training: step, score, draw, model file
+    tasks/NAME_training.py   the recipe for workers, and their training: step, score, draw, model file
     transforms/NAME.py       the transform (`Transform`) of the loaders: augment and collate
 
 Job, trainer, loader and loop know these protocols alone; another kind of model is another three files and a
@@ -26,54 +26,54 @@ if TYPE_CHECKING:
 
 
 class TrainingTask(Protocol):
-    """What is trained, as far as it is known before the images are."""
+    """A training task, as far as it is known before the images are read."""
 
     best: ClassVar[str]
-    """The figure that decides which network is kept."""
+    """Name of the metric that decides which network is kept."""
     counted: ClassVar[str]
-    """What `Data.counts` holds."""
+    """What `Data.counts` counts."""
 
     @property
     def arch_settings(self) -> dict[str, Any]:
-        """All settings of the architecture."""
+        """Return all settings of the architecture."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the labels name."""
+        """Return the names of the classes."""
 
     @property
     def rules(self) -> object:
-        """What decides how labels are read; its text tells it from others."""
+        """Return how labels are read; its text identifies the rules."""
 
     @classmethod
     def list_data(cls, settings: TrainSettings) -> Pairs:
-        """List what there is to train with; no image is opened. Raises SettingsError."""
+        """List the training data; no image is opened. Raises SettingsError."""
 
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> Self:
-        """Return the task. Raises SettingsError for settings and data that do not fit each other."""
+        """Return the task. Raises SettingsError where settings and data contradict each other."""
 
     def resolved(self) -> dict[str, Any]:
-        """Return what settings that say `auto` came to, for the identity of a run."""
+        """Return the resolved values of settings that are `auto`, for the identity of a run."""
 
     def reading(self) -> LabelReading:
-        """Return how pairs are read; of windows of scenes, Ray must run."""
+        """Return how pairs are read; for windows of scenes, Ray must run."""
 
     def transform(self, data: Data) -> Transform:
-        """Return what images become on their way to the model."""
+        """Return the transform from images to the model's input."""
 
     def repeats(self, data: Data) -> NDArray[np.float64] | None:
-        """Return how often each training pair is shown in an epoch; None: once."""
+        """Return how often each training pair is drawn in an epoch, float64 (pairs,); None: once."""
 
     def recipe(self, data: Data, precision: str) -> "Recipe":
-        """Return what each worker is given; it makes the training of its process."""
+        """Return the recipe that each worker gets, and from which it makes its training."""
 
     def files(self, data: Data) -> Mapping[str, bytes]:
-        """Return what else is written into the output before training, by name."""
+        """Return further files to write to the output before training: name -> bytes."""
 
 
 def kind_of(settings: TrainSettings) -> type[TrainingTask]:
-    """Return the class of the task that `arch` asks for."""
+    """Return the task class that `arch` requires."""
     if settings.is_instance:
         from segray.train.tasks.instance import InstanceTask
 

@@ -1,4 +1,4 @@
-"""Instance models as a task: COCO files and annotate's labels, and the checks of their settings."""
+"""The instance task: COCO files, labels in annotate's format, and the checks of their settings."""
 
 import json
 from dataclasses import dataclass, replace
@@ -31,37 +31,37 @@ _SEMANTIC = (
 )  # fmt: skip
 """Settings of semantic training alone."""
 _COLOURED = 2 / 255
-"""Pictures whose bands differ by more in their means are coloured."""
+"""Images whose bands differ by more in their means count as coloured."""
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class InstanceTask:
-    """See `TrainingTask`."""
+    """The task of instance models; see `TrainingTask`."""
 
     settings: TrainSettings
     categories: dict[int, str]
     arch_settings: dict[str, Any]
     start: "Start | None" = None
-    """What training begins with."""
+    """Model to start training from."""
     best: ClassVar[str] = "ap"
     counted: ClassVar[str] = "instances"
 
     @classmethod
     def list_data(cls, settings: TrainSettings) -> CocoListing:
-        """List a COCO file, or labels in annotate's shape. Raises SettingsError."""
+        """List a COCO file, or labels in annotate's format. Raises SettingsError."""
         data, storage = settings.data, settings.storage
         if not data.lower().endswith(".json") and holds_labels(data, storage):
             if settings.root is not None:
-                raise SettingsError("root: labels in annotate's shape name their pictures by addresses")
+                raise SettingsError("root: labels in annotate's format have full addresses of images")
             return list_labels(data, storage, settings.min_score)
         if settings.min_score is not None:
-            raise SettingsError("min_score: for labels in annotate's shape, which have scores")
+            raise SettingsError("min_score: for labels in annotate's format, which have scores")
         return list_coco(data, storage, settings.root)
 
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "InstanceTask":
-        """Raise SettingsError for settings that do not fit an instance model, all at once."""
+        """Return the task. Raises SettingsError with all settings that an instance model does not have."""
         assert isinstance(listed, CocoListing)
         from segray.models.imports import import_torchvision
 
@@ -99,26 +99,26 @@ class InstanceTask:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the categories."""
+        """Return the names of the categories."""
         return tuple(self.categories.values())
 
     @property
     def rules(self) -> str:
-        """See TrainingTask."""
+        """Return how labels are read, see `TrainingTask`."""
         return f"COCO categories {sorted(self.categories)}"
 
     def resolved(self) -> dict[str, Any]:
-        """See TrainingTask."""
+        """Return resolved settings, see `TrainingTask`."""
         categories = {str(number): name for number, name in self.categories.items()}
         start = {"start": self.start.digest} if self.start else {}
         return {"classes": categories, "arch_settings": self.arch_settings, **start}
 
     def reading(self) -> CocoReading:
-        """See TrainingTask."""
+        """Return how pairs are read, see `TrainingTask`."""
         return CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
 
     def transform(self, data: Data) -> "InstanceTransform":
-        """See TrainingTask."""
+        """Return the transform, see `TrainingTask`."""
         from segray.train.transforms.instance import CropSettings, InstanceTransform
 
         settings = self.settings
@@ -126,11 +126,11 @@ class InstanceTask:
         return InstanceTransform(crop, settings.augment, tuple(sorted(self.categories)), settings.seed)
 
     def repeats(self, data: Data) -> NDArray[np.float64] | None:
-        """See TrainingTask."""
+        """Return how often each pair is drawn, float64 (pairs,), see `TrainingTask`."""
         return kind_repeats(data) if self.settings.balance_kinds else None
 
     def recipe(self, data: Data, precision: str) -> "InstanceRecipe":
-        """See TrainingTask."""
+        """Return the recipe, see `TrainingTask`."""
         from segray.train.build import recipe_fields
         from segray.train.tasks.instance_training import InstanceRecipe
 
@@ -146,7 +146,7 @@ class InstanceTask:
         )
 
     def files(self, data: Data) -> dict[str, bytes]:
-        """See TrainingTask."""
+        """Return further files, see `TrainingTask`."""
         return {"splits.json": splits_json(data.pairs, data.splits, self.categories)}
 
     def _card(
@@ -159,7 +159,7 @@ class InstanceTask:
         return ModelCard(settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes)
 
     def _check_build(self) -> None:
-        """Raise SettingsError for settings that the architecture does not take."""
+        """Raise SettingsError for settings that the architecture does not have."""
         import torch
 
         from segray.models.modelfile import build_model
@@ -178,9 +178,9 @@ class InstanceTask:
 
 
 def kind_repeats(data: Data) -> NDArray[np.float64]:
-    """How often each training picture is shown: a kind with n of them comes as the square root of n does.
+    """Return how often each training image is drawn, float64 (images,): a kind with n of them by sqrt(n).
 
-    The kind is height, width and whether there is colour: a cheap name for what took the picture.
+    The kind is height, width and whether there is colour: a cheap indication of the instrument.
     """
     means = np.stack(data.trained["sums"].to_pylist()) / data.trained["pixels"].to_numpy()[:, None]
     coloured = np.ptp(means, axis=1) > _COLOURED

@@ -1,8 +1,8 @@
-"""The training of an instance model, torchvision's Mask R-CNN: what a step and a score are. No Ray.
+"""The training of an instance model, torchvision's Mask R-CNN: step and score. No Ray.
 
-The loss of a global batch is the mean over its pictures of what torchvision makes of each part: a process and
-a part (`Recipe.accumulate`) count by the pictures that they have. Torchvision divides by the proposals
-that it drew for a part, so parts and processes change the loss a little, unlike in semantic training.
+The loss of a global batch is the mean over its images of torchvision's loss of each part: a process and a
+part (`Recipe.accumulate`) are weighted by their images. Torchvision divides by the proposals that it drew for
+a part, so parts and processes change the loss a little, unlike in semantic training.
 """
 
 from collections.abc import Iterable
@@ -24,22 +24,22 @@ from segray.train.training import Recipe, Training
 from segray.train.transforms.instance import InstanceBatch, InstancePicture
 
 _BLANK = 64
-"""Side of a picture without anything, for a process that has none in a step."""
+"""Side of a blank image, for a process that has none in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceRecipe(Recipe):
-    """Of a detector with masks."""
+    """The recipe of a detector with masks."""
 
     card: ModelCard
 
     def training(self, device: torch.device) -> "InstanceTraining":
-        """See Recipe."""
+        """Return the training of this process, see `Recipe`."""
         return InstanceTraining(self, device)
 
 
 class InstanceTraining(Training):
-    """A detector with masks."""
+    """The training of a detector with masks."""
 
     best = "ap"
     recipe: InstanceRecipe
@@ -57,11 +57,11 @@ class InstanceTraining(Training):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See Training."""
+        """Return the names of the categories, see `Training`."""
         return tuple(name for _, name in sorted(self.recipe.card.categories.items()))
 
     def figures(self, pictures: Iterable[InstanceBatch]) -> dict[str, Any]:
-        """See Training: AP of masks, and by size."""
+        """Return the AP of masks, overall and by size, see `Training`."""
         scores = self.score(pictures)
         if self._parallel is not None:
             shards: list[InstanceScores] = [scores] * self._workers
@@ -70,7 +70,7 @@ class InstanceTraining(Training):
         return dict(scores.compute())
 
     def score(self, pictures: Iterable[InstanceBatch]) -> InstanceScores:
-        """Truth and predictions of this process's pictures; in float32, whatever the precision."""
+        """Return truth and predictions of this process's images; computed in float32 in any precision."""
         scores = InstanceScores()
         ids = sorted(self.recipe.card.categories)
         for batch in pictures:
@@ -92,17 +92,18 @@ class InstanceTraining(Training):
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """uint8 (3, h, w) -> `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes`, on the CPU."""
+        """Return `masks` (n, h, w) of probabilities, `labels`, `scores` and `boxes` of uint8 (3, h, w), on
+        the CPU."""
         model = self.scored.eval()
         (found,) = model([pixels.to(self.device).float() / 255])
         return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}
 
     def model_file(self) -> bytes:
-        """See Training."""
+        """Return the scored network as bytes of `model.pt`, see `Training`."""
         return model_bytes(self.recipe.card, self.scored.state_dict())
 
     def draw(self, picture: InstanceBatch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
-        """See Training: picture | truth | prediction, instances outlined."""
+        """Write picture | truth | prediction with outlined instances, see `Training`."""
         from segray.train.reporting.samples import outlined, write_panels
 
         (one,) = picture.pictures
@@ -114,20 +115,20 @@ class InstanceTraining(Training):
         write_panels(filesystem, folder, one.name, drawn)
 
     def _backward(self, batch: InstanceBatch) -> Tensor:
-        """See Training."""
+        """Compute the gradient, see `Training`."""
         numbers = torch.tensor([len(batch.pictures)] * 2, dtype=torch.float64, device=self.device)
         if self._parallel is not None:
             distributed.all_reduce(numbers[:1])
             distributed.all_reduce(numbers[1:], distributed.ReduceOp.MAX)
         everyone, most = numbers.tolist()
-        parts = max(1, min(self.recipe.accumulate, int(most)))  # as many in every process
+        parts = max(1, min(self.recipe.accumulate, int(most)))  # the same number in every process
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in range(parts):
             pictures = batch.pictures[part::parts]
             share = len(pictures) / everyone
             with self._alone(part < parts - 1):
                 loss = self._loss(pictures or [_blank()])
-                # DDP takes the mean over processes of what is to be added
+                # DDP averages over processes what must be summed
                 self.scaler.scale(loss * share * self._workers).backward()
             total += loss.detach().double() * share
         if self._parallel is not None:

@@ -1,4 +1,4 @@
-"""Semantic models as a task: label images, scenes with footprints, and the checks of their settings."""
+"""The semantic task: label images, scenes with footprints, and the checks of their settings."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SemanticTask:
-    """See `TrainingTask`."""
+    """The task of semantic models; see `TrainingTask`."""
 
     settings: TrainSettings
     listed: Pairs
     rules: LabelRules
     names: tuple[str, ...]
-    """Of the classes."""
+    """Names of the classes."""
     loss: str
     outputs: int
     arch_settings: dict[str, Any]
     start: "Start | None" = None
-    """What training begins with."""
+    """Model to start training from."""
     best: ClassVar[str] = "miou"
     counted: ClassVar[str] = "class_pixels"
 
@@ -53,7 +53,7 @@ class SemanticTask:
 
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "SemanticTask":
-        """Raise SettingsError for labels, classes, loss and architecture that do not fit each other."""
+        """Return the task. Raises SettingsError where labels, classes, loss and architecture do not match."""
         from segray.models.architectures import check_recomputing, complete_settings
         from segray.train.build import check_constants
         from segray.train.losses import outputs_for
@@ -77,7 +77,7 @@ class SemanticTask:
         return task
 
     def resolved(self) -> dict[str, Any]:
-        """See TrainingTask."""
+        """Return resolved settings, see `TrainingTask`."""
         return {
             "classes": self.names,
             "values": self.rules.values,
@@ -87,12 +87,12 @@ class SemanticTask:
         }
 
     def reading(self) -> Reading:
-        """See TrainingTask."""
+        """Return how pairs are read, see `TrainingTask`."""
         usual = Reading(self.rules, self.settings.max_pixels, self.settings.storage)
         return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
 
     def transform(self, data: Data) -> "SemanticTransform":
-        """See TrainingTask."""
+        """Return the transform, see `TrainingTask`."""
         from segray.train.transforms.semantic import SemanticTransform
 
         settings, (mean, _) = self.settings, self._moments(data)
@@ -100,11 +100,11 @@ class SemanticTask:
         return SemanticTransform(settings.size, settings.fit, settings.augment, settings.seed, fill)
 
     def repeats(self, data: Data) -> NDArray[np.float64] | None:
-        """See TrainingTask."""
+        """Return how often each pair is drawn, float64 (pairs,), see `TrainingTask`."""
         return data.repeats
 
     def recipe(self, data: Data, precision: str) -> "SemanticRecipe":
-        """See TrainingTask."""
+        """Return the recipe, see `TrainingTask`."""
         from segray.models.modelfile import SemanticCard
         from segray.train.build import loss_of, recipe_fields
         from segray.train.tasks.semantic_training import SemanticRecipe
@@ -130,7 +130,7 @@ class SemanticTask:
         )
 
     def files(self, data: Data) -> dict[str, bytes]:
-        """See TrainingTask."""
+        """Return further files, see `TrainingTask`."""
         return {}
 
     def _moments(self, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -152,7 +152,7 @@ def names_of(settings: TrainSettings) -> tuple[str, ...]:
 
 
 def window_settings(settings: TrainSettings, footprints: str) -> "WindowSettings":
-    """Return how scenes become windows."""
+    """Return how scenes are cut into windows."""
     from segray.data.scene_windows import WindowSettings
 
     return WindowSettings(
@@ -180,6 +180,6 @@ def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
         decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
         values, reason = decision.values, decision.reason
     if values == "indices" and not settings.classes:
-        raise SettingsError(f"classes: name the classes of the labels, from 0 up ({reason})")
+        raise SettingsError(f"classes: set the names of the labels' classes, from 0 up ({reason})")
     number = len(settings.classes) if settings.classes else 2
     return LabelRules(number, values, tuple(settings.void)), reason

@@ -1,10 +1,10 @@
-"""The training of a semantic network: what a step and a score are. No Ray.
+"""The training of a semantic network: step and score. No Ray.
 
 With several processes every sum (loss, confusion matrix) is added over them before it is divided.
 
-A global batch is the pictures of all processes and of all parts that a process does one after another
-(`Recipe.accumulate`). The loss and its gradient are those of the whole of it, whatever the processes and
-parts; only batch normalisation looks at the part.
+A global batch is the images of all processes and of all parts that a process computes one after another
+(`Recipe.accumulate`). The loss and its gradient are those of the whole batch, for any number of processes and
+parts; only batch normalisation sees a part alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,10 +29,10 @@ from segray.train.transforms.semantic import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticRecipe(Recipe):
-    """Of a semantic network.
+    """The recipe of a semantic network.
 
     `accumulate` costs one more forward pass, without a graph, for the losses with Dice, whose gradient
-    depends on what the network says of the whole batch; nothing for the others.
+    depends on the predictions of the whole batch; nothing for the others.
     """
 
     card: SemanticCard
@@ -43,12 +43,12 @@ class SemanticRecipe(Recipe):
     """Train with `torch.compile`; images are scored without, as they may have any size."""
 
     def training(self, device: torch.device) -> "SemanticTraining":
-        """See Recipe."""
+        """Return the training of this process, see `Recipe`."""
         return SemanticTraining(self, device)
 
 
 class SemanticTraining(Training):
-    """A network that gives each pixel a class."""
+    """The training of a network that classifies each pixel."""
 
     best = "miou"
     recipe: SemanticRecipe
@@ -72,22 +72,22 @@ class SemanticTraining(Training):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See Training."""
+        """Return the names of the classes, see `Training`."""
         return self.recipe.card.classes
 
     def figures(self, pictures: Iterable[Batch]) -> dict[str, Any]:
-        """See Training."""
+        """Return loss, mIoU, Dice and accuracy, see `Training`."""
         loss, scores = self.score(pictures)
         found = scores.compute()
         kept = {name: found[name] for name in ("miou", "dice", "pixel_accuracy")}
         return {"val_loss": loss, **kept, "iou": found["per_class"]["iou"]}
 
     def model_file(self) -> bytes:
-        """See Training."""
+        """Return the scored network as bytes of `model.pt`, see `Training`."""
         return model_bytes(self.recipe.card, self.scored.state_dict())
 
     def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:
-        """See Training: picture | truth | prediction | error."""
+        """Write picture | truth | prediction | error, see `Training`."""
         from segray.train.reporting.samples import Sample, panels, write_panels
 
         pixels = picture.pixels[0].permute(1, 2, 0).numpy()
@@ -97,7 +97,7 @@ class SemanticTraining(Training):
 
     @torch.inference_mode()
     def score(self, pictures: Iterable[Batch]) -> tuple[float, SemanticScores]:
-        """(Loss, confusion matrix) over the pictures of all processes; each may have another number."""
+        """Return (loss, confusion matrix) over the images of all processes; their numbers may differ."""
         scores = SemanticScores(len(self.recipe.card.classes))
         sums: Tensor | float = 0.0
         model = self.scored.eval()
@@ -117,11 +117,12 @@ class SemanticTraining(Training):
 
     @torch.inference_mode()
     def classes(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, bands, h, w) -> uint8 (n, h, w) on the CPU: what the network that is scored sees."""
+        """Return the scored network's classes, uint8 (n, h, w) on the CPU, of uint8 (n, bands, h, w)."""
         return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """As many in every process, as exchanges and synchronised norms need; void where one has fewer."""
+        """Split a batch into the same number of parts in every process; void ones where images are
+        missing."""
         images = torch.tensor(len(batch.classes), device=self.device)
         if self._parallel is not None and self.recipe.accumulate > 1:
             distributed.all_reduce(images, distributed.ReduceOp.MAX)
@@ -134,13 +135,13 @@ class SemanticTraining(Training):
         return [Batch(*part, names=[]) for part in parts]
 
     def _backward(self, batch: Batch) -> Tensor:
-        """See Training."""
+        """Compute the gradient, see `Training`."""
         parts = self._parts(batch)
         if len(parts) == 1:
             loss = self.loss.value(reduce_over_ranks(self._sums(self._network, parts[0])))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             return loss.detach()
-        # as `reduce_over_ranks` says: DDP takes the mean over processes of what is to be added
+        # see `reduce_over_ranks`: DDP averages over processes what must be summed
         slopes = self._workers * self.scaler.scale(self._slopes(parts))
         total = torch.zeros_like(slopes)
         for part in parts:
@@ -152,10 +153,10 @@ class SemanticTraining(Training):
 
     @torch.no_grad()
     def _slopes(self, parts: Sequence[Batch]) -> Tensor:
-        """The derivative of the loss by each of the sums over the global batch.
+        """Return the derivative of the loss by each of the sums over the global batch, 1-D.
 
-        Where it takes what the network says of the whole batch, that is asked in advance, without a graph, as
-        in Gao et al. 2021, GradCache, https://arxiv.org/abs/2101.06983; dropout draws the same again.
+        Where it depends on the predictions of the whole batch, they are computed in advance, without a graph,
+        as in Gao et al. 2021, GradCache, https://arxiv.org/abs/2101.06983; dropout draws the same again.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), statistics_kept(self.model):
@@ -172,7 +173,7 @@ class SemanticTraining(Training):
         return self.loss.sums(self._logits(network, part.pixels), part.classes.to(self.device))
 
     def _logits(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-        """pixels: uint8 (n, bands, height, width)."""
+        """Return the logits, float (n, outputs, h, w), of uint8 (n, bands, height, width)."""
         normal = pixels.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
         kind, narrow = DTYPES[self.recipe.precision], self.recipe.precision != "fp32"
         with torch.autocast(self.device.type, kind if narrow else None, enabled=narrow):
@@ -180,9 +181,9 @@ class SemanticTraining(Training):
 
 
 def freeze_unused(network: nn.Module, bands: int) -> None:
-    """Take the gradient from parameters on which no logit depends, as the lower half of PSPNet's encoder.
+    """Disable the gradient of parameters on which no logit depends, as the lower half of PSPNet's encoder.
 
-    DDP would wait for their gradients. Found by one small picture in evaluation mode.
+    DDP would wait for their gradients. Found with one small image in evaluation mode.
     """
     parameters = list(network.parameters())
     picture = torch.zeros(1, bands, 64, 64, device=parameters[0].device)

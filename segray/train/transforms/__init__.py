@@ -1,1 +1,1 @@
-"""What a picture goes through before it is learnt from, its labels with it."""
+"""Augmentation of training images, together with their labels."""

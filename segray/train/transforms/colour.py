@@ -1,4 +1,4 @@
-"""Colour jitter of uint8 pictures with any number of bands."""
+"""Colour jitter of uint8 images with any number of bands."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115,
 
 @dataclass(frozen=True, slots=True)
 class ColourChange:
-    """What is done to one picture; by default nothing."""
+    """The colour changes of one image; none by default."""
 
     brightness: float = 1.0
     """Factor on all values."""
@@ -27,7 +27,7 @@ class ColourChange:
     saturation: float = 1.0
     """Factor on the distance from the pixel's grey; three bands only."""
     hue: float = 0.0
-    """Turn around the grey axis, 1 is a full circle; three bands only."""
+    """Rotation around the grey axis, 1 is a full circle; three bands only."""
     gamma: float = 1.0
     """Exponent of values in 0..1."""
     blur: float = 0.0
@@ -38,7 +38,8 @@ class ColourChange:
 
     @classmethod
     def drawn(cls, strength: Strength, random: Random) -> "ColourChange":
-        """Always takes as many numbers from `random`, so that one knob leaves the others' draws alone."""
+        """Draw the changes; always the same number of draws, so that one knob does not change the others'
+        draws."""
         brightness, contrast, saturation = (
             1 + random.uniform(-spread, spread)
             for spread in (strength.brightness, strength.contrast, strength.saturation)
@@ -56,16 +57,16 @@ class ColourChange:
 def coloured(pixels: Tensor, change: ColourChange) -> Tensor:
     """Return uint8 (bands, height, width) after brightness, contrast, hue, saturation, gamma, blur, noise.
 
-    The first four are one linear map of a pixel's bands, rounded once; what changes nothing costs nothing.
+    The first four are one linear map of a pixel's bands, rounded once; unused changes cost nothing.
     """
     together = 3 if len(pixels) == 3 else 1  # one by one, bands stay in the cache: ten take 4 ms, not 14
     pixels = torch.cat([_mixed(bands, change) for bands in torch.split(pixels, together)])
-    if change.gamma != 1:  # 256 results are all there are
+    if change.gamma != 1:  # there are only 256 results
         levels = torch.arange(256, dtype=torch.uint8).view(1, 1, -1)
         table = functional.adjust_gamma(levels, change.gamma).flatten()
         pixels = table.index_select(0, pixels.flatten().int()).view(pixels.shape)
     reach = math.ceil(3 * change.blur)
-    if 0 < reach < min(pixels.shape[-2:]):  # the filter mirrors the picture at its border
+    if 0 < reach < min(pixels.shape[-2:]):  # the filter mirrors the image at its border
         pixels = functional.gaussian_blur(pixels, [2 * reach + 1] * 2, [change.blur] * 2)
     if change.noise:
         generator = torch.Generator().manual_seed(change.noise_seed)
@@ -75,7 +76,7 @@ def coloured(pixels: Tensor, change: ColourChange) -> Tensor:
 
 
 def _mixed(pixels: Tensor, change: ColourChange) -> Tensor:
-    """Brightness, contrast about each band's mean, hue, saturation; of red, green and blue, or of one band.
+    """Change brightness, contrast about each band's mean, hue, saturation; of RGB, or of one band.
 
     y = M (b c x + b (1 - c) mean), M = 1 for one band. Hue turns around the grey axis in YIQ, which keeps the
     luma: 2 ms with all the rest for 512 x 512, by HSV 22 ms.
@@ -85,14 +86,14 @@ def _mixed(pixels: Tensor, change: ColourChange) -> Tensor:
     if change.brightness == change.contrast == 1 and torch.equal(matrix, torch.eye(bands)):
         return pixels
     values = pixels.float()
-    mean = values.sum(2).double().sum(1) / values[0].numel()  # exact, so that no order of adding shows
+    mean = values.sum(2).double().sum(1) / values[0].numel()  # exact, independent of the order of summation
     offset = matrix @ mean.float() * (change.brightness * (1 - change.contrast))
     factors = matrix * (change.brightness * change.contrast)
     return _levels(torch.addmm(offset[:, None], factors, values.reshape(bands, -1))).view(pixels.shape)
 
 
 def _chroma(change: ColourChange) -> Tensor:
-    """(3, 3) for red, green and blue: identity where neither saturation nor hue changes."""
+    """Return (3, 3) for red, green and blue: identity where neither saturation nor hue changes."""
     matrix = torch.eye(3)
     if change.hue:
         cos, sin = math.cos(2 * math.pi * change.hue), math.sin(2 * math.pi * change.hue)
@@ -104,5 +105,5 @@ def _chroma(change: ColourChange) -> Tensor:
 
 
 def _levels(values: Tensor) -> Tensor:
-    """Float, changed in place, to the nearest uint8."""
+    """Round float values, changed in place, to the nearest uint8."""
     return values.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where a crop lies in its source, how large it becomes and how it is turned: draws and arithmetic alone."""
+"""A crop's position in its source, its size and rotation: draws and arithmetic alone."""
 
 import math
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from torch import Tensor
 from segray.train.transforms.strength import Strength
 
 BACKGROUND = 0
-"""Class that `object_share` does not look for."""
+"""Class that `object_share` ignores."""
 TILTED = 0.5
-"""Share of the pictures that `rotation` turns: the others keep their own sharpness."""
+"""Share of the images that `rotation` rotates: the others keep their own sharpness."""
 
 Fit = Literal["crop", "resize"]
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What pictures are brought into."""
+    """The size and filling of the result."""
 
     size: tuple[int, int]
     """Height, width in pixels."""
     fit: Fit
-    """What scale 1 is: pixel for pixel, or the whole picture in the frame."""
+    """Meaning of scale 1: pixel for pixel, or the whole image in the frame."""
     fill: list[int]
-    """Level of each band where there is no picture."""
+    """Level of each band outside the image."""
     void: int
-    """Class where there is no picture."""
+    """Class outside the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +46,25 @@ class Span:
 
     @property
     def size(self) -> int:
-        """Pixels with the filling."""
+        """Return the pixels with the filling."""
         return self.before + self.length + self.after
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Along one axis: source pixels [start, start + window), which may stick out, become `size` pixels."""
+    """Along one axis: source pixels [start, start + window), which may exceed it, become `size` pixels."""
 
     source: int
-    """Pixels of the whole picture."""
+    """Pixels of the whole image."""
     size: int
     start: int
     window: int
 
     @classmethod
     def of(cls, source: int, size: int, scale: float, place: float | None, target: int | None) -> "Axis":
-        """The window lies inside the picture or has all of it inside; with a target it has that pixel inside.
+        """Return a window inside the image, or around all of it; with a target it contains that pixel.
 
-        The place is 0..1 between the outermost ones; None is the middle.
+        The place is 0..1 between the outermost positions; None is the middle.
         """
         window = max(1, round(size / scale))
         if place is None:
@@ -75,7 +75,7 @@ class Axis:
         return cls(source, size, first + int(place * (last - first + 1)), window)
 
     def span(self, margin: int) -> Span:
-        """The part of the window, wider at both ends by `margin` pixels of the result, that has picture."""
+        """Return the part of the window, `margin` result pixels wider at both ends, that is in the image."""
         size = self.size + 2 * margin
         window = max(1, round(size * self.window / self.size))
         start = self.start - (window - self.window) // 2
@@ -86,30 +86,30 @@ class Axis:
         return Span(first, last, length, before, size - length - before)
 
     def offset(self, pixel: int) -> float:
-        """From the middle of the result to that of a source pixel, in pixels of the result."""
+        """Return the distance of a source pixel from the middle of the result, in pixels of the result."""
         return (pixel + 0.5 - self.start - self.window / 2) * self.size / self.window
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Cut and resize, fill, turn by the angle, cut the margin off, turn by quarters, mirror."""
+    """The steps: cut and resize, fill, rotate, cut the margin off, rotate by quarters, mirror."""
 
     rows: Span
     cols: Span
     """Both with the margin."""
     margin: tuple[int, int]
-    """Rows and columns at each side that the turned frame reaches into; 0 where the angle is 0."""
+    """Rows and columns at each side that the rotated frame reaches into; 0 where the angle is 0."""
     angle: float
-    """Degrees, counter-clockwise as the quarters."""
+    """Degrees, counter-clockwise like the quarters."""
     quarters: int
     upended: bool
     mirrored: bool
 
 
 def drawn_geometry(mask: Tensor, frame: Frame, strength: Strength, random: Random) -> Geometry:
-    """Return what is done to a picture with this mask, uint8 (height, width).
+    """Return the geometry for an image with this mask, uint8 (height, width).
 
-    Always takes as many numbers from `random`, so that one knob leaves the others' draws alone.
+    Always draws the same number of random values, so that one knob does not change the others' draws.
     """
     upended, mirrored = random.random() < strength.vertical_flip, random.random() < strength.flip
     turned, quarters = random.random() < strength.quarter_turns, 1 + int(3 * random.random())
@@ -138,9 +138,9 @@ def drawn_geometry(mask: Tensor, frame: Frame, strength: Strength, random: Rando
 
 
 def _object_pixel(mask: Tensor, void: int, choice: Sequence[float]) -> tuple[int, int] | None:
-    """Row and column of one pixel that is neither background nor void, all alike likely; None without any.
+    """Return row and column of a random pixel that is neither background nor void; None without any.
 
-    One pixel in 64 is looked at, from a random start, and all only where nothing is found.
+    One pixel in 64 is searched, from a random start, and all only where that finds none.
     """
     for step in (8, 1):
         row, col = (int(each * step) for each in choice[:2])
@@ -153,13 +153,14 @@ def _object_pixel(mask: Tensor, void: int, choice: Sequence[float]) -> tuple[int
 
 
 def _leaves(y: float, x: float, size: tuple[int, int], angle: float) -> bool:
-    """Whether a point, given from the middle of the frame, is out of it once turned, or on its last pixel."""
+    """Return whether a point, relative to the frame's middle, leaves it when rotated, or is on its last
+    pixel."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return abs(y * cos - x * sin) > size[0] / 2 - 1 or abs(x * cos + y * sin) > size[1] / 2 - 1
 
 
 def _margin(size: tuple[int, int], angle: float) -> tuple[int, int]:
-    """What the turned corners reach, and one pixel for the interpolation."""
+    """Return the reach of the rotated corners, plus one pixel for the interpolation."""
     if not angle:
         return 0, 0
     height, width = size

@@ -1,7 +1,7 @@
-"""Instance training: an image and integer maps of its instances, moved alike by torchvision; and batches.
+"""Instance training: an image and integer maps of its instances, transformed together; and batches.
 
 To train: a crop, augmented, with boxes, labels and masks of its instances; crowds are left out. To score: the
-whole image and its annotations as they are.
+whole image and its annotations unchanged.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ from segray.train.transforms.strength import AugmentSettings
 
 @dataclass(frozen=True)
 class CropSettings:
-    """What crops are; lengths in pixels of the resized image."""
+    """Size and scale of crops; lengths in pixels of the resized image."""
 
     crop: int = 384
     """Side of the square crop."""
     resize_to: int = 512
     """Shorter side of a whole image after the model's own resize: the scale that training is centred on."""
     smallest_area: int = 30
-    """Instances with fewer pixels left in the crop are no targets."""
+    """Instances with fewer pixels left in the crop are not targets."""
 
 
 @dataclass(frozen=True)
 class InstancePicture:
-    """One picture of a batch."""
+    """One image of a batch."""
 
     name: str
     pixels: Tensor
@@ -54,7 +54,7 @@ class InstancePicture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height, width."""
+        """Return height and width in pixels."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
@@ -66,13 +66,13 @@ class InstanceBatch:
 
     @property
     def names(self) -> list[str]:
-        """Of the pictures."""
+        """Return the names of the images."""
         return [picture.name for picture in self.pictures]
 
 
 @dataclass(frozen=True)
 class InstanceTransform:
-    """An image and its instances; see `Transform`."""
+    """Augments an image and its instances; see `Transform`."""
 
     crop: CropSettings
     augment: AugmentSettings
@@ -128,9 +128,9 @@ def _picture(name: str, arrays: Arrays) -> InstancePicture:
 
 
 def layered(masks: Sequence[Rle], size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Masks as few maps of their numbers: (layers, height, width), and the layer of each.
+    """Return the masks as few maps of their numbers, (layers, height, width), and the layer of each, (n,).
 
-    The i-th mask is where its layer is i + 1. Masks of one layer do not overlap: a picture of hundreds of
+    The i-th mask is where its layer is i + 1. Masks of one layer do not overlap: an image of hundreds of
     instances takes a map or two, not hundreds.
     """
     layers = [np.zeros(size, np.int32)]
@@ -168,9 +168,9 @@ class ScaledCrop(v2.Transform):  # type: ignore[misc]
     """Cut a random window whose size carries the scale, and resize it to the square crop."""
 
     def __init__(self, settings: CropSettings, scale: tuple[float, float], stretch: float) -> None:
-        """scale: smallest and largest factor on `resize_to`, drawn evenly on a logarithmic axis.
+        """Store the settings; scale: range of the factor on `resize_to`, uniform on a logarithmic axis.
 
-        stretch: largest ratio of the horizontal to the vertical factor, and of vertical to horizontal.
+        stretch: maximum ratio of the horizontal to the vertical factor, and of vertical to horizontal.
         """
         super().__init__()
         self.settings, self.scale, self.stretch = settings, scale, stretch
@@ -203,7 +203,7 @@ class RandomGamma(v2.Transform):  # type: ignore[misc]
     """Lighten or darken: fluorescence images differ by a factor of ten in brightness."""
 
     def __init__(self, gamma: float) -> None:
-        """gamma: 1 draws exponents from 1/2 to 2."""
+        """Store the range; gamma: 1 draws exponents from 1/2 to 2."""
         super().__init__()
         self.most = math.log(1 + gamma)
 
@@ -212,7 +212,7 @@ class RandomGamma(v2.Transform):  # type: ignore[misc]
         return {"gamma": math.exp(_uniform(-1, 1) * self.most)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply it to images only."""
+        """Apply the exponent to images only."""
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         return functional.adjust_gamma(inpt, gamma=params["gamma"])
@@ -221,7 +221,7 @@ class RandomGamma(v2.Transform):  # type: ignore[misc]
 def training_transform(crop: CropSettings, augment: AugmentSettings) -> v2.Transform:
     """Return the transform of (`tv_tensors.Image`, `tv_tensors.Mask`) used in training.
 
-    The preset `strong` stretches, greys and inverts some pictures besides, which no knob does.
+    The preset `strong` also stretches, greys and inverts some images, for which there is no knob.
     """
     knobs, strong = augment.strength, augment.preset == "strong"
     return v2.Compose(
@@ -263,7 +263,7 @@ def target_of(
         layers[torch.zeros_like(kept) if layer_of is None else layer_of[kept]] == (kept + 1)[:, None, None]
     )
     boxes = masks_to_boxes(masks) if len(kept) else torch.zeros(0, 4)
-    boxes[:, 2:] += 1  # torchvision's function names the last pixel, a half-open box the first one outside
+    boxes[:, 2:] += 1  # torchvision's function returns the last pixel, a half-open box ends after it
     return {"boxes": boxes, "labels": labels[kept], "masks": masks.to(torch.uint8)}
 
 

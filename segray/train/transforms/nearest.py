@@ -1,4 +1,4 @@
-"""Resizing of masks without a shift against their picture."""
+"""Resize masks without a shift against their image."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from segray.data.labels import nearest_pixels
 
 
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., height, width) of any type at another size, see `nearest_pixels`.
+    """Return (..., height, width) of any type at another size, see `nearest_pixels`.
 
-    torch's plain NEAREST is up to half a pixel off, and `functional.resized_crop` takes it for a mask
-    whatever it is told.
+    torch's plain NEAREST is up to half a pixel off, and `functional.resized_crop` uses it for masks whatever
+    its arguments are.
     """
     rows, cols = (
         torch.from_numpy(nearest_pixels(*lengths)) for lengths in zip(mask.shape[-2:], size, strict=True)

@@ -1,7 +1,7 @@
-"""Semantic training: an image, its mask and what else lies on it, moved alike; and batches of them.
+"""Semantic training: an image, its mask and extras, transformed together; and batches of them.
 
-What the crop needs is cut from the source first, and only that is resized, so that the cost follows the crop
-and not the picture.
+The part that the crop needs is cut from the source first, and only that is resized, so that the cost depends
+on the crop and not on the image.
 """
 
 import hashlib
@@ -42,14 +42,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SemanticTransform:
-    """An image and its mask, augmented to squares; see `Transform`."""
+    """Augments an image and its mask to squares; see `Transform`."""
 
     size: int
     fit: Fit
     augment: AugmentSettings
     seed: int
     fill: tuple[int, ...]
-    """The level of each band that stands where there is no image."""
+    """Level of each band outside the image."""
 
     def training(self, example: Example, epoch: int, item: str) -> Arrays:
         """Return `pixels`, uint8 (3, size, size), and `classes`, uint8 (size, size)."""
@@ -60,12 +60,12 @@ class SemanticTransform:
         return _arrays(found)
 
     def scoring(self, example: Example) -> Arrays:
-        """Return the same of the whole image, resized where training does."""
+        """Return `pixels` and `classes` of the whole image, resized if training does."""
         crop = self.size if self.fit == "resize" else None
         return _arrays(fitted(*_tensors(example), crop=crop, fit=self.fit))
 
     def collate(self, samples: list[tuple[str, Arrays]]) -> Batch:
-        """Return images of one size as a batch; none: an image that is void all over."""
+        """Return images of one size as a batch; for no samples one fully void image."""
         if not samples:
             pixels = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
             return Batch(pixels, torch.full_like(pixels[:, 0], VOID), [])
@@ -98,18 +98,19 @@ def augmented(
     fill: Sequence[int] | None = None,
     void: int = VOID,
 ) -> tuple[Tensor, ...]:
-    """Return uint8 pixels (bands, crop, crop), uint8 mask (crop, crop), and the extras, all moved alike.
+    """Return uint8 pixels (bands, crop, crop), uint8 mask (crop, crop), and the extras, all transformed
+    together.
 
     `pixels` is uint8 (bands, height, width), `mask` uint8 (height, width). `extras` are of two kinds:
     `tv_tensors.Mask` (height, width) of whole numbers below 2^24, such as instance maps, 0 outside the
-    picture; and float `tv_tensors.BoundingBoxes` (n, 4) in XYXY, half-open, which keep their number and
-    order, are cut at the border and have no area outside. Turned by other than quarter turns, a box is the
-    hull of the turned one; tight boxes are those of a moved instance map. `crop` is a side or (height,
-    width); None keeps the picture's size.
+    image; and float `tv_tensors.BoundingBoxes` (n, 4) in XYXY, half-open, which keep their number and
+    order, are cut at the border and have no area outside. Rotated by other than quarter turns, a box is the
+    hull of the rotated one; tight boxes are those of a transformed instance map. `crop` is a side or (height,
+    width); None keeps the image's size.
 
-    With fit `crop`, scale 1 is pixel for pixel: a larger picture is cropped, a smaller one padded, the pixels
-    with `fill` (one level a band, 0 unless given) and the mask with `void`. With `resize`, scale 1 brings the
-    whole picture to the size of the crop, whatever its shape.
+    With fit `crop`, scale 1 is pixel for pixel: a larger image is cropped, a smaller one padded, the pixels
+    with `fill` (one level a band, 0 unless given) and the mask with `void`. With `resize`, scale 1 resizes
+    the whole image to the size of the crop, for any shape.
 
     The result is a function of the arguments: the same seed, epoch and item give the same bits in any
     process and order; no global random state is read or changed. It may share memory with the input. Raises
@@ -129,7 +130,10 @@ def fitted(
     fill: Sequence[int] | None = None,
     void: int = VOID,
 ) -> tuple[Tensor, ...]:
-    """Return the same as `augmented` with nothing drawn, for evaluation: the middle, or the whole resized."""
+    """Return the result of `augmented` without random changes, for scoring: the middle, or the whole resized.
+
+    Raises ValueError where sizes, types or bands do not match.
+    """
     frame = _frame(pixels, mask, crop, fit, fill, void)
     return _framed(pixels, mask, extras, frame, PRESETS["off"], Random(0))
 
@@ -188,7 +192,7 @@ def _moved(
     fill: int | list[int],
     change: ColourChange | None = None,
 ) -> Tensor:
-    """The part in the frame; colours change before the filling is there, so that its level stays."""
+    """Return the part in the frame; colours change before the filling is added, so that its level stays."""
     rows, cols = geometry.rows, geometry.cols
     part = functional.crop(part, rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
     part = _resized(part, [rows.length, cols.length])
@@ -217,13 +221,13 @@ def _resized(part: Any, size: list[int]) -> Any:
     pixels = part.as_subclass(Tensor)
     if size[1] == 1:  # torch 2.13 writes wrong levels, or fails, for bytes in a single column
         return tv_tensors.wrap(functional.resize(pixels.float(), size).round_().to(torch.uint8), like=part)
-    # more than four bands at once go torch's slow way: ten take 30 ms instead of 13
+    # torch is slow with more than four bands at once: ten take 30 ms instead of 13
     bands = [functional.resize(some, size) for some in torch.split(pixels, 4)]
     return tv_tensors.wrap(torch.cat(bands) if len(bands) > 1 else bands[0], like=part)
 
 
 def _grid(geometry: Geometry) -> Tensor:
-    """(1, height, width, 2): where each pixel of the frame comes from, as x, y in -1..1 with the margin."""
+    """Return (1, height, width, 2): the source of each pixel of the frame, x, y in -1..1 with the margin."""
     cos, sin = math.cos(math.radians(geometry.angle)), math.sin(math.radians(geometry.angle))
     sizes = geometry.rows.size, geometry.cols.size
     inner = [size - 2 * margin for size, margin in zip(sizes, geometry.margin, strict=True)]
@@ -234,7 +238,7 @@ def _grid(geometry: Geometry) -> Tensor:
 
 
 def _tilted(part: Any, geometry: Geometry, grid: Tensor) -> Any:
-    """Turned by the angle and cut to the frame; `functional.rotate` takes three times as long for pixels."""
+    """Rotate and cut to the frame; `functional.rotate` takes three times as long for pixels."""
     height, width = grid.shape[1:3]
     if isinstance(part, tv_tensors.BoundingBoxes):
         turned = functional.crop(functional.rotate(part, geometry.angle), *geometry.margin, height, width)

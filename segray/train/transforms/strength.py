@@ -1,4 +1,4 @@
-"""How far augmentation goes: a preset, and every knob beside it. Torch is not needed to read settings."""
+"""Strength of augmentation: a preset, and all its knobs. Reading these settings does not need torch."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,18 +7,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RARE = 0.2
-"""Share of the pictures that are blurred, and of those that get noise: most should stay as they will come."""
+"""Share of the images that are blurred, and of those that get noise: most should stay unchanged."""
 
 APPLIED_TO_INSTANCES = (
     "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "brightness", "contrast",
     "saturation", "hue", "gamma", "blur",
 )  # fmt: skip
-"""Knobs of `AugmentSettings` that mean something for instances; crops are always drawn anywhere."""
+"""Knobs of `AugmentSettings` that apply to instances; crops are always drawn anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """All knobs in force, as `AugmentSettings` describes them; by default none does anything."""
+    """All effective knobs, as `AugmentSettings` describes them; by default none changes anything."""
 
     smallest_scale: float = 1.0
     largest_scale: float = 1.0
@@ -39,7 +39,7 @@ class Strength:
 
 PRESETS = {
     "off": Strength(),
-    # for any picture: the scales, crops and mirroring of the usual street-scene recipes, and mild colour
+    # for any image: the scales, crops and mirroring of the usual street-scene recipes, and mild colour
     "light": Strength(
         smallest_scale=0.5,
         largest_scale=2.0,
@@ -50,7 +50,7 @@ PRESETS = {
         saturation=0.2,
         hue=0.02,
     ),
-    # for pictures from above, which have no upper side, and for small collections
+    # for images from above, which have no upper side, and for small collections
     "strong": Strength(
         smallest_scale=0.5,
         largest_scale=2.0,
@@ -72,16 +72,16 @@ PRESETS = {
 
 
 class AugmentSettings(BaseModel):
-    """A preset, and knobs that replace its own; a knob that is not given stays as the preset says."""
+    """A preset, and knobs that override its own; a knob that is not given keeps the preset's value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: Literal["off", "light", "strong"] = Field(
-        "light", description="light suits any picture; strong is for pictures from above (turns, both flips)"
+        "light", description="light suits any image; strong is for images from above (turns, both flips)"
     )
-    smallest_scale: float | None = Field(None, ge=0.05, le=20, description="smallest factor on the size")
+    smallest_scale: float | None = Field(None, ge=0.05, le=20, description="minimum scale factor")
     largest_scale: float | None = Field(
-        None, ge=0.05, le=20, description="largest; drawn evenly on a logarithmic axis"
+        None, ge=0.05, le=20, description="maximum scale factor; uniform on a logarithmic axis"
     )
     random_crop: bool | None = Field(None, description="crop anywhere, not in the middle")
     object_share: float | None = Field(
@@ -90,13 +90,13 @@ class AugmentSettings(BaseModel):
         le=1,
         description="share of the crops placed over a pixel that is not class 0 (or ignored)",
     )
-    flip: float | None = Field(None, ge=0, le=1, description="share mirrored left to right")
-    vertical_flip: float | None = Field(None, ge=0, le=1, description="share mirrored top to bottom")
+    flip: float | None = Field(None, ge=0, le=1, description="probability of a horizontal flip")
+    vertical_flip: float | None = Field(None, ge=0, le=1, description="probability of a vertical flip")
     quarter_turns: float | None = Field(
-        None, ge=0, le=1, description="share turned by 90, 180 or 270 degrees"
+        None, ge=0, le=1, description="probability of a rotation by 90, 180 or 270 degrees"
     )
     rotation: float | None = Field(
-        None, ge=0, le=45, description="half of the pictures are turned by up to so many degrees more"
+        None, ge=0, le=45, description="half of the images are rotated by up to so many degrees more"
     )
     brightness: float | None = Field(None, ge=0, lt=1, description="0.2: factors from 0.8 to 1.2")
     contrast: float | None = Field(
@@ -106,19 +106,25 @@ class AugmentSettings(BaseModel):
         None, ge=0, le=1, description="0.2: distances from grey times 0.8 to 1.2; three bands only"
     )
     hue: float | None = Field(
-        None, ge=0, le=0.5, description="largest turn of the hue, 1 is a full circle; three bands only"
+        None, ge=0, le=0.5, description="maximum shift of the hue, 1 is a full circle; three bands only"
     )
     gamma: float | None = Field(None, ge=0, le=3, description="0.5: exponents from 1/1.5 to 1.5")
     blur: float | None = Field(
-        None, ge=0, le=10, description="largest standard deviation in pixels; a fifth of the pictures"
+        None,
+        ge=0,
+        le=10,
+        description="maximum standard deviation of blur in pixels; a fifth of the images",
     )
     noise: float | None = Field(
-        None, ge=0, le=128, description="largest standard deviation in grey levels; a fifth of the pictures"
+        None,
+        ge=0,
+        le=128,
+        description="maximum standard deviation of noise in grey levels; a fifth of the images",
     )
 
     @cached_property
     def strength(self) -> Strength:
-        """The preset with the knobs that were given."""
+        """Return the preset with the knobs that were given."""
         return replace(PRESETS[self.preset], **self.model_dump(exclude={"preset"}, exclude_none=True))
 
     @model_validator(mode="after")
