@@ -95,7 +95,7 @@ def test_an_attribute_names_the_class(place: Path, tmp_path: Path) -> None:
     path = grounds.write_geojson(tmp_path / "f.geojson", shapes, [names[each] for each in classes])
     windows = listed(place / "scene.tif", path, class_column="kind", classes=names)
     np.testing.assert_array_equal(joined(windows), expected(grounds.truth(shapes, classes)))
-    with pytest.raises(SettingsError, match=r"none of ground, house: road \(\d+\)"):
+    with pytest.raises(SettingsError, match=r"not among ground, house: road \(\d+\)"):
         listed(place / "scene.tif", path, class_column="kind", classes=names[:2])
     with pytest.raises(SettingsError, match="no column sort; there are kind"):
         listed(place / "scene.tif", path, class_column="sort", classes=names)

@@ -33,11 +33,17 @@ def test_constants_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"schedule_settings": {"every": 9}}, "schedule_settings: cosine takes no every; it takes floor"),
-        ({"schedule": "constant", "schedule_settings": {"floor": 1}}, "constant takes no floor; it has none"),
-        ({"optimizer_settings": {"momentum": 0.5}}, "adamw takes no momentum; it takes betas, eps"),
-        ({"optimizer_settings": {"lr": 0.5}}, "optimizer_settings: adamw takes no lr"),
-        ({"loss_settings": {"gamma": 1.0}}, "loss_settings: ce_dice takes no gamma"),
+        (
+            {"schedule_settings": {"every": 9}},
+            "schedule_settings: cosine does not take every; it takes floor",
+        ),
+        (
+            {"schedule": "constant", "schedule_settings": {"floor": 1}},
+            "constant does not take floor; it has none",
+        ),
+        ({"optimizer_settings": {"momentum": 0.5}}, "adamw does not take momentum; it takes betas, eps"),
+        ({"optimizer_settings": {"lr": 0.5}}, "optimizer_settings: adamw does not take lr"),
+        ({"loss_settings": {"gamma": 1.0}}, "loss_settings: ce_dice does not take gamma"),
         ({"loss_settings": {"smooth": "much"}}, "loss_settings.smooth: "),
     ],
 )  # fmt: skip

@@ -167,7 +167,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         (
             ("--schedule-settings", '{"warmup_steps": 3}'),
-            "schedule_settings: poly takes no warmup_steps; it takes power, floor",
+            "schedule_settings: poly does not take warmup_steps; it takes power, floor",
         ),
         (("--optimizer-settings", '{"betas": [0.9, 1.0]}'), "optimizer: betas are (0.9, 1.0), but must be"),
         (("--loss-settings", '{"smooth": 0}'), "loss bce_dice: smooth is 0.0, but must be above 0"),
