@@ -62,8 +62,8 @@ def load_settings(cls: type[S], arguments: Sequence[str], program: str) -> S:
         )
         given: Any = flags()
     except PydanticSettingsError as error:
-        told = str(error).removeprefix("Parsing error encountered for ")
-        raise SettingsError(f"{told}; what holds a double quote goes into a --config file") from error
+        message = str(error).removeprefix("Parsing error encountered for ")
+        raise SettingsError(f"{message}; what holds a double quote goes into a --config file") from error
     problems = [_unknown_flag(cls, flag, program) for flag in _only_names(unknown)]
     problems += _unknown_environment()
     named = os.environ.get(ENV_PREFIX + "CONFIG") if issubclass(cls, JobSettings) else None
@@ -131,12 +131,12 @@ def _line(cls: type[BaseSettings], problem: Any) -> str:
         return f"{dotted}: is required"
     if problem["type"] == "string_pattern_mismatch":
         is_needed = problem["ctx"]["pattern"] == r"\S"
-        told = _FORMS.get(names[-1], f"must have the form {problem['ctx']['pattern']}")
-        return f"{dotted}: {'is empty' if is_needed else told}"
+        message = _FORMS.get(names[-1], f"must have the form {problem['ctx']['pattern']}")
+        return f"{dotted}: {'is empty' if is_needed else message}"
     given = None if names[:1] == ["storage"] else problem.get("input")  # may be a secret
-    told = problem["msg"].removeprefix("Value error, ")  # pydantic's mark of a ValueError of ours
-    is_shown = isinstance(given, str | int | float) and repr(given) not in told
-    return f"{dotted}: {told}{f' (given: {given!r})' * is_shown}"
+    message = problem["msg"].removeprefix("Value error, ")  # pydantic's mark of a ValueError of ours
+    is_shown = isinstance(given, str | int | float) and repr(given) not in message
+    return f"{dotted}: {message}{f' (given: {given!r})' * is_shown}"
 
 
 def _known(cls: type[BaseModel]) -> list[str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from segray.annotate.custom_detector import CustomDetector
 from segray.annotate.detector import Detections, MaskRCNNDetector, is_plain_maskrcnn
 from segray.annotate.instances import Found, annotated_table, found_instances
-from segray.bulk.batches import Batches, pictures_of
+from segray.bulk.batches import Batches, images_of
 from segray.bulk.results import Outcome
 from segray.errors import ItemError
 from segray.masks.rle import encode_image_masks, encode_roi_masks
@@ -52,7 +52,7 @@ class Predictor:
         model raises.
         """
         outcomes: list[Outcome] = [None] * table.num_rows
-        pictures = pictures_of(table)
+        pictures = images_of(table)
         for row, detections in self.batches.run(pictures, self.detector.detect):
             outcomes[row] = self._outcome(detections, *pictures[row].shape[:2])
         return annotated_table(table, outcomes, self.model.categories)

@@ -66,7 +66,7 @@ class Annotate:
         )
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
-        """Close seams, give ids, put outlines on the map."""
+        """Merge tiles into the item's row (schema ANNOTATED): close seams, assign ids, add map outlines."""
         from segray.annotate.merge_instances import (
             merged_item,  # lazy, only for scenes: the import takes a while
         )

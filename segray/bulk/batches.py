@@ -64,7 +64,7 @@ class Batches:
         return [*self._tried(images[:half], predict), *self._tried(images[half:], predict)]
 
 
-def pictures_of(table: pa.Table) -> dict[int, Image]:
+def images_of(table: pa.Table) -> dict[int, Image]:
     """Return images (height, width, 3) uint8 by row number, views into the table; rows without one are left
     out."""
     columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()

@@ -88,8 +88,8 @@ def reading(table: str, then: str) -> str:
 
 
 def _twins(ledger: LedgerDb) -> list[str]:
-    told = "rows differ from an earlier one in their query string alone: both are one item"
-    return [f"  {ledger.query_twins:,} {told}"] if ledger.query_twins else []
+    message = "rows differ from an earlier one in their query string alone: both are one item"
+    return [f"  {ledger.query_twins:,} {message}"] if ledger.query_twins else []
 
 
 def _ignored(kinds: Counter[str]) -> str:

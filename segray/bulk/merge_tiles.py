@@ -36,7 +36,7 @@ def merged_or_rejected(tiles: pa.Table, merge: Callable[[pa.Table, Scene], pa.Ta
 
 
 def all_rejected(tiles: pa.Table) -> ItemError | None:
-    """Return the most frequent error of an item without any tile result; None if it has one."""
+    """Return the most frequent error of tiles (schema ANNOTATED) without a result; None if one has any."""
     statuses = Counter(tiles["status"].to_pylist())
     if statuses["annotated"] or not statuses["rejected"]:
         return None
@@ -105,8 +105,8 @@ def _tile_rows(tiles: pa.Table, scene: Scene) -> list[dict[str, Any]]:
         row, col = divmod(tile, scene.grid.cols)
         window = scene.grid.window(tile)
         place = {name: getattr(window, name) for name in ("row_start", "row_stop", "col_start", "col_stop")}
-        told = dict(zip(("status", "error_type", "error"), outcome, strict=True))
-        rows.append({"tile_row": row, "tile_col": col, **place, **told})
+        result = dict(zip(("status", "error_type", "error"), outcome, strict=True))
+        rows.append({"tile_row": row, "tile_col": col, **place, **result})
     return rows
 
 

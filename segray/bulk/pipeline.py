@@ -153,7 +153,10 @@ def attempts_of_all() -> Iterator[Any]:
 
 
 def merged_in_workers(task: BulkTask) -> Callable[[Sequence[pa.Table]], Sequence[pa.Table]]:
-    """Return a function that calls `BulkTask.merge_tiles` for each of several items, each in a Ray task."""
+    """Return a function that calls `BulkTask.merge_tiles` for several items, each in a Ray task.
+
+    It raises JobFailedError where a task fails. Tables have the schema ANNOTATED.
+    """
 
     def merge(tiles: pa.Table) -> pa.Table:
         return task.merge_tiles(tiles)

@@ -39,7 +39,8 @@ def configure(settings: RaySettings) -> None:
 
 
 def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, None, None]:
-    """Run the steps, and yield their tables as they come; `prefetch` more are fetched meanwhile.
+    """Run the steps, and yield their tables (schema of the last step) as they come; `prefetch` more are
+    fetched meanwhile.
 
     A prefetched block waits for the next one before it can be committed.
     Raises JobFailedError when a step breaks; what was yielded before stays valid.

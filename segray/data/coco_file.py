@@ -82,8 +82,8 @@ def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
             annotations[image_id].append(annotation)
     if images and strays and strays == len(content["annotations"]):
         first = brief(_get(content["annotations"][0], "image_id"))
-        told = f"none of its {strays:,} annotations is of one of its images; the first has image_id {first}"
-        raise SettingsError(f"{where}: {told}")
+        text = f"none of its {strays:,} annotations is of one of its images; the first has image_id {first}"
+        raise SettingsError(f"{where}: {text}")
     return Truth(images, annotations, categories, strays)
 
 
@@ -151,12 +151,12 @@ def _instance(
     try:
         category = _among(categories, annotation.get("category_id"))
         if not isinstance(category, int):
-            told = brief(annotation.get("category_id"))
-            raise ItemError("unsupported", f"category {told} is not in the file")
+            text = brief(annotation.get("category_id"))
+            raise ItemError("unsupported", f"category {text} is not in the file")
         crowd = _among((0, 1), annotation.get("iscrowd", 0))
         if crowd is None:
-            told = brief(annotation["iscrowd"])
-            raise ItemError("unsupported", f"iscrowd is 0 or 1, not {told}")
+            text = brief(annotation["iscrowd"])
+            raise ItemError("unsupported", f"iscrowd is 0 or 1, not {text}")
         segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
         has_mask = masks or box is None
         return TrueInstance(
@@ -204,8 +204,8 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
     ids = [_whole(_get(entry, "id")) for entry in entries]
     strange = next((each for each in ids if not isinstance(each, int | str)), None)
     if not all(isinstance(each, int | str) for each in ids):
-        told = f"{brief(strange)} is neither a whole number nor text"
-        raise SettingsError(f"{where}: images need ids of their own, {told}")
+        text = f"{brief(strange)} is neither a whole number nor text"
+        raise SettingsError(f"{where}: images need ids of their own, {text}")
     twice = [each for each, number in Counter(map(repr, ids)).items() if number > 1]
     if twice:
         raise SettingsError(f"{where}: images need ids of their own, two have {twice[0][:60]}")
@@ -217,8 +217,8 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
         if not isinstance(name, str) or not name:
             raise SettingsError(f"{where}: image {number} has no file_name")
         if size[0] * size[1] == 0 or size[0] * size[1] > MOST_PIXELS:
-            told = f"{brief(entry.get('height'))} and {brief(entry.get('width'))}"
-            raise SettingsError(f"{where}: image {number} has no height and width that can be used: {told}")
+            text = f"{brief(entry.get('height'))} and {brief(entry.get('width'))}"
+            raise SettingsError(f"{where}: image {number} has no height and width that can be used: {text}")
         images[number] = TrueImage(f"{rank:09d} {name}", name, size, entry.get("split"), entry.get("group"))
     return images
 

@@ -50,7 +50,7 @@ class CocoListing(Pairs):
     without_mask: int = 0
     """Annotations that are left out: a box alone has no mask to learn."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return a one-line summary of what is listed and left out."""
         strays = self.ignored
         return (

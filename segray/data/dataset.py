@@ -66,7 +66,7 @@ class Data:
         """Return the rejected share of everything that was listed."""
         return len(self.rejected) / max(1, self.listed)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return a one-line summary; two data sets with the same line are the same."""
         parts = ", ".join(f"{number:,} {split}" for split, number in self.sizes.items())
         return f"{parts} (sha256 {self.digest[:16]})"

@@ -79,8 +79,8 @@ def _images(
             raise SettingsError(f"{where}: a row of images has no image_id, or no uri")
         if key in images:
             raise SettingsError(f"{where}: two rows of images have the image_id {key}")
-        if told := _useless(row, member, size):
-            rejected.append(Rejected(uri if member is None else f"{uri}/{member}", "unsupported", told))
+        if message := _useless(row, member, size):
+            rejected.append(Rejected(uri if member is None else f"{uri}/{member}", "unsupported", message))
         else:
             images[key] = TrueImage(key, uri, size, row.get("split") or None, row.get("group"))
     return images, rejected
@@ -124,8 +124,8 @@ class _Instances:
             return
         number, name = row["category_id"], row["category"]
         if number is None or not name:
-            told = f"an instance of {row['image_id']} has no category_id, or no category"
-            raise SettingsError(f"{self._where}: {told}")
+            message = f"an instance of {row['image_id']} has no category_id, or no category"
+            raise SettingsError(f"{self._where}: {message}")
         if (other := self.categories.setdefault(number, name)) != name:
             raise SettingsError(f"{self._where}: category {number} is named {other} and {name} in instances")
         kept = {"id": row.get("instance_id"), "category_id": number, "iscrowd": row.get("iscrowd") or 0}

@@ -183,14 +183,14 @@ def decide_values(
             looked += 1
         except ItemError as error:
             failed.append(error.reason)
-    told = f"{looked} label images" + (f" ({len(failed)} could not be read: {failed[0]})" if failed else "")
+    what = f"{looked} label images" + (f" ({len(failed)} could not be read: {failed[0]})" if failed else "")
     if VOID in void:
         return Decision("indices", "255 is declared void")
     if not seen - {0, *void}:
-        return Decision("indices", f"{told} hold only 0")
+        return Decision("indices", f"{what} hold only 0")
     if seen - {0, *void} == {VOID}:
-        return Decision("binary", f"{told} hold 255 and otherwise only {_listed({0, *void})}")
-    return Decision("indices", f"{told} hold {_listed(seen)}")
+        return Decision("binary", f"{what} hold 255 and otherwise only {_listed({0, *void})}")
+    return Decision("indices", f"{what} hold {_listed(seen)}")
 
 
 def fit_to(label: Labels, height: int, width: int) -> Labels:

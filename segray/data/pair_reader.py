@@ -16,7 +16,7 @@ from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling
 from segray.sources.byte_ranges import MemoryRanges
-from segray.sources.decode_step import decode_picture
+from segray.sources.decode_step import decode_image
 from segray.sources.read_step import read_all
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
@@ -87,7 +87,7 @@ class _Reader(ABC, Generic[T]):
             if len(data) > 1 and isinstance(data[1], ItemError):
                 raise ItemError(data[1].error_type, f"label: {data[1].reason}")
             file = MemoryRanges(digest, memoryview(data[0]))
-            pixels = decode_picture(self._sandbox, file, self.max_pixels, Tiling()).pixels
+            pixels = decode_image(self._sandbox, file, self.max_pixels, Tiling()).pixels
             return self._labelled(pair, pixels, digest, *data[1:])
         except ItemError as error:
             return error

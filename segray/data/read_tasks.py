@@ -33,8 +33,8 @@ MAPPED: dict[str, Any] = {
 
 
 def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | None = None) -> pa.Table:
-    """Return one packed row for `read_indices`; repeats: which repeat within the epoch each index is, from
-    0."""
+    """Return one row (schema of `columns.packed`) for `read_indices`; repeats: which repeat within the epoch
+    each index is, from 0."""
     columns = {
         "epoch": pa.array([epoch] * len(indices), pa.int32()),
         "index": pa.array(indices, pa.int64()),
@@ -44,7 +44,8 @@ def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | Non
 
 
 def read_indices(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.Dataset:
-    """Return the packed tables of all tasks, one task after the other, each read in any free process."""
+    """Return the packed tables (see `index_table`) of all tasks, one task after the other, each read in any
+    free process."""
     indices: ray.data.Dataset = ray.data.read_datasource(
         _Indices(tasks),
         num_cpus=READ_TASK_CPUS,
@@ -55,7 +56,7 @@ def read_indices(tasks: Sequence[Callable[[], Iterator[pa.Table]]]) -> ray.data.
 
 
 def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None, None]:
-    """Yield the unpacked tables, in order; prefetch: blocks that are fetched ahead."""
+    """Yield the unpacked tables, of any schema, in order; prefetch: blocks that are fetched ahead."""
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
         yield from unpacked(block)
 

@@ -80,7 +80,7 @@ class Windows(Pairs):
     """Address of a scene -> `Scene.to_json`."""
     footprints: pa.Table
     """Schema FOOTPRINTS: those that touch a scene."""
-    told: str
+    summary: str
     """One-line summary."""
 
     def reading(self, usual: Reading) -> "WindowReading":
@@ -170,15 +170,17 @@ def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
         table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
     if not table.num_rows:
         raise SettingsError(_nothing(source, usable, [*rejected, *unplaced], lines))
-    told = f"{table.num_rows:,} footprints on {len(usable):,} scenes"
-    told += f" ({lines:,} lines and points left out: buffer them first)" if lines else ""
+    summary = f"{table.num_rows:,} footprints on {len(usable):,} scenes"
+    summary += f" ({lines:,} lines and points left out: buffer them first)" if lines else ""
     if unreadable:
-        told += f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
+        summary += (
+            f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
+        )
     label = replace(source, version=f"{source.version} {_drawing(settings, names)}" if source.version else "")
     pairs = _split([pair for one in usable for pair in _pairs(one, label, settings)], settings)
     rejected = sorted([*rejected, *unplaced], key=lambda one: one.uri)
     known = {one.source.uri: one.scene.to_json() for one in usable}
-    return Windows(pairs, rejected, ignored, known, table, told)
+    return Windows(pairs, rejected, ignored, known, table, summary)
 
 
 @dataclass(frozen=True, slots=True)

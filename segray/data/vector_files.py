@@ -184,11 +184,11 @@ def _geometry(feature: Any) -> str | None:
 
 
 def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
-    told = (file.schema_arrow.metadata or {}).get(b"geo")
-    if told is None:
+    metadata = (file.schema_arrow.metadata or {}).get(b"geo")
+    if metadata is None:
         raise SettingsError("Parquet without the metadata `geo`: not GeoParquet")
     try:
-        geo = json.loads(told)
+        geo = json.loads(metadata)
         name = geo["primary_column"]
         about = geo["columns"][name]
         encoding, crs = about["encoding"], about.get("crs", CRS84)

@@ -185,12 +185,12 @@ class InstanceEvaluation:
             return {}
         kinds = list(figures)
         ap = {kind: scores.figures(kind, most).overall["ap"] for kind in kinds}
-        told = ", ".join(
+        compared = ", ".join(
             f"{kind} AP {figures[kind].overall['ap']:.3f} so, {ap[kind]:.3f} with all" for kind in kinds
         )
         notes.append(
             f"{images:,} images have more than {limit} predictions of a category, up to {most:,}: only the "
-            f"{limit} with the highest scores count ({told}; --detections {most} counts all)"
+            f"{limit} with the highest scores count ({compared}; --detections {most} counts all)"
         )
         return {"cut": {"images": images, "most": most, "ap_with_all": ap}}
 

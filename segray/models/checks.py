@@ -44,7 +44,10 @@ def check_archive(name: str, data: bytes) -> None:
 
 
 def weights_in(name: str, state_dict: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict. Raises SettingsError for other types, and for NaN and infinity."""
+    """Return a state dict's tensors, of any shape.
+
+    Raises SettingsError for other types, and for NaN and infinity.
+    """
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise SettingsError(f"{name}: its state_dict is a {type(state_dict).__name__}, not tensors by name")
     for key, value in state_dict.items():

@@ -98,9 +98,9 @@ def fitted(
     ]
     misfits = [each for each in misfits if not each.endswith("num_batches_tracked")]
     if misfits:
-        told = f"its weights do not fit the architecture: {misfits[0]}"
+        message = f"its weights do not fit the architecture: {misfits[0]}"
         more = f" and {len(misfits) - 1} more" * (len(misfits) > 1)
-        raise SettingsError(f"start_from: {start.name}: {told}{more}")
+        raise SettingsError(f"start_from: {start.name}: {message}{more}")
     rows = _rows_in_common(start.labels, labels)
     kept = {name: start.state[name] for name in here if name in start.state and name not in heads}
     for name in sorted(heads):
@@ -134,7 +134,8 @@ def _head(
 
 
 def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `fitted` returned into a network, in place; where there is NaN its initial weights stay."""
+    """Load `fitted` weights (name -> tensor of its shape), in place; where there is NaN its initial weights
+    stay."""
     own = network.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():

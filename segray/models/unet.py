@@ -83,7 +83,7 @@ class UNet(nn.Module):
         tolerate_single_values(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; the memory format (channels_last) is kept."""
+        """Return logits (n, outputs, h', w') of images (n, bands, h, w); channels_last is kept."""
         if self.settings.padding == "valid":
             for size in images.shape[-2:]:
                 valid_output_size(size, self.settings)

@@ -64,7 +64,8 @@ class Maps:
         self._files: dict[str, Any] = {}
 
     def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint16]]]) -> None:
-        """Write blocks of probabilities, 65535 is 1; where all classes are 0 there is no data."""
+        """Write blocks of probabilities (classes, h, w) uint16, 65535 is 1; where all classes are 0 there is
+        no data."""
         with self._open() as files:
             for block, values in blocks:
                 place = RasterWindow(block.col_start, block.row_start, block.width, block.height)

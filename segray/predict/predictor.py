@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from segray.bulk.batches import Batches, Image, pictures_of
+from segray.bulk.batches import Batches, Image, images_of
 from segray.bulk.results import Outcome, results_table
 from segray.errors import ItemError
 from segray.models.device import Precision
@@ -84,7 +84,7 @@ class MapPredictor:
 
         Raises JobFailedError where the output cannot be written, and whatever the model raises.
         """
-        images = pictures_of(table)
+        images = images_of(table)
         tiles = table["tile"].to_pylist()
         outcomes: list[Outcome] = [None] * table.num_rows
         writing: list[Future[None]] = []

@@ -61,7 +61,7 @@ class Predict:
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
-        """Blend windows and write the map."""
+        """Blend windows, write the map; return the item's row (schema ANNOTATED). Raises JobFailedError."""
         from segray.predict.merge_windows import merged_map
 
         store = output_of_worker(self.settings, self.generation)

@@ -54,7 +54,7 @@ def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] |
 
 
 def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
-    """Return probabilities and nodata that `packed_window` compressed."""
+    """Return probabilities (classes, h, w) uint16 and nodata (h, w) bool that `packed_window` compressed."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         raw = io.BytesIO(stream.read())
     probabilities: NDArray[np.uint16] = np.load(raw)

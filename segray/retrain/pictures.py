@@ -14,7 +14,7 @@ from segray.retrain.matches import InstanceMatches
 from segray.retrain.scoring import Scored
 from segray.scenes.scene import Tiling
 from segray.sources.byte_ranges import MemoryRanges
-from segray.sources.decode_step import decode_picture
+from segray.sources.decode_step import decode_image
 from segray.sources.item import Source
 from segray.sources.manifest import look_up_rows
 from segray.sources.read_step import read_all
@@ -101,7 +101,7 @@ def _pixels(
             if isinstance(data, ItemError):
                 raise data
             file = MemoryRanges(digest_of(data), memoryview(data))
-            found.append(decode_picture(sandbox, file, max_pixels, Tiling()).pixels)
+            found.append(decode_image(sandbox, file, max_pixels, Tiling()).pixels)
         except ItemError as error:
             found.append(error)
     return found

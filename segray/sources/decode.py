@@ -88,21 +88,21 @@ Place = Callable[[int], npt.NDArray[np.uint8]]
 """Allocate an array of so many bytes for pixels."""
 
 
-def _new_place(size: int) -> npt.NDArray[np.uint8]:
+def _allocate(size: int) -> npt.NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-def decode_rgb(data: bytes, max_pixels: int, place: Place = _new_place) -> Decoded:
+def decode_rgb(data: bytes, max_pixels: int, place: Place = _allocate) -> Decoded:
     """Decode the image in `data`, of at most `max_pixels` (height * width), into memory that `place`
     allocates.
 
     Return its pixels (height, width, 3) uint8, RGB. Raises ItemError: `too_large` (decided from the header,
     before a pixel is decoded), `truncated` (the file ends early), `corrupt`, `unsupported`, `memory`.
     """
-    return with_picture(data, max_pixels, lambda image: _decode(data, image, place))
+    return with_image(data, max_pixels, lambda image: _decode(data, image, place))
 
 
-def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
+def with_image(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
     """Return `read(image)` for Pillow's image of `data`, whose header is read and whose pixels are not yet.
 
     Faults in a PNG's metadata, or too much of it, are ignored. Raises ItemError as `decode_rgb`, for failures
@@ -110,18 +110,18 @@ def with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T])
     warnings are global to the process.
     """
     try:
-        return _with_picture(data, max_pixels, read)
+        return _with_image(data, max_pixels, read)
     except ItemError as error:
         bare = png_without_metadata(data)
         if bare is None:
             raise
         try:
-            return _with_picture(bare, max_pixels, read)
+            return _with_image(bare, max_pixels, read)
         except ItemError:
             raise error from None
 
 
-def _with_picture(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
+def _with_image(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
     with _pillow_set(max_pixels), warnings.catch_warnings(record=True) as refusals:
         warnings.simplefilter("always")
         try:

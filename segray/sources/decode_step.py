@@ -106,7 +106,7 @@ class Decoder:
                     for tile in range(len(scene.grid)):
                         yield self._tile(building, row, file, scene, tile)
                     return
-            picture = decode_picture(self.sandbox, file, self.max_pixels, self.tiling, building.room)
+            picture = decode_image(self.sandbox, file, self.max_pixels, self.tiling, building.room)
         except ItemError as error:
             yield _Piece(row, error)
             return
@@ -128,7 +128,7 @@ class Decoder:
             yield _Piece(row, Decoded(place, picture.frames), scene, tile)
 
 
-def decode_picture(
+def decode_image(
     sandbox: DecodeSandbox, file: MemoryRanges, max_pixels: int, tiling: Tiling, room: Room | None = None
 ) -> Decoded:
     """Decode as `DecodeSandbox.decode`; a sound image that Pillow does not know is read by its bands."""

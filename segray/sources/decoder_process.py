@@ -108,8 +108,8 @@ def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> 
     stored = read_stored(data, request["max_pixels"], coloured=request["coloured"])
     values = np.ascontiguousarray(stored.values)
     target.place(0, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
-    told = {"white": stored.white, "lossy": stored.lossy, "form": stored.form}
-    return {"shape": values.shape, "dtype": values.dtype.str, **told}
+    about = {"white": stored.white, "lossy": stored.lossy, "form": stored.form}
+    return {"shape": values.shape, "dtype": values.dtype.str, **about}
 
 
 class _Scenes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.errors import ItemError
-from segray.sources.decode import upright, with_picture
+from segray.sources.decode import upright, with_image
 
 _STRETCHED = {"L;2": 85, "L;4": 17}
 """The factor by which Pillow multiplies the samples of shallow grey."""
@@ -38,7 +38,7 @@ def read_stored(data: bytes, max_pixels: int, *, coloured: bool = False) -> Stor
 
     Raises ItemError as `decode_rgb` does, and `unsupported` for an image that holds no numbers.
     """
-    return with_picture(data, max_pixels, lambda image: _stored(image, _is_lossy(image, data), coloured))
+    return with_image(data, max_pixels, lambda image: _stored(image, _is_lossy(image, data), coloured))
 
 
 def _is_lossy(image: Image.Image, data: bytes) -> bool:

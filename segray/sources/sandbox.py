@@ -82,7 +82,7 @@ class Room:
         return self
 
     def put(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Append a copy of an image's pixels."""
+        """Append a copy of an image's pixels, uint8 (height, width, 3)."""
         np.copyto(self.file.place(self.used, pixels.nbytes), pixels.reshape(-1))
         self.used += pixels.nbytes
 

@@ -154,8 +154,8 @@ def _member(stream: IO[bytes], info: tarfile.TarInfo, index: int, files: _Files)
         place: tuple[int, int] | ItemError = info.offset_data, info.size
         if info.issym() or info.islnk():
             if isinstance(stream, gzip.GzipFile):  # going back would inflate all of it again
-                told = f"the member is a link to {info.linkname[:200]!r}, in a tar that is gzipped: unpack it"
-                return ItemError("unsupported", told)
+                text = f"the member is a link to {info.linkname[:200]!r}, in a tar that is gzipped: unpack it"
+                return ItemError("unsupported", text)
             place = files.linked(info)
         elif not info.isreg() or info.issparse():
             kind = "a sparse file" if info.issparse() else "a device or pipe"

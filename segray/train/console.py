@@ -35,11 +35,11 @@ class Watch:
     """Context manager: prints each epoch with the remaining time, and notices when the lease is lost."""
 
     def __init__(
-        self, store: Output, epochs: int, lock: Lease[Output], told: Callable[[], str | None]
+        self, store: Output, epochs: int, lock: Lease[Output], warning: Callable[[], str | None]
     ) -> None:
-        """Store the arguments; told: returns the workers' message, called after their start and at the
+        """Store the arguments; warning: returns the workers' message, called after their start and at the
         end."""
-        self._told: Callable[[], str | None] | None = told
+        self._warning: Callable[[], str | None] | None = warning
         self._store, self._epochs, self._lock = store, epochs, lock
         self.error: JobFailedError | None = None
         """The error, set before the main thread is interrupted."""
@@ -89,10 +89,10 @@ class Watch:
 
     def _show(self) -> None:
         done = metrics(self._store)
-        if self._told is not None and len(done) > self._shown:
-            if word := self._told():
+        if self._warning is not None and len(done) > self._shown:
+            if word := self._warning():
                 say(word)
-            self._told = None
+            self._warning = None
         for line in done[self._shown :]:
             self._shown += 1
             self._last = line

@@ -82,17 +82,17 @@ def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool
     return True
 
 
-def check_data(store: Output, told: str, output: str) -> None:
-    """Raise SettingsError when the output was made from other data; told: the summary that identifies
+def check_data(store: Output, summary: str, output: str) -> None:
+    """Raise SettingsError when the output was made from other data; summary: the summary that identifies
     them."""
     there = store.read_json(PLAN)["data"]
-    if there != told:
+    if there != summary:
         raise SettingsError(
             f"output: {output} was begun with other data; use another --output, or the same data:",
-            f"  data: {there} there, {told} now",
+            f"  data: {there} there, {summary} now",
         )
 
 
-def write_plan(store: Output, identity: dict[str, Any], told: str) -> None:
+def write_plan(store: Output, identity: dict[str, Any], summary: str) -> None:
     """Write the run's identity to the output, before anything is trained."""
-    store.write_json(PLAN, {"settings": identity, "data": told})
+    store.write_json(PLAN, {"settings": identity, "data": summary})

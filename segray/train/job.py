@@ -172,7 +172,7 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     lock.tell = machines.record
     begun = check_settings(store, prepared.identity, output)  # again: another run may have begun meanwhile
     data = _data(prepared, begun=begun)
-    say(f"{data.told()}; {len(data.rejected):,} of {data.listed:,} rejected")
+    say(f"{data.summary()}; {len(data.rejected):,} of {data.listed:,} rejected")
     if data.alike > max(_CROWD[0], _CROWD[1] * len(data.pairs)):
         say(
             f"{data.alike:,} of the images look alike and are kept in one split; if they are not copies "
@@ -181,7 +181,7 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     for address, why in data.rejected[:10]:
         say(f"rejected: {address}: {why}", "warning")
     if begun:
-        check_data(store, data.told(), output)
+        check_data(store, data.summary(), output)
     record = store.read_json(RUN)
     if record is not None and record["epochs"] >= settings.epochs:
         _check_model(store, output)
@@ -190,7 +190,7 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     shares = prepared.shares()
     lock.tell = lambda: {"total": settings.epochs} | machines.record()
     store.retract(RUN)
-    write_plan(store, prepared.identity, data.told())
+    write_plan(store, prepared.identity, data.summary())
     store.write("splits.csv", splits_csv(data))
     for name, content in prepared.task.files(data).items():
         store.write(name, content)
@@ -252,12 +252,12 @@ def scan_pairs(scan: Scan, pairs: list[Pair], reading: Any, cpus: float, setting
 
 
 def _train(prepared: Prepared, data: Data, shares: Shares, lock: Lease[Output]) -> None:
-    from segray.train.trainer import told, train
+    from segray.train.trainer import train, warning_of
 
     settings = prepared.settings
     run = replace(_run_of(prepared, data), generation=lock.generation)
     watched = labels("train", settings.output) if prepared.ray.exports else None
-    watch = Watch(prepared.store, settings.epochs, lock, lambda: told(run))
+    watch = Watch(prepared.store, settings.epochs, lock, lambda: warning_of(run))
     with exported(watched, watch.exported), watch:
         try:
             workers = (settings.min_workers or settings.workers, settings.workers)

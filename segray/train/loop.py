@@ -68,7 +68,7 @@ class Loop:
 
         Returns a warning if the last is damaged. Raises SettingsError if both are.
         """
-        told = None
+        warning = None
         for name in (CHECKPOINT, BEFORE):
             data = self._store.read(name)
             if data is None:
@@ -78,13 +78,13 @@ class Loop:
             except SettingsError as error:
                 if name == BEFORE or self._store.read(BEFORE) is None:
                     raise
-                told = f"{error}; resuming from the previous one"
+                warning = f"{error}; resuming from the previous one"
                 continue
             self.training.load_state_dict(state["training"])
             self.position, self._losses, self._seconds = state["position"], state["losses"], state["seconds"]
             self._is_whole = name == CHECKPOINT
             break
-        return told
+        return warning
 
     def run(self, stream: Iterator[Any], train: int, scored: int) -> None:
         """Do the remaining steps.

@@ -24,13 +24,14 @@ class Pixels(NamedTuple):
 
 
 def ratio(sums: Tensor) -> Tensor:
-    """Return total / weight of the two sums; 0, with a graph, where nothing has weight."""
+    """Return total / weight of two sums (2,), a scalar; 0, with a graph, where nothing has weight."""
     total, weight = sums.unbind()
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 def cross_entropy_sums(pixels: Pixels, class_weights: Sequence[float]) -> Tensor:
-    """Return the sums of w_t (-log p_t) and of w_t over pixels with true class t, p = softmax of the logits.
+    """Return (2,): sums of w_t (-log p_t) and of w_t over pixels with true class t, p = softmax of the
+    logits.
 
     Their ratio is the weighted mean of `torch.nn.CrossEntropyLoss`.
     """
@@ -39,7 +40,7 @@ def cross_entropy_sums(pixels: Pixels, class_weights: Sequence[float]) -> Tensor
 
 
 def binary_cross_entropy_sums(pixels: Pixels, positive_weight: float) -> Tensor:
-    """Return the sum of -(w t log s + (1 - t) log(1 - s)), s = sigmoid of the logit, and the pixel count.
+    """Return (2,): sum of -(w t log s + (1 - t) log(1 - s)), s = sigmoid of the logit, and the pixel count.
 
     As `torch.nn.BCEWithLogitsLoss` with its `pos_weight`: the weight is not in the divisor.
     """
@@ -48,7 +49,7 @@ def binary_cross_entropy_sums(pixels: Pixels, positive_weight: float) -> Tensor:
 
 
 def focal_sums(pixels: Pixels, gamma: float, class_weights: Sequence[float]) -> Tensor:
-    """Return sum of -a_t (1 - p_t)^gamma log p_t and the number of pixels.
+    """Return (2,): sum of -a_t (1 - p_t)^gamma log p_t and the number of pixels.
 
     Lin et al. 2017, Focal Loss for Dense Object Detection, equation 5; p_t is the probability of the true
     class and a_t = `class_weights[t]`. Divided by the pixels that count, as every one of them has a class
@@ -61,7 +62,7 @@ def focal_sums(pixels: Pixels, gamma: float, class_weights: Sequence[float]) -> 
 
 
 def dice_sums(pixels: Pixels) -> Tensor:
-    """Return, for each output, sum of p g, of p and of g; p the probability, g 1 where it is the truth."""
+    """Return (3 * outputs,): sums of p g, of p and of g; p the probability, g 1 where it is the truth."""
     logits, target, valid = pixels
     outputs = logits.shape[1]
     probability = logits.softmax(1) if outputs > 1 else logits.sigmoid()

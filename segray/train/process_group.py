@@ -55,8 +55,8 @@ def _rendezvous(
     url: str, timeout: timedelta = timedelta(minutes=30), **_: Any
 ) -> Iterator[tuple[Store, int, int]]:
     """Yield (store, rank, world size), like torch's `env://` (torch/distributed/rendezvous.py)."""
-    told = parse_qs(urlsplit(url).query)
-    rank, world_size = (int(told[name][0]) for name in ("rank", "world_size"))
+    query = parse_qs(urlsplit(url).query)
+    rank, world_size = (int(query[name][0]) for name in ("rank", "world_size"))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listening = _listen(host, port) if rank == 0 else None
     yield (

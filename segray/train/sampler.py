@@ -44,7 +44,8 @@ class EpochSampler:
     """Reference to how often each of the first `train` is drawn in an epoch; None: once."""
 
     def epoch(self, epoch: int, position: int, part: Part) -> Iterator[pa.Table]:
-        """Yield a worker's part of each global batch from `position` on; then what it scores, one by one.
+        """Yield tables (`index_table`) of a worker's part of each global batch from `position` on; then what
+        it scores, one by one.
 
         Images to score may have any size.
         """
@@ -84,7 +85,7 @@ def repeats_of(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def share_of(order: NDArray[np.int64], batch_size: int, rank: int, workers: int) -> list[NDArray[np.int64]]:
-    """Return one worker's part of each global batch: the same batches for any number of workers.
+    """Return one worker's part of each global batch, int64 (k,): the same batches for any number of workers.
 
     All workers have equally many; of the last batch a worker may have none.
     """

@@ -33,7 +33,7 @@ from segray.train.resources import Shares
 from segray.train.sampler import Part
 from segray.train.train_step import Recipe
 
-_FAILED, _TOLD = "segray-train-failed", "segray-train-told"
+_FAILED, _WARNED = "segray-train-failed", "segray-train-told"
 """Keys of failures and warnings in the key-value store of Ray's head, which all its processes share."""
 _ABORT_S = 20.0
 
@@ -114,9 +114,9 @@ def train(run: Run, pairs: pa.Table, workers: tuple[int, int], shares: Shares, f
     _raise_failure(run)
 
 
-def told(run: Run) -> str | None:
+def warning_of(run: Run) -> str | None:
     """Return the workers' warning for the user, if any."""
-    return ray_private.get(_TOLD, run.attempt)
+    return ray_private.get(_WARNED, run.attempt)
 
 
 def _raise_failure(run: Run) -> None:
@@ -130,8 +130,8 @@ class _WorkerError(Exception):
 
 def _failure(run: Run) -> Any:
     """Return why a worker of this run failed for good: `lines`, `traceback`; None if none did."""
-    told = ray_private.get(_FAILED, run.attempt)
-    return None if told is None else json.loads(told)
+    failure = ray_private.get(_FAILED, run.attempt)
+    return None if failure is None else json.loads(failure)
 
 
 def _leave_word(run: Run, error: SegrayError) -> None:
@@ -172,7 +172,7 @@ def _train(run: Run, pairs: Any, store: Output) -> None:
     shown = pictured(pairs, run.feed) if part.rank == 0 else []
     loop = Loop(training, store, part.rank, run.checkpoint_every_s, shown, run.generation)
     if (word := loop.restore()) and part.rank == 0:
-        ray_private.put(_TOLD, run.attempt, word)
+        ray_private.put(_WARNED, run.attempt, word)
     epochs = range(training.epoch, run.recipe.epochs)
     stream = batches(pairs, run.feed, epochs, loop.position, part)
     loop.run(stream, run.feed.sampler.train, len(part.scored(run.feed.sampler.val)))

@@ -185,7 +185,7 @@ def test_annotations_without_a_mask_are_left_out_and_counted(tmp_path: Path) -> 
     (folder / "instances.json").write_text(json.dumps(content))
     listing = list_coco(str(folder), STORAGE)
     assert listing.without_mask == 4
-    assert "4 annotations without a mask left out" in listing.told()
+    assert "4 annotations without a mask left out" in listing.summary()
     one, other = examples(listing)
     assert isinstance(one, CocoExample)
     assert isinstance(other, CocoExample)
@@ -199,7 +199,7 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
     for each in content["annotations"]:
         each["image_id"] += 1
     (folder / "instances.json").write_text(json.dumps(content))
-    assert "6 annotations of images that the file does not list" in list_coco(str(folder), STORAGE).told()
+    assert "6 annotations of images that the file does not list" in list_coco(str(folder), STORAGE).summary()
     for each in content["annotations"]:
         each["image_id"] = f"image {each['image_id']}"
     (folder / "instances.json").write_text(json.dumps(content))

@@ -197,7 +197,7 @@ def test_the_manifest_of_the_splits_gives_the_same_data(folder: Path, tmp_path: 
     manifest.parent.mkdir()
     manifest.write_bytes(splits_csv(data))
     back = split(manifest, tmp_path / "back")
-    assert (back.digest, back.sizes, back.told()) == (data.digest, data.sizes, data.told())
+    assert (back.digest, back.sizes, back.summary()) == (data.digest, data.sizes, data.summary())
     rows = list(csv.DictReader(manifest.read_text().splitlines()))
     tested = {Path(row["images"]).name for row in rows if row["split"] == "test"}
     named = {pair.image.uri: split for pair, split in zip(data.pairs, data.splits, strict=True)}

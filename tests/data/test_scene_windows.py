@@ -147,7 +147,7 @@ def test_a_footprint_that_cannot_be_read_costs_itself(place: Path, tmp_path: Pat
     (tmp_path / "some.geojson").write_text(json.dumps(content))
     whole = listed(place / "scene.tif", place / "footprints.geojson")
     found = listed(place / "scene.tif", tmp_path / "some.geojson")
-    assert "(3 that cannot be read left out, the first is number 4)" in found.told
+    assert "(3 that cannot be read left out, the first is number 4)" in found.summary
     assert found.footprints.equals(whole.footprints)
 
 
@@ -159,7 +159,7 @@ def test_a_geometry_of_geoparquet_that_is_cut_off_costs_itself(place: Path, tmp_
     shapes[3] = shapes[3][:20]
     cut = table.set_column(table.column_names.index("geometry"), "geometry", pa.array(shapes))
     pq.write_table(cut.replace_schema_metadata(table.schema.metadata), path)
-    told = listed(place / "scene.tif", path).told
+    told = listed(place / "scene.tif", path).summary
     assert "(1 that cannot be read left out, the first is number 4)" in told
 
 

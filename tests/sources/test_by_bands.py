@@ -21,7 +21,7 @@ from segray.data.pairs import Pair
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling
 from segray.sources.byte_ranges import MemoryRanges
-from segray.sources.decode_step import Decoder, decode_picture
+from segray.sources.decode_step import Decoder, decode_image
 from segray.sources.item import Source
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox, _Child
@@ -56,7 +56,7 @@ def written(path: Path, bands: NDArray[Any], **options: Any) -> Path:
 
 
 def read(sandbox: DecodeSandbox, path: Path, tiling: Tiling = USUAL) -> NDArray[np.uint8]:
-    decoded = decode_picture(sandbox, MemoryRanges(str(path), memoryview(path.read_bytes())), PLENTY, tiling)
+    decoded = decode_image(sandbox, MemoryRanges(str(path), memoryview(path.read_bytes())), PLENTY, tiling)
     assert (decoded.frames, decoded.nodata) == (1, None)
     return decoded.pixels
 
@@ -137,7 +137,7 @@ def test_damage_is_still_damage(sandbox: DecodeSandbox, tmp_path: Path) -> None:
         assert caught.value.error_type in kinds
     path.write_bytes(data)
     with pytest.raises(ItemError, match="90 x 60 pixels, above max_pixels 5,000") as caught:
-        decode_picture(sandbox, MemoryRanges("x", memoryview(data)), 5_000, Tiling())
+        decode_image(sandbox, MemoryRanges("x", memoryview(data)), 5_000, Tiling())
     assert caught.value.error_type == "too_large"
 
 

@@ -94,7 +94,7 @@ class InstanceTask:
         task = cls(settings, listed.categories, complete, start)
         task._check_build()
         task._first_weights()  # raises, before anything is read
-        say(listed.told())
+        say(listed.summary())
         return task
 
     @property

@@ -21,7 +21,7 @@ from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
 from segray.models.start_weights import begin_with
 from segray.train.train_step import Recipe, Training
-from segray.train.transforms.instance import InstanceBatch, InstancePicture
+from segray.train.transforms.instance import InstanceBatch, InstanceImage
 
 _BLANK = 64
 """Side of a blank image, for a process that has none in a step."""
@@ -135,7 +135,7 @@ class InstanceTraining(Training):
             distributed.all_reduce(total)
         return total
 
-    def _loss(self, pictures: list[InstancePicture]) -> Tensor:
+    def _loss(self, pictures: list[InstanceImage]) -> Tensor:
         pixels = [each.pixels.to(self.device).float() / 255 for each in pictures]
         targets = [{name: t.to(self.device) for name, t in each.target.items()} for each in pictures]
         kind, narrow = DTYPES[self.recipe.precision], self.recipe.precision != "fp32"
@@ -144,10 +144,10 @@ class InstanceTraining(Training):
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
-def _blank() -> InstancePicture:
+def _blank() -> InstanceImage:
     target = {
         "boxes": torch.zeros(0, 4),
         "labels": torch.zeros(0, dtype=torch.int64),
         "masks": torch.zeros(0, _BLANK, _BLANK, dtype=torch.uint8),
     }
-    return InstancePicture("", torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), target)
+    return InstanceImage("", torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8), target)

@@ -169,7 +169,7 @@ def window_settings(settings: TrainSettings, footprints: str) -> "WindowSettings
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
     if settings.footprints is not None:
-        return LabelRules(len(names_of(settings))), cast("Windows", listed).told
+        return LabelRules(len(names_of(settings))), cast("Windows", listed).summary
     if settings.colours:
         rules = colour_rules(settings.colours, names_of(settings), settings.values, settings.void)
         return rules, f"{len(settings.colours)} colours, as the settings say"

@@ -41,7 +41,7 @@ class CropSettings:
 
 
 @dataclass(frozen=True)
-class InstancePicture:
+class InstanceImage:
     """One image of a batch."""
 
     name: str
@@ -62,7 +62,7 @@ class InstancePicture:
 class InstanceBatch:
     """One process's part of a global batch; may be empty."""
 
-    pictures: list[InstancePicture]
+    pictures: list[InstanceImage]
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +104,7 @@ class InstanceTransform:
         return pixels, target | {"boxes": pasted_boxes(target["boxes"], pixel=pixel)}
 
     def scoring(self, example: CocoExample) -> Arrays:
-        """Return `pixels`, uint8 (3, height, width), and `truth`, the bytes of `InstancePicture.truth`."""
+        """Return `pixels`, uint8 (3, height, width), and `truth`, the bytes of `InstanceImage.truth`."""
         truth = [
             {"counts": _text(each.mask), "category": each.category, "crowd": each.crowd, "area": each.area}
             for each in example.instances
@@ -117,14 +117,14 @@ class InstanceTransform:
         return InstanceBatch([_picture(name, arrays) for name, arrays in samples])
 
 
-def _picture(name: str, arrays: Arrays) -> InstancePicture:
+def _picture(name: str, arrays: Arrays) -> InstanceImage:
     pixels = torch.from_numpy(arrays["pixels"].copy())
     if "truth" in arrays:
-        return InstancePicture(name, pixels, truth=json.loads(arrays["truth"].tobytes()))
+        return InstanceImage(name, pixels, truth=json.loads(arrays["truth"].tobytes()))
     shape = len(arrays["labels"]), *pixels.shape[1:]
     masks = np.unpackbits(arrays["masks"], count=math.prod(shape)).reshape(shape)
     target = {key: torch.from_numpy(arrays[key].copy()) for key in ("boxes", "labels")}
-    return InstancePicture(name, pixels, target | {"masks": torch.from_numpy(masks)})
+    return InstanceImage(name, pixels, target | {"masks": torch.from_numpy(masks)})
 
 
 def layered(masks: Sequence[Rle], size: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
