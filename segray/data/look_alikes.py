@@ -1,13 +1,12 @@
 """Images that look alike: a perceptual hash, and groups of those whose hashes differ in few bits."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-LookAlikes = Literal["loose", "strict", "off"]
-"""How alike two images must be to share a split; `off`: only those of a named group do."""
+from segray.data import LookAlikes
+
 ALIKE = 5
 """Bits of 64. Measured on 366 photos, streets and aerial images, each as JPEG of quality 50 and 90, at half
 its size, and at 0.7 as JPEG: 1 in 100 moved by more than 2 bits, none by more than 5. Of 28,027 pairs of

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.data.look_alikes import DISTANCES, LookAlikes, near_duplicates
+from segray.data import LookAlikes
+from segray.data.look_alikes import DISTANCES, near_duplicates
 from segray.data.pair_reader import digest_of
 from segray.data.pairs import Pair
 
