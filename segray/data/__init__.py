@@ -3,4 +3,4 @@
 from typing import Literal
 
 LookAlikes = Literal["loose", "strict", "off"]
-"""How alike two images must be to share a split, see `look_alikes`; settings name it, nothing heavy is here."""
+"""How alike two images must be to share a split; settings name it, so nothing heavy is imported here."""
