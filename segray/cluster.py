@@ -23,9 +23,9 @@ from segray.interrupts import INTERRUPTS, handlers_kept
 from segray.log import say
 from segray.log_redirect import loggers_to
 from segray.machines import COST, HOURS, Machines, hours_line
+from segray.prometheus import REPORT_MS
 from segray.ray_private import job_config, print_with
 from segray.settings import RaySettings
-from segray.watching import REPORT_MS
 
 if TYPE_CHECKING:
     from segray.own_ray import OwnRay

@@ -67,8 +67,8 @@ def _python() -> list[Finding]:
 
 def _shared_memory() -> Finding:
     """Check /dev/shm: containers have 64 MiB unless `--shm-size` is set."""
+    from segray.dev_shm import advice, free_mib
     from segray.settings import RaySettings
-    from segray.shared_memory import advice, free_mib
 
     told = advice(RaySettings().object_store_mib)
     free = f"{free_mib() or 0:,} MiB free for images in Ray's object store"

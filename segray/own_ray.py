@@ -28,12 +28,12 @@ import ray._private.node
 from ray._private import services
 from ray._raylet import persist_port  # type: ignore[attr-defined]
 
-from segray import shared_memory
+from segray import dev_shm
 from segray.cpus import whole_cpus
 from segray.errors import JobFailedError, SettingsError
 from segray.log import say
+from segray.prometheus import REPORT_MS
 from segray.ray_private import job_config
-from segray.watching import REPORT_MS
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = (60.0, 120.0, 240.0, 480.0)
@@ -341,6 +341,6 @@ def _has_room_for_sockets(folder: Path) -> bool:
 
 
 def _object_store_bytes(mib: int) -> int:
-    if advice := shared_memory.advice(mib):
+    if advice := dev_shm.advice(mib):
         say(advice, "warning")
     return mib << 20

@@ -26,7 +26,7 @@ LONGEST = (
     ("submit/test_docs",),
     ("train/test_instances_job",),
     ("train/test_train_uneven", "data/test_scene_windows"),
-    ("bulk/test_errors", "bulk/test_hostile_folder", "bulk/test_vanished", "sources/test_choice"),
+    ("bulk/test_errors", "bulk/test_hostile_folder", "bulk/test_vanished", "sources/test_name_filter"),
     ("bulk/test_live_runs",),
     ("bulk/test_fencing", "bulk/test_freezes"),
     ("test_metrics", "test_log"),

@@ -23,9 +23,8 @@ NEVER = {
 
 RAY = {
     "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
-    "own_ray",
-    "ray_private", "submit.following", "submit.ray_cluster", "train.loader", "train.process_group",
-    "train.sampler", "train.trainer", "watching",
+    "own_ray", "prometheus", "ray_private", "submit.following", "submit.ray_cluster", "train.loader",
+    "train.process_group", "train.sampler", "train.trainer",
 }  # fmt: skip
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segray.cli import main
-from segray.data.coco import read_truth, score_of
+from segray.data.coco_file import read_truth, score_of
 from segray.data.vector_files import find_file, open_features
 from segray.errors import ItemError, JobFailedError, SettingsError
 from segray.log_redirect import loggers_to, noise_to_file

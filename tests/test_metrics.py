@@ -18,7 +18,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from segray.watching import labels
+from segray.prometheus import labels
 from tests.bulk.runs import MODELS, descendants, make_images, running
 from tests.test_log import objects
 from tests.train.squares import EPOCHS, lines, train, write_squares

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pyarrow.parquet as pq
 import pytest
 
-from segray import own_ray, shared_memory
+from segray import dev_shm, own_ray
 from segray.cpus import cpu_quota
 from segray.errors import SettingsError
 from tests.bulk.runs import REAL, descendants, kill_tree, processes, running, wait_for
@@ -337,8 +337,8 @@ def test_the_quota_of_a_container_counts(
 
 def test_a_small_shared_memory_is_said() -> None:
     free = shutil.disk_usage("/dev/shm").free >> 20
-    assert shared_memory.advice(free // 2) is None
-    told = shared_memory.advice(2 * free + 1000) or ""
+    assert dev_shm.advice(free // 2) is None
+    told = dev_shm.advice(2 * free + 1000) or ""
     assert re.match(r"/dev/shm has [\d,]+ MiB free, less than the object store of [\d,]+ MiB", told)
     assert "--ray.object-store-mib" in told
     assert "--shm-size" in told

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.benchmarks.pictures import score_of
-from segray.columns import byte_views
+from segray.arrow_rows import byte_views
 
 Picture = tuple[str, float]
 """Its name, and `score_of` its pixels."""

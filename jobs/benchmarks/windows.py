@@ -27,7 +27,7 @@ Window = tuple[int, NDArray[np.uint8]]
 
 def by_segray(url: str, endpoint: str, tiling: Tiling) -> Iterator[Window]:
     """Squares of neighbouring windows; blocks are fetched together and kept."""
-    from segray.columns import byte_views
+    from segray.arrow_rows import byte_views
     from segray.sources.decode_step import Decoder
     from segray.sources.listing import Listing
     from segray.sources.read_step import read_files

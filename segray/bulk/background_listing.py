@@ -14,9 +14,9 @@ from types import TracebackType
 from segray.bulk.ledger_db import LedgerDb
 from segray.errors import JobFailedError, SegrayError
 from segray.output.progress import Progress
-from segray.sources.choice import EVERYTHING, Choice
 from segray.sources.item import Source
 from segray.sources.listing import Listing
+from segray.sources.name_filter import EVERYTHING, Choice
 from segray.storage import StorageSettings
 
 FIRST_ROUND_S = 3.0

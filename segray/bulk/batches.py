@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from segray.columns import byte_views
+from segray.arrow_rows import byte_views
 from segray.errors import ItemError
 from segray.models.device import is_out_of_memory
 

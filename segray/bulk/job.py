@@ -20,12 +20,12 @@ from segray.output.lease import Lease
 from segray.output.names import PLAN, RUN
 from segray.output.progress import Progress, pace
 from segray.output.store import Store
+from segray.prometheus import Labels, exported, labels
 from segray.registry.runs import note_run
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.sources.listing import Listing
 from segray.sources.manifest import Wanted, shown_name
 from segray.storage import shown
-from segray.watching import Labels, exported, labels
 
 if TYPE_CHECKING:
     from segray.models.device import Precision

@@ -25,8 +25,8 @@ from segray.errors import JobFailedError
 from segray.output.store import TILE_RESULTS, End, GoneError, Part, Store, ends_of
 from segray.scenes.scene import scene_from
 from segray.schema import ANNOTATED
-from segray.sources.choice import kind_of
 from segray.sources.item import Kept, Source, kept_text
+from segray.sources.name_filter import kind_of
 
 LEDGER_COLUMNS = [
     "uri", "member", "member_index", "version", "status", "error_type", "error", "instances",

@@ -10,7 +10,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segray.bulk.attempts import MOST_ATTEMPTS, AttemptsLike
+from segray.bulk.crash_counts import MOST_ATTEMPTS, AttemptsLike
 from segray.bulk.results import rejected_rows
 from segray.errors import JobFailedError
 from segray.models.device import is_out_of_memory

@@ -25,25 +25,25 @@ from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segray.bulk.attempts import Attempts
+from segray.arrow_rows import packed, unpacked
 from segray.bulk.committer import Committer, commit
+from segray.bulk.crash_counts import Attempts
 from segray.bulk.ledger_db import Archive, LedgerDb
 from segray.bulk.resources import READ_CPUS, Resources
 from segray.bulk.settings import BulkSettings
 from segray.bulk.streaming import cause, configure, stream
 from segray.bulk.task import BulkTask, Model
-from segray.columns import packed, unpacked
 from segray.errors import JobFailedError
 from segray.output.progress import Progress
+from segray.prometheus import Labels, model_clock
 from segray.scenes.scene import Tiling
 from segray.sources.archives import read_archive
-from segray.sources.choice import Choice
 from segray.sources.decode_step import Decoder
 from segray.sources.item import Source
+from segray.sources.name_filter import Choice
 from segray.sources.read_step import read_files, scene_id
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
-from segray.watching import Labels, model_clock
 
 QUEUED = 4
 """Tables that are queued at a model actor; with Ray's two, a fast one waited between two polls."""
@@ -65,7 +65,7 @@ class Work:
     precision: "Precision"
     resources: Resources
     watched: Labels | None = None
-    """Labels of the metrics, see `watching.labels`."""
+    """Labels of the metrics, see `prometheus.labels`."""
 
     @property
     def tiling(self) -> Tiling:

@@ -8,7 +8,7 @@ from pydantic_settings import CliPositionalArg
 from segray.address import Address
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings, WeightsAddress
-from segray.sources.choice import Choice
+from segray.sources.name_filter import Choice
 from segray.tiles import OVERLAP, TILE
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-from segray.columns import unpacked
+from segray.arrow_rows import unpacked
 from segray.errors import JobFailedError, SegrayError
 from segray.ray_private import poll_every
 from segray.settings import RaySettings

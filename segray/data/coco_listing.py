@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from segray.data.coco import TrueImage, TrueInstance, Truth, read_truth, true_instances
+from segray.data.coco_file import TrueImage, TrueInstance, Truth, read_truth, true_instances
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
 from segray.data.pair_lists import look_up
 from segray.data.pairs import Pair, Pairs, Rejected

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segray.data import LookAlikes
 from segray.data.coco_listing import AnnotatedPair
-from segray.data.look_alikes import LookAlikes
 from segray.data.pair_lists import COLUMNS
 from segray.data.pair_table import pair_table
 from segray.data.pairs import FRAGMENT, Pair, Pairs

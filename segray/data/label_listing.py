@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.data.coco import ImageId, TrueImage, Truth
+from segray.data.coco_file import ImageId, TrueImage, Truth
 from segray.data.coco_listing import CocoListing, listed_of
 from segray.data.pairs import Rejected
 from segray.errors import SettingsError
 from segray.log import say
-from segray.masks.coco import MOST_PIXELS
+from segray.masks.coco_segmentation import MOST_PIXELS
 from segray.output.io import files_below
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri
 
 _IMAGES = ("image_id", "uri", "height", "width")

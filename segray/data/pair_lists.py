@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from segray.data.pair_folders import SPLIT_NAMES
 from segray.errors import SettingsError
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.manifest import TEXT_TYPES, look_up_rows, shown_name
 from segray.sources.names import is_image_name, manifest_kind
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings
 
 COLUMNS = ("images", "masks", "split", "group")

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.data.coco import TrueInstance
+from segray.data.coco_file import TrueInstance
 from segray.data.coco_listing import AnnotatedPair, instances_of
 from segray.data.labels import LabelRules, fit_to, read_label
 from segray.data.pairs import Pair

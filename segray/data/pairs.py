@@ -20,12 +20,12 @@ from segray.data.pair_folders import SPLIT_NAMES, Stem, folder_uri, read_folder
 from segray.data.pair_lists import Row, look_up, read_rows
 from segray.errors import SegrayError, SettingsError
 from segray.retries import retrying
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.local import local_source
 from segray.sources.manifest import base_of
 from segray.sources.names import DECODED_SUFFIXES, archive_kind, is_image_name
 from segray.sources.remote import remote_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _HELD_OUT = (None, "train", "val", "test")

@@ -10,8 +10,8 @@ import ray.data
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from segray.arrow_rows import packed, unpacked
 from segray.cluster import READ_TASK_CPUS
-from segray.columns import packed, unpacked
 from segray.ray_private import find
 
 PAUSE_S = 0.1

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.data.look_alikes import perceptual_hash
 from segray.data.pairs import Pair
-from segray.data.splits import perceptual_hash
 from segray.errors import ItemError
 from segray.output.folder import Output
 

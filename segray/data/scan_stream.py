@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from segray.columns import packed, unpacked
+from segray.arrow_rows import packed, unpacked
 from segray.data.pair_reader import LabelReading
 from segray.data.pair_table import pairs_at
 from segray.data.read_tasks import MAPPED, SCORING, configure, index_table, read_indices, tables

@@ -29,10 +29,10 @@ from pyproj.exceptions import CRSError
 from segray.data.pair_lists import look_up
 from segray.errors import SettingsError
 from segray.schema import CRS84
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.names import fault
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, split_protocol
 
 _BATCH = 16_384

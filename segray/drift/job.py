@@ -16,7 +16,7 @@ from segray.log import answer
 from segray.output.io import check_output
 from segray.registry.address import is_registry
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, shown
 
 __all__ = ["compare_runs", "lines", "profile_of", "show"]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from segray.drift.profile import CLASS, INSTANCE_MEASURES, SCALES, Counts, Profile, Sample
 from segray.errors import NothingToDoError, SettingsError
 from segray.output.io import files_below, read_if_there
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, shown
 
 MOST_GROUPS = 1_000

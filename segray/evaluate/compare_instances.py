@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segray.data.coco import (
+from segray.data.coco_file import (
     ImageId,
     Truth,
     box_of,
@@ -27,7 +27,7 @@ from segray.evaluate.match_names import by_file_name, owners
 from segray.evaluate.report import Outcome
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import say
-from segray.masks.coco import rle_of
+from segray.masks.coco_segmentation import rle_of
 from segray.output.io import read_file
 from segray.output.reader import Item, instances_of, ledger_files, read_ledger, run_record
 from segray.storage import canonical_uri

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import expand_boxes
 
 from segray.errors import ItemError
-from segray.masks.coco import MOST_PIXELS
+from segray.masks.coco_segmentation import MOST_PIXELS
 
 THRESHOLD = 0.5
 SMALL = 128  # up to this many rows plus columns torch resizes with a kernel that rounds differently

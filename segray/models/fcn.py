@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segray.models.any_size import any_size
 from segray.models.imports import import_torchvision
 from segray.models.pretrained import with_weights
-from segray.models.samesize import any_size
 
 _STRIDE = 8
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
+from segray.models.any_size import SameSize
 from segray.models.architectures import architecture, complete_settings, part_of
 from segray.models.recompute import recomputed
-from segray.models.samesize import SameSize
 from segray.models.unet import UNet
 
 

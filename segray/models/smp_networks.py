@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from segray.errors import SettingsError
+from segray.models.any_size import any_size
 from segray.models.pretrained import in_words, with_weights
-from segray.models.samesize import any_size
 from segray.models.smp_names import SMP_CLASSES, TIMM
 
 _COARSEST_STRIDE = 32

@@ -2,7 +2,7 @@
 
 Padding "same" is what most code means by U-Net: zeros around every 3 x 3 convolution, logits as large as the
 image. Padding "valid" is the paper's: no zeros, each level loses 4 pixels, 572 x 572 becomes 388 x 388, so a
-large image needs a mirrored border (`samesize`).
+large image needs a mirrored border (`any_size`).
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segray.errors import SettingsError
+from segray.models.any_size import SameSize
 from segray.models.batchnorm import tolerate_single_values
 from segray.models.recompute import recomputed
-from segray.models.samesize import SameSize
 
 Padding = Literal["same", "valid"]
 Up = Literal["transposed", "bilinear"]

@@ -16,7 +16,7 @@ from segray.models.catalog import NAMED_MODELS, named_model
 from segray.registry.address import is_registry, parse
 from segray.registry.registry import pinned, read_model
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 if TYPE_CHECKING:

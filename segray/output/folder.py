@@ -28,7 +28,7 @@ from segray.atomic import (
     put_atomically,
     put_file_atomically,
 )
-from segray.conditional import (
+from segray.compare_and_swap import (
     ChangedError,
     Versioned,
     delete_atomically,
@@ -37,7 +37,7 @@ from segray.conditional import (
 )
 from segray.errors import JobFailedError, SettingsError
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, open_filesystem
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from segray.atomic import put_atomically
 from segray.errors import JobFailedError, SettingsError
 from segray.output.names import SCORES
 from segray.retries import retrying
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.local import everything, walk
 from segray.sources.remote import list_files
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 T = TypeVar("T")

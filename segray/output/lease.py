@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from segray.conditional import ChangedError, Versioned, stale_version
+from segray.compare_and_swap import ChangedError, Versioned, stale_version
 from segray.errors import HeldError, JobFailedError, SettingsError
 from segray.log import say
 from segray.machines import HOURS, hours_in
@@ -35,7 +35,7 @@ POLLS = 5
 """Polls of another machine's lease in one renewal interval."""
 SETTLE_S = 2.0
 """Wait in seconds after a take-over on a folder that machines share, where not all of them share locks (see
-`conditional`), and on an object store on which the previous run was about to write."""
+`compare_and_swap`), and on an object store on which the previous run was about to write."""
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Clock of the holder; on Linux one that goes on while the machine is suspended, as other machines' do."""
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from segray.errors import ErrorType, SettingsError
 from segray.output.io import files_below, label_files, read_if_there
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri
 
 LEDGER = ("image_id", "uri", "member", "height", "width", "status", "error_type", "error")

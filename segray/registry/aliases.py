@@ -13,7 +13,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from segray.atomic import create_atomically
-from segray.conditional import Versioned, read_versioned, replace_atomically
+from segray.compare_and_swap import Versioned, read_versioned, replace_atomically
 from segray.errors import JobFailedError
 from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, PREVIOUS
 from segray.retries import retrying

@@ -7,14 +7,14 @@ from typing import Any
 from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.log import answer, say
 from segray.output.names import SCORES
-from segray.registry.adding import version_of
+from segray.registry.add import version_of
 from segray.registry.address import ALIASES, CHALLENGER, CHAMPION, check_model, check_which
 from segray.registry.aliases import Aliases
-from segray.registry.care import disposable, faults
-from segray.registry.comparing import difference, difference_lines
-from segray.registry.mirror import check_mirror, mirror
+from segray.registry.diff import difference, difference_lines
+from segray.registry.mlflow_mirror import check_mirror, mirror
 from segray.registry.registry import Registry, Version
 from segray.registry.settings import ACTIONS, RegistrySettings
+from segray.registry.verify_and_gc import disposable, faults
 from segray.storage import shown
 
 Answer = tuple[ExitCode, Any, list[str]]

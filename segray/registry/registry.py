@@ -23,7 +23,7 @@ from segray.registry import aliases
 from segray.registry.address import ALIASES, RegistryAddress, check_model, parse
 from segray.registry.aliases import Aliases
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, open_filesystem, shown
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from segray.data.coco_listing import FOLDER_FILE, FOLDER_IMAGES
 from segray.data.label_listing import holds_labels
 from segray.errors import SettingsError
 from segray.output.io import files_below, read_file, read_if_there
+from segray.sources.concurrent_requests import describe
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import describe
 from segray.storage import StorageSettings, canonical_uri
 
 

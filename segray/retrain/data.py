@@ -31,7 +31,7 @@ from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
 
 if TYPE_CHECKING:
-    from segray.models.start import Start
+    from segray.models.start_weights import Start
 
 
 def train_settings(

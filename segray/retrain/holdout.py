@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.data.look_alikes import LookAlikes
+from segray.data import LookAlikes
+from segray.data.look_alikes import DISTANCES
 from segray.data.pairs import Pair
-from segray.data.splits import DISTANCES, groups_of, split_of
+from segray.data.splits import groups_of, split_of
 from segray.retrain.labels import LEFT_OUT, TEST, table_of
 
 HOLDOUT = pa.schema(

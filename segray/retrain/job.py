@@ -22,19 +22,11 @@ from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lease
 from segray.output.names import MODEL, PLAN, RUN
-from segray.registry.mirror import check_mirror
+from segray.registry.mlflow_mirror import check_mirror
 from segray.registry.registry import Registry
 from segray.retrain import data as data_of
-from segray.retrain.begin import (
-    Job,
-    RejectsError,
-    begin,
-    quick_news,
-    snapshot_before,
-    start_of,
-)
+from segray.retrain.champion_challenger import decide
 from segray.retrain.columns import values_by_image
-from segray.retrain.deciding import decide
 from segray.retrain.gate import Gate
 from segray.retrain.notify import notify
 from segray.retrain.promotion import ChampionChangedError, keep, promote
@@ -49,6 +41,14 @@ from segray.retrain.rounds import (
     rounds,
 )
 from segray.retrain.settings import RetrainSettings, without_environment
+from segray.retrain.start_round import (
+    Job,
+    RejectsError,
+    begin,
+    quick_news,
+    snapshot_before,
+    start_of,
+)
 from segray.run import Problems, on_ray
 from segray.storage import shown
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from segray.errors import SegrayError
-from segray.registry.adding import files_of
+from segray.registry.add import files_of
 from segray.registry.aliases import Aliases
-from segray.registry.mirror import mirror
+from segray.registry.mlflow_mirror import mirror
 from segray.registry.registry import PROFILE, REPORT, SNAPSHOT, Registry
 from segray.retrain.rounds import REPORT as ROUND_REPORT
 from segray.retrain.rounds import SNAPSHOT as ROUND_SNAPSHOT

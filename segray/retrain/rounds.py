@@ -20,7 +20,7 @@ from segray.output.folder import Output
 from segray.output.names import PLAN, RUN
 from segray.retrain.settings import RetrainSettings
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import shown
 
 HOLDOUT, TRAINED = "holdout.parquet", "trained.parquet"

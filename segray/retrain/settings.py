@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from segray.address import Address
 from segray.annotate.settings import AnnotateSettings
-from segray.data.look_alikes import LookAlikes
+from segray.data import LookAlikes
 from segray.errors import SettingsError
 from segray.registry.address import check_model
 from segray.settings import JobSettings

@@ -37,7 +37,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
 from segray.errors import ItemError
-from segray.scenes.rangefile import Fetch, Range, RangeFile
+from segray.scenes.range_file import Fetch, Range, RangeFile
 from segray.scenes.scene import Scene, Tiling
 from segray.tiles import Window
 

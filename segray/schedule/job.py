@@ -16,7 +16,7 @@ from segray.schedule.settings import USED, ScheduleOptions, Scheduler, ScheduleS
 from segray.settings import ENV_PREFIX, CommonSettings, JobSettings, printable
 from segray.submit.job import check_words
 from segray.submit.job import split as split_at_verb
-from segray.submit.order import order_of
+from segray.submit.job_package import order_of
 from segray.submit.settings import ClusterJobSettings, SubmitSettings
 from segray.verbs import ON_DATA
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from segray.schedule.plan import Plan
+from segray.submit.job_package import SETTINGS
 from segray.submit.kuberay import FOLDER, config_map, metadata, pod
-from segray.submit.order import SETTINGS
 from segray.submit.shell import END, ONCE, as_yaml
 
 CONTAINER = "segray"

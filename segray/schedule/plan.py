@@ -9,7 +9,7 @@ from segray.errors import SettingsError
 from segray.schedule.cron import Cron
 from segray.schedule.settings import ScheduleOptions
 from segray.settings import ENV_PREFIX
-from segray.submit.order import Order
+from segray.submit.job_package import Order
 from segray.submit.settings import SubmitSettings
 
 RIGHTS = {

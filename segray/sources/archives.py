@@ -13,12 +13,12 @@ from typing import IO
 import pyarrow as pa
 
 from segray.errors import ItemError
-from segray.sources.choice import EVERYTHING, Choice
+from segray.sources.concurrent_requests import as_item_error
 from segray.sources.item import Source
+from segray.sources.name_filter import EVERYTHING, Choice
 from segray.sources.names import archive_kind, is_image_name, printable
 from segray.sources.read_step import MAX_FILE_BYTES
 from segray.sources.reader import open_source
-from segray.sources.roundtrips import as_item_error
 from segray.sources.rows import FetchedRows
 from segray.sources.tar import tar_members
 from segray.sources.zip import zip_members

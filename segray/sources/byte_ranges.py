@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 from segray.errors import ItemError
-from segray.scenes.rangefile import Range
-from segray.sources.roundtrips import as_item_error, request_all
+from segray.scenes.range_file import Range
+from segray.sources.concurrent_requests import as_item_error, request_all
 from segray.storage import StorageSettings, open_filesystem
 
 AHEAD = 4

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from segray.columns import byte_views
+from segray.arrow_rows import byte_views
 from segray.errors import ItemError
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from

@@ -26,7 +26,7 @@ from typing import Any, cast
 import numpy as np
 
 from segray.errors import ItemError
-from segray.scenes.rangefile import Range
+from segray.scenes.range_file import Range
 from segray.sources.decode import Decoded, Place, decode_rgb
 from segray.sources.label_image import read_stored
 from segray.sources.names import one_line

@@ -17,14 +17,14 @@ from fsspec.spec import AbstractFileSystem
 
 from segray.errors import SegrayError, SettingsError
 from segray.retries import retrying
-from segray.sources.choice import EVERYTHING, METADATA, Choice, is_metadata, kind_of
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
 from segray.sources.manifest import Wanted, read_manifest
+from segray.sources.name_filter import EVERYTHING, METADATA, Choice, is_metadata, kind_of
 from segray.sources.names import archive_kind, is_image_name, manifest_kind
 from segray.sources.pattern import Pattern, has_magic
 from segray.sources.remote import list_files, remote_source
-from segray.sources.roundtrips import describe
 from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _KINDS = 100

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segray.errors import ErrorType
+from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.names import is_utf8, printable
-from segray.sources.roundtrips import describe
 
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",

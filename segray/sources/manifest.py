@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from segray.address import plain_file_url
 from segray.errors import SettingsError
+from segray.sources.concurrent_requests import as_item_error, describe, request_all
 from segray.sources.item import Kept, Source, kept_text
 from segray.sources.local import local_source
 from segray.sources.names import fault, manifest_kind
 from segray.sources.reader import open_source
 from segray.sources.remote import remote_source, remote_uri
-from segray.sources.roundtrips import as_item_error, describe, request_all
 from segray.storage import EXTRAS, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 TEXT_TYPES = (

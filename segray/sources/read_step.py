@@ -13,9 +13,9 @@ from fsspec.spec import AbstractFileSystem
 from segray.errors import ItemError
 from segray.scenes.scene import Tiling, patches
 from segray.sources.byte_ranges import FileRanges
+from segray.sources.concurrent_requests import as_item_error, request_all
 from segray.sources.file_headers import has_scene_name
 from segray.sources.item import Source, image_id
-from segray.sources.roundtrips import as_item_error, request_all
 from segray.sources.rows import FetchedRows, fits
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, open_filesystem

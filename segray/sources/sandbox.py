@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 import segray
 from segray.errors import ItemError, JobFailedError
-from segray.scenes.rangefile import Range
+from segray.scenes.range_file import Range
 from segray.scenes.scene import Scene, Tiling, scene_from
 from segray.sources.decode import Decoded, too_large
 from segray.sources.decoder_process import READY

@@ -8,7 +8,7 @@ from segray.command_line import load_settings, settings_of
 from segray.errors import ExitCode, SettingsError
 from segray.settings import CommonSettings, JobSettings, printable
 from segray.submit import kuberay, sky, slurm
-from segray.submit.order import Order, order_of
+from segray.submit.job_package import Order, order_of
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import say
 from segray.verbs import ON_DATA

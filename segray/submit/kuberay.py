@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from segray.errors import ExitCode, JobFailedError, SettingsError
-from segray.submit.order import SETTINGS, Order
+from segray.submit.job_package import SETTINGS, Order
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import AGAIN, CommandError, as_yaml, asked, say
 

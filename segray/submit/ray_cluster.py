@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from segray.cluster import set_environment
 from segray.errors import JobFailedError, SettingsError
 from segray.submit.following import Follower
-from segray.submit.order import SETTINGS, Order, members
+from segray.submit.job_package import SETTINGS, Order, members
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import say
 from segray.versions import banner

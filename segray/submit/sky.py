@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segray.errors import ExitCode, JobFailedError, SettingsError
-from segray.submit.order import Order
+from segray.submit.job_package import Order
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import AGAIN, as_yaml, in_here_document, say
 

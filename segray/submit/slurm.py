@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from segray.errors import ExitCode, JobFailedError, SettingsError
-from segray.submit.order import Order
+from segray.submit.job_package import Order
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import ONCE, CommandError, asked, in_here_document, say, setup_lines
 

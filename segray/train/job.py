@@ -22,6 +22,7 @@ from segray.output.folder import Output
 from segray.output.lease import Lease
 from segray.output.names import METRICS, MODEL, RUN
 from segray.output.progress import Progress
+from segray.prometheus import exported, labels
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
 from segray.settings import printable
 from segray.storage import shown
@@ -40,10 +41,9 @@ from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
 from segray.train.warm_start import started
 from segray.versions import versions
-from segray.watching import exported, labels
 
 if TYPE_CHECKING:
-    from segray.models.start import Start
+    from segray.models.start_weights import Start
     from segray.train.trainer import Run
 
 _CROWD = 8, 0.2
@@ -142,7 +142,7 @@ def with_start(settings: TrainSettings) -> "tuple[TrainSettings, Start | None]":
     from segray.models.imports import import_torchvision
 
     import_torchvision()
-    from segray.models.start import load_start
+    from segray.models.start_weights import load_start
 
     start = load_start(settings.start_from, settings.storage)
     return started(settings, start), start

@@ -17,7 +17,7 @@ from segray.models.imports import import_torchvision
 
 import_torchvision()  # before the imports below do: each loader starts sooner
 
-from segray.columns import packed, unpacked
+from segray.arrow_rows import packed, unpacked
 from segray.errors import ItemError, JobFailedError
 from segray.train.collate import SAMPLES, Transform, sample_row, samples_in
 from segray.data.pair_table import as_scanned, pairs_at

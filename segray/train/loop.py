@@ -32,7 +32,7 @@ from segray.output.folder import Output
 from segray.output.lease import follow, newest_generation
 from segray.output.names import METRICS, MODEL
 from segray.train.identity import BEFORE, CHECKPOINT
-from segray.train.training import Training
+from segray.train.train_step import Training
 
 DRAWN_EVERY_S = 20.0
 """Curves take most of a second, which may be as long as an epoch."""

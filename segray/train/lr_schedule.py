@@ -7,10 +7,10 @@ a run that resumes from a checkpoint continues with the same rates.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segray.errors import SettingsError
@@ -45,6 +45,34 @@ class ScheduleSettings:
     """`plateau`: minimum change of the metric that is an improvement, in the metric's unit."""
     cooldown: int = 0
     """`plateau`: validations after a fall that are not counted."""
+
+
+class LearningRate:
+    """The learning rate of each optimiser step; sets it, and can be resumed."""
+
+    def __init__(self, settings: ScheduleSettings, highest: float, total_steps: int) -> None:
+        """Store the schedule; highest: the rate that its factor multiplies."""
+        self._settings, self._highest, self._total_steps = settings, highest, total_steps
+        self._plateau = plateau_of(settings)
+
+    def set(self, optimizer: Optimizer, step: int) -> None:
+        """Set the rate of a step, counted from 0, in all groups of parameters."""
+        factor = rate(self._settings, step, self._total_steps) * plateau_factor(self._plateau)
+        for group in optimizer.param_groups:
+            group["lr"] = self._highest * factor
+
+    def observe(self, metric: Any) -> None:
+        """Record the metric of a validation, the same in each process; only `plateau` steps by it."""
+        if self._plateau is not None:
+            self._plateau.step(metric)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers; see `plateau_state`."""
+        return plateau_state(self._plateau)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Load what `state_dict` returned, now or in an older version."""
+        load_plateau_state(self._plateau, state)
 
 
 def check_schedule(settings: ScheduleSettings) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from segray.address import Address
-from segray.data.look_alikes import LookAlikes
+from segray.data import LookAlikes
 from segray.errors import SettingsError
 from segray.models.architectures import CHOICES, INSTANCE_ARCHITECTURES, parsed
 from segray.scenes.scene import Tiling

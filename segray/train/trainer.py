@@ -31,7 +31,7 @@ from segray.train.loop import Loop
 from segray.train.process_group import OneAddressConfig
 from segray.train.resources import Shares
 from segray.train.sampler import Part
-from segray.train.training import Recipe
+from segray.train.train_step import Recipe
 
 _FAILED, _WARNED = "segray-train-failed", "segray-train-told"
 """Keys of failures and warnings in the key-value store of Ray's head, which all its processes share."""

@@ -13,7 +13,7 @@ from segray.train.settings import TrainSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from segray.models.start import Start
+    from segray.models.start_weights import Start
 
 
 def started(settings: TrainSettings, start: "Start") -> TrainSettings:
@@ -54,7 +54,7 @@ def first_weights(
     """
     if start is None and not settings.freeze:
         return None
-    from segray.models.start import fitted
+    from segray.models.start_weights import fitted
 
     check_frozen(build(outputs), settings.freeze)
     return None if start is None else fitted(start, labels, build, outputs)

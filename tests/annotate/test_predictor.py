@@ -18,7 +18,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from segray.annotate.predictor import Predictor
 from segray.annotate.settings import AnnotateSettings
 from segray.annotate.task import Annotate
-from segray.bulk.attempts import Attempts
+from segray.bulk.crash_counts import Attempts
 from segray.bulk.identity import check_identity, identity_of
 from segray.bulk.model_step import ModelStep
 from segray.errors import JobFailedError, SettingsError

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from segray.columns import packed as packed_table
-from segray.columns import unpacked
+from segray.arrow_rows import packed as packed_table
+from segray.arrow_rows import unpacked
 from segray.data.coco_listing import CocoListing, list_coco
 from segray.data.pair_reader import CocoExample, CocoReading
 from segray.data.pair_table import pair_table, pairs_at

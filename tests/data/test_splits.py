@@ -16,14 +16,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from segray.data.look_alikes import ALIKE, near_duplicates, perceptual_hash
 from segray.data.pair_reader import digest_of
 from segray.data.pairs import Pair
 from segray.data.splits import (
-    ALIKE,
     SplitRule,
     groups_of,
-    near_duplicates,
-    perceptual_hash,
     split_groups,
     split_of,
 )

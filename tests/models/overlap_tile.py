@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from segray.models.samesize import mirrored
+from segray.models.any_size import mirrored
 from segray.models.unet import UNet, valid_input_size, valid_margin
 
 

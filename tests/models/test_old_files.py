@@ -13,9 +13,9 @@ from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.architectures import Task, complete_settings
 from segray.models.modelfile import ModelCard, SemanticCard, build_model, load_model_file, model_bytes
-from segray.models.start import load_start
+from segray.models.start_weights import load_start
 from segray.models.weights import load_weights
-from segray.registry.adding import card_of
+from segray.registry.add import card_of
 from segray.storage import StorageSettings
 
 STORAGE = StorageSettings()

@@ -12,8 +12,8 @@ from segray.models.weights import load_weights
 from segray.output.names import MODEL, RUN
 from segray.registry.address import RegistryAddress
 from segray.registry.aliases import Aliases
-from segray.registry.care import disposable, faults
 from segray.registry.registry import Registry, pinned, read_model
+from segray.registry.verify_and_gc import disposable, faults
 from segray.storage import StorageSettings
 from tests.faults import flaky
 from tests.registry.models import write_model

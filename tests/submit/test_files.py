@@ -15,7 +15,7 @@ import yaml
 from segray.annotate.settings import AnnotateSettings
 from segray.command_line import load_settings
 from segray.submit import kuberay, sky, slurm
-from segray.submit.order import order_of
+from segray.submit.job_package import order_of
 from segray.submit.settings import SubmitSettings
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from segray.cli import main
-from segray.data.coco import read_truth
+from segray.data.coco_file import read_truth
 from segray.models.weights import load_weights
 from segray.storage import StorageSettings
 from tests.train.cells import write_cells

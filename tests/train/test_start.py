@@ -12,7 +12,7 @@ from segray.cli import main
 from segray.errors import SettingsError
 from segray.models.modelfile import ModelCard, SemanticCard, build_model, load_model_file, model_bytes
 from segray.models.semantic import build_semantic
-from segray.models.start import Start, begin_with, fitted, load_start
+from segray.models.start_weights import Start, begin_with, fitted, load_start
 from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
 from segray.train.warm_start import check_frozen, frozen_in, started

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segray.columns import packed, unpacked
+from segray.arrow_rows import packed, unpacked
 from segray.train.collate import SAMPLES, Arrays, sample_row, samples_in
 from segray.train.settings import TrainSettings
 from segray.train.tasks import kind_of

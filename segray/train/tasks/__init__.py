@@ -21,8 +21,8 @@ from segray.train.collate import Transform
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from segray.models.start import Start
-    from segray.train.training import Recipe
+    from segray.models.start_weights import Start
+    from segray.train.train_step import Recipe
 
 
 class TrainingTask(Protocol):

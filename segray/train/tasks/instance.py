@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segray.models.modelfile import ModelCard
-    from segray.models.start import Start
+    from segray.models.start_weights import Start
     from segray.train.tasks.instance_training import InstanceRecipe
     from segray.train.transforms.instance import InstanceTransform
 

@@ -19,8 +19,8 @@ from segray.masks.rle import encode_image_masks
 from segray.masks.types import Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
-from segray.models.start import begin_with
-from segray.train.training import Recipe, Training
+from segray.models.start_weights import begin_with
+from segray.train.train_step import Recipe, Training
 from segray.train.transforms.instance import InstanceBatch, InstanceImage
 
 _BLANK = 64

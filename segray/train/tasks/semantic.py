@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segray.data.scene_windows import Windows, WindowSettings
-    from segray.models.start import Start
+    from segray.models.start_weights import Start
     from segray.train.tasks.semantic_training import SemanticRecipe
     from segray.train.transforms.semantic import SemanticTransform
 

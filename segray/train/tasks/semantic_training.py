@@ -20,10 +20,10 @@ from segray.models.batchnorm import statistics_kept
 from segray.models.device import DTYPES
 from segray.models.modelfile import SemanticCard, build_model, model_bytes
 from segray.models.semantic import classes_of, recompute_blocks
-from segray.models.start import begin_with
+from segray.models.start_weights import begin_with
 from segray.palette import VOID
 from segray.train.losses import LossSettings, build_loss, reduce_over_ranks
-from segray.train.training import Recipe, Training
+from segray.train.train_step import Recipe, Training
 from segray.train.transforms.semantic import Batch
 
 

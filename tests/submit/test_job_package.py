@@ -22,7 +22,7 @@ from segray.retrain.settings import RetrainSettings
 from segray.settings import WeightsAddress
 from segray.submit import slurm
 from segray.submit.job import split
-from segray.submit.order import ADDRESSES, SETTINGS, Order, members, order_of
+from segray.submit.job_package import ADDRESSES, SETTINGS, Order, members, order_of
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import asked
 from segray.train.settings import TrainSettings

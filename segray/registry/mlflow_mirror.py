@@ -9,7 +9,7 @@ from segray.output.names import SCORES
 from segray.registry.address import ALIASES
 from segray.registry.aliases import Aliases
 from segray.registry.registry import Registry
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import shown
 
 VARIABLE = "MLFLOW_TRACKING_URI"

@@ -20,12 +20,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segray.errors import JobFailedError
 from segray.train.lr_schedule import (
+    LearningRate,
     ScheduleSettings,
-    load_plateau_state,
-    plateau_factor,
-    plateau_of,
-    plateau_state,
-    rate,
 )
 from segray.train.optim import OptimizerSettings, build_optimizer
 from segray.train.warm_start import frozen_in
@@ -86,7 +82,8 @@ class Training(ABC):
             if recipe.ema
             else None
         )
-        self.plateau = plateau_of(recipe.schedule)
+        steps = recipe.epochs * recipe.steps_per_epoch
+        self.rate = LearningRate(recipe.schedule, recipe.optimizer.lr, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -129,8 +126,7 @@ class Training(ABC):
         Raises JobFailedError, in every process, when the loss is not finite, or the gradient for another
         reason.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+        self.rate.set(self.optimizer, self.step)
         self._network.train()
         is_frozen = self.recipe.frozen_epochs is None or self.epoch < self.recipe.frozen_epochs
         if is_frozen:
@@ -153,8 +149,7 @@ class Training(ABC):
 
     def observe(self, figures: dict[str, Any]) -> None:
         """Record the figures of a validation, the same in each process; `plateau` steps by them."""
-        if self.plateau is not None:
-            self.plateau.step(figures[self.best])
+        self.rate.observe(figures.get(self.best))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to resume exactly, plain types and tensors: random draws follow from the step."""
@@ -162,7 +157,7 @@ class Training(ABC):
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": plateau_state(self.plateau),
+            "schedule": self.rate.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -175,14 +170,9 @@ class Training(ABC):
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        load_plateau_state(self.plateau, state["schedule"])
+        self.rate.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-
-    def _rate(self) -> float:
-        total = self.recipe.epochs * self.recipe.steps_per_epoch
-        factor = rate(self.recipe.schedule, self.step, total) * plateau_factor(self.plateau)
-        return self.recipe.optimizer.lr * factor
 
     def _alone(self, alone: bool) -> AbstractContextManager[None]:
         """Keep gradients in this process for now if `alone`; the last part exchanges all of them."""

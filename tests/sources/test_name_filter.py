@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from segray.sources.choice import EXCLUDED, METADATA, Choice
 from segray.sources.listing import Listing
+from segray.sources.name_filter import EXCLUDED, METADATA, Choice
 from segray.storage import StorageSettings
 from tests.bulk.runs import MODELS, REAL, annotate, tables
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from segray.columns import byte_views, packed, unpacked
+from segray.arrow_rows import byte_views, packed, unpacked
 
 VALUES = [b"abc", None, b"", b"defg", b"h"]
 

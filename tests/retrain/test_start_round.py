@@ -12,10 +12,10 @@ from segray.output.folder import Output
 from segray.output.names import MODEL
 from segray.registry.registry import SNAPSHOT, Registry
 from segray.retrain import data as data_of
-from segray.retrain.begin import Job, _trained, _unknown_to, _warn_of_leakage, write_groups
 from segray.retrain.labels import names_from, names_to_bytes, snapshot_of, to_bytes, trained_in
 from segray.retrain.rounds import TRAINED, Round
 from segray.retrain.settings import RetrainSettings
+from segray.retrain.start_round import Job, _trained, _unknown_to, _warn_of_leakage, write_groups
 from segray.storage import StorageSettings
 from tests.registry.models import write_model
 from tests.retrain.cells import TRAIN

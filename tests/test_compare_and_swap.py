@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.conditional import ChangedError, read_versioned, replace_atomically, stale_version
+from segray.compare_and_swap import ChangedError, read_versioned, replace_atomically, stale_version
 from segray.retries import retrying
 from segray.storage import StorageSettings, open_filesystem
 from tests.faults import failing
@@ -74,7 +74,7 @@ def test_one_of_many_replaces(kind: str, request: pytest.FixtureRequest) -> None
 
 COUNT_UP = """
 import sys
-from segray.conditional import ChangedError, read_versioned, replace_atomically
+from segray.compare_and_swap import ChangedError, read_versioned, replace_atomically
 from segray.storage import StorageSettings, open_filesystem
 filesystem, path = open_filesystem(sys.argv[1], StorageSettings())
 for _ in range(30):
@@ -126,7 +126,7 @@ def test_a_refusal_is_no_change(status: int, server: Server) -> None:
 def test_a_guard_that_is_held_ends_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("segray.conditional._GUARD_S", 0.1)
+    monkeypatch.setattr("segray.compare_and_swap._GUARD_S", 0.1)
     (tmp_path / "x").write_bytes(b"1")
     filesystem, path = open_filesystem(str(tmp_path / "x"), StorageSettings())
     version = read_versioned(filesystem, path).version

@@ -11,7 +11,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from segray.errors import ItemError, SettingsError
-from segray.masks.coco import MOST_PIXELS, rle_of
+from segray.masks.coco_segmentation import MOST_PIXELS, rle_of
 from segray.masks.types import Box, Rle
 
 ImageId = int | str

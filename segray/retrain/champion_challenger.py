@@ -12,12 +12,12 @@ from segray.evaluate.report import without_nan
 from segray.output.names import METRICS, MODEL
 from segray.registry.registry import PROFILE
 from segray.retrain import data as data_of
-from segray.retrain.begin import Job, check_rejects, unknown_classes, write_groups
 from segray.retrain.holdout import Holdout
 from segray.retrain.labels import TEST, from_bytes
 from segray.retrain.report import report_page
 from segray.retrain.rounds import DECISION, GROUPS, HOLDOUT, ITEMS, REPORT, SNAPSHOT, Round, now_utc
 from segray.retrain.scoring import Scored, in_common, score_instances, score_semantic
+from segray.retrain.start_round import Job, check_rejects, unknown_classes, write_groups
 from segray.storage import canonical_uri, shown
 
 

@@ -12,7 +12,7 @@ from segray.output.io import read_if_there
 from segray.output.names import MODEL, SCORES
 from segray.registry.registry import CARD, SNAPSHOT
 from segray.retries import retrying
-from segray.sources.roundtrips import describe
+from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, canonical_uri, open_filesystem
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from segray.errors import ExitCode, NothingToDoError, SegrayError, SettingsError
 from segray.log import say
 from segray.output.folder import Output
 from segray.output.names import MODEL, RUN, SCORES
-from segray.registry.adding import card_of
+from segray.registry.add import card_of
 from segray.registry.address import RegistryAddress
 from segray.registry.registry import SNAPSHOT as KEPT_SNAPSHOT
 from segray.registry.registry import Registry

@@ -1,6 +1,6 @@
 """The count that finds what kills its worker: marked before, forgotten after, refused at the limit."""
 
-from segray.bulk.attempts import Attempts
+from segray.bulk.crash_counts import Attempts
 
 
 def test_what_was_begun_so_often_and_not_ended_is_refused() -> None:

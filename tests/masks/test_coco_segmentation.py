@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segray.errors import ItemError
-from segray.masks.coco import rle_of, run_lengths
+from segray.masks.coco_segmentation import rle_of, run_lengths
 
 HEIGHT, WIDTH = 40, 50
 
