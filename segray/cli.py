@@ -82,14 +82,14 @@ def _run(verb: str, rest: Sequence[str]) -> int:
 
 def _called(name: str, arguments: Sequence[str]) -> int:
     """Run a known verb and return its exit code."""
-    from segray.command_line import settings_of
-    from segray.settings import printable
-
     verb = VERBS[name]
     if verb.splits:
         return int(verb.function()(arguments))
     if verb.settings is None:
         return int(verb.function()(as_json=_json_flag(name, "what can be trained and loaded", arguments)))
+    from segray.command_line import settings_of
+    from segray.settings import printable
+
     rest = [each for each in arguments if each != "--json"] if verb.json else arguments
     settings = settings_of(name, rest)
     if settings.print_config:
