@@ -34,7 +34,7 @@ def test_an_instance_model_from_relative_data(
         assert main(["train", "--data", data, "--output", "o", *OPTIONS, *more, "--dry-run"]) == 0
     monkeypatch.chdir(cells)
     assert main(["train", "--data", ".", "--output", "../o", *OPTIONS, "--dry-run"]) == 0
-    assert capsys.readouterr().err.count("3 pictures, 1 categories") == 4
+    assert capsys.readouterr().err.count("3 images, 1 categories") == 4
 
 
 def test_a_worker_that_finds_no_output_says_so_to_the_driver(
