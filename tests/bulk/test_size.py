@@ -35,8 +35,8 @@ START_S = 180.0
 """In which work begins, whatever the size of the listing or of the ledger; a quiet machine takes 30."""
 FLAT = 1.2
 """Most that eight times the items take in memory, over once."""
-SLACK_BYTES = 64 << 20
-"""A quarter of the tar: what the allocator and a picture more or less in flight make of it."""
+SLACK_BYTES = 100 << 20
+"""Less than half of the tar: the allocator, an image more or less in flight, and a peak between two samples."""
 A_PIECE = 5_000
 
 

@@ -218,7 +218,7 @@ def test_a_champion_of_somebody_else_is_compared_before_it_is_replaced(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"model": "a/b"}, "take letters, digits"),
+        ({"model": "a/b"}, "use letters, digits"),
         ({"train": {"epoch": 3}}, "train.epoch: unknown setting"),
         ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
         ({"train": {"data": "x"}}, "train.data: set by retrain itself"),
