@@ -35,6 +35,8 @@ verbs:
       state of a run, live or finished
   drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
       whether images and labels are distributed like those of another run
+  export RUN --as FORMAT --output PATH
+      labels for COCO, YOLO, QGIS or Label Studio, or as masks
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
       versions of models, and which is the champion
   models [--json]

@@ -5,7 +5,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
-JOBS = {"annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "submit", "schedule", "cli"}
+JOBS = {
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
+    "cli",
+}  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
     "scenes": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -18,6 +21,7 @@ NEVER = {
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
+    "export": (JOBS - {"export"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 
