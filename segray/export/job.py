@@ -66,10 +66,6 @@ def _checked(labels: Labels, settings: ExportOptions) -> Splits:
         _check_geometry(labels, settings)
     else:
         check_sizes(labels)
-    if settings.format == "yolo":
-        from segray.export.yolo import import_cv2
-
-        import_cv2()
     if settings.format == "masks":
         from segray.export.masks import check_values
 

@@ -9,11 +9,11 @@ bridges between their nearest points, which readers draw one pixel wide.
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from segray.errors import SettingsError
 from segray.export.table import Image, Instance, LabelTable
 from segray.export.target import Target
 from segray.masks.spans import bounds, crop
@@ -58,7 +58,6 @@ def yolo_line(instance: Instance, index: int, image: Image) -> str:
 
 def outline(instance: Instance) -> Ring:
     """Return one ring around all parts of a mask, float64 (points, 2) of x, y; pixel centres at halves."""
-    cv2 = import_cv2()
     spans = instance.spans
     window = bounds(spans)
     pixels = crop(spans, window).astype(np.uint8)
@@ -90,12 +89,3 @@ def joined(rings: Sequence[Ring]) -> Ring:
         turned = np.roll(ring, -there, axis=0)
         whole = np.concatenate([whole[: here + 1], turned, turned[:1], whole[here:]])
     return whole
-
-
-def import_cv2() -> Any:
-    """Return OpenCV. Raises SettingsError where it is not installed."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise SettingsError(f"as: yolo needs OpenCV: uv pip install opencv-python ({error})") from error
-    return cv2

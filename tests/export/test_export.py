@@ -153,16 +153,6 @@ def test_images_with_one_stem_have_files_of_their_own(tmp_path: Path) -> None:
         assert names[:2] == [f"a_{run.images[0]['image_id']}", "b"]
 
 
-def test_yolo_says_what_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = made(tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    assert export(run, "yolo", tmp_path / "yolo") == 2
-    assert "uv pip install opencv-python" in capsys.readouterr().err
-    assert export(run, "coco", tmp_path / "labels.json") == 0
-
-
 # On Earth
 
 
