@@ -36,7 +36,7 @@ START_S = 180.0
 FLAT = 1.2
 """Most that eight times the items take in memory, over once."""
 SLACK_BYTES = 100 << 20
-"""Less than half of the tar: the allocator, an image more or less in flight, and a peak between two samples."""
+"""Less than half of the tar: the allocator, an image more in flight, a peak between two samples."""
 A_PIECE = 5_000
 
 

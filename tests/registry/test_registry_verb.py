@@ -80,7 +80,7 @@ def test_what_was_refused_is_promoted_by_force_alone(here: Path, capsys: pytest.
         (("add", "roads"), 2, "usage: segray registry add MODEL FILE|RUN"),
         (("add", "roads", "gone.pt"), 2, "neither a model file nor a finished training"),
         (("add", "ro/ads", "1.pt"), 2, "use letters, digits"),
-        (("add", "roads", "note.txt"), 2, "note.txt: refused, it carries code or is no file"),
+        (("add", "roads", "note.txt"), 2, "note.txt: refused, it carries code or is not a file"),
         (("show", "roads"), 4, "has no model roads; it is empty, or does not exist"),
         (("gc", "roads"), 4, "has no model roads"),
         (("list", "--keep", "1"), 2, "keep, older_than_days: only for gc"),
