@@ -255,8 +255,8 @@ def _end(
     }
     if decision["promoted"] and settings.label:
         now.write_json(LABEL, {"version": version, "done": False})
+    job.store.write_json(RUN, record)  # first: with its own record the round is over, and not looked at again
     now.write_json(RUN, record)
-    job.store.write_json(RUN, record)
     what = "promoted" if decision["promoted"] else "refused"
     LOG.conclude(
         [

@@ -22,6 +22,8 @@ STEPS: dict[str, Callable[[Path], bool]] = {
     "a decision is taken": lambda folder: (folder / ROUND / "decision.json").exists(),
     "the registry has the model": lambda folder: any(folder.glob("registry/cells/versions/*/model.pt")),
     "the champion is another": lambda folder: (folder / "registry/cells/aliases.json").exists(),
+    "the run has a record": lambda folder: (folder / "rounds/run.json").exists(),
+    "the round has a record": lambda folder: (folder / ROUND / "run.json").exists(),
 }
 """What has just happened when everything is killed."""
 
