@@ -100,11 +100,12 @@ def _to_ray(settings: SubmitSettings, order: Order) -> int:
     from segray.submit.ray_cluster import RayCluster
 
     cluster = RayCluster(settings)
-    submission_id = cluster.send(order)
-    if settings.detach:
-        cluster.print_commands(submission_id)
-        return ExitCode.DONE
+    submission_id, line = cluster.send(order)
     try:
+        say(line)
+        if settings.detach:
+            cluster.print_commands(submission_id)
+            return ExitCode.DONE
         return cluster.follow(submission_id)
     except KeyboardInterrupt:
         cluster.print_commands(submission_id)

@@ -65,8 +65,8 @@ class RayCluster:
 
     # --- sending -------------------------------------------------------------------------------------
 
-    def send(self, order: Order) -> str:
-        """Send the job, or find the one of that name that is running; return its submission id.
+    def send(self, order: Order) -> tuple[str, str]:
+        """Send the job, or find the one of that name that is running; return its submission id, and a line.
 
         Raises SettingsError where the server refuses the request or its response is invalid.
         """
@@ -76,11 +76,11 @@ class RayCluster:
             hint = "; the job may have been sent: the same --name finds it" * bool(self._submit.name)
             raise SettingsError(f"address: {self.address}: {_first_line(error)}{hint}") from error
 
-    def _sent(self, order: Order) -> str:
+    def _sent(self, order: Order) -> tuple[str, str]:
         attempts = self._attempts(order)
         if attempts and not attempts[-1].status.is_terminal():
-            say(f"{attempts[-1].submission_id} is running already; following it")
-            return str(attempts[-1].submission_id)
+            running = str(attempts[-1].submission_id)
+            return running, f"{running} is running already; following it"
         if not self._submit.any_version:
             self._compare_versions()
         name = self._submit.name or f"{order.verb}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
@@ -94,11 +94,10 @@ class RayCluster:
             except RuntimeError as error:
                 if "already" not in str(error):
                     raise
-                say(f"{submission_id} was sent by another process at the same moment; following it")
                 self._attempts(order)
-                return submission_id
-        say(f"sent {submission_id} to {self.address}")
-        return submission_id
+                met = f"{submission_id} was sent by another process at the same moment; following it"
+                return submission_id, met
+        return submission_id, f"sent {submission_id} to {self.address}"
 
     def _attempts(self, order: Order) -> "list[JobDetails]":
         """Return the jobs of that name, oldest first. Raises SettingsError if they are of another command."""

@@ -40,7 +40,7 @@ def test_arrays_come_over_as_they_are(names: list[str]) -> None:
             assert array.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["job", "trainer", "loader", "loop", "training", "sampler", "collate"])
+@pytest.mark.parametrize("name", ["job", "trainer", "loader", "loop", "train_step", "sampler", "collate"])
 def test_only_the_tasks_know_each_other(name: str) -> None:
     """A third task changes none of these."""
     known = ours(PACKAGE / f"train/{name}.py", lazily=True)
