@@ -50,8 +50,7 @@ _LOOK_EVERY_S = 10.0
 
 
 def set_environment() -> None:
-    """Set Ray's variables before its import; drop an empty PYTHONPATH entry, the folder of the user's
-    images."""
+    """Set Ray's variables before its import; drop an empty PYTHONPATH entry, the working folder."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if path := os.environ.get("PYTHONPATH"):
@@ -255,6 +254,24 @@ class PlainRay:
         import ray
 
         ray.shutdown()
+
+
+def configure_ray_data(stall_timeout_s: float) -> Any:
+    """Set, and return, this process's context of Ray Data; it fails after `stall_timeout_s` without progress.
+
+    A block is one table as a step made it (one row, see `arrow_rows.packed`): Ray neither merges nor cuts.
+    Pools grow with the work and never shrink: Ray would end an actor that waits for a slow step or for
+    memory, and start another, which imports for seconds.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = stall_timeout_s
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+    return context
 
 
 def connect(address: str) -> None:

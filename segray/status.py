@@ -42,8 +42,7 @@ class Status:
     holder: dict[str, Any] | None = None
     """Host, process, and time of the lease's last renewal by that host's clock; None without a lease."""
     counts: dict[str, Any] = field(default_factory=dict)
-    """`done`, `total` and `left` (null: not known yet), `rejected`, `instances`; for training, epochs,
-    for retraining, rounds."""
+    """`done`, `total`, `left` (null: not known yet), `rejected`, `instances`; epochs, or rounds."""
     rate: float | None = None
     """Images a second."""
     machine_hours: dict[str, float] = field(default_factory=dict)

@@ -71,8 +71,7 @@ class MaskRCNNDetector:
         score_threshold: float,
         proposals: int | None = None,
     ) -> None:
-        """Store the model; proposals: maximum regions of an image for the second stage; None: the model's
-        own."""
+        """Store the model; proposals: maximum regions of an image for its second stage; None: its own."""
         self.device, self.precision = device, precision
         self.model = copy.deepcopy(model).eval().to(device)
         self.model.roi_heads.score_thresh = score_threshold

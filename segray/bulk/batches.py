@@ -65,8 +65,7 @@ class Batches:
 
 
 def images_of(table: pa.Table) -> dict[int, Image]:
-    """Return images (height, width, 3) uint8 by row number, views into the table; rows without one are left
-    out."""
+    """Return images (height, width, 3) uint8 by row number, views into the table; some rows have none."""
     columns = byte_views(table["pixels"]), table["height"].to_pylist(), table["width"].to_pylist()
     return {
         row: pixels.reshape(height, width, 3)

@@ -29,8 +29,7 @@ class Resources:
 
     @property
     def table_rows(self) -> int:
-        """Return the maximum images per table for the model: few, since a kill costs those without
-        results."""
+        """Return the maximum images per table for the model: few, since a kill costs what has no result."""
         return max(16, 8 * self.batch_size)
 
 

@@ -23,8 +23,7 @@ class Result(Protocol):
 
 
 Outcome = Result | ItemError | None
-"""The outcome of a row: a result, a rejection, or None for one without an image: a control row, or a tile
-without data."""
+"""The outcome of a row: a result, a rejection, or None for a control row, or a tile without data."""
 
 
 _OF_MERGED = ("tiles", "tiles_rejected", "tiles_skipped", "tile_rows")

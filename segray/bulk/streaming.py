@@ -6,9 +6,9 @@ from collections.abc import Generator
 
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext
 
 from segray.arrow_rows import unpacked
+from segray.cluster import configure_ray_data
 from segray.errors import JobFailedError, SegrayError
 from segray.ray_private import poll_every
 from segray.settings import RaySettings
@@ -19,22 +19,10 @@ blocks ahead: at its own 0.1 s, decoders that fill two in less stood idle; and e
 which a slow model on two cores misses. So it polls four times while a table is made, by the mean of the last
 ones. A constant of Ray's, not an option."""
 
-BLOCK_BYTES = 1
-"""Ray hands a block on once it is larger than this, and cuts it between rows. Our tables are one row each
-(see `packed`), so every block is one table as a stage made it: Ray neither merges nor cuts, by bytes,
-hundreds of small images that the model gets all at once or not at all."""
-
 
 def configure(settings: RaySettings) -> None:
     """Set this process's context of Ray Data."""
-    context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Pools grow with the work: starting with one actor each is fastest. They do not shrink: Ray would shrink
-    # them while it holds work back for lack of memory, and one decoder alone is slow.
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
-    context.execution_no_progress_timeout_s = settings.stall_timeout_s
+    configure_ray_data(settings.stall_timeout_s)
     _poll_every(0)
 
 
@@ -50,10 +38,8 @@ def stream(dataset: ray.data.Dataset, prefetch: int = 0) -> Generator[pa.Table, 
     try:
         for block in blocks:
             now = time.monotonic()
-            mean, last = (
-                mean + (max(now - last, 0.0) - mean) / 8,
-                now,
-            )  # the first: Ray started
+            mean += (max(now - last, 0.0) - mean) / 8  # the first: Ray started
+            last = now
             _poll_every(mean / 4)
             yield from unpacked(block)
     except SegrayError:

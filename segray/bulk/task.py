@@ -50,8 +50,7 @@ class BulkTask(Protocol):
 
     @property
     def keeps_tiles(self) -> bool:
-        """Return whether the tiles of an item with rejected ones are kept, so that a retry does those
-        alone."""
+        """Return whether an item's tiles are kept when some are rejected: a retry does those alone."""
 
     @property
     def merges_in_workers(self) -> bool:

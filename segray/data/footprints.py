@@ -121,8 +121,7 @@ def boxes_around(scene: Scene, window: Window, crs: str) -> Floats:
 
 
 def on_scene(shapes: NDArray[np.object_], crs: str, scene: Scene) -> list[MultiPolygon]:
-    """Return the areas of geometries (n,) of the CRS `crs`, in pixels of the scene; empty outside its
-    domain."""
+    """Return the geometries (n,) of the CRS `crs` in pixels of the scene; empty outside its domain."""
     to_scene, place = transformer(crs, _crs_of(scene)), _place(scene)
 
     def moved(points: Floats) -> Floats:

@@ -235,8 +235,7 @@ def _check_shape(label: Labels, height: int, width: int) -> None:
 
 
 def _same_shape(label_height: int, label_width: int, height: int, width: int) -> bool:
-    """Return whether both shapes are equal up to `ASPECT`, or up to a pixel along a side of the smaller
-    one."""
+    """Return whether both shapes are equal up to `ASPECT`, or up to a pixel of a side of the smaller."""
     one, other = label_height * width, label_width * height
     pixel = max(height, width, label_height, label_width)
     return abs(one - other) <= max(ASPECT * min(one, other), pixel)
@@ -304,8 +303,7 @@ def _by_colour(stored: Stored, colours: Mapping[Colour, int], rules: LabelRules)
 
 
 def _numbers(stored: Stored) -> set[int]:
-    """Return an image's values as the data set means them: the white of 8 and 16 bits is 255; none for 1
-    bit."""
+    """Return an image's values as the data set means them: white of 8 and 16 bits is 255; none for 1 bit."""
     values = stored.values
     if stored.white == 1:
         return set()

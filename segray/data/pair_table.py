@@ -30,8 +30,7 @@ PAIRS = pa.schema(
 
 
 def pair_table(pairs: Sequence[Pair], digests: pa.Table | None = None) -> pa.Table:
-    """Return a table of schema PAIRS, a row per pair, in order; `digests`: columns `digest` and
-    `label_digest`."""
+    """Return a table of schema PAIRS, a row per pair; `digests`: columns `digest` and `label_digest`."""
     columns = {
         "item": [pair.item for pair in pairs],
         "name": [pair.name for pair in pairs],

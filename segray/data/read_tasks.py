@@ -7,18 +7,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, Datasource, ReadTask
+from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from segray.arrow_rows import packed, unpacked
-from segray.cluster import READ_TASK_CPUS
+from segray.cluster import READ_TASK_CPUS, configure_ray_data
 from segray.ray_private import find
 
 PAUSE_S = 0.1
 """Polling interval of Ray's loop, each 1.5 ms of CPU; per poll, BUFFERED and loader.AHEAD blocks can move."""
 BUFFERED = 32
-"""Tables of indices that are read ahead. With Ray's default of two, two loaders got one each in every
-poll."""
+"""Tables of indices that are read ahead. With Ray's default of two, two loaders got one each a poll."""
 SCORING = -1
 """Index of an epoch in which nothing is drawn."""
 _RETRIES = 3
@@ -33,8 +32,7 @@ MAPPED: dict[str, Any] = {
 
 
 def index_table(epoch: int, indices: Sequence[int], repeats: Sequence[int] | None = None) -> pa.Table:
-    """Return one row (schema of `columns.packed`) for `read_indices`; repeats: which repeat within the epoch
-    each index is, from 0."""
+    """Return one packed row for `read_indices`; repeats: which repeat in the epoch each index is, from 0."""
     columns = {
         "epoch": pa.array([epoch] * len(indices), pa.int32()),
         "index": pa.array(indices, pa.int64()),
@@ -62,17 +60,10 @@ def tables(dataset: ray.data.Dataset, prefetch: int) -> Generator[pa.Table, None
 
 
 def configure(stall_timeout_s: float) -> None:
-    """Configure this process's context of Ray Data; it fails after `stall_timeout_s` seconds without
-    progress."""
-    context = DataContext.get_current()
-    context.target_max_block_size = 1  # a table is a block: neither merged nor cut
+    """Configure this process's context of Ray Data; it fails after `stall_timeout_s` without progress."""
+    context = configure_ray_data(stall_timeout_s)
     if hasattr(context, "_max_num_blocks_in_streaming_gen_buffer"):  # a private name: see `ray_private`
         context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = stall_timeout_s
-    # Else Ray ends a loader whenever a step takes longer than a batch, and starts another: 7 s of imports
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 
 
 _Callback: Any = find("callback") or object

@@ -37,8 +37,7 @@ FIGURES = pa.schema(
 ADDRESSES = pa.schema([(name, pa.string()) for name in ("image", "image_version", "label", "label_version")])
 """Canonical URLs, without credentials, and the values of `Source.version`."""
 PASSING = ("storage", "timeout", "memory", "crashed")
-"""Error types caused by the machine or the network: as long as nothing was trained, such pairs are tried
-again."""
+"""Error types of the machine or the network: until something was trained, such pairs are tried again."""
 _SAVE_EVERY_S = 60.0
 _SAVING_SHARE = 0.05
 """Maximum share of the time that goes into writing the copy, which is written as a whole each time."""
@@ -63,8 +62,7 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
 
 
 def mean_and_deviation(rows: pa.Table) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each band's mean and deviation over all pixels, 0..1; `rows` of schema FIGURES without
-    errors."""
+    """Return each band's mean and deviation over all pixels, 0..1; `rows`: FIGURES without errors."""
     pixels = rows["pixels"].to_numpy().sum()
     mean = column_sums(rows["sums"]) / pixels
     deviation = np.sqrt(np.maximum(column_sums(rows["squares"]) / pixels - mean**2, 1e-8))
@@ -113,8 +111,7 @@ class Scan:
         return np.flatnonzero(~known).tolist()
 
     def add(self, table: pa.Table) -> None:
-        """Add rows of FIGURES with the column `index`, in any order; saved in the output from time to
-        time."""
+        """Add rows of FIGURES with the column `index`, in any order; saved in the output now and then."""
         self._new.append(table)
         if time.monotonic() - self._saved > self._pause:
             self.save()

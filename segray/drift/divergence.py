@@ -11,8 +11,7 @@ from segray.drift.profile import Counts
 Shares = NDArray[np.float64]
 
 LEAST_SHARE = 0.1
-"""Neighbouring bins are merged until one has this share of both samples: at most ten bins, as is usual for
-the index."""
+"""Neighbouring bins are merged until one has this share of both samples: at most ten bins, as usual."""
 LEAST_CLASS = 0.01
 LEAST_EXPECTED = 5
 """Expected number of independent values in a bin for the chi-square approximation (Cochran, Some methods for

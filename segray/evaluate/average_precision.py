@@ -135,8 +135,7 @@ class InstanceScores:
         return InstanceFigures(overall, per_category)
 
     def cut(self, detections_per_image: int) -> tuple[int, int]:
-        """Return (images with more predictions of a category than COCO's protocol counts, the maximum of
-        one)."""
+        """Return (images with more predictions of a category than COCO counts, the maximum of one)."""
         numbers = Counter((row["image_id"], row["category_id"]) for row in self.predictions)
         images = {image for (image, _), number in numbers.items() if number > detections_per_image}
         return len(images), max(numbers.values(), default=0)
@@ -169,8 +168,7 @@ class InstanceScores:
         return evaluation
 
     def _evaluated(self, kind: Kind, most: list[int]) -> dict[str, NDArray[np.float64]]:
-        """Return `precision` (iou, recall, category, area, detections), `recall` without that axis; -1: no
-        truth."""
+        """Return `precision` (iou, recall, category, area, detections), `recall` likewise; -1: no truth."""
         if not self.categories():
             return {
                 "precision": np.full((10, 101, 0, 4, len(most)), -1.0),

@@ -67,8 +67,7 @@ def _categories(spec: str, model: Any) -> dict[int, str]:
 
 
 def _digest(module: ModuleType, factory_name: str, model: Any) -> str:
-    """Return a sha256 over the source and the model's own `digest`, else the factory's name and the
-    tensors."""
+    """Return a sha256 over the source and the model's `digest`, else the factory's name and the tensors."""
     digest = hashlib.sha256()
     if module.__file__ is not None:
         digest.update(Path(module.__file__).read_bytes())

@@ -19,8 +19,7 @@ class ResNetSettings:
     norm: Literal["batch", "frozen"] = "batch"
     """Norm of the ResNet: frozen statistics suit small batches, but only with pretrained weights."""
     trainable_layers: int = 5
-    """Trainable layers of the ResNet, from its end; the first ones are frozen. Torchvision: 3 if
-    pretrained."""
+    """Trainable layers of the ResNet, from its end; the others are frozen. Torchvision: 3 if pretrained."""
     detections_per_image: int = 100
 
 

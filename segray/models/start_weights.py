@@ -134,8 +134,7 @@ def _head(
 
 
 def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load `fitted` weights (name -> tensor of its shape), in place; where there is NaN its initial weights
-    stay."""
+    """Load `fitted` weights (name -> tensor of its shape), in place; NaN keeps the initial weights."""
     own = network.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():

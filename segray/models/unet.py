@@ -128,8 +128,7 @@ def build_unet(
 
 
 def _to_valid(settings: UNetSettings, size: int) -> tuple[int, int]:
-    """Return the border that a "valid" network loses, and the pixels after the side that make its size
-    fit."""
+    """Return the border that a "valid" network loses, and the pixels after the side that make it fit."""
     margin = valid_margin(settings)
     return margin, valid_input_size(size, settings) - size - margin
 

@@ -60,8 +60,7 @@ class LoadedModel:
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Return the standard deviation of each band, pixels in 0..1, of a semantic model; 1 for a
-        factory's."""
+        """Return each band's standard deviation, pixels in 0..1, of a semantic model; 1 for a factory's."""
         return self.card.image_std if self.card else (1.0, 1.0, 1.0)
 
     @property

@@ -22,8 +22,7 @@ LEAST = 1e-5
 
 
 def ramp(start: int, stop: int, size: int, overlap: int) -> Floats:
-    """Return a window's weights, (stop - start,) float, not yet normalised, along an axis of `size`
-    pixels."""
+    """Return a window's weights, (stop - start,) float, not normalised, along an axis of `size` pixels."""
     place = np.arange(start, stop)
     inside = np.full(stop - start, np.inf)
     if start > 0:

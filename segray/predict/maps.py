@@ -44,8 +44,7 @@ def png(labels: NDArray[np.uint8], classes: int) -> bytes:
 
 
 def plain_tiff(probabilities: NDArray[np.uint8], names: tuple[str, ...]) -> bytes:
-    """Encode probabilities (classes, h, w) uint8, 255 is 1, as GeoTIFF without georeference, a band a
-    class."""
+    """Encode probabilities (classes, h, w) uint8, 255 is 1, as GeoTIFF without georeference."""
     bands, height, width = probabilities.shape
     with warnings.catch_warnings(), rasterio.MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -64,8 +63,7 @@ class Maps:
         self._files: dict[str, Any] = {}
 
     def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint16]]]) -> None:
-        """Write blocks of probabilities (classes, h, w) uint16, 65535 is 1; where all classes are 0 there is
-        no data."""
+        """Write blocks of probabilities (classes, h, w) uint16, 65535 is 1; no data where all are 0."""
         with self._open() as files:
             for block, values in blocks:
                 place = RasterWindow(block.col_start, block.row_start, block.width, block.height)

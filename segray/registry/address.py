@@ -41,11 +41,6 @@ class RegistryAddress:
     which: str = CHAMPION
     """One of ALIASES, or a version."""
 
-    @property
-    def is_pinned(self) -> bool:
-        """Whether it names a version and not an alias."""
-        return self.which not in ALIASES
-
     def __str__(self) -> str:
         protocol, is_url, path = self.url.partition("://")
         if not is_url:

@@ -116,8 +116,7 @@ def as_item_error(error: Exception, what: str = "the file") -> ItemError:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line for a person: the library's own words, without URLs, which may hold
-    keys."""
+    """Return an error in one line: the library's own words, without URLs, which may hold keys."""
     if isinstance(error, SegrayError):
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

@@ -78,8 +78,7 @@ class Decoded:
     frames: int
     """Frames or pages in the file; the pixels are the first one's."""
     nodata: str | None = None
-    """For a window of a scene: which pixels hold no data, (height, width) bool (see `scenes.nodata`), or
-    None."""
+    """Pixels of a scene's window without data, (height, width) bool (see `scenes.nodata`), or None."""
     note: str | None = None
     """Warning about the image; empty where there is nothing to report."""
 
@@ -148,8 +147,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 @cache
 def has_heif() -> bool:
-    """Return whether the extra `heic` is installed; registers its plugin, which applies the orientation
-    itself."""
+    """Return whether the extra `heic` is installed; registers its plugin, which applies orientation."""
     try:
         from pi_heif import HeifImagePlugin, options  # noqa: F401
     except ImportError:
@@ -224,8 +222,7 @@ def too_large(width: int, height: int, max_pixels: int) -> ItemError:
 
 
 def _bits(image: Image.Image) -> int:
-    """Return the significant bits of a sample in Pillow's 16-bit modes, which hold 12-bit TIFF samples as
-    is."""
+    """Return the significant bits of a sample in Pillow's 16-bit modes: 12-bit TIFF samples stay as is."""
     tags: Any = getattr(image, "tag_v2", {})
     return 12 if tuple(tags.get(_BITS_PER_SAMPLE, ())) == (12,) else 16
 
@@ -253,8 +250,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _count_frames(image: Image.Image) -> int:
-    """Return the number of frames, at least the one that was read: broken later pages do not cost the
-    first."""
+    """Return the number of frames, at least 1: broken later pages do not cost the first."""
     try:
         return int(getattr(image, "n_frames", 1))
     except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error):

@@ -43,8 +43,7 @@ def may_be_scene(data: memoryview) -> bool:
 
 
 def is_for_gdal(data: memoryview, error: ItemError) -> bool:
-    """Return whether Pillow refused a sound image for its bands, depth or compression, so that GDAL may read
-    it."""
+    """Return whether Pillow refused a sound image that GDAL may read: its bands, depth or compression."""
     if bytes(data[:8]) == _JP2:
         header = bytes(data[:_HEAD_BYTES]).partition(b"ihdr")[2]  # height, width, components, bits less one
         return error.error_type in ("unsupported", "corrupt") and len(header) > 10 and header[10] & 0x7F > 7

@@ -79,8 +79,7 @@ class Listing:
         return self._expand_remote(filesystem, protocol, path)
 
     def _has(self, filesystem: AbstractFileSystem, protocol: str, keys: str) -> bool:
-        """Return whether any name begins with `keys`, taken literally: an object may be named like the
-        folder."""
+        """Return whether any name begins with `keys`, literally: an object may be named like a folder."""
         try:
             files = list_files(filesystem, protocol, keys, everything, self._storage.hasty)
             return next(files, None) is not None
@@ -120,8 +119,7 @@ class Listing:
         return self._chosen(files, f"{protocol}://{folder}")
 
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-        """Return the storage's information on the source; None where no such name exists but it may be a
-        glob."""
+        """Return the storage's information on the source; None where it does not exist but may be a glob."""
         try:
             return dict(retrying(lambda: filesystem.info(path), self._storage.hasty))
         except FileNotFoundError:
@@ -151,8 +149,7 @@ class Listing:
                 yield from self._named(file)
 
     def _chosen(self, files: Iterator[Source], root: str) -> Iterator[Source]:
-        """Yield, of the files below `root`, the images, the archives, and folders that could not be
-        listed."""
+        """Yield the images and archives below `root`, and the folders that could not be listed."""
         for file in files:
             below = file.address.removeprefix(root)
             kind = archive_kind(file.uri)

@@ -17,8 +17,7 @@ _NO_SCENE = (None, None, None, None)
 
 
 def fits(rows: int, held: int, size: int) -> bool:
-    """Return whether `size` more bytes fit a table of `rows` rows and `held` bytes; an empty one takes
-    any."""
+    """Return whether `size` more bytes fit a table of `rows` rows, `held` bytes; an empty one takes any."""
     return rows == 0 or (rows < TABLE_ROWS and held + size <= TABLE_BYTES)
 
 

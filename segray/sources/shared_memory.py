@@ -36,8 +36,7 @@ class SharedFile:
         return len(self._bytes)
 
     def place(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
-        """Return a view, (size,) uint8, from `offset` on, to read or write; valid until the file is
-        emptied."""
+        """Return a view, (size,) uint8, from `offset` on; valid until the file is emptied."""
         held = os.fstat(self.descriptor).st_size
         if held < offset + size:
             held = offset + size

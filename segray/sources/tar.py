@@ -75,8 +75,7 @@ def _members(stream: IO[bytes]) -> Iterator[Member]:
 
 
 def _first_header(archive: tarfile.TarFile, headers: "_HeaderReader") -> tarfile.TarInfo | None:
-    """Read the first header; report another file format by name only now, as member names may look like
-    one."""
+    """Read the first header; another file format is reported only now: member names may look like one."""
     start = headers.stream.read(tarfile.BLOCKSIZE)
     headers.seek(0)
     try:

@@ -103,8 +103,7 @@ def _read(
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """Return the name as UTF-8 if it is valid, flagged or not: many tools write that; else CP437
-    (APPNOTE)."""
+    """Return the name as UTF-8 if it is valid, flagged or not, as many tools write; else CP437 (APPNOTE)."""
     if not info.flag_bits & _UTF8 and not info.filename.isascii():
         with suppress(UnicodeError):
             return info.filename.encode("cp437").decode("utf-8")

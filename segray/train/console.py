@@ -37,8 +37,7 @@ class Watch:
     def __init__(
         self, store: Output, epochs: int, lock: Lease[Output], warning: Callable[[], str | None]
     ) -> None:
-        """Store the arguments; warning: returns the workers' message, called after their start and at the
-        end."""
+        """Store the arguments; warning: returns the workers' message, called at the start and the end."""
         self._warning: Callable[[], str | None] | None = warning
         self._store, self._epochs, self._lock = store, epochs, lock
         self.error: JobFailedError | None = None
@@ -107,8 +106,7 @@ class Watch:
             )
 
     def _left(self, done: list[dict[str, Any]]) -> float | None:
-        """Return the seconds left, from this run's epochs after its first, which includes the workers'
-        start."""
+        """Return the seconds left, from this run's epochs after its first, in which the workers started."""
         if len(done) < 2 or "time" not in done[0]:
             return None
         return float(done[-1]["time"] - done[0]["time"]) / (len(done) - 1) * (self._epochs - self._shown)

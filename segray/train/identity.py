@@ -83,8 +83,7 @@ def check_settings(store: Output, identity: dict[str, Any], output: str) -> bool
 
 
 def check_data(store: Output, summary: str, output: str) -> None:
-    """Raise SettingsError when the output was made from other data; summary: the summary that identifies
-    them."""
+    """Raise SettingsError when the output was made from other data; summary: identifies the data."""
     there = store.read_json(PLAN)["data"]
     if there != summary:
         raise SettingsError(

@@ -126,8 +126,7 @@ class Loop:
             self._save()
 
     def _share_statistics(self) -> None:
-        """Broadcast rank 0's running statistics of the norms: they are the ones that are saved, hence
-        scored."""
+        """Broadcast rank 0's running statistics of the norms: they are saved, and hence scored."""
         if distributed.is_initialized():
             for buffer in self.training.scored.buffers():
                 distributed.broadcast(buffer, 0)

@@ -47,8 +47,7 @@ class LossSettings:
     ignore_index: int = VOID
     """Target value of ignored pixels, which are in no sum."""
     class_weights: tuple[float, ...] | None = None
-    """One weight per class, 0 or more: required by `weighted_ce`, optional for `ce_dice` and softmax
-    `focal`."""
+    """One weight per class, 0 or more: `weighted_ce` needs it, `ce_dice` and softmax `focal` may have it."""
     positive_weight: float | None = None
     """Factor on the pixels of class 1 in `bce` and `bce_dice`; none = 1."""
     smooth: float = 1.0

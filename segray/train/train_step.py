@@ -48,8 +48,7 @@ class Recipe(ABC):
     pretrained: bool = False
     """Start with ImageNet's weights in the encoder."""
     accumulate: int = 1
-    """Parts in which each process computes its images of a global batch: only one part's maps are in
-    memory."""
+    """Parts in which each process computes its images of a global batch: memory holds one part's maps."""
     start: dict[str, Tensor] | None = None
     """Weights to start with, see `begin_with`."""
     frozen: tuple[str, ...] = ()
@@ -103,8 +102,7 @@ class Training(ABC):
 
     @abstractmethod
     def figures(self, pictures: Iterable[Any]) -> dict[str, Any]:
-        """Return the scores of a line of metrics.jsonl, of the images of all processes; some may have
-        none."""
+        """Return the scores of a line of metrics.jsonl, over all processes; some may have no image."""
 
     @abstractmethod
     def model_file(self) -> bytes:

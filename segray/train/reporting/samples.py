@@ -120,8 +120,7 @@ def panels(sample: Sample, classes: Sequence[str]) -> Pixels:
 
 
 def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:
-    """Return uint8 (height, width, 3) panels; masks: bool (height, width), each outlined in its own
-    colour."""
+    """Return uint8 (height, width, 3) panels; masks: bool (height, width), outlined in their colours."""
     panels = [("picture", ()), (f"truth: {len(truth)}", truth), (f"prediction: {len(found)}", found)]
     return side_by_side(name, picture, panels)
 

@@ -92,8 +92,7 @@ class InstanceTraining(Training):
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return `masks` (n, h, w) of probabilities, `labels`, `scores` and `boxes` of uint8 (3, h, w), on
-        the CPU."""
+        """Return `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes` of uint8 (3, h, w)."""
         model = self.scored.eval()
         (found,) = model([pixels.to(self.device).float() / 255])
         return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}

@@ -121,8 +121,7 @@ class SemanticTraining(Training):
         return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """Split a batch into the same number of parts in every process; void ones where images are
-        missing."""
+        """Split a batch into equally many parts in every process; void ones where images are missing."""
         images = torch.tensor(len(batch.classes), device=self.device)
         if self._parallel is not None and self.recipe.accumulate > 1:
             distributed.all_reduce(images, distributed.ReduceOp.MAX)

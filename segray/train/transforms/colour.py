@@ -38,8 +38,7 @@ class ColourChange:
 
     @classmethod
     def drawn(cls, strength: Strength, random: Random) -> "ColourChange":
-        """Draw the changes; always the same number of draws, so that one knob does not change the others'
-        draws."""
+        """Draw the changes; always as many draws, so that one knob does not change the others."""
         brightness, contrast, saturation = (
             1 + random.uniform(-spread, spread)
             for spread in (strength.brightness, strength.contrast, strength.saturation)

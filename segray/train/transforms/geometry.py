@@ -153,8 +153,7 @@ def _object_pixel(mask: Tensor, void: int, choice: Sequence[float]) -> tuple[int
 
 
 def _leaves(y: float, x: float, size: tuple[int, int], angle: float) -> bool:
-    """Return whether a point, relative to the frame's middle, leaves it when rotated, or is on its last
-    pixel."""
+    """Return whether a rotated point, relative to the frame's middle, leaves it or is on its last pixel."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return abs(y * cos - x * sin) > size[0] / 2 - 1 or abs(x * cos + y * sin) > size[1] / 2 - 1
 
