@@ -68,8 +68,11 @@ def check_words(error_type: str | None, reason: str | None) -> None:
 
 
 def check_nothing_grew(before: Footprint, after: Footprint, peak: int, most_bytes: int) -> None:
-    """Descriptors, files in TMPDIR, resident memory; `most_bytes` is what one file may take in between."""
-    assert after.descriptors <= before.descriptors
+    """Descriptors, files in TMPDIR, resident memory; `most_bytes` is what one file may take in between.
+
+    Threads of Ray and of servers in this process open a descriptor now and then; a leak is one of many files.
+    """
+    assert after.descriptors <= before.descriptors + 2
     assert after.scratch <= before.scratch
     assert after.resident < before.resident + (150 << 20)
     assert peak < before.resident + most_bytes
