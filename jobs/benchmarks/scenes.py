@@ -16,7 +16,7 @@ from jobs.benchmarks.commands import answered
 from jobs.benchmarks.measure import Figure, Options, check, ratios, take_turns
 from jobs.benchmarks.pictures import ROOT, tiled
 from jobs.benchmarks.processes import peak_bytes, started
-from segray.tiles import OVERLAP, TILE, Grid
+from segray.tile_overlap import OVERLAP, TILE, Grid
 from tests.faults import distant
 from tests.servers import s3_server
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jobs.benchmarks.measure import Figure, Options, check, ratios, seconds_a_call, take_turns
 from segray.masks.spans import Spans, bounds
 from segray.scenes.seams import Views, join
-from segray.tiles import Grid
+from segray.tile_overlap import Grid
 
 SIZES = ((2_000, ">= 1"), (10_000, ">= 2"), (33_000, ">= 100"))
 """Boxes, and how many times as long SAHI's NMM should take. The last goal was set by a SAHI whose NMM

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.scenes.scene import Tiling
-from segray.tiles import Grid
+from segray.tile_overlap import Grid
 
 Window = tuple[int, NDArray[np.uint8]]
 """Number of the tile, and (height, width, 3)."""

@@ -9,7 +9,7 @@ from segray.address import Address
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings, WeightsAddress
 from segray.sources.name_filter import Choice
-from segray.tiles import OVERLAP, TILE
+from segray.tile_overlap import OVERLAP, TILE
 
 
 class BulkSettings(SceneSettings):

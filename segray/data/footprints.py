@@ -26,7 +26,7 @@ from segray.scenes.crs import Floats, half_turn, through, transformer
 from segray.scenes.geoparquet import hilbert_order
 from segray.scenes.georeference import Place
 from segray.scenes.scene import Scene
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 RUN = 256
 """Rows that share a bounding box."""

@@ -45,7 +45,7 @@ from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings, canonical_uri
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 _ENDS = 64 << 10
 """Bytes at both ends of a scene that identify it."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.tiles import Grid, Window
+from segray.tile_overlap import Grid, Window
 
 Floats = NDArray[np.float32]
 Read = Callable[[int], tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None]

@@ -17,7 +17,7 @@ from rasterio.windows import Window as RasterWindow
 
 from segray.palette import VOID, palette
 from segray.scenes.scene import Scene
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 BLOCK = 512
 """Side of the blocks of a GeoTIFF, pixels."""

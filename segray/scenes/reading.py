@@ -39,7 +39,7 @@ from rasterio.windows import Window as RasterWindow
 from segray.errors import ItemError
 from segray.scenes.range_file import Fetch, Range, RangeFile
 from segray.scenes.scene import Scene, Tiling
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 LOW, HIGH = 2.0, 98.0
 """Percentiles of a scene's valid pixels that become 0 and 255."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from segray.tiles import OVERLAP, TILE, Grid
+from segray.tile_overlap import OVERLAP, TILE, Grid
 
 Transform = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * col + b * row + c, y = d * col + e * row + f, at the corners of pixels."""

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.masks.spans import Bools, Ints, Pixels, Spans, ranges, totals, union
-from segray.tiles import Grid, Window
+from segray.tile_overlap import Grid, Window
 
 EDGE = 2
 """Pixels: gap that a model may leave between a cut object and the edge of its window."""

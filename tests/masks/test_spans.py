@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segray.masks.spans import area, bounds, counts_of, crop, encoded, moved, spans_of, union
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 
 def random_masks(seed: int) -> list[NDArray[np.uint8]]:

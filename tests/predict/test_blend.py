@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segray.predict.blend import Read, blended, ramp
-from segray.tiles import Grid
+from segray.tile_overlap import Grid
 
 SIZES = [(100, 100), (257, 190), (64, 64), (63, 200), (320, 64), (129, 130)]
 

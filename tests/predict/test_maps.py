@@ -14,7 +14,7 @@ from segray.palette import palette
 from segray.predict.maps import Maps, growing, plain_tiff, png
 from segray.predict.windows import packed_window, unpacked_window
 from segray.scenes.scene import Scene
-from segray.tiles import Window
+from segray.tile_overlap import Window
 
 NAMES = ("background", "road", "house")
 

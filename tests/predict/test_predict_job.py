@@ -25,7 +25,7 @@ from segray.cli import main
 from segray.models.architectures import complete_settings
 from segray.models.modelfile import SemanticCard, build_model, model_bytes
 from segray.storage import open_filesystem
-from segray.tiles import Grid
+from segray.tile_overlap import Grid
 from tests.bulk.runs import FEW, REAL, kill_tree, running, tables, tiles, wait_for
 from tests.predict.networks import NAMES, REACH, local
 from tests.servers import Server, env_of

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from segray.masks.spans import Spans, area, bounds, moved
 from segray.scenes.seams import Joined, Views, join
-from segray.tiles import Grid, Window
+from segray.tile_overlap import Grid, Window
 
 Mask = NDArray[np.bool_]
 Found = tuple[int, int, float, Spans]  # tile, category, score, mask

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segray.tiles import Grid
+from segray.tile_overlap import Grid
 
 SIZES = [(1, 1), (30, 7), (64, 64), (65, 100), (200, 90), (128, 127)]
 
