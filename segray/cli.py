@@ -1,6 +1,7 @@
 """`segray VERB …`: parse, call, exit code. Heavy libraries are imported by the verb that needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -58,7 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(banner())
         return ExitCode.DONE
     LOG.begin(verb, rest)
-    code = _run(verb, rest)
+    try:
+        code = _run(verb, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has closed it, as `| head` does; a storage's has other words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+        code = ExitCode.FAILED
+        say("the output was not read to its end", "warning")
     LOG.end(code)
     return code
 

@@ -1,6 +1,7 @@
 """`--help` fits the terminal, says what a verb needs first, and loads nothing that takes a while."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -67,3 +68,13 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"""
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_table_names_what_runs_the_verb(verb: str) -> None:
     assert callable(VERBS[verb].function())
+
+
+def test_output_that_nobody_reads_to_its_end_gives_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "segray.cli", "models"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == "segray: the output was not read to its end\n"
