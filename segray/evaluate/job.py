@@ -2,6 +2,7 @@
 
 import time
 
+from segray.data.panoptic_set import is_panoptic
 from segray.errors import ExitCode, NothingToDoError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
@@ -39,7 +40,7 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 
 
 def find(settings: EvaluateSettings) -> Evaluation:
-    """Return what is to be compared, by the settings: a model, instances or label maps."""
+    """Return what is to be compared, by the settings: a model, panoptic, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
         from segray.models.weights import check_weights
 
@@ -48,6 +49,10 @@ def find(settings: EvaluateSettings) -> Evaluation:
 
         return find_model(settings, settings.weights, settings.data)
     predictions, labels = settings.predictions or "", settings.labels or ""
+    if is_panoptic(predictions, settings.storage):
+        from segray.evaluate.compare_panoptic import find_panoptic
+
+        return find_panoptic(settings, predictions, labels)
     if labels.lower().endswith(".json"):
         from segray.evaluate.compare_instances import find_instances
 

@@ -16,8 +16,10 @@ class EvaluateSettings(JobSettings):
 
     Label maps: PREDICTIONS is a folder of label images or an output of `segray predict`, LABELS a folder of
     label images or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
-    of `segray annotate` or a COCO results file, LABELS a COCO JSON file. A semantic model is scored with
-    --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
+    of `segray annotate` or a COCO results file, LABELS a COCO JSON file. Panoptic: PREDICTIONS is an output
+    of `segray panoptic`, LABELS another one, or COCO-panoptic JSON beside the folder of its PNG. A semantic
+    model is scored with --weights over --data, as `segray train` takes it. Runs in this process; Ray is
+    not needed.
     """
 
     basic = (
@@ -36,11 +38,11 @@ exit codes:
 
     predictions: Address | None = Field(
         None,
-        description="folder of label images, output of predict or annotate, COCO results",
+        description="folder of label images, output of predict, annotate or panoptic, COCO results",
     )
     labels: Address | None = Field(
         None,
-        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json",
+        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json, output of panoptic",
     )
     weights: WeightsAddress | None = Field(
         None,
@@ -49,7 +51,9 @@ exit codes:
     )
     data: Address | None = Field(None, description="images and labels for it: folder, manifest or list")
     output: Address = Field(description="folder or bucket URL for metrics.json")
-    root: Address | None = Field(None, description="base of the paths in a manifest or list")
+    root: Address | None = Field(
+        None, description="base of the paths in a manifest or list; folder of COCO-panoptic's PNG"
+    )
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="split of a manifest, data or COCO JSON; default test of data, all of labels"
     )

@@ -151,6 +151,11 @@ def _write(
         for split, name in files.items():
             labelstudio.write_tasks(table, folder / "file", split, polygons=polygons)
             target.put_local(name, folder / "file")
+    elif kind == "coco-panoptic":
+        from segray.export import coco_panoptic
+
+        target.begin(identity, *coco_panoptic.outputs(splits))
+        coco_panoptic.write_panoptic(table, target, splits, settings.run[0], settings.storage, folder)
     else:
         _write_files(labels, settings, target, splits, identity, folder)
     target.flush()
@@ -202,7 +207,7 @@ def _exported(labels: Labels, settings: ExportOptions) -> int:
 def _conclude(labels: Labels, settings: ExportOptions) -> None:
     table = labels.table
     images, instances = table.count_images(), _exported(labels, settings)
-    found = f"{images:,} images, {instances:,} instances"
+    found = f"{images:,} images" + f", {instances:,} instances" * (settings.format != "coco-panoptic")
     if settings.dry_run:
         lines = [f"would export {found}", "dry run: nothing was written"]
     else:

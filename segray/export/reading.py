@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray.errors import SettingsError
+from segray.export.coco_panoptic import check_format
 from segray.export.settings import ON_EARTH, ExportOptions
 from segray.export.table import Image, Instance, LabelTable
 from segray.masks.spans import counts_of
@@ -67,10 +68,11 @@ def read_run(settings: ExportOptions, folder: Path) -> Labels:
         raise SettingsError(f"run: {shown(run)} is no output of annotate: it has no images/*.parquet")
     if verb == "predict" and settings.format != "masks":
         raise SettingsError(f"as: {shown(run)} holds label maps of predict; they can be exported as masks")
+    check_format(verb, settings)
     labels = Labels(LabelTable(folder), verb, digest)
     for file in ledger:
         _add_images(labels, file, settings)
-    for file in instances if verb != "predict" else ():
+    for file in instances if verb not in ("predict", "panoptic") else ():
         try:
             _add_instances(labels, file, settings)
         except pa.ArrowException as error:

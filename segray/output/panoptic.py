@@ -4,9 +4,13 @@ A pixel holds the id of its segment, 0 where it belongs to none (void): in a PNG
 id = R + 256 G + 256^2 B (https://cocodataset.org/#format-data), in a GeoTIFF of a scene as uint32.
 """
 
+import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +20,19 @@ from PIL import Image
 
 from segray.errors import ErrorType, ItemError, SettingsError
 from segray.output.io import files_below
+from segray.retries import error_type, retrying
 from segray.schema import BOX
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.storage import StorageSettings
+from segray.storage import StorageSettings, open_filesystem
+from segray.tile_overlap import Window, blocks
 
+T = TypeVar("T")
 FOLDER, SEGMENTS, COCO_FILE = "panoptic", "segments", "panoptic.json"
 VOID_ID = 0
+SIDE = 2048
+"""Side of the windows in which a scene is read, pixels."""
 MOST_SEGMENTS = 2**24 - 1
 """Largest id in three bytes."""
 
@@ -43,6 +52,10 @@ SEGMENT = pa.schema(
     ]
 )
 """One row a segment, within a file sorted by image and `segment_id`."""
+
+
+INFO = ("segment_id", "category_id", "area", "bbox", "iscrowd", "score", "instance_id")
+"""Columns that `info_of` takes."""
 
 
 def rgb_of(ids: NDArray[np.uint32]) -> NDArray[np.uint8]:
@@ -84,6 +97,89 @@ def ids_in(data: bytes) -> NDArray[np.uint32]:
         raise ItemError(kind, f"PNG: {describe(error)}") from error
 
 
+class PngIds:
+    """The segment ids of an image."""
+
+    def __init__(self, data: bytes) -> None:
+        """Decode a PNG. Raises ItemError as `ids_in`."""
+        self._ids = ids_in(data)
+        self.size: tuple[int, int] = self._ids.shape[0], self._ids.shape[1]
+        """Height, width in pixels."""
+        self.digest = hashlib.sha256(data).digest()
+
+    def windows(self) -> Iterator[Window]:
+        """Yield the whole image."""
+        yield Window(0, self.size[0], 0, self.size[1])
+
+    def read(self, window: Window) -> NDArray[np.uint32]:
+        """Return the ids of a window, uint32 (h, w)."""
+        return self._ids[window.row_start : window.row_stop, window.col_start : window.col_stop]
+
+
+class TiffIds:
+    """The segment ids of a scene, read by window."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a local GeoTIFF. Raises ItemError where it is none, or not of whole numbers."""
+        import rasterio
+        from rasterio.errors import RasterioError
+
+        try:
+            self._file = rasterio.open(path)
+        except RasterioError as error:
+            raise ItemError("corrupt", f"GeoTIFF: {describe(error)}") from error
+        if self._file.count != 1 or self._file.dtypes[0] != "uint32":
+            raise ItemError(
+                "unsupported", f"GeoTIFF of {self._file.dtypes[0]}; segment ids are one band of uint32"
+            )
+        self.size: tuple[int, int] = self._file.height, self._file.width
+        """Height, width in pixels."""
+        with path.open("rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").digest()
+
+    def windows(self) -> Iterator[Window]:
+        """Yield windows that cover the scene."""
+        return blocks(Window(0, self.size[0], 0, self.size[1]), SIDE)
+
+    def read(self, window: Window) -> NDArray[np.uint32]:
+        """Return the ids of a window, uint32 (h, w). Raises ItemError where the file is damaged."""
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window as RasterWindow
+
+        place = RasterWindow(window.col_start, window.row_start, window.width, window.height)
+        try:
+            found: NDArray[np.uint32] = self._file.read(1, window=place)
+        except RasterioError as error:
+            raise ItemError("corrupt", f"GeoTIFF: {describe(error)}") from error
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def opened_ids(address: str, storage: StorageSettings) -> Iterator[PngIds | TiffIds]:
+    """Fetch and open a file of segment ids, by its suffix. Raises ItemError."""
+    filesystem, path = open_filesystem(address, storage)
+    if not path.lower().endswith((".tif", ".tiff")):
+        yield PngIds(_fetched(lambda: bytes(filesystem.cat_file(path)), storage))
+        return
+    with TemporaryDirectory(prefix="segray-ids-") as folder:
+        local = Path(folder) / "ids.tif"
+        _fetched(lambda: filesystem.get_file(path, str(local)), storage)
+        with closing(TiffIds(local)) as file:
+            yield file
+
+
+def _fetched(call: Callable[[], T], storage: StorageSettings) -> T:
+    """Return `call()`, with retries. Raises ItemError where the storage fails."""
+    try:
+        return retrying(call, storage)
+    except Exception as error:  # each library has its own types
+        raise ItemError(error_type(error), describe(error)) from error
+
+
 def segment_files(run: str, storage: StorageSettings) -> list[Source]:
     """Return the Parquet files of segments, by name; none where the folder is no output of `panoptic`."""
     return files_below(f"{run.rstrip('/')}/{SEGMENTS}", (".parquet",), storage)
@@ -104,3 +200,20 @@ def ledger_rows(files: Sequence[Source], columns: Sequence[str], storage: Storag
                     yield from parquet.read_row_group(group, columns=list(columns)).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise SettingsError(f"{file.uri} cannot be read: {describe(error)}") from error
+
+
+def info_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a segment of `segments_info`: COCO's fields, then score and instance_id where it has them."""
+    score = row["score"]
+    more = {
+        "score": None if score is None else float(str(np.float32(score))),
+        "instance_id": row["instance_id"],
+    }
+    return {
+        "id": row["segment_id"],
+        "category_id": row["category_id"],
+        "area": row["area"],
+        "bbox": [int(side) for side in row["bbox"]],
+        "iscrowd": row["iscrowd"],
+        **{name: value for name, value in more.items() if value is not None},
+    }

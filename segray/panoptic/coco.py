@@ -10,11 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segray.export.coco import write_list
 from segray.output.folder import IMAGES
-from segray.output.panoptic import SEGMENTS
+from segray.output.panoptic import SEGMENTS, info_of
 from segray.panoptic.ledger import Tables
 
 
@@ -43,7 +41,7 @@ def _annotations(store: Tables, parts: Sequence[str]) -> Iterator[dict[str, Any]
         for row in store.rows(IMAGES, [part]):
             if row["status"] == "annotated":
                 number += 1
-                infos = [_info(each) for each in segments.get(row["image_id"], [])]
+                infos = [info_of(each) for each in segments.get(row["image_id"], [])]
                 name = row["file"].rpartition("/")[2]
                 yield {"image_id": number, "file_name": name, "segments_info": infos}
 
@@ -56,20 +54,4 @@ def _image(number: int, row: dict[str, Any]) -> dict[str, Any]:
         "height": row["height"],
         "width": row["width"],
         "segray_image_id": row["image_id"],
-    }
-
-
-def _info(row: dict[str, Any]) -> dict[str, Any]:
-    score = row["score"]
-    more = {
-        "score": None if score is None else float(str(np.float32(score))),
-        "instance_id": row["instance_id"],
-    }
-    return {
-        "id": row["segment_id"],
-        "category_id": row["category_id"],
-        "area": row["area"],
-        "bbox": [int(side) for side in row["bbox"]],
-        "iscrowd": row["iscrowd"],
-        **{name: value for name, value in more.items() if value is not None},
     }

@@ -17,13 +17,12 @@ from segray.output.folder import Output
 from segray.output.panoptic import FOLDER, MOST_SEGMENTS, VOID_ID, png_of
 from segray.panoptic.classes import Classes
 from segray.panoptic.fusion import Fusion, Labels, Segment, Thing
-from segray.panoptic.overlap import blocks
 from segray.panoptic.settings import PanopticSettings
 from segray.panoptic.table import Row, Work
 from segray.retries import error_type, retrying
 from segray.sources.concurrent_requests import describe
 from segray.storage import open_filesystem
-from segray.tile_overlap import Window
+from segray.tile_overlap import Window, blocks
 
 SIDE = 2048
 """Side of the windows of a scene, pixels: with ids, map and booleans about 50 MB."""
@@ -200,5 +199,5 @@ def _rejected(work: Work, kind: ErrorType, reason: str) -> Fused:
 
 
 def _image(work: Work) -> dict[str, Any]:
-    names = ("image_id", "uri", "member", "height", "width", "crs", "inputs")
+    names = ("image_id", "uri", "member", "height", "width", "crs", "split", "group", "inputs")
     return {name: getattr(work, name) for name in names}

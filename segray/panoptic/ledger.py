@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from segray.errors import JobFailedError
 from segray.output.folder import IMAGES, Output, mark
-from segray.output.panoptic import SEGMENT, SEGMENTS
+from segray.output.panoptic import FOLDER, SEGMENT, SEGMENTS
 
 LEDGER = pa.schema(
     [
@@ -37,6 +37,8 @@ LEDGER = pa.schema(
         pa.field("error_type", pa.string()),
         pa.field("error", pa.string()),
         pa.field("crs", pa.string()),
+        pa.field("split", pa.string()),  # of the runs, where they have them
+        pa.field("group", pa.string()),
         pa.field("inputs", pa.string()),  # state of the image in both runs
     ]
 )
@@ -54,6 +56,7 @@ class Tables(Output):
 
     def recover(self) -> list[str]:
         """Delete what a killed run left half done; return the names of the parts, oldest first."""
+        self._delete_half()
         names = {folder: self._parts(folder) for folder in (IMAGES, SEGMENTS)}
         replaced = {self._replaces(name) for name in names[IMAGES]}
         for name in sorted({*names[IMAGES]} & replaced):  # the ledger first: then the segments count no more
@@ -100,6 +103,13 @@ class Tables(Output):
         """Yield the rows of a table, part by part; a part is in memory."""
         for part in parts:
             yield from self.table(folder, part).to_pylist()
+
+    def _delete_half(self) -> None:
+        """Delete half written files of segment ids, as a kill leaves them on a disk under hidden names."""
+        if "file" in self.filesystem.protocol:
+            for name in self.files(FOLDER):
+                if name.startswith(f"{FOLDER}/.") and name.endswith(".tmp"):
+                    self.delete(name)
 
     def _replaces(self, part: str) -> str | None:
         metadata = self._opened(IMAGES, part, lambda file: file.schema_arrow.metadata) or {}

@@ -6,7 +6,7 @@ is dropped, and then hides nothing. (detectron2's `combine_semantic_and_instance
 than half of its mask is taken: `min_visible` 0.5.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from segray.masks.spans import Ints, Spans, area, bounds, crop
-from segray.tile_overlap import Window
+from segray.tile_overlap import Window, blocks
 
 BLOCK = 2048
 """Largest side of a mask's part that is in memory, pixels: 4 MB."""
@@ -106,14 +106,6 @@ def overlap(one: Window, other: Window) -> Window | None:
     rows = max(one.row_start, other.row_start), min(one.row_stop, other.row_stop)
     cols = max(one.col_start, other.col_start), min(one.col_stop, other.col_stop)
     return Window(*rows, *cols) if rows[0] < rows[1] and cols[0] < cols[1] else None
-
-
-def blocks(window: Window, side: int) -> Iterator[Window]:
-    """Cut a window into blocks of at most `side` x `side` pixels, row by row."""
-    for row in range(window.row_start, window.row_stop, side):
-        for col in range(window.col_start, window.col_stop, side):
-            stops = min(row + side, window.row_stop), min(col + side, window.col_stop)
-            yield Window(row, stops[0], col, stops[1])
 
 
 def sides_of(windows: Sequence[Window]) -> Ints:

@@ -24,7 +24,10 @@ from segray.storage import StorageSettings
 
 _ROWS = 1_000
 _LEDGER = ("image_id", "uri", "height", "width")
-_LEDGER_MAY = ("member", "status", "error_type", "error", "crs", "scene", "instances", "tiles_rejected")
+_LEDGER_MAY = (
+    *("member", "status", "error_type", "error", "crs", "scene", "instances", "tiles_rejected"),
+    *("split", "group"),
+)
 _INSTANCE = ("image_id", "category_id", "category", "score", "segmentation")
 _INSTANCE_MAY = ("instance_id", "iscrowd")
 _SIDES = {"instances": "annotate", "maps": "predict"}
@@ -54,6 +57,8 @@ class Work:
     height: int | None
     width: int | None
     crs: str | None
+    split: str | None
+    group: str | None
     is_scene: bool
     """Whether its map is a GeoTIFF."""
     inputs: str
@@ -194,8 +199,8 @@ def _inputs(*sides: str | None) -> str:
 def _work(
     image_id: str, uri: str, member: str | None, sides: dict[str, Any], inputs: str, rows: Sequence[Row]
 ) -> Work:
-    here = sides["maps"] or sides["instances"]
-    scene = json.loads(here.get("scene", "null"))
+    here = (sides["instances"] or {}) | (sides["maps"] or {})
+    scene = json.loads((sides["maps"] or {}).get("scene", "null"))
     return Work(
         image_id,
         uri,
@@ -203,6 +208,8 @@ def _work(
         here.get("height"),
         here.get("width"),
         here.get("crs"),
+        here.get("split"),
+        here.get("group"),
         bool(scene and scene.get("bands")),
         inputs,
         rows,
