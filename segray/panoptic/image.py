@@ -129,7 +129,8 @@ def _scene(work: Work, settings: PanopticSettings) -> Iterator[tuple[Any, Path]]
     from rasterio.errors import RasterioError
 
     filesystem, path = open_filesystem(_address(work, settings, ".tif"), settings.storage)
-    with TemporaryDirectory(prefix="segray-panoptic-") as folder:
+    cache = rasterio.Env(GDAL_CACHEMAX=64 << 20)  # else a twentieth of the memory
+    with TemporaryDirectory(prefix="segray-panoptic-") as folder, cache:
         local = Path(folder) / "map.tif"
         try:
             retrying(lambda: filesystem.get_file(path, str(local)), settings.storage)
