@@ -3,6 +3,7 @@
 Settings shared by verbs are in this file, others in the `settings.py` of each; `command_line` parses them.
 """
 
+from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -17,6 +18,7 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -28,6 +30,8 @@ from segray.registry.address import absolute, is_registry
 from segray.storage import StorageSettings, shown
 
 ENV_PREFIX = "SEGRAY_"
+CONFIG_FILE: ContextVar[dict[str, Any] | None] = ContextVar("CONFIG_FILE", default=None)
+"""What the `--config` file holds, while settings are made of it."""
 
 
 def _absolute_weights(spec: str) -> str:
@@ -99,8 +103,8 @@ class CommonSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources by precedence: flags in front, environment, then the config file's keywords."""
-        return env_settings, init_settings
+        """Return the sources by precedence, flags in front of them: arguments, environment, config file."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, CONFIG_FILE.get() or {})
 
 
 class JobSettings(CommonSettings):

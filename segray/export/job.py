@@ -114,6 +114,7 @@ def _identity(settings: ExportOptions, labels: Labels) -> dict[str, Any]:
         name: getattr(settings, name)
         for name in ("as", "classes", "min_score", "min_area", "split", "by_split", "segmentation", "pixels")
     }
+    chosen |= {"relative_to": settings.relative_to, "prefix": settings.prefix}
     return {"run": canonical_uri(settings.run[0]), "run_digest": labels.digest, **chosen}
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from segray.schema import CRS84
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.storage import StorageSettings, shown
+from segray.storage import StorageSettings, canonical_uri, shown
 
 _ROWS = 1_000
 _MASKS = 50
@@ -114,7 +114,7 @@ def _add_images(labels: Labels, file: Source, settings: ExportOptions) -> None:
         rows = [row for row in batch.to_pylist() if settings.split in (None, row.get("split"))]
         good = [row for row in rows if row.get("status") != "rejected" and row["height"] and row["width"]]
         labels.rejected += len(rows) - len(good)
-        labels.table.add_images(
+        images = (
             Image(
                 row["image_id"],
                 row["uri"],
@@ -126,6 +126,18 @@ def _add_images(labels: Labels, file: Source, settings: ExportOptions) -> None:
             )
             for row in good
         )
+        labels.table.add_images(replace(each, file_name=_file_name(each, settings)) for each in images)
+
+
+def _file_name(image: Image, settings: ExportOptions) -> str:
+    """Return the name of an image by `relative_to` and `prefix`; "" without them."""
+    if settings.relative_to is None:
+        return ""
+    root = canonical_uri(settings.relative_to).rstrip("/") + "/"
+    whole = image.uri if image.member is None else f"{image.uri}/{image.member}"
+    if not whole.startswith(root):
+        raise SettingsError(f"relative_to: {whole} is not in {root}")
+    return settings.prefix + whole.removeprefix(root)
 
 
 def _add_instances(labels: Labels, file: Source, settings: ExportOptions) -> None:

@@ -19,7 +19,7 @@ class ExportOptions(CommonSettings):
 
     basic = (
         *("run", "as", "output", "classes", "min_score", "min_area", "split", "by_split"),
-        *("segmentation", "pixels", "overwrite", "dry_run", *CommonSettings.basic),
+        *("segmentation", "pixels", "relative_to", "prefix", "overwrite", "dry_run", *CommonSettings.basic),
     )
     usage = "RUN --as FORMAT --output PATH"
     examples = """examples:
@@ -59,6 +59,10 @@ exit codes:
         description="masks: value of a pixel, the number of its instance or its category_id "
         "(default instances)",
     )
+    relative_to: Address | None = Field(
+        None, description="coco, labelstudio: name images by their path below this folder or bucket URL"
+    )
+    prefix: str = Field("", description="and put this before it, such as /data/local-files/?d=")
     overwrite: bool = Field(False, description="replace an existing file, or an earlier export in the folder")
     dry_run: bool = Field(False, description="check everything, count what would be exported, write nothing")
 
@@ -91,6 +95,10 @@ exit codes:
             problems.append(f"segmentation: {self.format} does not have it")
         if self.pixels and self.format != "masks":
             problems.append(f"pixels: {self.format} does not have it")
+        if self.relative_to and self.format not in ("coco", "labelstudio"):
+            problems.append(f"relative_to: {self.format} does not have it")
+        if self.prefix and not self.relative_to:
+            problems.append("prefix: goes with relative_to")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -40,6 +40,8 @@ class Image:
     """Its file name without suffix, unique in the export."""
     number: int = 0
     """From 1, in the order of addresses."""
+    file_name: str = ""
+    """How COCO and Label Studio name it, where that is not its address."""
 
     @property
     def address(self) -> str:

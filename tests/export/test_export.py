@@ -77,7 +77,7 @@ def test_pycocotools_decodes_every_mask(segmentation: str, tmp_path: Path) -> No
     true = {each["instance_id"]: each for each in run.instances}
     polygons = 0
     for each in coco.loadAnns(coco.getAnnIds()):
-        row = true.pop(each["instance_id"])
+        row = true.pop(each["segray_instance_id"])
         assert coco.imgs[each["image_id"]]["segray_image_id"] == row["image_id"]
         assert each["category_id"] == row["category_id"]
         assert each.get("score") == (None if row["score"] is None else pytest.approx(row["score"]))
@@ -96,6 +96,19 @@ def test_addresses_are_those_of_the_run(tmp_path: Path) -> None:
     first, member, *_ = run.images
     assert names[first["image_id"]] == "/photos/a.jpg"
     assert names[member["image_id"]] == "s3://bucket/more.zip/inner/b.jpg"
+
+
+def test_an_image_outside_the_folder_of_names_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    assert export(run, "coco", tmp_path / "labels.json", "--relative-to", "/photos") == 2
+    assert (
+        "relative_to: s3://bucket/more.zip/inner/b.jpg is not in file:///photos/" in capsys.readouterr().err
+    )
+    assert export(run, "yolo", tmp_path / "yolo", "--relative-to", "/photos", "--prefix", "x") == 2
+    assert "relative_to: yolo does not have it" in capsys.readouterr().err
+    assert not (tmp_path / "labels.json").exists()
 
 
 def test_the_order_of_the_parts_changes_nothing(tmp_path: Path) -> None:
@@ -324,7 +337,7 @@ def test_filters_take_what_they_say(tmp_path: Path) -> None:
     for flag, (value, wanted) in filters.items():
         file = tmp_path / f"{flag}.json"
         assert export(run, "coco", file, flag, value) == 0
-        found = {each["instance_id"] for each in json.loads(file.read_text())["annotations"]}
+        found = {each["segray_instance_id"] for each in json.loads(file.read_text())["annotations"]}
         assert found == {row["instance_id"] for row in run.instances if wanted(row)}
         assert len(json.loads(file.read_text())["images"]) == 4
         assert len(found) < len(run.instances)
