@@ -107,7 +107,7 @@ def _copied(
 def _image(image: Image) -> dict[str, Any]:
     return {
         "id": image.number,
-        "file_name": image.address,
+        "file_name": image.file_name or image.address,
         "height": image.height,
         "width": image.width,
         "segray_image_id": image.image_id,

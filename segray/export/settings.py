@@ -60,7 +60,8 @@ exit codes:
         "(default instances)",
     )
     relative_to: Address | None = Field(
-        None, description="coco, labelstudio: name images by their path below this folder or bucket URL"
+        None,
+        description="coco, coco-panoptic, labelstudio: name images by their path below this folder or URL",
     )
     prefix: str = Field("", description="and put this before it, such as /data/local-files/?d=")
     overwrite: bool = Field(False, description="replace an existing file, or an earlier export in the folder")
@@ -95,7 +96,7 @@ exit codes:
             problems.append(f"segmentation: {self.format} does not have it")
         if self.pixels and self.format != "masks":
             problems.append(f"pixels: {self.format} does not have it")
-        if self.relative_to and self.format not in ("coco", "labelstudio"):
+        if self.relative_to and self.format not in ("coco", "coco-panoptic", "labelstudio"):
             problems.append(f"relative_to: {self.format} does not have it")
         if self.prefix and not self.relative_to:
             problems.append("prefix: goes with relative_to")

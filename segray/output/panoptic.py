@@ -203,11 +203,11 @@ def ledger_rows(files: Sequence[Source], columns: Sequence[str], storage: Storag
 
 
 def info_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a segment of `segments_info`: COCO's fields, then score and instance_id where it has them."""
+    """Return a segment of `segments_info`: COCO's fields, then what a thing has beside them."""
     score = row["score"]
     more = {
         "score": None if score is None else float(str(np.float32(score))),
-        "instance_id": row["instance_id"],
+        "segray_instance_id": row["instance_id"],
     }
     return {
         "id": row["segment_id"],

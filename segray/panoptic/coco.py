@@ -1,7 +1,7 @@
 """panoptic.json: COCO-panoptic of the whole output, written as the tables are read, a part in memory.
 
 Ids of images count from 1, in the order of the tables. Beside COCO's own fields an image has
-`segray_image_id`; a segment has `score` and `instance_id` where it has them.
+`segray_image_id`; a segment has `score` and `segray_instance_id` where it has them.
 """
 
 import json

@@ -53,6 +53,9 @@ def test_it_holds_the_run(run: Path, tmp_path: Path) -> None:
         assert {key: area for key, area in zip(values.tolist(), areas.tolist(), strict=True) if key} == ids
     assert export(run, tmp_path / "out") == 0, "the same export again does nothing"
     assert export(run, tmp_path / "out", "--split", "val") == 2
+    named = ("--relative-to", "/photos", "--prefix", "val/")
+    assert export(run, tmp_path / "named", *named) == 0
+    assert content(tmp_path / "named/panoptic.json")["images"][1]["file_name"] == "val/00001.jpg"
     scores = ("--predictions", str(run), "--labels", str(tmp_path / "out/panoptic.json"))
     assert main(["evaluate", *scores, "--output", str(tmp_path / "scores")]) == 0
     assert content(tmp_path / "scores/metrics.json")["metrics"]["all"]["pq"] == 1

@@ -77,7 +77,7 @@ def test_it_equals_a_plain_loop(min_visible: float, min_stuff: int, tmp_path: Pa
         for row, info, segment in zip(own, annotation["segments_info"], true, strict=True):
             for name in ("id", "category_id", "area", "bbox"):
                 assert row["segment_id" if name == "id" else name] == info[name] == segment[name]
-            assert row["instance_id"] == info.get("instance_id") == segment["instance_id"]
+            assert row["instance_id"] == info.get("segray_instance_id") == segment["instance_id"]
             assert row["score"] == segment["score"]
             assert row["isthing"] == (segment["instance_id"] is not None)
         dropped += len(run.of(each["image_id"])) - sum(row["isthing"] for row in own)
