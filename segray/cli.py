@@ -28,6 +28,8 @@ verbs:
       scores of predictions against labels, or of a model over data
   retrain --config FILE
       a better model from new labels, or a refusal with reasons
+  select RUN --budget N [--group-by COLUMN] --output MANIFEST
+      which images a person should look at next, each with its reason
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and exit code
   schedule VERB ... --cron TIMES --as SCHEDULER
