@@ -3,9 +3,9 @@
     python -m jobs.benchmarks.selection NUCLEI FOLDER [--seeds 3] [--epochs 12]
 
 NUCLEI holds `images/` and `instances.json` (COCO). A quarter of it is for test. A start model is trained on
-30 random images of the rest; 12 choose the best epoch. From what remains, the pool, one arm takes what `segray
-select` chooses with the start model, the other a random draw. Both go on from the start model, with the 30
-images and their 60, for the same number of steps. Mask AP of the test split, each seed, goes to
+30 random images of the rest; 12 choose the best epoch. From what remains, the pool, one arm takes what
+`segray select` chooses with the start model, the other a random draw. Both go on from the start model, with
+the 30 images and their 60, for the same number of steps. Mask AP of the test split, each seed, goes to
 FOLDER/figures.json.
 
 Every step is skipped whose output is finished: a killed run goes on.
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 START, VAL, BUDGET = 30, 12, 60
 ARMS = ("selected", "random")
 RECIPE = {"min_size": 256, "max_size": 512, "size": 192, "warmup_steps": 20, "balance_kinds": False}
-"""Differences from jobs/nuclei.yaml: half the scale, and no balancing of kinds: it hides what an arm lacks."""
+"""Differences from jobs/nuclei.yaml: half the scale, and no balancing of kinds, which hides a lack."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Experiment:
         output = self.folder / f"selected-{seed}.parquet"
         if not output.exists():
             work = self.folder / "work"
-            segray("select", pool, "--budget", BUDGET, "--seed", seed, "--work", work, "--output", output)
+            known = ("--labels", self.folder / "start.json", "--work", work)
+            segray("select", pool, "--budget", BUDGET, *known, "--seed", seed, "--output", output)
         return [Path(uri).name for uri in pq.read_table(output)["uri"].to_pylist()]
 
 
@@ -112,7 +113,8 @@ def main() -> int:
     splits = this.split()
     weights, pool = this.start_model(splits), this.folder / "pool"
     if not (pool / "run.json").exists():
-        segray("annotate", this.manifest("pool", splits["pool"]), "--weights", weights, "--output", pool)
+        manifest = this.manifest("pool", splits["start"] + splits["pool"])
+        segray("annotate", manifest, "--weights", weights, "--output", pool)
     figures = [{"arm": "start", "seed": 0, "images": START, **score(this, weights, "start", splits)}]
     for seed in range(given.seeds):
         for arm in ARMS:

@@ -2,9 +2,9 @@
 
 Uncertainty alone takes near copies of one hard image, spread alone takes outliers. So the most unsure are
 candidates (Zhdanov, 2019, arXiv 1901.05954: informativeness first, then diversity), and among them images are
-drawn one by one with probability proportional to score x squared distance from the nearest image that is
-chosen or labelled: k-means++ (Arthur and Vassilvitskii, 2007), as BADGE uses it for active learning (Ash et
-al., 2020), with weights.
+drawn one by one with probability proportional to (score x distance)^2, where distance is that from the
+nearest image that is chosen or labelled: k-means++ (Arthur and Vassilvitskii, 2007), as BADGE uses it for
+active learning (Ash et al., 2020), with weights.
 """
 
 from collections.abc import Sequence
@@ -105,8 +105,8 @@ def spread(
     index, distance = list[int](), list[float]()
     for _ in range(sum(budgets)):
         turn = np.where(taken < np.array(budgets), taken / share, np.inf).argmin()
-        weight = np.where(free & (group == turn), np.maximum(score, 1e-6), 0.0)
-        pick = _drawn(weight, near, rng, first=not index and labelled is None)
+        weight = np.where(free & (group == turn), np.maximum(score, 1e-3) ** 2, 0.0)
+        pick = _drawn(weight, near, rng)
         index.append(pick)
         distance.append(float(np.sqrt(near[pick])) if np.isfinite(near[pick]) else float("nan"))
         free[pick] = False
@@ -116,9 +116,9 @@ def spread(
     return Chosen(np.array(index, np.int64), np.array(distance, np.float64))
 
 
-def _drawn(weight: Floats, near: Floats, rng: np.random.Generator, *, first: bool) -> int:
-    """Return the row that is drawn by weight x squared distance; the first is the one of most weight."""
-    if first:
+def _drawn(weight: Floats, near: Floats, rng: np.random.Generator) -> int:
+    """Return the row that is drawn by weight x squared distance; without distances that of most weight."""
+    if not np.isfinite(near[weight > 0]).any():
         return int(weight.argmax())
     likely = weight * np.where(np.isfinite(near), near, 1.0)
     if not likely.any():  # all that are left equal a chosen one

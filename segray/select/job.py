@@ -59,7 +59,7 @@ def select(settings: SelectSettings) -> ExitCode:
     JobFailedError for later failures.
     """
     run, pool = _checked(settings)
-    if not settings.from_run_only:
+    if not settings.from_run_only and not _has_pass(settings, run):
         from segray.select.second_pass import say_cost
 
         say_cost(settings, run.record, _lacks(run))
@@ -162,19 +162,30 @@ def _run_model(settings: SelectSettings, run: Run) -> None:
     """Run the second pass, unless it is there, finished, of the same settings and as many images."""
     from segray.select.second_pass import run_pass
 
-    note = f"{settings.pass_output.rstrip('/')}/select.json"
-    now = {
-        "run": canonical_uri(settings.run[0]),
-        "finished_at": run.record.get("finished_at"),
-        "digest": hashlib.sha256(json.dumps(run.record, sort_keys=True).encode()).hexdigest(),
-        "flips": settings.flips,
-    }
-    there = read_if_there(note, settings.storage, "work")
-    if there is not None and json.loads(there) == now:
+    if _has_pass(settings, run):
         say(f"the second pass in {shown(settings.pass_output)} is finished: it is used again")
         return
     run_pass(settings, run.verb, run.record)
-    _put(note, json.dumps(now, indent=2).encode() + b"\n", settings)
+    _put(_note(settings), json.dumps(_of_pass(settings, run), indent=2).encode() + b"\n", settings)
+
+
+def _note(settings: SelectSettings) -> str:
+    return f"{settings.pass_output.rstrip('/')}/select.json"
+
+
+def _of_pass(settings: SelectSettings, run: Run) -> dict[str, Any]:
+    """Return what a pass is of; with another run it is run again, and does only what is missing."""
+    digest = hashlib.sha256(json.dumps(run.record, sort_keys=True).encode()).hexdigest()
+    return {"run": canonical_uri(settings.run[0]), "digest": digest, "flips": settings.flips}
+
+
+def _has_pass(settings: SelectSettings, run: Run) -> bool:
+    """Return whether the second pass is there, finished, of this state of the run."""
+    there = read_if_there(_note(settings), settings.storage, "work")
+    try:
+        return there is not None and bool(json.loads(there) == _of_pass(settings, run))
+    except ValueError:
+        return False
 
 
 def _measure(pool: Pool, run: Run, settings: SelectSettings) -> NDArray[np.bool_]:

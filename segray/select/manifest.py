@@ -1,6 +1,7 @@
 """The manifest of a choice: an address, a rank and a reason for each image."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,7 +98,8 @@ def reason(pool: Pool, image: int, shares: dict[str, Floats], distance: float | 
 
 
 def _words(name: str, pool: Pool, image: int, share: float) -> str:
-    value, more = float(pool.measures[name][image]), f"more than {100 * share:.0f} % of the images"
+    value = float(pool.measures[name][image])
+    more = f"more than {math.floor(100 * share)} % of the images" if share < 1 else "the most of all images"
     if name == "unsure":
         return f"unsure: {_unsure(pool, image, value)}, {more}"
     text = {
