@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "cli",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "select", "submit",
+    "schedule", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -21,6 +21,7 @@ NEVER = {
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
+    "select": JOBS - {"select", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
