@@ -115,14 +115,16 @@ def main() -> int:
     if not (pool / "run.json").exists():
         manifest = this.manifest("pool", splits["start"] + splits["pool"])
         segray("annotate", manifest, "--weights", weights, "--output", pool)
-    figures = [{"arm": "start", "seed": 0, "images": START, **score(this, weights, "start", splits)}]
+    figures: list[dict[str, Any]] = [
+        {"arm": "start", "seed": 0, "images": START, **score(this, weights, "start", splits)}
+    ]
     for seed in range(given.seeds):
         for arm in ARMS:
             figures.append(figure(this, arm, seed, weights, pool, splits))
             (this.folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
             print(json.dumps(figures[-1]), flush=True)
     for arm in ARMS:
-        found = [each["ap"] for each in figures if each["arm"] == arm]
+        found = [float(each["ap"]) for each in figures if each["arm"] == arm]
         print(f"{arm}: AP {statistics.mean(found):.4f} mean of {', '.join(f'{ap:.4f}' for ap in found)}")
     return 0
 

@@ -7,6 +7,7 @@ nearest image that is chosen or labelled: k-means++ (Arthur and Vassilvitskii, 2
 active learning (Ash et al., 2020), with weights.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ def combined(shares: Sequence[Floats]) -> Floats:
         raise ValueError("no criterion")
     table = np.stack(shares)
     known = ~np.isnan(table)
-    return np.where(known, table, 0).sum(0) / known.sum(0).clip(min=1)
+    mean: Floats = np.where(known, table, 0).sum(0) / known.sum(0).clip(min=1)
+    return mean
 
 
 def quotas(sizes: Sequence[int], budget: int) -> list[int]:
@@ -51,13 +53,12 @@ def quotas(sizes: Sequence[int], budget: int) -> list[int]:
 
     Of what cannot be divided the first groups get one more.
     """
-    given, left = [0] * len(sizes), min(budget, sum(sizes))
-    while left:
-        open_groups = [group for group, size in enumerate(sizes) if given[group] < size]
-        each, more = divmod(left, len(open_groups))
-        for place, group in enumerate(open_groups):
-            given[group] += min(each + (place < more), sizes[group] - given[group])
-        left = min(budget, sum(sizes)) - sum(given)
+    total = min(budget, sum(sizes))
+    levels = range(1, max(sizes, default=0) + 1)
+    level = bisect_right(levels, total, key=lambda each: sum(min(size, each) for size in sizes))
+    given = [min(size, level) for size in sizes]
+    for group in [group for group, size in enumerate(sizes) if size > level][: total - sum(given)]:
+        given[group] += 1
     return given
 
 

@@ -93,4 +93,5 @@ def projected(features: NDArray[np.float32]) -> NDArray[np.float32]:
 @lru_cache(maxsize=4)
 def _matrix(channels: int) -> NDArray[np.float64]:
     drawn: NDArray[np.float64] = np.random.default_rng(_SEED).standard_normal((channels, WIDTH))
-    return drawn / np.sqrt(WIDTH)
+    drawn /= np.sqrt(WIDTH)
+    return drawn

@@ -165,7 +165,7 @@ def entropy(shares: NDArray[np.uint16]) -> float:
     for row in range(shares.shape[1]):  # a row at a time: eight bytes a pixel and class would not fit
         each = shares[:, row].astype(np.float64) / ONE
         total -= float((each * np.log(np.maximum(each, 1e-12))).sum())
-    return total / (shares.shape[1] * shares.shape[2] * math.log(classes))
+    return float(total / (shares.shape[1] * shares.shape[2] * math.log(classes)))
 
 
 def _shares_if_none(vector: NDArray[np.float32] | None, shares: NDArray[np.uint16]) -> NDArray[np.float32]:
