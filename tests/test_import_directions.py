@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "select", "submit",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "selection", "submit",
     "schedule", "cli",
 }  # fmt: skip
 NEVER = {
@@ -21,7 +21,7 @@ NEVER = {
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
-    "select": JOBS - {"select", "annotate", "predict", "bulk"},
+    "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""

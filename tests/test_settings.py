@@ -13,7 +13,7 @@ from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
-from segray.select.settings import SelectSettings
+from segray.selection.settings import SelectSettings
 from segray.settings import printable
 from segray.train.settings import TrainSettings
 

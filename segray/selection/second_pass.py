@@ -16,8 +16,8 @@ from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.log import say
 from segray.predict.settings import PredictSettings
 from segray.predict.task import Predict
-from segray.select.measures import VERSION, Measured, MeasuresWriter
-from segray.select.settings import PASS_THRESHOLD, SelectSettings
+from segray.selection.measures import VERSION, Measured, MeasuresWriter
+from segray.selection.settings import PASS_THRESHOLD, SelectSettings
 from segray.settings import without_environment
 from segray.storage import shown
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from segray.models.weights import LoadedModel
     from segray.output.folder import Output
     from segray.scenes.scene import Scene
-    from segray.select.measuring import MapMeasurer, MeasuringPredictor
+    from segray.selection.measuring import MapMeasurer, MeasuringPredictor
 
 NOT_FROM_THE_RUN = frozenset(
     {"output", "storage", "ray", "log_format", "metrics_port", "max_rejects", "score_threshold"}
@@ -63,7 +63,7 @@ class MeasureInstances(Annotate):
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MeasuringPredictor":
         """Return the model on its device."""
-        from segray.select.measuring import MeasuringPredictor
+        from segray.selection.measuring import MeasuringPredictor
 
         settings = self.settings
         made = MeasuringPredictor(
@@ -76,7 +76,7 @@ class MeasureInstances(Annotate):
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
         """Merge tiles into the item's row, after writing how far its windows disagree."""
         row = super().merge_tiles(tiles)
-        from segray.select.windows import disagreement_of
+        from segray.selection.windows import disagreement_of
 
         found = Measured(windows=disagreement_of(tiles, self.threshold))
         self._writer().write([row["image_id"][0].as_py()], [None], [0], [found])
@@ -107,7 +107,7 @@ class MeasureMaps(Predict):
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MapMeasurer":
         """Return the model on its device."""
-        from segray.select.measuring import MapMeasurer
+        from segray.selection.measuring import MapMeasurer
 
         writer = MeasuresWriter(self.settings.output, self.settings.storage, self.generation)
         return MapMeasurer(model, device, precision, batch_size, threads, writer, self.flips)

@@ -10,8 +10,8 @@ import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.select.choose import Chosen, Floats
-from segray.select.reading import Pool, batches, ledger_of
+from segray.selection.choose import Chosen, Floats
+from segray.selection.reading import Pool, batches, ledger_of
 from segray.storage import StorageSettings
 
 MANIFEST = pa.schema(

@@ -19,8 +19,8 @@ from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 from segray.predict.network import ONE, Network
 from segray.predict.predictor import Labelled
-from segray.select.disagreement import Boxes, Categories, disagreement, mirrored
-from segray.select.measures import Measured, MeasuresWriter, projected
+from segray.selection.disagreement import Boxes, Categories, disagreement, mirrored
+from segray.selection.measures import Measured, MeasuresWriter, projected
 
 
 class PooledFeatures:

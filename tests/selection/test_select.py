@@ -14,7 +14,7 @@ import pytest
 from segray.cli import main
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings
-from tests.select.made import image, instance, many, write
+from tests.selection.made import image, instance, many, write
 
 ALONE = ("--from-run-only",)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from segray.errors import SettingsError
 from segray.output.io import files_below
-from segray.select.disagreement import disagreement
-from segray.select.reading import Ints, Pool, annotated_in, batches
+from segray.selection.disagreement import disagreement
+from segray.selection.reading import Ints, Pool, annotated_in, batches
 from segray.storage import StorageSettings, shown
 
 _BOX = np.dtype([("image", np.int64), ("category", np.int32), ("box", np.float32, 4)])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from segray.errors import SettingsError
 from segray.output.io import files_below
-from segray.select.reading import Pool, batches, ledger_of
+from segray.selection.reading import Pool, batches, ledger_of
 from segray.sources.item import Source
 from segray.sources.manifest import addresses_in
 from segray.sources.names import manifest_kind

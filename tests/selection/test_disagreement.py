@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from segray.select.disagreement import (
+from segray.selection.disagreement import (
     SAME,
     disagreement,
     ious,

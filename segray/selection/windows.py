@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segray.scenes.scene import scene_from
-from segray.select.disagreement import windows_disagreement
+from segray.selection.disagreement import windows_disagreement
 
 
 def disagreement_of(tiles: pa.Table, threshold: float) -> float | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from segray.select.choose import candidates_of, combined, quotas, shares_below, spread
+from segray.selection.choose import candidates_of, combined, quotas, shares_below, spread
 
 Floats = NDArray[np.float64]
 

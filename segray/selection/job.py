@@ -15,11 +15,11 @@ from segray.output.io import check_output, read_if_there
 from segray.output.names import PLAN, RUN
 from segray.retries import retrying
 from segray.run import Problems
-from segray.select.against import add_against
-from segray.select.choose import Chosen, Floats, candidates_of, combined, quotas, shares_below, spread
-from segray.select.labels import mark_labelled
-from segray.select.manifest import by_group, data_of, manifest_of
-from segray.select.reading import (
+from segray.selection.against import add_against
+from segray.selection.choose import Chosen, Floats, candidates_of, combined, quotas, shares_below, spread
+from segray.selection.labels import mark_labelled
+from segray.selection.manifest import by_group, data_of, manifest_of
+from segray.selection.reading import (
     Pool,
     add_instances,
     add_measures,
@@ -29,7 +29,7 @@ from segray.select.reading import (
     measure_files,
     read_pool,
 )
-from segray.select.settings import SelectSettings
+from segray.selection.settings import SelectSettings
 from segray.sources.concurrent_requests import describe
 from segray.storage import canonical_uri, open_filesystem, shown
 
@@ -60,7 +60,7 @@ def select(settings: SelectSettings) -> ExitCode:
     """
     run, pool = _checked(settings)
     if not settings.from_run_only and not _has_pass(settings, run):
-        from segray.select.second_pass import say_cost
+        from segray.selection.second_pass import say_cost
 
         say_cost(settings, run.record, _lacks(run))
     if settings.dry_run:
@@ -160,7 +160,7 @@ def _lacks(run: Run) -> list[str]:
 
 def _run_model(settings: SelectSettings, run: Run) -> None:
     """Run the second pass, unless it is there, finished, of the same settings and as many images."""
-    from segray.select.second_pass import run_pass
+    from segray.selection.second_pass import run_pass
 
     if _has_pass(settings, run):
         say(f"the second pass in {shown(settings.pass_output)} is finished: it is used again")

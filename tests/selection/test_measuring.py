@@ -15,13 +15,13 @@ from segray.annotate.detector import MaskRCNNDetector
 from segray.annotate.predictor import Predictor
 from segray.models.weights import LoadedModel
 from segray.output.folder import Output
-from segray.select.disagreement import disagreement, mirrored
-from segray.select.measures import MEASURES, WIDTH, MeasuresWriter, projected
-from segray.select.measuring import MapMeasurer, MeasuringPredictor, entropy
-from segray.select.reading import Pool, add_measures, features_of, measure_files
+from segray.selection.disagreement import disagreement, mirrored
+from segray.selection.measures import MEASURES, WIDTH, MeasuresWriter, projected
+from segray.selection.measuring import MapMeasurer, MeasuringPredictor, entropy
+from segray.selection.reading import Pool, add_measures, features_of, measure_files
 from segray.storage import StorageSettings
 from tests.bulk.pictures import decoded, failed_row, picture_row, smooth
-from tests.select.models import columns, compact
+from tests.selection.models import columns, compact
 
 STORAGE = StorageSettings()
 CATEGORIES = {1: "one", 2: "two"}
@@ -136,7 +136,7 @@ def test_label_maps_are_measured(tmp_path: Path) -> None:
 
 def test_tiles_are_averaged_by_pixels_and_each_counts_once(tmp_path: Path) -> None:
     """A resumed pass may have measured a tile twice, in files of other tiles."""
-    from segray.select.measures import Measured
+    from segray.selection.measures import Measured
 
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(3, WIDTH)).astype(np.float32)

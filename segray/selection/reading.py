@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segray.errors import SettingsError
 from segray.output.io import files_below
-from segray.select.measures import FOLDER, WIDTH
+from segray.selection.measures import FOLDER, WIDTH
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
