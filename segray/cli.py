@@ -30,6 +30,8 @@ verbs:
       instances and label maps of the same images in one: COCO-panoptic
   retrain --config FILE
       a better model from new labels, or a refusal with reasons
+  select RUN --budget N [--group-by COLUMN] --output MANIFEST
+      which images a person should look at next, each with its reason
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and exit code
   schedule VERB ... --cron TIMES --as SCHEDULER

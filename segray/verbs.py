@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "retrain": Verb(
         "retrain.settings:RetrainSettings", "retrain.job:retrain", "the labels, the registry and the output"
     ),
+    "select": Verb("selection.settings:SelectSettings", "selection.job:select", "the run and the output"),
     "submit": Verb("submit.settings:SubmitSettings", "submit.job:run", splits=True),
     "schedule": Verb("schedule.settings:ScheduleSettings", "schedule.job:run", splits=True),
     "status": Verb("settings:StatusSettings", "status:show", json=True),

@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
     "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "panoptic", "cli",
+    "panoptic", "selection", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -22,6 +22,7 @@ NEVER = {
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
     "panoptic": (JOBS - {"panoptic", "export"}) | {"data", "models", "registry"},
+    "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
