@@ -30,6 +30,7 @@ def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
         "include": settings.include or None,  # finished archives are not read again
         "exclude": settings.exclude or None,
         "keep_columns": settings.keep_columns or None,
+        "location": None if settings.location else False,  # as in outputs of earlier versions
     }
 
 

@@ -48,6 +48,9 @@ class BulkSettings(SceneSettings):
     tile_above: int = Field(
         40_000_000, ge=1, description="images with more pixels (height x width) are processed in windows, too"
     )
+    location: bool = Field(
+        True, description="`--no-location`: neither read nor write where and when an image was taken"
+    )
     crs: str = Field("OGC:CRS84", description="CRS of the outlines in the output, one per run")
     decode_timeout_s: float = Field(30.0, gt=0, description="maximum seconds to decode an image")
     max_file_mib: int = Field(1024, ge=1, description="reject larger encoded files")
@@ -75,7 +78,7 @@ class BulkSettings(SceneSettings):
     def tiling(self) -> Tiling:
         """Return how scenes are cut and read."""
         how = self.band_numbers, self.resolution, self.scaling
-        return Tiling(self.tile, self.overlap, *how, self.tile_above)
+        return Tiling(self.tile, self.overlap, *how, self.tile_above, location=self.location)
 
     @field_validator("keep_columns")
     @classmethod
