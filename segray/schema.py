@@ -79,6 +79,8 @@ TAKEN = [  # see `sources.taken`; null when unknown, and with `--no-location`
     pa.field("taken_at_local", pa.timestamp("us")),  # what the camera's clock showed
 ]
 
+BLURRED = pa.field("blurred", pa.int32())  # regions hidden in its copy; null without `predict --blur`
+
 DECODED = pa.schema(
     [
         *_IDENTITY,
@@ -134,6 +136,7 @@ IMAGES = pa.schema(
         NOTE,
         *QUALITY,
         *TAKEN,
+        BLURRED,
     ]
 )
 """The ledger: one row an item, annotated and rejected alike; then the columns of `--keep-columns`.
@@ -182,7 +185,7 @@ def with_kept(declared: pa.Schema, names: Sequence[str]) -> pa.Schema:
 
 def completed(table: pa.Table, declared: pa.Schema) -> pa.Table:
     """Return a table that an older version wrote in the declared schema; columns it lacks are null."""
-    later = [*QUALITY, *TAKEN]
+    later = [*QUALITY, *TAKEN, BLURRED]
     columns = [
         pa.nulls(table.num_rows, field.type)
         if field in later and field.name not in table.column_names
