@@ -38,6 +38,9 @@ class BulkSettings(SceneSettings):
         description="columns of a manifest to copy to `images`, as text: `camera,region`; "
         "for `--group-by` of other verbs",
     )
+    asset: str | None = Field(
+        None, description="asset of STAC Items to use, by its key; default the visual one, else the data"
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -72,7 +75,7 @@ class BulkSettings(SceneSettings):
     @property
     def choice(self) -> Choice:
         """Return which names in the sources are used."""
-        return Choice(tuple(self.include), tuple(self.exclude))
+        return Choice(tuple(self.include), tuple(self.exclude), stac=True, asset=self.asset)
 
     @property
     def tiling(self) -> Tiling:

@@ -10,6 +10,7 @@ import duckdb
 import geopandas
 import numpy as np
 import pyarrow.parquet as pq
+import pystac
 import pytest
 from PIL import Image
 
@@ -109,3 +110,27 @@ def test_an_output_of_an_older_version_goes_on(photos: Path, tmp_path: Path) -> 
     found = {row["uri"].rpartition("/")[2]: row.get("heading_ref") for row in tables(tmp_path / "out")[0]}
     assert found.pop("street.jpg") == "true"
     assert set(found.values()) == {None}
+
+
+def test_a_stac_item_tells_when(photos: Path, tmp_path: Path) -> None:
+    """Before EXIF, also for a photo in windows; EXIF's place and heading stay."""
+    for name in ("large.jpg", "street.jpg", "0000.png"):
+        item = pystac.Item(name, None, None, datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC), {})
+        item.add_asset("image", pystac.Asset(str(photos / name), media_type="image/jpeg"))
+        (tmp_path / "items").mkdir(exist_ok=True)
+        (tmp_path / f"items/{name}.json").write_text(json.dumps(item.to_dict()))
+    (tmp_path / "items/cut.json").write_text('{"type": "Feature"')
+    windows = ("--tile-above", "50000", "--tile", "256", "--max-rejects", "1")
+    command = (tmp_path / "items", "--output", tmp_path / "out", *WEIGHTS, *windows)
+    assert annotate(*command) == 0
+    rows = {row["uri"].rpartition("/")[2]: row for row in tables(tmp_path / "out")[0]}
+    assert rows.pop("cut.json")["error_type"] == "corrupt"
+    assert {row["taken_at"] for row in rows.values()} == {datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)}
+    assert rows["large.jpg"]["tiles"] == 4
+    assert {name: row["heading_ref"] for name, row in rows.items()} == {
+        "large.jpg": "true", "street.jpg": "true", "0000.png": None
+    }  # fmt: skip
+    assert annotate(*command, "--no-location") == 2
+    private = (tmp_path / "items", "--output", tmp_path / "private", *WEIGHTS, *windows, "--no-location")
+    assert annotate(*private) == 0
+    assert {row[name] for row in tables(tmp_path / "private")[0] for name in NAMES} == {None}

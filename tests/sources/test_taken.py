@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import rasterio
 import shapely
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
@@ -23,6 +24,8 @@ from segray.sources.item import Source
 from segray.sources.rows import FetchedRows
 from segray.sources.sandbox import DecodeSandbox
 from segray.sources.taken import Taken, taken_of, utc_of
+from tests.scenes.made import town, write
+from tests.scenes.steps import annotated
 from tests.sources.exif_made import BERLIN, STREET, gps_at, photo_exif
 from tests.sources.mutations import mutate
 from tests.sources.pictures import encoded, picture
@@ -254,3 +257,24 @@ def test_heic(sandbox: DecodeSandbox) -> None:
     data = (Path(__file__).parents[1] / "data/heif/STREET__29x100.heif").read_bytes()
     found = sandbox.decode(data, 10_000).taken
     assert found == taken_of(STREET.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-05-06 05:08:09", MOMENT.replace(microsecond=0)),
+        ("2024-05-06", None),
+        ("2024-13-06 05:08:09", None),
+    ],
+)
+def test_a_scene_that_says_when_it_was_taken(
+    text: str, expected: datetime | None, sandbox: DecodeSandbox, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "town.tif", town(300, 300))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="IMAGERY", ACQUISITIONDATETIME=text)
+        file.update_tags(TIFFTAG_DATETIME="2025:01:01 00:00:00")  # when it was written
+    row = annotated(path, Tiling(256, 64), sandbox, "exact")
+    assert (row["status"], row["taken_at"], row["location"]) == ("annotated", expected, None)
+    row = annotated(path, Tiling(256, 64, location=False), sandbox, "exact")
+    assert row["taken_at"] is None
