@@ -63,7 +63,8 @@ def _checked(labels: Labels, settings: ExportOptions) -> Splits:
     if settings.filters and not table.count_instances():
         raise NothingToDoError(f"none of {labels.filtered:,} instances matches the filter")
     if settings.format in ON_EARTH:
-        _check_geometry(labels, settings)
+        if labels.verb != "predict":
+            _check_geometry(labels, settings)
     else:
         check_sizes(labels)
     if settings.format == "masks":
@@ -157,6 +158,12 @@ def _write(
 
         target.begin(identity, *coco_panoptic.outputs(splits))
         coco_panoptic.write_panoptic(table, target, splits, settings.run[0], settings.storage, folder)
+    elif kind == "stac":
+        from segray.export import stac
+
+        target.begin(identity, (), stac.FOLDERS)
+        where, run = labels.crs or CRS84, settings.run[0].rstrip("/")
+        labels.notes += stac.write_items(table, target, splits, run, settings.storage, where, folder)
     else:
         _write_files(labels, settings, target, splits, identity, folder)
     target.flush()

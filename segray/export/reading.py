@@ -66,8 +66,10 @@ def read_run(settings: ExportOptions, folder: Path) -> Labels:
     )
     if not ledger:
         raise SettingsError(f"run: {shown(run)} is no output of annotate: it has no images/*.parquet")
-    if verb == "predict" and settings.format != "masks":
-        raise SettingsError(f"as: {shown(run)} holds label maps of predict; they can be exported as masks")
+    if verb == "predict" and settings.format not in ("masks", "stac"):
+        raise SettingsError(
+            f"as: {shown(run)} holds label maps of predict; they can be exported as masks or stac"
+        )
     check_format(verb, settings)
     labels = Labels(LabelTable(folder), verb, digest)
     for file in ledger:

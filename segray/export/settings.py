@@ -8,10 +8,12 @@ from pydantic_settings import CliPositionalArg
 from segray.address import Address
 from segray.settings import CommonSettings
 
-Format = Literal["coco", "yolo", "geojson", "gpkg", "flatgeobuf", "masks", "labelstudio", "coco-panoptic"]
+Format = Literal[
+    "coco", "yolo", "geojson", "gpkg", "flatgeobuf", "stac", "masks", "labelstudio", "coco-panoptic"
+]
 FILE_SUFFIX = {"coco": ".json", "geojson": ".geojson", "gpkg": ".gpkg", "flatgeobuf": ".fgb"}
 """Formats of one file, or of one file a split; the others are folders."""
-ON_EARTH = ("geojson", "gpkg", "flatgeobuf")
+ON_EARTH = ("geojson", "gpkg", "flatgeobuf", "stac")
 
 
 class ExportOptions(CommonSettings):
@@ -39,7 +41,7 @@ exit codes:
         description="output folder or bucket URL of the run",
     )
     output: Address = Field(
-        description="a file (.json, .geojson, .gpkg, .fgb), or a folder for yolo, masks, labelstudio, "
+        description="a file (.json, .geojson, .gpkg, .fgb), or a folder for yolo, stac, masks, labelstudio, "
         "coco-panoptic and with --by-split"
     )
     classes: list[str] = Field([], description="names of the classes to export (default: all)")
@@ -111,9 +113,10 @@ ExportSettings = create_model(
     __base__=ExportOptions,
     __doc__="""Write the labels of a run in the format of another program.
 
-    RUN is a finished output of annotate, or labels of the same tables; `masks` also takes an output of
-    predict, `coco-panoptic` takes one of panoptic. All annotated images are listed, also those without an
-    instance; rejected images are left out and counted. The run is not changed, and images are not copied.
+    RUN is a finished output of annotate, or labels of the same tables; `masks` and `stac` also take an
+    output of predict, `coco-panoptic` takes one of panoptic. All annotated images are listed, also those
+    without an instance; rejected images are left out and counted. The run is not changed, and images are not
+    copied.
     """,
     **_AS,
 )

@@ -228,7 +228,7 @@ def look_up_rows(
         if not uri:
             found[row] = _without_uri(manifest, row)
             continue
-        address = _absolute(plain_file_url(uri), base)
+        address = absolute(plain_file_url(uri), base)
         try:
             protocol, _ = split_protocol(address)
             canonical = canonical_uri(address)
@@ -267,7 +267,8 @@ def _without_uri(manifest: Source, row: int) -> Source:
     )
 
 
-def _absolute(uri: str, base: str) -> str:
+def absolute(uri: str, base: str) -> str:
+    """Return an address that may be relative to a folder."""
     if "://" in uri or uri.startswith(("/", "~")):
         return uri
     if "://" not in base:
