@@ -89,7 +89,7 @@ class Category:
 
     def _precision(self, area: int, drawn: Floats, truth: Ints) -> Iterator[Floats]:
         """Yield for each IoU the interpolated precision (draws, 101); drawn: (draws, predictions)."""
-        needed = _needed(truth)
+        needed = hits_needed(truth)
         ranks = drawn.cumsum(axis=1)
         for iou in range(len(IOUS)):
             hits, counted = self.hits(iou, area)
@@ -102,7 +102,7 @@ class Category:
     def curve(self, iou: int) -> tuple[Floats, Floats]:
         """Return precision and score at each recall point, (101,) each; where it is not reached 0."""
         hits, _ = self.hits(iou, 0)
-        needed = np.maximum(_needed(self.truth(0))[0].astype(np.int64), 1)
+        needed = np.maximum(hits_needed(self.truth(0))[0].astype(np.int64), 1)
         reached = needed <= len(hits)
         scores = np.where(reached, self.score[hits][np.minimum(needed, max(len(hits), 1)) - 1], 0) if len(hits) else np.zeros(len(needed))
         return self.precision(0)[iou], scores
@@ -273,7 +273,7 @@ def interpolated(hits: Floats, detections: Floats, needed: Floats) -> Floats:
     return np.asarray(np.maximum.accumulate(between[:, ::-1], axis=1)[:, ::-1])
 
 
-def _needed(truth: Ints) -> Floats:
+def hits_needed(truth: Ints) -> Floats:
     """Return the fewest hits whose recall, hits / truth in float64, reaches each point, (draws, 101)."""
     whole = truth[:, None].astype(np.float64)
     hits = np.ceil(RECALLS * whole)
