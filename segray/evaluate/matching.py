@@ -160,7 +160,9 @@ def match(instances: Instances, kinds: Sequence[Kind]) -> Matches:
     sizes = np.packbits(~other, axis=0, bitorder="little").reshape(-1) | crowd * np.uint8(CROWD)
     states = {}
     for kind in kinds:
-        compare = _Compare(every.of(kind, truth), every.of(kind, found), crowd, every.runs if kind == "segm" else None)
+        compare = _Compare(
+            every.of(kind, truth), every.of(kind, found), crowd, every.runs if kind == "segm" else None
+        )
         pairs = compare.pairs(cell[truth], cell[found])
         states[kind] = pairs.choose(cell[found], crowd, other, _other_size(compare.found.area))
     image, category = every.image.astype(np.int32), category.astype(np.int32)
@@ -236,7 +238,10 @@ class _Compare:
 
 def _shared_box(true: Floats, found: Floats) -> Floats:
     """Return the area that boxes (n, 4) share, (n,)."""
-    low, high = np.maximum(true[:, :2], found[:, :2]), np.minimum(*(b[:, :2] + b[:, 2:] for b in (true, found)))
+    low, high = (
+        np.maximum(true[:, :2], found[:, :2]),
+        np.minimum(*(b[:, :2] + b[:, 2:] for b in (true, found))),
+    )
     sides = np.maximum(high - low, 0)
     return np.asarray(sides[:, 0] * sides[:, 1])
 
@@ -281,9 +286,7 @@ class _Pairs:
         both = np.concatenate((true.reshape(-1, _STATES), ignored.reshape(-1, _STATES)), axis=1)
         return np.packbits(both, axis=1, bitorder="little")
 
-    def _best(
-        self, pair: Ints, place: Ints, taken: Bools, crowd: Bools, other: Bools
-    ) -> tuple[Ints, Bools]:
+    def _best(self, pair: Ints, place: Ints, taken: Bools, crowd: Bools, other: Bools) -> tuple[Ints, Bools]:
         """Return the pair that each prediction of a turn chooses, (n, 4, 10), -1: none; whether it is true.
 
         pair: of all of them; place: of the pair among those of its prediction.

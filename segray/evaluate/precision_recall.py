@@ -14,7 +14,18 @@ from math import exp, factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.evaluate.matching import AREAS, IOUS, Bools, Floats, Ints, Kind, Matches, bits, ignored_bit, true_bit
+from segray.evaluate.matching import (
+    AREAS,
+    IOUS,
+    Bools,
+    Floats,
+    Ints,
+    Kind,
+    Matches,
+    bits,
+    ignored_bit,
+    true_bit,
+)
 
 RECALLS: Floats = np.linspace(0.0, 1.00, 101)
 """COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
@@ -104,7 +115,11 @@ class Category:
         hits, _ = self.hits(iou, 0)
         needed = np.maximum(hits_needed(self.truth(0))[0].astype(np.int64), 1)
         reached = needed <= len(hits)
-        scores = np.where(reached, self.score[hits][np.minimum(needed, max(len(hits), 1)) - 1], 0) if len(hits) else np.zeros(len(needed))
+        scores = (
+            np.where(reached, self.score[hits][np.minimum(needed, max(len(hits), 1)) - 1], 0)
+            if len(hits)
+            else np.zeros(len(needed))
+        )
         return self.precision(0)[iou], scores
 
     def best_f1(self) -> Threshold:
@@ -134,7 +149,9 @@ class Category:
 
 def ranked(matches: Matches, kind: Kind, detections: int) -> Iterator[tuple[int, Category]]:
     """Yield each category that occurs, by its id, with its predictions ranked."""
-    order, true_order = (np.argsort(each, kind="stable") for each in (matches.category, matches.truth_category))
+    order, true_order = (
+        np.argsort(each, kind="stable") for each in (matches.category, matches.truth_category)
+    )
     category, true = matches.category[order], matches.truth_category[true_order]
     for number in np.union1d(np.unique(category), np.unique(true)).tolist():
         rows, truth = (
@@ -165,7 +182,14 @@ def figures(categories: Iterable[tuple[int, Category]], detections: int) -> Inst
 
 def _names(detections: int) -> list[str]:
     few = [f"ar{number}" for number in FEW if number < detections]
-    return ["ap", "ap50", "ap75", *(f"ap{area}" for area in AREAS[1:]), *few, *(f"ar{area}" for area in AREAS)]
+    return [
+        "ap",
+        "ap50",
+        "ap75",
+        *(f"ap{area}" for area in AREAS[1:]),
+        *few,
+        *(f"ar{area}" for area in AREAS),
+    ]
 
 
 def _figures(category: Category, detections: int) -> dict[str, float]:
@@ -236,7 +260,9 @@ def _bounds(drawn: Floats, level: float) -> dict[str, list[float]]:
 
 def image_hash(name: str) -> int:
     """Return a hash of an image's name, 64 bits."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

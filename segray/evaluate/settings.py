@@ -79,6 +79,20 @@ exit codes:
     detections: int = Field(
         COCO_DETECTIONS, ge=1, description="maximum predicted instances per image and category that count"
     )
+    group_by: str | None = Field(
+        None,
+        description="figures for each value of a column too: of the labels' images, or one that annotate kept",
+    )
+    draws: int = Field(
+        200, ge=0, le=100_000, description="bootstrap draws over images for 95 %% intervals of AP; 0: none"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the draws")
+    worst: int = Field(20, ge=0, description="images with the most errors to name in metrics.json")
+    ray_above: int = Field(
+        20_000,
+        ge=1,
+        description="instances: match on Ray from this number of images on, in this process below",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto, as in training: bf16 where the GPU multiplies it, else fp32"

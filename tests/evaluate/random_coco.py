@@ -74,7 +74,9 @@ class RandomSet:
             mask[-1, -1] = 1
         return mask
 
-    def _annotate(self, image_id: int, category: int, place: NDArray[np.int64], size: tuple[int, int]) -> None:
+    def _annotate(
+        self, image_id: int, category: int, place: NDArray[np.int64], size: tuple[int, int]
+    ) -> None:
         mask, random = self._mask(place, size), self.random
         segmentation = encoded(mask)
         self.truth["annotations"].append(
