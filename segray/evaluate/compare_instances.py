@@ -33,7 +33,7 @@ from segray.evaluate.instance_report import Compared, outcome_of
 from segray.evaluate.instance_rows import Shards
 from segray.evaluate.matching import KINDS, Kind, Matches
 from segray.evaluate.report import Outcome, Progress
-from segray.evaluate.score_shard import Shard, ShardScores, checked, score_shard
+from segray.evaluate.score_shard import DIGESTS, Shard, ShardScores, checked, score_shard
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import say
 from segray.masks.types import Rle
@@ -79,9 +79,8 @@ class InstanceEvaluation:
             for scores in self._scored(shards):
                 parts.append(scores.matches)
                 self.wanted.broken.update(scores.broken)
-                digests = [
-                    (one + other) % (1 << 256) for one, other in zip(digests, scores.digests, strict=True)
-                ]
+                both = zip(digests, scores.digests, strict=True)
+                digests = [(one + other) % DIGESTS for one, other in both]
         return outcome_of(self.settings, self._compared(Matches.joined(parts), digests))
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:

@@ -1,4 +1,4 @@
-"""Matches of all images -> what metrics.json says of instances: figures, intervals, groups, curves, worst images."""
+"""Matches of all images -> what metrics.json says of instances: figures, intervals, groups, curves."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -127,11 +127,8 @@ def _interval_lines(scored: Scored, settings: EvaluateSettings) -> list[str]:
     """Return a line for each kind."""
     lines = []
     for kind, (overall, _) in scored.intervals.items():
-        bounds = [
-            f"{name} {low:.4f} to {high:.4f}"
-            for name, (low, high) in overall.items()
-            if low == low  # not NaN
-        ]
+        known = {name: each for name, each in overall.items() if not np.isnan(each[0])}
+        bounds = [f"{name} {low:.4f} to {high:.4f}" for name, (low, high) in known.items()]
         if bounds:
             lines.append(f"{kind}, {LEVEL:.0%} intervals: {', '.join(bounds)} ({settings.draws:,} draws)")
     return lines
@@ -172,18 +169,10 @@ def _groups(
 
 def _short(group: dict[str, Any]) -> dict[str, Any]:
     """Return a group as a row to print."""
-    row: dict[str, Any] = {"group": group["group"] or "-", "images": group["images"]}
-    for kind in ("segm", "bbox"):
-        if kind in group:
-            low, high = group.get("intervals", {}).get(kind, {}).get("ap", (float("nan"),) * 2)
-            row |= {
-                f"{kind}_ap": group[kind]["ap"],
-                "from": low,
-                "to": high,
-                f"{kind}_ap50": group[kind]["ap50"],
-            }
-            break
-    return row
+    kind = "segm" if "segm" in group else "bbox"
+    low, high = group.get("intervals", {}).get(kind, {}).get("ap", (float("nan"),) * 2)
+    row = {"group": group["group"] or "-", "images": group["images"], f"{kind}_ap": group[kind]["ap"]}
+    return row | {"from": low, "to": high, f"{kind}_ap50": group[kind]["ap50"]}
 
 
 def _thresholds(names: Mapping[int, str], scored: Scored) -> list[dict[str, Any]]:
@@ -238,10 +227,8 @@ def _uncut(matches: Matches, scored: Scored, limit: int, notes: list[str]) -> di
         return {}
     images, most = len(np.unique(matches.image[over])), int(matches.rank.max()) + 1
     every = {kind: figures(ranked(matches, kind, most), most).overall["ap"] for kind in matches.states}
-    compared = ", ".join(
-        f"{kind} AP {scored.figures[kind].overall['ap']:.3f} so, {ap:.3f} with all"
-        for kind, ap in every.items()
-    )
+    few = {kind: scored.figures[kind].overall["ap"] for kind in every}
+    compared = ", ".join(f"{kind} AP {few[kind]:.3f} so, {ap:.3f} with all" for kind, ap in every.items())
     notes.append(
         f"{images:,} images have more than {limit} predictions of a category, up to {most:,}: only the "
         f"{limit} with the highest scores count ({compared}; --detections {most} counts all)"

@@ -1,8 +1,8 @@
 """Truth and predictions as rows of one table, brought together by image on this machine's disk.
 
-Labels and predictions come in orders of their own, and neither fits into memory. So both are read once and each
-row is appended to the file of its shard, `IMAGES` neighbouring images; then one shard is read at a time (a hash
-join's first half). A row takes its run lengths and about 80 bytes on disk, and nothing in memory.
+Labels and predictions come in orders of their own, and neither fits into memory. So both are read once and
+each row is appended to the file of its shard, `IMAGES` neighbouring images; then one shard is read at a time
+(a Grace join). A row takes its run lengths and about 80 bytes on disk, and nothing in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -160,9 +160,8 @@ def match(instances: Instances, kinds: Sequence[Kind]) -> Matches:
     sizes = np.packbits(~other, axis=0, bitorder="little").reshape(-1) | crowd * np.uint8(CROWD)
     states = {}
     for kind in kinds:
-        compare = _Compare(
-            every.of(kind, truth), every.of(kind, found), crowd, every.runs if kind == "segm" else None
-        )
+        runs = every.runs if kind == "segm" else None
+        compare = _Compare(every.of(kind, truth), every.of(kind, found), crowd, runs)
         pairs = compare.pairs(cell[truth], cell[found])
         states[kind] = pairs.choose(cell[found], crowd, other, _other_size(compare.found.area))
     image, category = every.image.astype(np.int32), category.astype(np.int32)
@@ -238,11 +237,8 @@ class _Compare:
 
 def _shared_box(true: Floats, found: Floats) -> Floats:
     """Return the area that boxes (n, 4) share, (n,)."""
-    low, high = (
-        np.maximum(true[:, :2], found[:, :2]),
-        np.minimum(*(b[:, :2] + b[:, 2:] for b in (true, found))),
-    )
-    sides = np.maximum(high - low, 0)
+    ends = np.minimum(true[:, :2] + true[:, 2:], found[:, :2] + found[:, 2:])
+    sides = np.maximum(ends - np.maximum(true[:, :2], found[:, :2]), 0)
     return np.asarray(sides[:, 0] * sides[:, 1])
 
 

@@ -1,9 +1,9 @@
 """Matches -> COCO's figures, precision over recall, the best threshold, and what resampled images would give.
 
-Predictions of a category are ranked by score; ties stand in the order of the images. Every figure is computed
-for images with whole-number weights, all 1 for the figures themselves: an image of weight 2 counts as two, one
-of 0 is left out. With weights drawn from Poisson(1) that is the bootstrap over images. A weight comes from a
-hash of the image's name, so it is the same in whichever shard or order the image is read, and is not kept.
+Predictions of a category are ranked by score; ties stand in the order of the images. Figures are computed for
+images with whole-number weights, all 1 for the figures themselves: an image of weight 2 counts as two, one of 0
+is left out. With weights drawn from Poisson(1) that is the bootstrap over images. A weight comes from a hash of
+the image's name, so it is the same in whichever shard or order the image is read, and is not kept.
 """
 
 import hashlib
@@ -112,15 +112,10 @@ class Category:
 
     def curve(self, iou: int) -> tuple[Floats, Floats]:
         """Return precision and score at each recall point, (101,) each; where it is not reached 0."""
-        hits, _ = self.hits(iou, 0)
+        scores = self.score[self.hits(iou, 0)[0]]
         needed = np.maximum(hits_needed(self.truth(0))[0].astype(np.int64), 1)
-        reached = needed <= len(hits)
-        scores = (
-            np.where(reached, self.score[hits][np.minimum(needed, max(len(hits), 1)) - 1], 0)
-            if len(hits)
-            else np.zeros(len(needed))
-        )
-        return self.precision(0)[iou], scores
+        there = np.append(scores, 0)[np.minimum(needed - 1, len(scores))]
+        return self.precision(0)[iou], there
 
     def best_f1(self) -> Threshold:
         """Return the threshold of the highest F1 at IoU 0.5; of equal ones the highest score."""
@@ -149,9 +144,8 @@ class Category:
 
 def ranked(matches: Matches, kind: Kind, detections: int) -> Iterator[tuple[int, Category]]:
     """Yield each category that occurs, by its id, with its predictions ranked."""
-    order, true_order = (
-        np.argsort(each, kind="stable") for each in (matches.category, matches.truth_category)
-    )
+    order = np.argsort(matches.category, kind="stable")
+    true_order = np.argsort(matches.truth_category, kind="stable")
     category, true = matches.category[order], matches.truth_category[true_order]
     for number in np.union1d(np.unique(category), np.unique(true)).tolist():
         rows, truth = (

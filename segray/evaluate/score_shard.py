@@ -15,7 +15,8 @@ from segray.evaluate.matching import Instances, Kind, Matches, match
 from segray.masks.coco_segmentation import rle_of
 from segray.masks.run_ends import RunEnds
 
-_DIGEST = 1 << 256
+DIGESTS = 1 << 256
+"""Sums of digests are modulo this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,8 @@ def score_shard(data: bytes, shard: Shard) -> ShardScores:
     rows, runs, broken = checked(data, shard)
     true = np.isnan(rows["score"].to_numpy())
     digests = _digests(rows, shard)
-    sums = (
-        sum(digests[row] for row in np.flatnonzero(true)),
-        sum(digests[row] for row in np.flatnonzero(~true)),
+    of_truth, of_found = (
+        sum(digests[row] for row in np.flatnonzero(each).tolist()) for each in (true, ~true)
     )
     columns = {name: rows[name].to_numpy() for name in ("image", "category", "score", "area")}
     instances = Instances(
@@ -78,7 +78,7 @@ def score_shard(data: bytes, shard: Shard) -> ShardScores:
         runs,
         None if runs is None else _bounds(rows, shard),
     )
-    return ShardScores(match(instances, shard.kinds), broken, (sums[0] % _DIGEST, sums[1] % _DIGEST))
+    return ShardScores(match(instances, shard.kinds), broken, (of_truth % DIGESTS, of_found % DIGESTS))
 
 
 def checked(data: bytes, shard: Shard) -> tuple[pa.Table, RunEnds | None, dict[int, str]]:

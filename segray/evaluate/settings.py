@@ -81,7 +81,7 @@ exit codes:
     )
     group_by: str | None = Field(
         None,
-        description="figures for each value of a column too: of the labels' images, or one that annotate kept",
+        description="figures for each value of a column too: of the labels' images, or kept by annotate",
     )
     draws: int = Field(
         200, ge=0, le=100_000, description="bootstrap draws over images for 95 %% intervals of AP; 0: none"
