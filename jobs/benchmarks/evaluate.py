@@ -1,8 +1,8 @@
-"""COCO's figures of 5,000 images: segray against pycocotools and faster-coco-eval; memory of ten times as many.
+"""COCO's figures of 5,000 images, against pycocotools and faster-coco-eval; memory of ten times as many.
 
 Made like COCO's val set: 80 categories, about 7 objects and 20 predictions an image of 640 x 480, run lengths
-of some 150 characters. All arms read the same two JSON files and compute the twelve figures of masks and boxes,
-each in a process of its own, timed after the imports. The figures must be equal to 1e-6.
+of some 150 characters. All arms read the same two JSON files and compute the twelve figures of masks and of
+boxes, each in a process of its own, timed after the imports. The figures must be equal to 1e-6.
 """
 
 import json

@@ -1,6 +1,6 @@
 """One arm of `evaluate`: COCO files -> COCO's twelve figures of masks and of boxes, timed after the imports.
 
-    python -m jobs.benchmarks.evaluate_arms ARM TRUTH RESULTS     prints JSON: seconds, peak_bytes, figures
+python -m jobs.benchmarks.evaluate_arms ARM TRUTH RESULTS     prints JSON: seconds, peak_bytes, figures
 """
 
 import contextlib

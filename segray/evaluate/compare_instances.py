@@ -137,7 +137,7 @@ class InstanceEvaluation:
         jobs = ((shards.read(number), self._shard(number)) for number in range(len(shards)))
         progress = Progress(len(shards), "shards of images matched")
         if shards.images < self.settings.ray_above:
-            found = (score_shard(*job) for job in jobs)
+            found: Iterator[ShardScores] = (score_shard(*job) for job in jobs)
         else:
             from segray.evaluate.shards_on_ray import score_shards
 
@@ -183,9 +183,11 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
     """
     if settings.root is not None:
         raise SettingsError("root: for manifests and lists; COCO JSON does not use it")
+    if settings.footprints is not None:
+        return _on_scenes(settings, predictions, settings.footprints)
     split = None if settings.split == "all" else settings.split
-    kind = CocoLabels if labels.lower().endswith(".json") else TableLabels
-    truth = kind(labels, settings.storage, split, settings.group_by)
+    opened: Any = CocoLabels if labels.lower().endswith(".json") else TableLabels
+    truth: InstanceLabels = opened(labels, settings.storage, split, settings.group_by)
     if not truth.images:
         raise NothingToDoError("labels: no images: nothing to compare")
     found: InstancePredictions
@@ -193,10 +195,18 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
         found = ResultPredictions(settings, predictions)
     else:
         found = OutputPredictions(settings, predictions)
-    return paired_up(settings, truth, found)
+    return _paired_up(settings, truth, found)
 
 
-def paired_up(
+def _on_scenes(settings: EvaluateSettings, predictions: str, footprints: str) -> InstanceEvaluation:
+    from segray.evaluate.footprint_labels import FootprintLabels
+
+    found = OutputPredictions(settings, predictions, scenes=True)
+    labels = FootprintLabels(settings, footprints, found)
+    return _paired_up(settings, labels, found)
+
+
+def _paired_up(
     settings: EvaluateSettings, labels: InstanceLabels, predictions: InstancePredictions
 ) -> InstanceEvaluation:
     """Return the evaluation of labels and predictions that are opened. Raises SettingsError."""

@@ -21,7 +21,7 @@ from segray.masks.types import Rle
 from segray.output.reader import instances_of, ledger_files, read_ledger
 from segray.storage import StorageSettings
 
-NUMBERS = ("image_id", "category_id", "category", "score", "segmentation")
+_NEEDED = ("image_id", "category_id", "score", "segmentation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,50 +110,54 @@ def counts_only(segmentation: object, height: int, width: int) -> Rle:
 
 
 class TableLabels:
-    """Labels of `annotate`'s shape: rows without a score are the truth, images without any count too."""
+    """Labels of `annotate`'s shape: rows without a score, which a person drew or confirmed, are the truth.
+
+    As in training, an image in which the model found something and a person confirmed nothing has not been
+    looked at: it is left out.
+    """
 
     def __init__(self, url: str, storage: StorageSettings, split: str | None, group: str | None) -> None:
         """Read images and categories. Raises SettingsError."""
         self._url, self._storage = url.rstrip("/"), storage
         items = read_ledger(ledger_files(url, storage), storage, [name for name in ("split", group) if name])
-        if split is not None:
-            items = [item for item in items if (item.more or {}).get("split") == split]
-        self.images = {
-            item.image_id: TrueImage(
-                f"{rank:09d} {item.address}",
-                item.address,
-                item.size,
-                None,
-                (item.more or {}).get(group or ""),
-            )
-            for rank, item in enumerate(sorted(items, key=lambda item: item.image_id))
-            if item.error_type is None and item.size is not None
-        }
-        self.categories = self._categories()
-        self._scored = 0
+        waiting = self._read_categories()
+        self._waiting = len(waiting)
+        self.images = dict[ImageId, TrueImage]()
+        for rank, item in enumerate(sorted(items, key=lambda item: item.image_id)):
+            more = item.more or {}
+            usable = item.error_type is None and item.size is not None and item.image_id not in waiting
+            if usable and split in (None, more.get("split")):
+                key, own = f"{rank:09d} {item.address}", more.get(group or "")
+                self.images[item.image_id] = TrueImage(key, item.address, item.size or (0, 0), None, own)
 
-    def _categories(self) -> dict[int, str]:
-        found = dict[int, str]()
-        for table in instances_of(self._url, self._storage, ("category_id", "category")):
-            pairs = table.set_column(1, "category", table["category"].cast(pa.string()))
+    def _read_categories(self) -> set[str]:
+        """Fill `categories`; return the images that no person has looked at."""
+        found, confirmed, waiting = dict[int, str](), set[str](), set[str]()
+        for table in instances_of(self._url, self._storage, ("image_id", "category_id", "category", "score")):
+            pairs = table.set_column(2, "category", table["category"].cast(pa.string()))
             for row in pairs.group_by(["category_id", "category"]).aggregate([]).to_pylist():
                 found[row["category_id"]] = row["category"] or str(row["category_id"])
-        return dict(sorted(found.items()))
+            unscored = pc.is_null(table["score"])
+            confirmed |= set(table["image_id"].filter(unscored).unique().to_pylist())
+            waiting |= set(table["image_id"].filter(pc.invert(unscored)).unique().to_pylist())
+        self.categories = dict(sorted(found.items()))
+        return waiting - confirmed
 
     def rows(self, wanted: Wanted) -> Iterator[pa.Table]:
         """Yield the true instances."""
         ids = pa.array(list(wanted.numbers), pa.string())
         places = np.array([*wanted.numbers.values(), -1])
-        for table in instances_of(self._url, self._storage, (*NUMBERS, "iscrowd", "instance_id")):
-            unscored = pc.is_null(table["score"])
-            self._scored += len(table) - pc.sum(unscored).as_py() if len(table) else 0
-            table = table.filter(unscored)
-            image = places[numbered(table["image_id"], ids)]
-            yield table_rows(table, image, np.asarray(table["category_id"]), wanted, table["instance_id"])
+        for table in instances_of(self._url, self._storage, _NEEDED, ("iscrowd", "instance_id")):
+            truth = table.filter(pc.is_null(table["score"]))
+            image = places[numbered(truth["image_id"], ids)]
+            names = truth["instance_id"] if "instance_id" in truth.column_names else truth["image_id"]
+            yield table_rows(truth, image, truth["category_id"].to_numpy(), wanted, names)
 
     def notes(self) -> list[str]:
-        """Return a line on instances with a score."""
-        return [f"{self._scored:,} instances of the labels have a score: not truth"] * bool(self._scored)
+        """Return a line on images that are left out."""
+        return [
+            f"{self._waiting:,} images are left out: no instance of theirs was confirmed by a person"
+        ] * bool(self._waiting)
 
 
 def table_rows(
@@ -176,7 +180,7 @@ def table_rows(
         wrong |= ~np.isfinite(score)
         boxes = [each or [np.nan] * 4 for each in table["box"].to_pylist()]
         box = list(np.array(boxes, np.float64).reshape(-1, 4).T)
-    else:
+    elif "iscrowd" in table.column_names:
         crowd = table["iscrowd"].fill_null(0).to_numpy() != 0
     for row in np.flatnonzero(wrong).tolist():
         who = "prediction" if name is None else f"truth: {names[row]}"

@@ -22,6 +22,7 @@ from segray.evaluate.instance_rows import RowList, numbered
 from segray.evaluate.match_names import by_file_name, owners
 from segray.evaluate.settings import EvaluateSettings
 from segray.output.reader import INSTANCE, Item, instances_of, ledger_files, read_ledger, run_record
+from segray.scenes.scene import Tiling
 from segray.storage import canonical_uri
 
 
@@ -73,9 +74,28 @@ class OutputPredictions:
             where = f"predictions: {canonical_uri(url)}"
             raise SettingsError(f"{where}: neither an output of annotate nor COCO results (.json)")
         record = run_record(url, settings.storage)
-        self.threshold = (record.get("settings") or {}).get("score_threshold")
+        self._settings: dict[str, Any] = record.get("settings") or {}
+        self.threshold = self._settings.get("score_threshold")
         more = [*filter(None, [settings.group_by]), *["scene", "version"] * scenes]
         self.items = read_ledger(ledger, settings.storage, more)
+
+    @property
+    def tiling(self) -> Tiling:
+        """Return how the run cut scenes."""
+        usual, bands = Tiling(), self._settings.get("bands")
+        return Tiling(
+            self._settings.get("tile", usual.tile),
+            self._settings.get("overlap", usual.overlap),
+            None if not isinstance(bands, list) else tuple(bands),
+            self._settings.get("resolution"),
+        )
+
+    def categories(self) -> list[str]:
+        """Return the names of the categories that were found, by name."""
+        found = set[str]()
+        for table in instances_of(self._url, self._storage, ("category",)):
+            found |= {name for name in table["category"].cast(pa.string()).unique().to_pylist() if name}
+        return sorted(found)
 
     def pair(self, images: dict[ImageId, TrueImage]) -> Paired:
         """Find the images of the labels by the ends of their addresses."""
@@ -92,8 +112,8 @@ class OutputPredictions:
 
     def groups(self, paired: Paired, column: str) -> dict[ImageId, Any]:
         """Return a column of the ledger."""
-        values = {item.image_id: item.more[column] for item in self.items if column in (item.more or {})}
-        return {number: values.get(name) for number, name in paired.names.items()} if values else {}
+        values = {item.image_id: (item.more or {}).get(column) for item in self.items}
+        return {number: values.get(name) for number, name in paired.names.items()}
 
     def rows(self, wanted: Wanted, paired: Paired, categories: CategoryMap) -> Iterator[pa.Table]:
         """Yield the instances; those of categories that the labels lack are counted."""

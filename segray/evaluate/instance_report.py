@@ -141,7 +141,7 @@ def _intervals(
     if not scored.intervals:
         return {}
     about = {"level": LEVEL, "draws": settings.draws, "seed": settings.seed}
-    overall = {kind: found for kind, (found, _) in scored.intervals.items()}
+    overall = {str(kind): found for kind, (found, _) in scored.intervals.items()}
     classes = [
         {"class": name, "id": number}
         | {kind: found[number] for kind, (_, found) in scored.intervals.items() if number in found}
@@ -162,7 +162,7 @@ def _groups(
         found = Scored.of(matches.of_images(here), settings.detections, resampling)
         row: dict[str, Any] = {"group": value, "images": int(here.sum())}
         row |= {kind: each.overall for kind, each in found.figures.items()}
-        bounds = {kind: overall for kind, (overall, _) in found.intervals.items()}
+        bounds = {str(kind): overall for kind, (overall, _) in found.intervals.items()}
         rows.append(row | ({"intervals": bounds} if bounds else {}))
     return rows
 

@@ -13,7 +13,7 @@ What is kept (`Matches`) has 40 bytes a prediction and 9 a true instance, and sh
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import shapely
@@ -115,12 +115,12 @@ class Matches:
     def joined(cls, parts: "Sequence[Matches]") -> "Matches":
         """Return all of them as one."""
 
-        def of(name: str) -> NDArray[np.generic]:
+        def of(name: str) -> Any:
             return np.concatenate([getattr(part, name) for part in parts])
 
         states = {kind: np.concatenate([part.states[kind] for part in parts]) for kind in parts[0].states}
-        columns = [of(name) for name in ("image", "category", "rank", "score")]
-        return cls(*columns, states, *(of(f"truth_{name}") for name in ("image", "category", "sizes")))  # type: ignore[arg-type]
+        truth = (of(f"truth_{name}") for name in ("image", "category", "sizes"))
+        return cls(of("image"), of("category"), of("rank"), of("score"), states, *truth)
 
     def of_images(self, wanted: Bools) -> "Matches":
         """Return those of some images; wanted: bool, by the index of the image."""
@@ -164,10 +164,10 @@ def match(instances: Instances, kinds: Sequence[Kind]) -> Matches:
         compare = _Compare(every.of(kind, truth), every.of(kind, found), crowd, runs)
         pairs = compare.pairs(cell[truth], cell[found])
         states[kind] = pairs.choose(cell[found], crowd, other, _other_size(compare.found.area))
-    image, category = every.image.astype(np.int32), category.astype(np.int32)
     rank = (np.arange(len(found)) - first).astype(np.int32)
-    columns = image[found], category[found], rank, every.score[found]
-    return Matches(*columns, states, image[truth], category[truth], sizes)
+    images, categories = (each.astype(np.int32) for each in (every.image, category))
+    truths = images[truth], categories[truth], sizes
+    return Matches(images[found], categories[found], rank, every.score[found], states, *truths)
 
 
 def _other_size(area: Floats) -> Bools:

@@ -1,9 +1,9 @@
 """Matches -> COCO's figures, precision over recall, the best threshold, and what resampled images would give.
 
-Predictions of a category are ranked by score; ties stand in the order of the images. Figures are computed for
-images with whole-number weights, all 1 for the figures themselves: an image of weight 2 counts as two, one of 0
-is left out. With weights drawn from Poisson(1) that is the bootstrap over images. A weight comes from a hash of
-the image's name, so it is the same in whichever shard or order the image is read, and is not kept.
+Predictions of a category are ranked by score; ties stand in the order of the images. Figures are computed
+for images with whole-number weights, all 1 for the figures themselves: an image of weight 2 counts as two,
+one of 0 is left out. With weights drawn from Poisson(1) that is the bootstrap over images. A weight comes
+from a hash of the image's name: the same in whichever shard or order the image is read, and not kept.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ RECALLS: Floats = np.linspace(0.0, 1.00, 101)
 """COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
 FEW = (1, 10)
 """COCO's smaller numbers of predictions an image and category."""
+Weights = NDArray[np.uint8]
 BOUNDED = ("ap", "ap50", "ap75", "ar")
 """Figures that `intervals` bounds."""
 _CHUNK = 1 << 16
@@ -62,7 +63,7 @@ class Category:
         self._states = matches.states[kind][rows]
         self._truth_image, self._truth_sizes = matches.truth_image[truth], matches.truth_sizes[truth]
 
-    def truth(self, area: int, weights: Ints | None = None) -> Ints:
+    def truth(self, area: int, weights: Weights | None = None) -> Ints:
         """Return the true instances of a size that count, int64 (draws,); weights: (draws, images)."""
         images = self._truth_image[bits(self._truth_sizes[:, None], area)]
         return np.array([len(images)]) if weights is None else weights[:, images].sum(axis=1, dtype=np.int64)
@@ -83,7 +84,7 @@ class Category:
         found = [np.count_nonzero(self.rank[self.hits(iou, area)[0]] < most) for iou in range(len(IOUS))]
         return np.array(found) / self.truth(area)
 
-    def drawn(self, weights: Ints, truth: Ints) -> tuple[Floats, Floats]:
+    def drawn(self, weights: Weights, truth: Ints) -> tuple[Floats, Floats]:
         """Return the mean precision over recall points, and the recall, (10, draws) each, of all sizes.
 
         weights: (draws, images); truth: (draws,), above 0.
@@ -124,7 +125,11 @@ class Category:
         true = np.zeros(len(self.score))
         true[hits] = 1
         true, kept = true.cumsum(), (np.ones(len(true)) if counted is None else counted).cumsum()
-        last = np.flatnonzero(np.append(self.score[1:] != self.score[:-1], True)) if len(true) else []
+        last = (
+            np.flatnonzero(np.append(self.score[1:] != self.score[:-1], True))
+            if len(true)
+            else np.zeros(0, np.int64)
+        )
         f1 = 2 * true[last] / np.maximum(kept[last] + truth, 1)
         if not len(f1):
             return Threshold(*[float("nan")] * 4)

@@ -97,8 +97,8 @@ def checked(data: bytes, shard: Shard) -> tuple[pa.Table, RunEnds | None, dict[i
     for row in wrong.tolist():
         broken.setdefault(int(image[row]), _reason(rows.slice(row, 1).to_pylist()[0], shard))
     again = Shard(shard.first, shard.names, shard.sizes, shard.broken | broken.keys(), shard.kinds)
-    rows, runs, _ = checked(data, again)
-    return rows, runs, broken
+    rows, rest, _ = checked(data, again)
+    return rows, rest, broken
 
 
 def _reason(row: dict[str, Any], shard: Shard) -> str:

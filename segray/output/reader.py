@@ -1,7 +1,7 @@
 """Read an output of `annotate` or `predict`: the ledger, instances by row group, label maps by image."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ from segray.sources.item import Source
 from segray.sources.reader import open_source
 from segray.storage import StorageSettings, canonical_uri
 
-LEDGER = ("image_id", "uri", "member", "height", "width", "status", "error_type", "error")
+LEDGER = ("image_id", "uri", "height", "width")
+_LEDGER_MAY = ("member", "status", "error_type", "error")
+"""Labels that another program wrote may lack them."""
 INSTANCE = ("image_id", "category_id", "category", "score", "box", "segmentation")
 _MAP_SUFFIXES = (".png", ".tif")
 
@@ -58,14 +60,14 @@ def read_ledger(files: Sequence[Source], storage: StorageSettings, more: Sequenc
 
     Raises SettingsError for a file that is not part of one.
     """
-    further = [name for name in more if name not in LEDGER]
+    further = {*_LEDGER_MAY, *more} - {*LEDGER}
     return [
         Item(
             row["image_id"],
-            row["uri"] if row["member"] is None else f"{row['uri']}/{row['member']}",
+            row["uri"] if row.get("member") is None else f"{row['uri']}/{row['member']}",
             None if row["height"] is None else (row["height"], row["width"]),
-            (row["error_type"] or "unsupported") if row["status"] == "rejected" else None,
-            row["error"] if row["status"] == "rejected" else None,
+            (row["error_type"] or "unsupported") if row.get("status") == "rejected" else None,
+            row["error"] if row.get("status") == "rejected" else None,
             {name: row[name] for name in more if name in row} if more else None,
         )
         for table in _row_groups(files, LEDGER, storage, further)
@@ -73,10 +75,15 @@ def read_ledger(files: Sequence[Source], storage: StorageSettings, more: Sequenc
     ]
 
 
-def instances_of(output: str, storage: StorageSettings, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the instances, a row group at a time. Raises SettingsError for a file that cannot be read."""
+def instances_of(
+    output: str, storage: StorageSettings, columns: Sequence[str], may: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """Yield the instances, a row group at a time; may: columns that a file may lack.
+
+    Raises SettingsError for a file that cannot be read.
+    """
     files = files_below(f"{output.rstrip('/')}/instances", (".parquet",), storage)
-    return _row_groups(files, columns, storage)
+    return _row_groups(files, columns, storage, may)
 
 
 def label_maps(output: str, items: Sequence[Item], storage: StorageSettings) -> list[Source]:
@@ -97,7 +104,7 @@ def _label_map(item: Item, files: Sequence[Source], output: str) -> Source:
 
 
 def _row_groups(
-    files: Sequence[Source], columns: Sequence[str], storage: StorageSettings, may: Sequence[str] = ()
+    files: Sequence[Source], columns: Sequence[str], storage: StorageSettings, may: Collection[str] = ()
 ) -> Iterator[pa.Table]:
     """Yield the row groups; may: columns that a file may lack."""
     for file in files:

@@ -17,7 +17,8 @@ from segray.evaluate.settings import EvaluateSettings
 from segray.palette import VOID
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
-from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
+from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings
+from segray.settings import without_environment
 
 DETECTIONS = 500
 """Maximum detections of an image and category, as in training; COCO's 100 are too few for dense images."""

@@ -211,7 +211,7 @@ def look_up_rows(
         if not uri:
             found[row] = _without_uri(manifest, row)
             continue
-        address = _absolute(plain_file_url(uri), base)
+        address = absolute(plain_file_url(uri), base)
         try:
             protocol, _ = split_protocol(address)
             canonical = canonical_uri(address)
@@ -250,7 +250,8 @@ def _without_uri(manifest: Source, row: int) -> Source:
     )
 
 
-def _absolute(uri: str, base: str) -> str:
+def absolute(uri: str, base: str) -> str:
+    """Return the address of a path that is relative to `base`, or absolute."""
     if "://" in uri or uri.startswith(("/", "~")):
         return uri
     if "://" not in base:

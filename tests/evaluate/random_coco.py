@@ -40,7 +40,7 @@ class RandomSet:
         ids = random.permutation(1000)[: random.integers(1, 9)].tolist()
         for image_id in ids:
             self._add_image(image_id, SIZES[random.integers(len(SIZES))])
-        random.shuffle(self.results)  # type: ignore[arg-type]
+        random.shuffle(self.results)
 
     def _add_image(self, image_id: int, size: tuple[int, int]) -> None:
         random = self.random
