@@ -17,7 +17,7 @@ NEVER = {
     "data": JOBS | {"models", "registry"},
     "models": JOBS | {"data", "output"},
     "bulk": JOBS - {"bulk"},
-    "evaluate": JOBS - {"evaluate"},
+    "evaluate": JOBS - {"evaluate", "annotate", "bulk"},
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
@@ -29,8 +29,8 @@ NEVER = {
 
 RAY = {
     "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
-    "own_ray", "prometheus", "ray_private", "submit.following", "submit.ray_cluster", "train.loader",
-    "train.process_group", "train.sampler", "train.trainer",
+    "evaluate.shards_on_ray", "own_ray", "prometheus", "ray_private", "submit.following",
+    "submit.ray_cluster", "train.loader", "train.process_group", "train.sampler", "train.trainer",
 }  # fmt: skip
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 

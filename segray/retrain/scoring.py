@@ -71,7 +71,7 @@ def score_instances(settings: RetrainSettings, weights: str, labels: str, items:
     evaluation = find_instances(_evaluation(settings, output, labels), output, labels)
     scores, problems, categories = evaluation.scored()
     _say_unknown(categories, weights)
-    names = {image.key: image.name for image in evaluation.truth.images.values()}
+    names = {image.key: image.name for image in evaluation.labels.images.values()}
     matches = InstanceMatches.of(scores, DETECTIONS)
     figures = scores.figures("segm", DETECTIONS).overall
     lost = [f"{problem.name}: {problem.reason}" for problem in problems]

@@ -104,7 +104,7 @@ def addresses_in(manifest: Source, storage: StorageSettings, column: str) -> Ite
             for uri, values in _rows(stream, manifest, Wanted([column])):
                 with suppress(ValueError, RuntimeError):  # as in `look_up_rows`
                     if uri:
-                        yield canonical_uri(_absolute(plain_file_url(uri), base)), next(iter(values), None)
+                        yield canonical_uri(absolute(plain_file_url(uri), base)), next(iter(values), None)
     except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError) as error:
         raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
 
