@@ -1,6 +1,6 @@
 """Histograms and counts over all rows of a run: the profile that `segray drift` computes, for the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segray.drift.profile import SCALES, Profile
@@ -14,7 +14,6 @@ TITLES = {
     "brightness": "Brightness of an image, mean grey",
     "sharpness": "Sharpness of an image, variance of the Laplacian",
 }
-_LOGARITHMIC = ("area", "sharpness")
 _MERGED = {"score": 2, "brightness": 4}
 """So many of the profile's bins make one bar."""
 
@@ -31,21 +30,27 @@ def figures_of(run: Run) -> tuple[Profile, list[dict[str, Any]]]:
 
 def histogram(name: str, profile: Profile) -> dict[str, Any]:
     """Return title, edges and counts of a measure, without empty bins at its ends."""
-    scale, counts = SCALES[name], profile.overall.counts[name].tolist()
-    step = _MERGED.get(name, 1)
-    bars = [
-        (scale.bounds(first, min(first + step, len(counts)) - 1), sum(counts[first : first + step]))
-        for first in range(0, len(counts), step)
-    ]
-    filled = [index for index, (_, count) in enumerate(bars) if count]
-    kept = bars[filled[0] : filled[-1] + 1]
-    return {
-        "name": name,
-        "title": TITLES[name],
-        "logarithmic": name in _LOGARITHMIC,
-        "edges": [low for (low, _), _ in kept] + [kept[-1][0][1]],
-        "counts": [count for _, count in kept],
-    }
+    return _histogram(name, [profile])
+
+
+def histograms_of_both(runs: Sequence[Run], profiles: Sequence[Profile]) -> list[dict[str, Any]]:
+    """Return the histograms of two runs in the same bins, those that either has."""
+    known = [name for name in TITLES if any(each.overall.counts[name].any() for each in profiles)]
+    names = [run.about()["name"] for run in runs]
+    return [_histogram(name, profiles) | {"names": names} for name in known]
+
+
+def _histogram(name: str, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """Return edges and counts (`counts`, and `counts2` of a second profile) of the bins that are filled."""
+    scale, step = SCALES[name], _MERGED.get(name, 1)
+    starts = range(0, scale.bins, step)
+    counts = [[sum(each.overall.counts[name].tolist()[at : at + step]) for at in starts] for each in profiles]
+    bounds = [scale.bounds(at, min(at + step, scale.bins) - 1) for at in starts]
+    filled = [index for index, several in enumerate(zip(*counts, strict=True)) if any(several)]
+    kept = slice(filled[0], filled[-1] + 1)
+    ends = bounds[kept]
+    found = {f"counts{side}": each[kept] for side, each in zip(("", "2"), counts, strict=False)}
+    return {"name": name, "title": TITLES[name], "edges": [low for low, _ in ends] + [ends[-1][1]], **found}
 
 
 def classes_of(profile: Profile) -> Mapping[str, int]:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from pyproj.exceptions import ProjError
+
 from segray.errors import ItemError
 from segray.output.io import files_below
 from segray.preview.classes import coloured
@@ -15,6 +18,9 @@ from segray.preview.pictures import THUMBNAIL, Picture, PictureReader, jpeg, sma
 from segray.preview.runs import Run
 from segray.preview.sample import Sampler, key_of
 from segray.preview.settings import PreviewSettings
+from segray.scenes.crs import through, transformer
+from segray.scenes.scene import Scene, scene_from
+from segray.schema import CRS84
 from segray.sources.item import Source
 
 DRAWN = 4_000
@@ -77,7 +83,9 @@ def instance_pages(run: Run, settings: PreviewSettings, folder: PageFolder) -> l
     reasons = sampler.chosen()
     classes = classes_of(profile)
     shown = instances_of(run, files, list(reasons))
-    images, lost = draw(rows_of(run, ledger, reasons), shown, list(classes), settings, folder, reasons)
+    images, lost = draw(rows_of(run, ledger, reasons), [shown], list(classes), settings, folder)
+    for entry in images:
+        entry["why"] = reasons[entry["id"]]
     folder.put(
         "page",
         page={"kind": "instances", "runs": [run.about()], "facts": facts(ledger, profile.overall.instances)},
@@ -107,27 +115,27 @@ def instances_of(run: Run, files: Sequence[Source], ids: Sequence[str]) -> dict[
 
 def draw(
     rows: Sequence[dict[str, Any]],
-    shown: dict[str, Shown],
+    sides: Sequence[dict[str, Shown]],
     classes: Sequence[str],
     settings: PreviewSettings,
     folder: PageFolder,
-    reasons: dict[str, str],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Write pictures and outlines; return an entry for each image, and a line for each lost picture."""
+    """Write pictures and outlines of one run, or two; return entries and a line for each lost picture."""
     place = {row["image_id"]: number for number, row in enumerate(rows)}
     number_of = {name: number for number, name in enumerate(classes)}
     entries: list[dict[str, Any]] = [{} for _ in rows]
     lost = []
     with PictureReader(settings.side, settings.max_pixels, settings.storage) as reader:
         for row, picture in reader.read(rows):
-            number, found = place[row["image_id"]], shown[row["image_id"]]
-            entry = entry_of(row, picture, number, folder) | _counts(found, number_of)
-            entry["why"] = reasons[row["image_id"]]
+            number = place[row["image_id"]]
+            entry = entry_of(row, picture, number, folder)
             if entry["error"]:
                 lost.append(f"{address_of(row)}: {entry['error']}")
-            drawn = _outlined(found.rows, row, entry, number_of)
-            folder.put(f"images/{number}", **{f"image/{number}": drawn})
-            entry["drawn"] = len(drawn["class"])
+            for side, shown in zip(("", "2"), sides, strict=False):
+                found = shown[row["image_id"]]
+                drawn = _outlined(found.rows, row, entry, number_of)
+                folder.put(f"images{side}/{number}", **{f"image{side}/{number}": drawn})
+                entry |= _counts(found, number_of, side, entry)
             entries[number] = entry
     return entries, lost
 
@@ -145,6 +153,8 @@ def entry_of(
         "scene": row.get("scene") is not None and bool(row.get("crs")),
         "error": None,
     }
+    if entry["scene"]:
+        entry["corners"] = corners_of(scene_from(row["scene"]))
     if isinstance(picture, ItemError):
         less = max(1.0, max(row["height"], row["width"]) / 1024)
         size = max(1, round(row["height"] / less)), max(1, round(row["width"] / less))
@@ -160,9 +170,25 @@ def entry_of(
     return entry
 
 
-def _counts(found: Shown, number_of: dict[str, int]) -> dict[str, Any]:
+def corners_of(scene: Scene) -> list[list[list[float]]] | None:
+    """Return longitude and latitude of the upper, then the lower two corners; None where PROJ knows none."""
+    if scene.crs is None or scene.transform is None:
+        return None
+    ends = np.array([(0, 0), (scene.width, 0), (0, scene.height), (scene.width, scene.height)], float)
+    a, b, c, d, e, f = scene.transform
+    placed = np.stack([ends @ (a, b) + c, ends @ (d, e) + f], axis=1)
+    try:
+        degrees = through(transformer(scene.crs, CRS84), placed)
+    except ProjError:
+        return None
+    return degrees.round(7).reshape(2, 2, 2).tolist() if np.isfinite(degrees).all() else None
+
+
+def _counts(found: Shown, number_of: dict[str, int], side: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what the list of pictures filters and sorts by; of two runs, the bins of both."""
     bins = [value for (name, place), count in found.bins.items() for value in (number_of[name], place, count)]
-    return {"instances": found.number, "sureness": found.sureness, "bins": bins}
+    counted = {f"instances{side}": found.number, "bins": entry.get("bins", []) + bins}
+    return counted if side else counted | {"sureness": found.sureness}
 
 
 def _outlined(
@@ -175,7 +201,9 @@ def _outlined(
     rings = rings_of(texts, image["height"], image["width"], scale)
     good = [(row, ring) for row, ring in zip(ordered, rings, strict=True) if ring]
     start = f"{image['image_id']}-"
+    marks = {"mark": [row["mark"] for row, _ in good]} if good and "mark" in good[0][0] else {}
     return {
+        **marks,
         "class": [number_of[row["category"] or ""] for row, _ in good],
         "score": [None if row["score"] is None else round(row["score"], 3) for row, _ in good],
         "area": [row["area"] for row, _ in good],

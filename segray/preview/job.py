@@ -41,7 +41,9 @@ def preview(settings: PreviewSettings) -> ExitCode:
 def _pages(runs: list[Run], settings: PreviewSettings, folder: PageFolder) -> list[str]:
     """Write the pages; return lines for the summary."""
     if len(runs) == 2:
-        raise SettingsError("run: two runs are not compared yet")
+        from segray.preview.two_runs import two_runs
+
+        return two_runs(runs, settings, folder)
     (run,) = runs
     return _of(run.verb)(run, settings, folder)
 
@@ -52,4 +54,8 @@ def _of(verb: str) -> Pages:
         from segray.preview.instances import instance_pages
 
         return instance_pages
+    if verb == "predict":
+        from segray.preview.labelled import labelled_pages
+
+        return labelled_pages
     raise SettingsError(f"run: an output of {verb} is not shown yet")

@@ -140,8 +140,9 @@ class PictureReader:
                     size = f"{pixels.shape[1]} x {pixels.shape[0]}"
                     return ItemError("unsupported", f"it has {size} pixels now: it has changed since the run")
                 return Picture(smaller(pixels, self._side), changed)
-            coarse = _coarser(scene, self._side)
-            return Picture(self._sandbox.whole(file, coarse, self._side**2).pixels, changed)
+            return Picture(
+                self._sandbox.whole(file, coarser(scene, self._side), self._side**2).pixels, changed
+            )
         except ItemError as error:
             return error
 
@@ -163,10 +164,11 @@ def _scene(row: dict[str, Any]) -> Scene | None:
     return scene if scene is not None and scene.bands else None
 
 
-def _coarser(scene: Scene, side: int) -> Scene:
-    """Return the scene with so many pixels on its longer side, or as it is where it is smaller."""
+def coarser(scene: Scene, side: int) -> Scene:
+    """Return a scene as one window with at most `side` pixels on its longer side, read from an overview."""
     less = max(1.0, max(scene.height, scene.width) / side)
-    return replace(scene, height=max(1, int(scene.height / less)), width=max(1, int(scene.width / less)))
+    height, width = max(1, int(scene.height / less)), max(1, int(scene.width / less))
+    return replace(scene, height=height, width=width, tile=max(height, width), overlap=0)
 
 
 def smaller(pixels: NDArray[Any], side: int) -> NDArray[Any]:

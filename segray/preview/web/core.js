@@ -50,7 +50,7 @@ const segray = (() => {
 
   const number = (value) => (typeof value === "number" ? value.toLocaleString("en-US", { maximumFractionDigits: 4 }) : "–");
   const score = (value) => (typeof value === "number" ? value.toFixed(2) : "–");
-  const colour = (rgb, alpha = 1) => `rgb(${rgb[0]} ${rgb[1]} ${rgb[2]} / ${alpha})`;
+  const colour = (rgb, alpha = 1) => (rgb ? `rgb(${rgb[0]} ${rgb[1]} ${rgb[2]} / ${alpha})` : "#000");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   /** The last part of an address, which tells images of one folder apart. */

@@ -25,6 +25,7 @@ segray.gallery = (() => {
     images.forEach((each, index) => { each.number = index; });
     const kind = segray.get("page").kind;
     filter.labels = kind.startsWith("labels");
+    filter.two = kind.endsWith("+");
     filter.fill = filter.labels ? 0.5 : 0.25;
     filter.sort = images.some((each) => "difference" in each) ? "difference" : filter.labels ? "sampled" : "unsure";
     count = el("output", { class: "count", "aria-live": "polite" });
@@ -109,34 +110,39 @@ segray.gallery = (() => {
     grid.querySelectorAll(".card").forEach((each) => observer.observe(each));
   }
 
+  const instances = (each) => (filter.two ? `${number(each.instances)} and ${number(each.instances2)} instances`
+    : `${number(each.instances)} ${each.instances === 1 ? "instance" : "instances"}`);
+
   function card(each) {
     const [height, width] = each.size;
     const picture = each.thumbnail
       ? el("img", { src: each.thumbnail, alt: "", loading: "lazy", width, height })
       : el("span", { class: "lost" }, each.error);
-    const words = filter.labels ? "" : `${number(each.instances)} ${each.instances === 1 ? "instance" : "instances"}`;
-    const sure = typeof each.sureness === "number" ? `mean score ${score(each.sureness)}` : "";
+    const words = filter.labels ? `${each.present.length} ${each.present.length === 1 ? "class" : "classes"}` : instances(each);
+    const sure = !filter.two && typeof each.sureness === "number" ? `mean score ${score(each.sureness)}` : "";
     const told = [words, sure, "difference" in each ? `difference ${score(each.difference)}` : "", each.note].filter(Boolean).join(" · ");
     const made = el("button", { type: "button", class: "card", title: each.address, onclick: () => segray.viewer.open(each) },
-      el("span", { class: "frame", style: { "aspect-ratio": `${width} / ${height}` } }, picture, el("canvas", { "aria-hidden": "true" })),
+      el("span", { class: "frame", style: { "aspect-ratio": `${width} / ${height}` } }, picture,
+        el("canvas", { "aria-hidden": "true", class: filter.two ? "half left" : null }),
+        filter.two ? el("canvas", { "aria-hidden": "true", class: "half right" }) : null),
       el("span", { class: "name" }, short(each.address)),
       el("span", { class: "about" }, told));
     made.image = each;
     return made;
   }
 
+  /** Draw over a card; of two runs the first on the left half, the second on the right. */
   async function paint(made) {
     const { image } = made;
-    const canvas = made.querySelector("canvas");
-    const data = await segray.image(image.number);
-    if (!canvas.isConnected) return;
-    if (filter.labels) {
-      image.map ??= segray.labels.prepare(data);
-      segray.labels.draw(canvas, image.map, filter, filter.fill);
-    } else {
-      image.paths ??= segray.outlines.prepare(data);
-      segray.outlines.draw(canvas, image.size, image.paths.filter((each) => segray.outlines.passes(each, filter)), { fill: filter.fill });
-    }
+    const canvases = [...made.querySelectorAll("canvas")];
+    const data = await Promise.all(canvases.map((_, place) => segray.image(image.number, place ? "2" : "")));
+    image.layers ??= data.map((each) => (filter.labels ? segray.labels : segray.outlines).prepare(each));
+    if (!made.isConnected) return;
+    canvases.forEach((canvas, place) => {
+      const layer = image.layers[place];
+      if (filter.labels) segray.labels.draw(canvas, layer, filter, filter.fill);
+      else segray.outlines.draw(canvas, image.size, layer.filter((each) => segray.outlines.passes(each, filter)), { fill: filter.fill });
+    });
   }
 
   const repaint = () => grid.querySelectorAll(".card").forEach((each) => { if (each.shown) paint(each); });

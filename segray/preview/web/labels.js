@@ -21,8 +21,8 @@ segray.labels = (() => {
     const table = new Uint32Array(256);
     const alpha = Math.round(255 * opacity);
     segray.get("classes").forEach((each, index) => {
-      if (filter.classes.size && !filter.classes.has(index)) return;
-      const [red, green, blue] = each.colour;
+      if (filter.classes.size ? !filter.classes.has(index) : each.colour === null) return; // background, unless chosen
+      const [red, green, blue] = each.colour || [0, 0, 0];
       table[each.value] = ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
     });
     const pixels = new Uint32Array(picture.data.buffer);
