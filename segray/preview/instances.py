@@ -70,11 +70,12 @@ class Shown:
         return round(self.total / self.scored, 4) if self.scored else None
 
 
-def instance_pages(run: Run, settings: PreviewSettings, folder: PageFolder) -> list[str]:
+def instance_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageFolder) -> list[str]:
     """Write the pages of an output of annotate; return lines for the summary.
 
     Raises SettingsError where the tables cannot be read, NothingToDoError where no image is annotated.
     """
+    (run,) = runs
     sampler = Sampler(settings.images)
     ledger = read_ledger(run, sampler)
     files = instance_files(run)

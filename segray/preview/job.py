@@ -1,6 +1,6 @@
 """`segray preview`: what the runs are, their pages, the folder in its place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.log import LOG
@@ -11,7 +11,8 @@ from segray.run import Problems
 from segray.sources.concurrent_requests import describe
 from segray.versions import versions
 
-Pages = Callable[[Run, PreviewSettings, PageFolder], list[str]]
+Pages = Callable[[Sequence[Run], PreviewSettings, PageFolder], list[str]]
+OF_IMAGES = ("annotate", "import", "predict")
 
 
 def preview(settings: PreviewSettings) -> ExitCode:
@@ -39,23 +40,35 @@ def preview(settings: PreviewSettings) -> ExitCode:
 
 
 def _pages(runs: list[Run], settings: PreviewSettings, folder: PageFolder) -> list[str]:
-    """Write the pages; return lines for the summary."""
-    if len(runs) == 2:
+    """Write the pages; return lines for the summary. Raises SettingsError for runs of different verbs."""
+    of_images = [run.verb in OF_IMAGES for run in runs]
+    if not all(of_images) and len({run.verb for run in runs}) > 1:
+        raise SettingsError(f"run: {' and '.join(run.verb for run in runs)} cannot be compared")
+    return _of(runs[0].verb, len(runs))(runs, settings, folder)
+
+
+def _of(verb: str, runs: int) -> Pages:
+    """Return what writes the pages of a verb's output, or of two; imported only now."""
+    if verb == "train":
+        from segray.preview.training import training_pages
+
+        return training_pages
+    if verb == "evaluate":
+        from segray.preview.evaluation import evaluation_pages
+
+        return evaluation_pages
+    if verb == "retrain":
+        from segray.preview.retraining import retraining_pages
+
+        return retraining_pages
+    if runs == 2:
         from segray.preview.two_runs import two_runs
 
-        return two_runs(runs, settings, folder)
-    (run,) = runs
-    return _of(run.verb)(run, settings, folder)
-
-
-def _of(verb: str) -> Pages:
-    """Return what writes the pages of a verb's output; imported only now."""
-    if verb in ("annotate", "import"):
-        from segray.preview.instances import instance_pages
-
-        return instance_pages
+        return two_runs
     if verb == "predict":
         from segray.preview.labelled import labelled_pages
 
         return labelled_pages
-    raise SettingsError(f"run: an output of {verb} is not shown yet")
+    from segray.preview.instances import instance_pages
+
+    return instance_pages

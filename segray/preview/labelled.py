@@ -19,11 +19,12 @@ from segray.preview.sample import Sampler
 from segray.preview.settings import PreviewSettings
 
 
-def labelled_pages(run: Run, settings: PreviewSettings, folder: PageFolder) -> list[str]:
+def labelled_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageFolder) -> list[str]:
     """Write the pages of an output of predict; return lines for the summary.
 
     Raises SettingsError where the tables cannot be read, NothingToDoError where there is no label map.
     """
+    (run,) = runs
     sampler = Sampler(settings.images)
     ledger = read_ledger(run, sampler)
     sampler.groups.pop("empty", None)  # no image of predict has instances

@@ -7,6 +7,7 @@ segray.gallery = (() => {
   const SORTS = {
     sampled: ["as sampled", () => 0],
     difference: ["differ most", (a, b) => b.difference - a.difference],
+    errors: ["most errors", (a, b) => b.errors - a.errors],
     unsure: ["least sure", (a, b) => (a.sureness ?? 2) - (b.sureness ?? 2)],
     sure: ["surest", (a, b) => (b.sureness ?? -1) - (a.sureness ?? -1)],
     most: ["most instances", (a, b) => b.instances - a.instances],
@@ -27,7 +28,7 @@ segray.gallery = (() => {
     filter.labels = kind.startsWith("labels");
     filter.two = kind.endsWith("+");
     filter.fill = filter.labels ? 0.5 : 0.25;
-    filter.sort = images.some((each) => "difference" in each) ? "difference" : filter.labels ? "sampled" : "unsure";
+    filter.sort = images.some((each) => "difference" in each) ? "difference" : images.some((each) => "errors" in each) ? "errors" : filter.labels ? "sampled" : "unsure";
     count = el("output", { class: "count", "aria-live": "polite" });
     grid = el("div", { class: "grid", onkeydown: move });
     observer = new IntersectionObserver((entries) => {
@@ -46,7 +47,7 @@ segray.gallery = (() => {
       bar.append(range("low", "Score from", 0), range("high", "to", 1));
       if (images.some((each) => bins(each).some(([, place]) => place === STEPS))) bar.append(people());
     }
-    const sorts = Object.entries(SORTS).filter(([name]) => (name === "difference" ? images.some((each) => "difference" in each)
+    const sorts = Object.entries(SORTS).filter(([name]) => (["difference", "errors"].includes(name) ? images.some((each) => name in each)
       : !filter.labels || ["sampled", "name"].includes(name)));
     bar.append(
       el("label", {}, "Sort", el("select", { name: "sort", onchange: (event) => { filter.sort = event.target.value; show(); } },

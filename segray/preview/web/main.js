@@ -56,6 +56,7 @@
   }
 
   async function scores(panel) {
+    for (const [name, address] of page.links || []) panel.append(el("p", {}, el("a", { href: address }, name)));
     for (const each of get("scores")) {
       panel.append(el("h2", {}, each.title));
       if (each.note) panel.append(el("p", { class: "muted" }, each.note));
