@@ -2,7 +2,7 @@
 
 The difference of an image is, for instances, 1 - 2 * (sum of the IoU of matched pairs) / (instances of both):
 one minus the panoptic quality of one run as the truth of the other (Kirillov et al., Panoptic Segmentation,
-2019, equation 2), pairs of one class matched greedily from IoU 0.5 up. For label maps it is the share of
+2019, equation 2), pairs of one class matched greedily above IoU 0.5. For label maps it is the share of
 pixels with another class.
 """
 
@@ -21,7 +21,7 @@ from segray.preview.runs import Run
 from segray.preview.sample import Sampler, keys_of
 
 MATCHED = 0.5
-"""IoU from which two instances are the same."""
+"""Two instances of a higher IoU are the same."""
 _FACTOR = 5
 """So many times the images that are shown are compared, at least LEAST; all are counted in the tables."""
 LEAST = 1_000
@@ -89,7 +89,7 @@ def matches(
 ) -> list[tuple[int, int, float]]:
     """Return (index in the first, index in the second, IoU) of the instances that are the same.
 
-    Pairs of one class and IoU from MATCHED up, the highest IoU first; each instance is in one pair at most.
+    Pairs of one class and IoU above MATCHED, the highest IoU first; each instance is in one pair at most.
     """
     found: list[tuple[int, int, float]] = []
     for name in {row["category"] for row in first} & {row["category"] for row in second}:
@@ -99,7 +99,7 @@ def matches(
         overlaps = coco_mask.iou(
             [_rle(first[at]) for at in ours], [_rle(second[at]) for at in theirs], [0] * len(theirs)
         )
-        pairs = np.argwhere(overlaps >= MATCHED)
+        pairs = np.argwhere(overlaps > MATCHED)
         values = overlaps[pairs[:, 0], pairs[:, 1]]
         used: tuple[set[int], set[int]] = set(), set()
         for at in np.lexsort((pairs[:, 1], pairs[:, 0], -values)).tolist():
@@ -129,8 +129,8 @@ def tables_of(runs: Sequence[Run], rows: Sequence[tuple[str, Any, Any]]) -> dict
     """Return a table of the page: a figure of both runs, and their difference, a row."""
     columns = [
         ["what", ""],
-        ["first", runs[0].about()["name"]],
-        ["second", runs[1].about()["name"]],
+        ["first", runs[0].name],
+        ["second", runs[1].name],
         ["more", "difference"],
     ]
     body = []
@@ -152,7 +152,7 @@ def settings_apart(runs: Sequence[Run]) -> dict[str, Any]:
         for name in names
         if plain[0].get(name) != plain[1].get(name)
     ]
-    columns = [["what", "setting"], ["first", runs[0].about()["name"]], ["second", runs[1].about()["name"]]]
+    columns = [["what", "setting"], ["first", runs[0].name], ["second", runs[1].name]]
     return {"title": "Settings that differ", "columns": columns, "rows": rows}
 
 

@@ -9,8 +9,8 @@ from segray.preview.classes import coloured
 from segray.preview.compare import settings_apart
 from segray.preview.figures import classes_of, figures_of
 from segray.preview.folder import PageFolder
-from segray.preview.instances import draw, instance_files, instances_of
-from segray.preview.ledger import read_ledger, rows_of
+from segray.preview.instances import draw, instances_of
+from segray.preview.ledger import instance_files_of, read_ledger, rows_of
 from segray.preview.runs import Run, find_run
 from segray.preview.sample import Sampler
 from segray.preview.settings import PreviewSettings
@@ -40,7 +40,7 @@ def evaluation_pages(runs: Sequence[Run], settings: PreviewSettings, folder: Pag
     if confusion:
         names = [str(row["class"]) for row in runs[-1].record.get("classes") or []]
         values["confusion"] = confusion_of(confusion, names)
-    page = {"kind": "instances", "runs": [run.about() for run in runs], "facts": facts}
+    page = {"kind": "instances", "runs": [run.about() for run in runs], "facts": facts, "first": "Scores"}
     folder.put("page", page=page, **values)
     return [f"{counts.get('compared', 0):,} images compared", *lines]
 
@@ -52,13 +52,13 @@ def _overall(runs: Sequence[Run]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for each in flat for name in each))
     rows = []
     for name in names:
-        row: dict[str, Any] = {"what": name}
+        row: dict[str, Any] = {"what": name.replace("_", " ")}
         for at, (figures, known) in enumerate(zip(flat, bounds, strict=True)):
             row |= {f"value{at}": figures.get(name), f"bounds{at}": _bounds(known.get(name))}
         rows.append(row)
     columns = [["what", "figure"]]
     for at, run in enumerate(runs):
-        columns += [[f"value{at}", run.about()["name"]], [f"bounds{at}", "interval"]]
+        columns += [[f"value{at}", run.name], [f"bounds{at}", "interval"]]
     columns = [each for each in columns if any(row[each[0]] not in (None, "") for row in rows)]
     return {"title": "Over all images", "columns": columns, "rows": rows}
 
@@ -217,7 +217,7 @@ def _worst_pictures(
         ledger = read_ledger(predictions, Sampler(1))
         errors = {str(row["image_id"]): row for row in worst[: settings.images]}
         classes = classes_of(figures_of(predictions)[0])
-        shown = instances_of(predictions, instance_files(predictions), list(errors))
+        shown = instances_of(predictions, instance_files_of(predictions), list(errors))
         images, lost = draw(
             rows_of(predictions, ledger, list(errors)), [shown], list(classes), settings, folder
         )

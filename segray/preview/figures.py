@@ -36,7 +36,7 @@ def histogram(name: str, profile: Profile) -> dict[str, Any]:
 def histograms_of_both(runs: Sequence[Run], profiles: Sequence[Profile]) -> list[dict[str, Any]]:
     """Return the histograms of two runs in the same bins, those that either has."""
     known = [name for name in TITLES if any(each.overall.counts[name].any() for each in profiles)]
-    names = [run.about()["name"] for run in runs]
+    names = [run.name for run in runs]
     return [_histogram(name, profiles) | {"names": names} for name in known]
 
 

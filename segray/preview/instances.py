@@ -8,11 +8,18 @@ import numpy as np
 from pyproj.exceptions import ProjError
 
 from segray.errors import ItemError
-from segray.output.io import files_below
 from segray.preview.classes import coloured
 from segray.preview.figures import classes_of, figures_of
 from segray.preview.folder import PageFolder
-from segray.preview.ledger import Ledger, address_of, batches_of, offer_instances, read_ledger, rows_of
+from segray.preview.ledger import (
+    Ledger,
+    address_of,
+    batches_of,
+    instance_files_of,
+    offer_instances,
+    read_ledger,
+    rows_of,
+)
 from segray.preview.outlines import rings_of
 from segray.preview.pictures import THUMBNAIL, Picture, PictureReader, jpeg, smaller
 from segray.preview.runs import Run
@@ -78,7 +85,7 @@ def instance_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
     (run,) = runs
     sampler = Sampler(settings.images)
     ledger = read_ledger(run, sampler)
-    files = instance_files(run)
+    files = instance_files_of(run)
     offer_instances(run, files, sampler)
     profile, histograms = figures_of(run)
     reasons = sampler.chosen()
@@ -96,11 +103,6 @@ def instance_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
         rejects=rejects_of(ledger),
     )
     return summary(ledger, images, lost)
-
-
-def instance_files(run: Run) -> list[Source]:
-    """Return the files with its instances."""
-    return files_below(f"{run.url}/instances", (".parquet",), run.storage)
 
 
 def instances_of(run: Run, files: Sequence[Source], ids: Sequence[str]) -> dict[str, Shown]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.log import LOG
 from segray.preview.folder import PageFolder, check_folder, page_folder
-from segray.preview.runs import Run, find_run
+from segray.preview.runs import Run, find_run, named_apart
 from segray.preview.settings import PreviewSettings
 from segray.run import Problems
 from segray.sources.concurrent_requests import describe
@@ -27,7 +27,7 @@ def preview(settings: PreviewSettings) -> ExitCode:
     if problems:
         raise problems.error()
     assert path is not None
-    found = [run for run in runs if run is not None]
+    found = named_apart([run for run in runs if run is not None])
     record = {"runs": [run.shown for run in found], "versions": versions()}
     try:
         with page_folder(path, record) as folder:

@@ -107,6 +107,11 @@ def address_of(row: dict[str, Any]) -> str:
     return str(row["uri"] if row.get("member") is None else f"{row['uri']}/{row['member']}")
 
 
+def instance_files_of(run: Run) -> list[Source]:
+    """Return the files with its instances."""
+    return files_below(f"{run.url}/instances", (".parquet",), run.storage)
+
+
 def offer_instances(run: Run, files: Sequence[Source], sampler: Sampler) -> None:
     """Offer images by the scores, classes and sizes of their instances, and the least sure ones.
 

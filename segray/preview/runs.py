@@ -1,7 +1,8 @@
 """What a RUN is: the verb that wrote it, and what its record says."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -24,6 +25,8 @@ class Run:
     record: dict[str, Any]
     """Its run.json; for an evaluation metrics.json."""
     storage: StorageSettings
+    name: str
+    """What the page calls it: the end of its URL, as long as it needs to differ from another run's."""
 
     @property
     def shown(self) -> str:
@@ -35,7 +38,7 @@ class Run:
         settings = self.record.get("settings") or {}
         return {
             "url": self.shown,
-            "name": self.shown.rstrip("/").rpartition("/")[2],
+            "name": self.name,
             "verb": self.verb,
             "finished": self.record.get("finished_at"),
             "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
@@ -53,7 +56,7 @@ def find_run(url: str, storage: StorageSettings) -> Run:
         data = read_if_there(f"{url}/{name}", storage, "run")
         if data is not None:
             record = _parsed(data, f"{name} of {shown(url)}")
-            return Run(url, _verb(record, url), record, storage)
+            return Run(url, _verb(record, url), record, storage, shown(url).rpartition("/")[2])
     if read_if_there(f"{url}/{PLAN}", storage, "run") is not None:
         raise SettingsError(f"run: {shown(url)} is not finished; run its command again to continue")
     raise SettingsError(f"run: {shown(url)}: no segray run found there")
@@ -74,3 +77,13 @@ def _verb(record: dict[str, Any], url: str) -> str:
     if verb not in VERBS:
         raise SettingsError(f"run: {shown(url)} was written by {verb}; a preview shows {', '.join(VERBS)}")
     return str(verb)
+
+
+def named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with names that differ: the shortest ends of their URLs that do."""
+    parts = [run.shown.rstrip("/").split("/") for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len({*names}) == len(names):
+            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    return [replace(run, name=f"{run.name} ({number})") for number, run in enumerate(runs, 1)]

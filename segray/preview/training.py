@@ -76,7 +76,7 @@ def history_of(run: Run, name: str = METRICS) -> list[dict[str, Any]]:
 def curves_of(runs: Sequence[Run], histories: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the plots of one training, or of two by the same epochs."""
     epochs = sorted({int(line["epoch"]) for history in histories for line in history})
-    names = [run.about()["name"] for run in runs]
+    names = [run.name for run in runs]
     by_epoch = [{int(line["epoch"]): line for line in history} for history in histories]
     plots: list[dict[str, Any]] = []
     for title, columns in PLOTS.items():

@@ -21,17 +21,17 @@ from segray.preview.compare import (
 )
 from segray.preview.figures import classes_of, figures_of, histograms_of_both
 from segray.preview.folder import PageFolder
-from segray.preview.instances import Shown, draw, instance_files, instances_of, rejects_of, summary
+from segray.preview.instances import Shown, draw, instances_of, rejects_of, summary
 from segray.preview.label_maps import MapReader
 from segray.preview.labelled import class_names, classes_of_maps, draw_maps
-from segray.preview.ledger import read_ledger, rows_of
+from segray.preview.ledger import instance_files_of, read_ledger, rows_of
 from segray.preview.runs import Run
 from segray.preview.sample import Sampler
 from segray.preview.settings import PreviewSettings
 
 DEFINED = {
     "instances+": "Difference of an image: 1 - 2 * (sum of the IoU of matched instances) / (instances of "
-    "both); instances of one class match from IoU 0.5 up. Dashed outlines have no match.",
+    "both); instances of one class match above IoU 0.5. Dashed outlines have no match.",
     "labels+": "Difference of an image: share of its pixels with another class.",
 }
 
@@ -74,7 +74,7 @@ def _instances(
     settings: PreviewSettings,
     folder: PageFolder,
 ) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]], list[str], dict[str, float]]:
-    shown = [instances_of(run, instance_files(run), both.candidates) for run in runs]
+    shown = [instances_of(run, instance_files_of(run), both.candidates) for run in runs]
     differences, marks = dict[str, float](), dict[str, tuple[set[str], set[str]]]()
     for image_id in both.candidates:
         found = [each[image_id] for each in shown]

@@ -55,7 +55,7 @@ segray.charts = (() => {
     const points = { show: each.x.length <= 40, size: 5 };
     return plot(each.title, {
       scales: { x: { time: false, ...(each.x.length === 1 ? { range: [each.x[0] - 1, each.x[0] + 1] } : {}) }, y: { ...range, ...distribution } },
-      axes: [axis({ label: each.xlabel, labelSize: 18, labelFont: "12px system-ui", space: 44 }), axis({ size: 64, values: (_, splits) => splits.map((value) => (value === null ? "" : short(value))) })],
+      axes: [axis({ label: each.xlabel, ...(each.x.every(Number.isInteger) ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000] } : {}), labelSize: 18, labelFont: "12px system-ui", space: 44 }), axis({ size: 64, values: (_, splits) => splits.map((value) => (value === null ? "" : short(value))) })],
       series: [{ label: each.xlabel }, ...each.curves.map((curve, index) => ({
         label: curve.name, stroke: LINES[index % LINES.length], width: 2, points, spanGaps: false, dash: index >= LINES.length ? [6, 4] : undefined,
         value: (_, value) => (value === null ? "–" : Number(value.toPrecision(4))),

@@ -48,7 +48,8 @@ const segray = (() => {
     return made;
   }
 
-  const number = (value) => (typeof value === "number" ? value.toLocaleString("en-US", { maximumFractionDigits: 4 }) : "–");
+  const number = (value) => (typeof value !== "number" ? "–" : value.toLocaleString("en-US",
+    Number.isInteger(value) ? {} : { minimumFractionDigits: 4, maximumFractionDigits: 4 }));
   const score = (value) => (typeof value === "number" ? value.toFixed(2) : "–");
   const colour = (rgb, alpha = 1) => (rgb ? `rgb(${rgb[0]} ${rgb[1]} ${rgb[2]} / ${alpha})` : "#000");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

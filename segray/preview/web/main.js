@@ -8,7 +8,7 @@
   function head() {
     const [first, second] = page.runs;
     const title = second ? `${first.name} against ${second.name}` : first.name;
-    document.title = `${title} – segray preview`;
+    document.title = `${title}: segray preview`;
     const facts = (page.facts || []).map(([value, what]) => el("span", { class: "fact" }, el("b", {}, number(value)), ` ${what}`));
     const theme = el("button", { type: "button", id: "theme", title: "Dark or light", "aria-label": "Dark or light", onclick: turn }, "◐");
     document.getElementById("head").append(el("h1", {}, title), el("span", { class: "verb" }, first.verb), ...facts, theme);
@@ -32,7 +32,7 @@
     ["Figures", get("figures"), figures],
     ["Rejected", rejected(), (panel) => segray.tables.rejects(panel, get("rejects"))],
     ["Run", true, about],
-  ].filter(([, there]) => there && there.length !== 0);
+  ].filter(([, there]) => there && there.length !== 0).sort((a, b) => (b[0] === page.first) - (a[0] === page.first));
 
   function rejected() {
     const rejects = get("rejects");
