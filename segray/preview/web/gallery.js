@@ -33,7 +33,7 @@ segray.gallery = (() => {
     grid = el("div", { class: "grid", onkeydown: move });
     observer = new IntersectionObserver((entries) => {
       for (const entry of entries) {
-        if (entry.isIntersecting) { observer.unobserve(entry.target); entry.target.shown = true; paint(entry.target); }
+        if (entry.isIntersecting) { observer.unobserve(entry.target); entry.target.shown = true; wait(entry.target); }
       }
     }, { rootMargin: "300px" });
     panel.append(tools(), grid);
@@ -117,7 +117,7 @@ segray.gallery = (() => {
   function card(each) {
     const [height, width] = each.size;
     const picture = each.thumbnail
-      ? el("img", { src: each.thumbnail, alt: "", loading: "lazy", width, height })
+      ? el("img", { src: each.thumbnail, alt: "", loading: "lazy", width, height, onload: first })
       : el("span", { class: "lost" }, each.error);
     const words = filter.labels ? `${each.present.length} ${each.present.length === 1 ? "class" : "classes"}` : instances(each);
     const sure = !filter.two && typeof each.sureness === "number" ? `mean score ${score(each.sureness)}` : "";
@@ -146,7 +146,31 @@ segray.gallery = (() => {
     });
   }
 
-  const repaint = () => grid.querySelectorAll(".card").forEach((each) => { if (each.shown) paint(each); });
+  const repaint = () => grid.querySelectorAll(".card").forEach((each) => { if (each.shown) wait(each); });
+
+  /** Outlines are drawn one card after the other, when nothing else is to do: pictures come first. */
+  const waiting = new Set();
+  let working = false;
+  const idle = () => new Promise((resolve) => {
+    if (window.requestIdleCallback) requestIdleCallback(resolve, { timeout: 500 }); else setTimeout(resolve, 10);
+  });
+
+  async function wait(made) {
+    waiting.add(made);
+    if (working) return;
+    working = true;
+    for (const next of waiting) { // a set also gives what is added meanwhile
+      await idle();
+      waiting.delete(next);
+      if (next.isConnected) await paint(next);
+    }
+    working = false;
+  }
+
+  /** When the first picture was there, for who measures it. */
+  function first() {
+    if (!performance.getEntriesByName("first picture").length) performance.mark("first picture");
+  }
 
   /** Arrow keys move between the cards. */
   function move(event) {
