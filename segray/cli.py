@@ -40,6 +40,8 @@ verbs:
       state of a run, live or finished
   drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
       whether images and labels are distributed like those of another run
+  preview RUN [RUN] --output DIR
+      pages that show a run, or how two differ, in any browser
   export RUN --as FORMAT --output PATH
       labels for COCO, YOLO, QGIS or Label Studio, or as masks
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL

@@ -54,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "schedule": Verb("schedule.settings:ScheduleSettings", "schedule.job:run", splits=True),
     "status": Verb("settings:StatusSettings", "status:show", json=True),
     "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
+    "preview": Verb("preview.settings:PreviewSettings", "preview.job:preview"),
     "export": Verb("export.settings:ExportSettings", "export.job:export"),
     "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
     "models": Verb(None, "models.catalog:show", json=True),

@@ -46,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--tars", type=int, default=5, help="small tars beside it")
     group.addoption("--without-slurm", action="store_true", help="leave Slurm out, where there is no apt")
+    group.addoption(
+        "--without-browser", action="store_true", help="leave Chromium out, where there is no apt"
+    )
     group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
 
 
