@@ -253,17 +253,3 @@ def _without_secrets(plain: Any) -> Any:
         for name, value in plain.items()
         if value != stars and not (isinstance(value, list) and stars in value)
     }
-
-
-def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
-    """Return settings of these values only: SEGRAY_OUTPUT is for the verb, not for the verbs it runs.
-
-    Raises ValidationError for invalid values.
-    """
-
-    class Alone(kind):  # type: ignore[misc]
-        @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
-            return (init_settings,)
-
-    return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))
