@@ -38,6 +38,8 @@ verbs:
       whether images and labels are distributed like those of another run
   export RUN --as FORMAT --output PATH
       labels for COCO, YOLO, QGIS or Label Studio, or as masks
+  import FILE --as FORMAT [--run RUN] --output URL
+      labels that a person corrected elsewhere, back for train and evaluate
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
       versions of models, and which is the champion
   models [--json]

@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "status": Verb("settings:StatusSettings", "status:show", json=True),
     "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
     "export": Verb("export.settings:ExportSettings", "export.job:export"),
+    "import": Verb("importer.settings:ImportSettings", "importer.job:import_labels"),
     "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
     "models": Verb(None, "models.catalog:show", json=True),
     "doctor": Verb("settings:DoctorSettings", "doctor:show", json=True),

@@ -99,6 +99,17 @@ def true_instances(truth: Truth, image_id: ImageId, *, masks: bool) -> list[True
     ]
 
 
+def read_image(entry: Any, where: str) -> tuple[ImageId, TrueImage]:
+    """Return id and contents of one entry of `images`. Raises SettingsError, which begins with `where`."""
+    ((number, image),) = _images([entry], where).items()
+    return number, image
+
+
+def read_categories(entries: list[Any], where: str) -> dict[int, str]:
+    """Return the entries of `categories` by id. Raises SettingsError, which begins with `where`."""
+    return _categories(entries, where)
+
+
 def read_results(data: bytes, where: str) -> tuple[list[dict[str, Any]], bool]:
     """Return (the list of results, whether they have masks).
 

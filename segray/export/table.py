@@ -206,6 +206,11 @@ class LabelTable:
             for instance in self.of_image(image):
                 yield image, instance
 
+    def image(self, image_id: str) -> Image | None:
+        """Return an image; None where there is no such."""
+        row = self._db.execute("SELECT * FROM numbered WHERE image_id = ?", [image_id]).fetchone()
+        return None if row is None else Image(*row)
+
     def _rows(self, query: str, values: dict[str, str | None]) -> Iterator[tuple[Any, ...]]:
         cursor = self._db.execute(query, values)
         while rows := cursor.fetchmany(_KEPT):
