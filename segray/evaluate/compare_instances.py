@@ -7,7 +7,7 @@ it is unique; those of COCO results by their ids. Categories are matched by name
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segray.data.coco_file import (
@@ -19,6 +19,7 @@ from segray.data.coco_file import (
     score_of,
     true_instances,
 )
+from segray.data.label_listing import read_labels
 from segray.errors import ItemError, NothingToDoError, SettingsError
 from segray.evaluate.average_precision import InstanceFigures, InstanceScores, Kind
 from segray.evaluate.categories import CategoryMap
@@ -220,15 +221,27 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
     if settings.root is not None:
         raise SettingsError("root: for manifests and lists; COCO JSON does not use it")
     split = None if settings.split == "all" else settings.split
-    truth = read_truth(
-        read_file(labels, settings.storage, "labels"), f"labels: {canonical_uri(labels)}", split
-    )
+    truth = _truth(settings, labels, split)
     if not truth.images:
         raise NothingToDoError("labels: no images: nothing to compare")
     strays = [f"{truth.strays:,} annotations of images that labels do not list"] * bool(truth.strays)
     if predictions.lower().endswith(".json"):
         return _of_results(settings, truth, predictions, strays)
     return _of_output(settings, truth, predictions, strays)
+
+
+def _truth(settings: EvaluateSettings, labels: str, split: str | None) -> Truth:
+    """Read COCO JSON, or corrected labels in the tables of annotate; of the latter those of a person count."""
+    if labels.lower().endswith(".json"):
+        data = read_file(labels, settings.storage, "labels")
+        return read_truth(data, f"labels: {canonical_uri(labels)}", split)
+    truth, rejected = read_labels(labels, settings.storage)
+    if rejected:
+        say(
+            f"labels: {len(rejected):,} images are left out, {rejected[0].uri} for one: {rejected[0].error}"
+        )
+    images = {number: image for number, image in truth.images.items() if split in (None, image.split)}
+    return replace(truth, images=images)
 
 
 def _of_results(

@@ -2,6 +2,7 @@
 
 import time
 
+from segray.data.label_listing import holds_labels
 from segray.errors import ExitCode, NothingToDoError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
@@ -48,7 +49,7 @@ def find(settings: EvaluateSettings) -> Evaluation:
 
         return find_model(settings, settings.weights, settings.data)
     predictions, labels = settings.predictions or "", settings.labels or ""
-    if labels.lower().endswith(".json"):
+    if labels.lower().endswith(".json") or holds_labels(labels, settings.storage):
         from segray.evaluate.compare_instances import find_instances
 
         return find_instances(settings, predictions, labels)

@@ -6,7 +6,7 @@ annotation without a segmentation is its box.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ijson
 
@@ -28,6 +28,8 @@ def read_coco(file: Inside, categories: Categories, rejects: Rejects, folder: Pa
     annotations = Pile(folder, f"annotations-{file.number}")
     annotations.add((_key(each), each) for each in _items(file, "annotations"))
     annotations.settle()
+    if not named or not annotations.count():
+        _check(file)
     seen = 0
     try:
         for entry in _items(file, "images"):
@@ -51,21 +53,17 @@ def read_coco(file: Inside, categories: Categories, rejects: Rejects, folder: Pa
 def _items(file: Inside, part: str) -> Iterator[Any]:
     try:
         with file.open() as stream:
-            if part == "categories":
-                _check(stream, file.name)
-                stream.seek(0)
             yield from ijson.items(stream, f"{part}.item", use_float=True)
     except ijson.JSONError as error:
         raise SettingsError(f"{file.name}: it is not JSON: {error}") from error
 
 
-def _check(stream: IO[bytes], where: str) -> None:
+def _check(file: Inside) -> None:
     """Raise SettingsError where a part is missing or no list."""
-    there = {
-        prefix for prefix, event, _ in ijson.parse(stream) if event == "start_array" and prefix in _PARTS
-    }
+    with file.open() as stream:
+        there = {prefix for prefix, event, _ in ijson.parse(stream) if event == "start_array"}
     if lost := [part for part in _PARTS if part not in there]:
-        raise SettingsError(f"{where}: not COCO JSON: it has no list {', '.join(lost)}")
+        raise SettingsError(f"{file.name}: not COCO JSON: it has no list {', '.join(lost)}")
 
 
 def _key(annotation: Any) -> str:

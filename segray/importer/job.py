@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pycocotools import mask as coco_mask
 
 from segray.data.vector_files import find_file
 from segray.errors import ExitCode, ItemError, SettingsError
@@ -30,7 +31,6 @@ from segray.importer.settings import FOLDERS, ON_EARTH, ImportOptions
 from segray.importer.write_labels import KEPT, LabelWriter
 from segray.importer.yolo import read_yolo
 from segray.log import LOG
-from segray.masks.spans import counts_of
 from segray.output.lease import Lease
 from segray.output.names import PLAN, RUN
 from segray.output.store import Store
@@ -215,9 +215,9 @@ def _corrected(
     drawn = []
     for each in looked.drawn:
         try:
-            number, name = categories.of(each.category, each.number)
             counts = each.draw(image.height, image.width)
-            if not int(counts_of([counts])[0][1::2].sum()):
+            number, name = categories.of(each.category, each.number)
+            if not coco_mask.area({"size": [image.height, image.width], "counts": counts}):
                 raise ItemError("unsupported", "it covers no pixel of its image")
         except ItemError as error:
             job.rejects.annotation(looked.name, each.where, error.reason)

@@ -20,7 +20,7 @@ from segray.scenes.scene import scene_from
 
 KEPT = ("split", "group")
 """Columns of images that the labels may carry, beside those of the run."""
-_BUFFER_BYTES = 8 << 20
+_BUFFER_BYTES = 2 << 20
 _MASKS = 500
 """Masks decoded at once."""
 
