@@ -231,15 +231,13 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
 
 
 def _truth(settings: EvaluateSettings, labels: str, split: str | None) -> Truth:
-    """Read COCO JSON, or corrected labels in the tables of annotate; of the latter those of a person count."""
+    """Read COCO JSON, or labels in the tables of annotate, of which those of a person count."""
     if labels.lower().endswith(".json"):
         data = read_file(labels, settings.storage, "labels")
         return read_truth(data, f"labels: {canonical_uri(labels)}", split)
     truth, rejected = read_labels(labels, settings.storage)
     if rejected:
-        say(
-            f"labels: {len(rejected):,} images are left out, {rejected[0].uri} for one: {rejected[0].error}"
-        )
+        say(f"labels: {len(rejected):,} images are left out, {rejected[0].uri} for one: {rejected[0].error}")
     images = {number: image for number, image in truth.images.items() if split in (None, image.split)}
     return replace(truth, images=images)
 

@@ -17,8 +17,8 @@ class EvaluateSettings(JobSettings):
     Label maps: PREDICTIONS is a folder of label images or an output of `segray predict`, LABELS a folder of
     label images or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
     of `segray annotate` or a COCO results file, LABELS a COCO JSON file or an output of `segray import`.
-    A semantic model is scored with
-    --weights over --data, as `segray train` takes it. Runs in this process; Ray is not needed.
+    A semantic model is scored with --weights over --data, as `segray train` takes it. Runs in this process;
+    Ray is not needed.
     """
 
     basic = (
