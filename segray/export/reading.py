@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from segray.errors import SettingsError
 from segray.export.settings import ON_EARTH, ExportOptions
-from segray.export.table import Image, Instance, LabelTable
+from segray.export.table import NO_GROUP, NO_SPLIT, Image, Instance, LabelTable
 from segray.masks.spans import counts_of
 from segray.output.io import files_below, read_if_there
 from segray.output.names import PLAN, RUN
@@ -103,16 +103,29 @@ def finished_run(run: str, storage: StorageSettings) -> tuple[str | None, str]:
 
 
 def _add_images(labels: Labels, file: Source, settings: ExportOptions) -> None:
-    for _, batch in batches(file, _IMAGE, _IMAGE_MAY, settings.storage):
+    more = [] if settings.group_by is None else [settings.group_by]
+    for _, batch in batches(file, _IMAGE, [*_IMAGE_MAY, *more], settings.storage):
         if "split" not in batch.schema.names and (settings.split or settings.by_split):
             raise SettingsError(
                 f"split: {file.uri} has no column split; --keep-columns split of annotate copies it "
                 "from a manifest"
             )
+        if settings.group_by and settings.group_by not in batch.schema.names:
+            raise SettingsError(
+                f"group_by: {file.uri} has no column {settings.group_by}; --keep-columns {settings.group_by} "
+                "of annotate copies it from a manifest"
+            )
         rows = [row for row in batch.to_pylist() if settings.split in (None, row.get("split"))]
         good = [row for row in rows if row.get("status") != "rejected" and row["height"] and row["width"]]
         labels.rejected += len(rows) - len(good)
-        labels.table.add_images(map(image_of, good))
+        labels.table.add_images(replace(image_of(row), part=_part(row, settings)) for row in good)
+
+
+def _part(row: dict[str, Any], settings: ExportOptions) -> str | None:
+    """Return which file or folder an image goes to; None where there is one."""
+    if settings.group_by:
+        return text_of(row.get(settings.group_by)) or NO_GROUP
+    return (text_of(row.get("split")) or NO_SPLIT) if settings.by_split else None
 
 
 def image_of(row: dict[str, Any]) -> Image:

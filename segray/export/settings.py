@@ -8,17 +8,23 @@ from pydantic_settings import CliPositionalArg
 from segray.address import Address
 from segray.settings import CommonSettings
 
-Format = Literal["coco", "yolo", "geojson", "gpkg", "flatgeobuf", "masks", "labelstudio"]
-FILE_SUFFIX = {"coco": ".json", "geojson": ".geojson", "gpkg": ".gpkg", "flatgeobuf": ".fgb"}
+Format = Literal["coco", "yolo", "geojson", "gpkg", "flatgeobuf", "masks", "labelstudio", "pmtiles"]
+FILE_SUFFIX = {
+    "coco": ".json",
+    "geojson": ".geojson",
+    "gpkg": ".gpkg",
+    "flatgeobuf": ".fgb",
+    "pmtiles": ".pmtiles",
+}
 """Formats of one file, or of one file a split; the others are folders."""
-ON_EARTH = ("geojson", "gpkg", "flatgeobuf")
+ON_EARTH = ("geojson", "gpkg", "flatgeobuf", "pmtiles")
 
 
 class ExportOptions(CommonSettings):
     """`ExportSettings` without `as`, which is a Python keyword."""
 
     basic = (
-        *("run", "as", "output", "classes", "min_score", "min_area", "split", "by_split"),
+        *("run", "as", "output", "classes", "min_score", "min_area", "split", "by_split", "group_by"),
         *("segmentation", "pixels", "overwrite", "dry_run", *CommonSettings.basic),
     )
     usage = "RUN --as FORMAT --output PATH"
@@ -39,8 +45,8 @@ exit codes:
         description="output folder or bucket URL of the run",
     )
     output: Address = Field(
-        description="a file (.json, .geojson, .gpkg, .fgb), or a folder for yolo, masks, labelstudio and "
-        "with --by-split"
+        description="a file (.json, .geojson, .gpkg, .fgb, .pmtiles), or a folder for yolo, masks, "
+        "labelstudio and with --by-split or --group-by"
     )
     classes: list[str] = Field([], description="names of the classes to export (default: all)")
     min_score: float | None = Field(
@@ -49,6 +55,11 @@ exit codes:
     min_area: int | None = Field(None, ge=1, description="minimum area of a mask in pixels")
     split: str | None = Field(None, pattern=r"\S", description="export images of this split only")
     by_split: bool = Field(False, description="one file, or one folder of labels, for each split")
+    group_by: str | None = Field(
+        None,
+        pattern=r"\S",
+        description="one file, or one folder of labels, for each value of this column of images, as region",
+    )
     segmentation: Literal["rle", "polygons"] | None = Field(
         None,
         description="coco, labelstudio: how masks are written (default rle); polygons: along pixel edges, "
@@ -71,7 +82,7 @@ exit codes:
     @property
     def is_folder(self) -> bool:
         """Whether the output is a folder."""
-        return self.by_split or self.format not in FILE_SUFFIX
+        return self.by_split or self.group_by is not None or self.format not in FILE_SUFFIX
 
     @property
     def filters(self) -> bool:
@@ -91,6 +102,8 @@ exit codes:
             problems.append(f"segmentation: {self.format} does not have it")
         if self.pixels and self.format != "masks":
             problems.append(f"pixels: {self.format} does not have it")
+        if self.by_split and self.group_by:
+            problems.append("group_by: not with by_split")
         if problems:
             raise ValueError("; ".join(problems))
         return self
