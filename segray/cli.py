@@ -44,6 +44,8 @@ verbs:
       pages that show a run, or how two differ, in any browser
   export RUN --as FORMAT --output PATH
       labels for COCO, YOLO, QGIS or Label Studio, or as masks
+  import FILE --as FORMAT [--run RUN] --output URL
+      labels that a person corrected elsewhere, back for train and evaluate
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
       versions of models, and which is the champion
   models [--json]

@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
     "preview": Verb("preview.settings:PreviewSettings", "preview.job:preview"),
     "export": Verb("export.settings:ExportSettings", "export.job:export"),
+    "import": Verb("importer.settings:ImportSettings", "importer.job:import_labels"),
     "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
     "models": Verb(None, "models.catalog:show", json=True),
     "doctor": Verb("settings:DoctorSettings", "doctor:show", json=True),

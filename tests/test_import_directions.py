@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "panoptic", "selection", "cli",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "importer", "submit",
+    "schedule", "panoptic", "selection", "preview", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -24,6 +24,7 @@ NEVER = {
     "panoptic": (JOBS - {"panoptic", "export"}) | {"data", "models", "registry"},
     "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
+    "importer": (JOBS - {"importer", "export"}) | {"models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 
