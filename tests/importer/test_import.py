@@ -134,7 +134,11 @@ def edited(content: dict[str, Any], run: Run) -> dict[str, list[str]]:
     content["annotations"].remove(three)
     new = {"id": 999, "image_id": 1, "category_id": 1, "segmentation": encoded(mask)}
     content["annotations"].append(new)
-    return {"changed": [one["instance_id"]], "class": [two["instance_id"]], "removed": [three["instance_id"]]}
+    return {
+        "changed": [one["segray_instance_id"]],
+        "class": [two["segray_instance_id"]],
+        "removed": [three["segray_instance_id"]],
+    }
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
