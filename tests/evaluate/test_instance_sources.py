@@ -176,7 +176,7 @@ def test_footprints_on_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     record = metrics(tmp_path / "out")
     (lost,) = record["failed"]
     assert lost["name"].endswith("photo.jpg")
-    assert lost["reason"].startswith("truth: ")
+    assert lost["reason"] == "truth: it is not georeferenced, so footprints have no place on it"
     assert record["counts"]["compared"] == 1
     by_class = {row["class"]: row for row in record["classes"]}
     assert by_class["tank"]["segm_ap"] == pytest.approx(1)
