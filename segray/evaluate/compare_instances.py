@@ -91,7 +91,7 @@ class InstanceEvaluation:
         scores, sizes = InstanceScores(), self.wanted.sizes
         with self._shards() as shards:
             for number in range(len(shards)):
-                rows, _, broken = checked(shards.read(number), self._shard(number))
+                rows, _, broken = checked(shards.read(number), self._shard(shards.of(number)))
                 self.wanted.broken.update(broken)
                 self._keep(rows.to_pylist(), scores)
         keys = [self.labels.images[image_id].key for image_id in self.wanted.numbers]
@@ -122,19 +122,19 @@ class InstanceEvaluation:
     def _shards(self) -> Iterator[Shards]:
         """Read labels and predictions, and yield their rows by image."""
         with tempfile.TemporaryDirectory(prefix="segray-evaluate-") as folder:
-            shards = Shards(Path(folder), len(self.paired.names))
+            shards = Shards(Path(folder), len(self.paired.names), self.settings.shard)
             for rows in self.labels.rows(self.wanted):
                 shards.add(rows)
             for rows in self.predictions.rows(self.wanted, self.paired, self.categories):
                 shards.add(rows)
             yield shards
 
-    def _shard(self, number: int) -> Shard:
-        return Shard.of(number, self._names, self.wanted.sizes, self.wanted.broken, self._kinds)
+    def _shard(self, images: range) -> Shard:
+        return Shard.of(images, self._names, self.wanted.sizes, self.wanted.broken, self._kinds)
 
     def _scored(self, shards: Shards) -> Iterator[ShardScores]:
         """Yield the scores of all shards, in any order."""
-        jobs = ((shards.read(number), self._shard(number)) for number in range(len(shards)))
+        jobs = ((shards.read(number), self._shard(shards.of(number))) for number in range(len(shards)))
         progress = Progress(len(shards), "shards of images matched")
         if shards.images < self.settings.ray_above:
             found: Iterator[ShardScores] = (score_shard(*job) for job in jobs)

@@ -119,6 +119,8 @@ class FootprintLabels:
     def _scene(self, item: Item, sandbox: DecodeSandbox) -> Scene:
         """Return the grid of a scene. Raises ItemError where it has no place on Earth."""
         more: Mapping[str, Any] = item.more or {}
+        if more.get("crs") is None:
+            raise ItemError("unsupported", "it is not georeferenced, so footprints have no place on it")
         found = scene_from(more["scene"]) if more.get("scene") else None
         if found is None:
             storage = self._settings.storage

@@ -76,7 +76,7 @@ class OutputPredictions:
         record = run_record(url, settings.storage)
         self._settings: dict[str, Any] = record.get("settings") or {}
         self.threshold = self._settings.get("score_threshold")
-        more = [*filter(None, [settings.group_by]), *["scene", "version"] * scenes]
+        more = [*filter(None, [settings.group_by]), *["crs", "scene", "version"] * scenes]
         self.items = read_ledger(ledger, settings.storage, more)
 
     @property

@@ -73,13 +73,17 @@ class RowList:
 class Shards:
     """The rows of many images in files, a shard each."""
 
-    def __init__(self, folder: Path, images: int) -> None:
-        """Write to `folder`; images: how many there are."""
-        self._folder, self.images = folder, images
+    def __init__(self, folder: Path, images: int, each: int = IMAGES) -> None:
+        """Write to `folder`; images: how many there are; each: of one shard."""
+        self._folder, self.images, self._each = folder, images, each
         self._buffer: list[pa.Table] = []
 
     def __len__(self) -> int:
-        return -(-self.images // IMAGES)
+        return -(-self.images // self._each)
+
+    def of(self, shard: int) -> range:
+        """Return the indices of the images of a shard."""
+        return range(shard * self._each, min((shard + 1) * self._each, self.images))
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of schema ROWS, in any order of images."""
@@ -98,7 +102,7 @@ class Shards:
             return
         rows = pa.concat_tables(self._buffer).combine_chunks()
         self._buffer = []
-        shard = rows["image"].to_numpy() // IMAGES
+        shard = rows["image"].to_numpy() // self._each
         if (np.diff(shard) < 0).any():
             order = np.argsort(shard, kind="stable")
             rows, shard = rows.take(pa.array(order)), shard[order]

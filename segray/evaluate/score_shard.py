@@ -10,7 +10,7 @@ import pyarrow as pa
 from pycocotools import mask as coco_mask
 
 from segray.errors import ItemError
-from segray.evaluate.instance_rows import IMAGES, table_of
+from segray.evaluate.instance_rows import table_of
 from segray.evaluate.matching import Instances, Kind, Matches, match
 from segray.masks.coco_segmentation import rle_of
 from segray.masks.run_ends import RunEnds
@@ -36,16 +36,15 @@ class Shard:
     @classmethod
     def of(
         cls,
-        number: int,
+        there: range,
         names: Sequence[str],
         sizes: Sequence[tuple[int, int]],
         broken: Mapping[int, str],
         kinds: tuple[Kind, ...],
     ) -> "Shard":
-        """Return a shard of all these images."""
-        here = slice(number * IMAGES, (number + 1) * IMAGES)
-        there = range(here.start, min(here.stop, len(names)))
-        return cls(here.start, names[here], sizes[here], frozenset(there) & broken.keys(), kinds)
+        """Return the part of all images that has these indices."""
+        here = slice(there.start, there.stop)
+        return cls(there.start, names[here], sizes[here], frozenset(there) & broken.keys(), kinds)
 
 
 @dataclass(frozen=True, slots=True)

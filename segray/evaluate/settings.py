@@ -106,6 +106,7 @@ exit codes:
         ge=1,
         description="instances: match on Ray from this number of images on, in this process below",
     )
+    shard: int = Field(1_000, ge=1, description="images that are matched at a time; memory grows with it")
     score_threshold: float = Field(
         0.05, ge=0, le=1, description="of an instance model: keep instances above this score"
     )

@@ -1,7 +1,7 @@
 """COCO JSON, also zipped as CVAT writes it: read by a streaming parser into a temporary SQLite file.
 
-Beside COCO's own fields: `segray_image_id`, `split` and `group` of images, `segray_instance_id` of annotations.
-An annotation without a segmentation is its box.
+Beside COCO's own fields: `segray_image_id`, `split` and `group` of images, `segray_instance_id` of
+annotations. An annotation without a segmentation is its box.
 """
 
 from collections.abc import Iterator
