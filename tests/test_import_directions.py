@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "cli",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "preview", "submit",
+    "schedule", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -22,6 +22,7 @@ NEVER = {
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
+    "preview": (JOBS - {"preview", "drift"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 
