@@ -25,6 +25,7 @@ NEVER = {
     "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
     "importer": (JOBS - {"importer", "export"}) | {"models", "registry"},
+    "preview": (JOBS - {"preview", "drift"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 

@@ -9,7 +9,7 @@ from segray.preview.classes import coloured
 from segray.preview.compare import settings_apart
 from segray.preview.figures import classes_of, figures_of
 from segray.preview.folder import PageFolder
-from segray.preview.instances import draw, instances_of
+from segray.preview.instances import draw, instances_of, with_nameless
 from segray.preview.ledger import instance_files_of, read_ledger, rows_of
 from segray.preview.runs import Run, find_run
 from segray.preview.sample import Sampler
@@ -216,8 +216,8 @@ def _worst_pictures(
         predictions = find_run(str(address), run.storage)
         ledger = read_ledger(predictions, Sampler(1))
         errors = {str(row["image_id"]): row for row in worst[: settings.images]}
-        classes = classes_of(figures_of(predictions)[0])
         shown = instances_of(predictions, instance_files_of(predictions), list(errors))
+        classes = with_nameless(classes_of(figures_of(predictions)[0]), [shown])
         images, lost = draw(
             rows_of(predictions, ledger, list(errors)), [shown], list(classes), settings, folder
         )

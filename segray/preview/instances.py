@@ -1,6 +1,6 @@
 """Pages of an output of annotate: pictures with outlines, filters, figures, rejects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +89,8 @@ def instance_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
     offer_instances(run, files, sampler)
     profile, histograms = figures_of(run)
     reasons = sampler.chosen()
-    classes = classes_of(profile)
     shown = instances_of(run, files, list(reasons))
+    classes = with_nameless(classes_of(profile), [shown])
     images, lost = draw(rows_of(run, ledger, reasons), [shown], list(classes), settings, folder)
     for entry in images:
         entry["why"] = reasons[entry["id"]]
@@ -103,6 +103,12 @@ def instance_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
         rejects=rejects_of(ledger),
     )
     return summary(ledger, images, lost)
+
+
+def with_nameless(classes: Mapping[str, int], sides: Sequence[dict[str, Shown]]) -> dict[str, int]:
+    """Return the classes, and '' where an instance that is shown has none."""
+    bare = any(not name for side in sides for shown in side.values() for name, _ in shown.bins)
+    return {**classes, "": classes.get("", 0)} if bare else dict(classes)
 
 
 def instances_of(run: Run, files: Sequence[Source], ids: Sequence[str]) -> dict[str, Shown]:

@@ -13,7 +13,7 @@ from segray.masks.spans import Spans, spans_of
 
 UNIT = 4
 """Coordinates are integers in quarters of a picture's pixel."""
-_TOLERANCE = 1.0
+_TOLERANCE = 0.75
 """How far a simplified outline may be from the pixel edges: in pixels of the image, or of the picture where
 that is coarser. A slanted edge is a staircase that is half a pixel off."""
 

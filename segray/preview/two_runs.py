@@ -21,7 +21,7 @@ from segray.preview.compare import (
 )
 from segray.preview.figures import classes_of, figures_of, histograms_of_both
 from segray.preview.folder import PageFolder
-from segray.preview.instances import Shown, draw, instances_of, rejects_of, summary
+from segray.preview.instances import Shown, draw, instances_of, rejects_of, summary, with_nameless
 from segray.preview.label_maps import MapReader
 from segray.preview.labelled import class_names, classes_of_maps, draw_maps
 from segray.preview.ledger import instance_files_of, read_ledger, rows_of
@@ -86,7 +86,7 @@ def _instances(
             differences[image_id] = abs(one - other) / (one + other)
         marks[image_id] = _unmatched(pairs, sides)
     chosen = most_different(differences, settings.images)
-    classes = {**classes_of(profiles[1]), **classes_of(profiles[0])}
+    classes = with_nameless({**classes_of(profiles[1]), **classes_of(profiles[0])}, shown)
     rows = rows_of(runs[0], both.ledgers[0], list(chosen))
     images, lost = draw(
         rows, [_marked(side, marks, at) for at, side in enumerate(shown)], list(classes), settings, folder

@@ -61,14 +61,14 @@ segray.gallery = (() => {
 
   function classes() {
     const chips = segray.get("classes").map((each, index) => el("button", {
-      type: "button", class: "chip", "aria-pressed": "false",
+      type: "button", class: "chip", "aria-pressed": "false", title: each.name,
       onclick: (event) => {
         const on = !filter.classes.has(index);
         filter.classes[on ? "add" : "delete"](index);
         event.currentTarget.setAttribute("aria-pressed", on);
         show();
       },
-    }, el("i", { style: { background: segray.colour(each.colour) } }), each.name || "(no name)", each.count ? el("small", {}, number(each.count)) : null));
+    }, el("i", { style: { background: segray.colour(each.colour) } }), el("span", {}, each.name || "(no name)"), each.count ? el("small", {}, number(each.count)) : null));
     return el("div", { class: "chips", role: "group", "aria-label": "Classes" }, ...chips);
   }
 
@@ -121,13 +121,13 @@ segray.gallery = (() => {
       : el("span", { class: "lost" }, each.error);
     const words = filter.labels ? `${each.present.length} ${each.present.length === 1 ? "class" : "classes"}` : instances(each);
     const sure = !filter.two && typeof each.sureness === "number" ? `mean score ${score(each.sureness)}` : "";
-    const told = [words, sure, "difference" in each ? `difference ${score(each.difference)}` : "", each.note].filter(Boolean).join(" · ");
+    const told = [words, sure, "difference" in each ? `difference ${score(each.difference)}` : "", each.note].filter(Boolean);
     const made = el("button", { type: "button", class: "card", title: each.address, onclick: () => segray.viewer.open(each) },
       el("span", { class: "frame", style: { "aspect-ratio": `${width} / ${height}` } }, picture,
         el("canvas", { "aria-hidden": "true", class: filter.two ? "half left" : null }),
         filter.two ? el("canvas", { "aria-hidden": "true", class: "half right" }) : null),
       el("span", { class: "name" }, short(each.address)),
-      el("span", { class: "about" }, told));
+      el("span", { class: "about" }, ...told.map((words) => el("span", {}, words))));
     made.image = each;
     return made;
   }
