@@ -92,6 +92,7 @@ from jobs.benchmarks import (
     accuracy,
     annotate,
     ddp,
+    evaluate,
     feed,
     memory,
     overhead,
@@ -122,6 +123,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "feed": feed.figures,
     "train_memory": train_memory.figures,
     "accuracy": accuracy.figures,
+    "evaluate": evaluate.figures,
     "plain": plain.figures,
 }
 

@@ -13,9 +13,12 @@ from segray.api import (
     drift,
     evaluate,
     export,
+    import_,
     panoptic,
     predict,
+    preview,
     retrain,
+    select,
     train,
 )
 
@@ -25,9 +28,12 @@ __all__ = [
     "drift",
     "evaluate",
     "export",
+    "import_",
     "panoptic",
     "predict",
+    "preview",
     "retrain",
+    "select",
     "train",
 ]
 

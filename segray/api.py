@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from segray.drift.settings import DriftSettings
     from segray.evaluate.settings import EvaluateSettings
     from segray.export.settings import ExportSettings
+    from segray.importer.settings import ImportSettings
     from segray.panoptic.settings import PanopticSettings
     from segray.predict.settings import PredictSettings
+    from segray.preview.settings import PreviewSettings
     from segray.retrain.settings import RetrainSettings
+    from segray.selection.settings import SelectSettings
     from segray.settings import CommonSettings
     from segray.storage import StorageSettings
     from segray.train.settings import TrainSettings
@@ -123,6 +126,21 @@ def retrain(*, settings: RetrainSettings | None = None, **options: Any) -> Resul
 def export(*run: str, settings: ExportSettings | None = None, **options: Any) -> Result:
     """Write a run in the form of another program: `segray export`. Raises SegrayError."""
     return _run("export", settings, options, run=run)
+
+
+def import_(*file: str, settings: ImportSettings | None = None, **options: Any) -> Result:
+    """Take labels that a person corrected: `segray import`. Raises SegrayError."""
+    return _run("import", settings, options, file=file)
+
+
+def select(*run: str, settings: SelectSettings | None = None, **options: Any) -> Result:
+    """Choose which images a person should look at next: `segray select`. Raises SegrayError."""
+    return _run("select", settings, options, run=run)
+
+
+def preview(*run: str, settings: PreviewSettings | None = None, **options: Any) -> Result:
+    """Write pages that show one run or two: `segray preview`. Raises SegrayError."""
+    return _run("preview", settings, options, run=run)
 
 
 def drift(*run: str, settings: DriftSettings | None = None, **options: Any) -> Result:

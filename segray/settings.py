@@ -201,6 +201,20 @@ class SceneSettings(JobSettings):
         return value
 
 
+def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
+    """Return settings of these values only: SEGRAY_OUTPUT is for the command, not for a job inside of it.
+
+    Raises ValidationError for invalid values.
+    """
+
+    class Alone(kind):  # type: ignore[misc]
+        @classmethod
+        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
+            return (init_settings,)
+
+    return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))
+
+
 def printable(settings: CommonSettings, *, without_defaults: bool = False) -> str:
     """Return the effective settings as YAML that `--config` reads back; without secrets and unset values.
 

@@ -49,11 +49,14 @@ VERBS: dict[str, Verb] = {
     "retrain": Verb(
         "retrain.settings:RetrainSettings", "retrain.job:retrain", "the labels, the registry and the output"
     ),
+    "select": Verb("selection.settings:SelectSettings", "selection.job:select", "the run and the output"),
     "submit": Verb("submit.settings:SubmitSettings", "submit.job:run", splits=True),
     "schedule": Verb("schedule.settings:ScheduleSettings", "schedule.job:run", splits=True),
     "status": Verb("settings:StatusSettings", "status:show", json=True),
     "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
+    "preview": Verb("preview.settings:PreviewSettings", "preview.job:preview"),
     "export": Verb("export.settings:ExportSettings", "export.job:export"),
+    "import": Verb("importer.settings:ImportSettings", "importer.job:import_labels"),
     "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
     "models": Verb(None, "models.catalog:show", json=True),
     "doctor": Verb("settings:DoctorSettings", "doctor:show", json=True),

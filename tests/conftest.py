@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--freezes", type=int, default=1, help="runs stopped while another one takes over")
     group.addoption("--starts", type=int, default=1, help="of a Ray of its own under four busy loops")
+    group.addoption("--coco-sets", type=int, default=15, help="random sets compared with pycocotools")
     group.addoption("--series", type=int, default=3, help="of 30 looks at a holdout; 200 for the full one")
     group.addoption("--shuffles", type=int, default=1, help="retrainings with shuffled labels")
     group.addoption("--retrainers", type=int, default=3, help="rounds that two retrainers end at once")
@@ -46,6 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--tars", type=int, default=5, help="small tars beside it")
     group.addoption("--without-slurm", action="store_true", help="leave Slurm out, where there is no apt")
+    group.addoption(
+        "--without-browser", action="store_true", help="leave Chromium out, where there is no apt"
+    )
     group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "panoptic", "cli",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "importer", "submit",
+    "schedule", "panoptic", "selection", "preview", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -17,19 +17,22 @@ NEVER = {
     "data": JOBS | {"models", "registry"},
     "models": JOBS | {"data", "output"},
     "bulk": JOBS - {"bulk"},
-    "evaluate": JOBS - {"evaluate"},
+    "evaluate": JOBS - {"evaluate", "annotate", "bulk"},
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
     "panoptic": (JOBS - {"panoptic", "export"}) | {"data", "models", "registry"},
+    "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
+    "importer": (JOBS - {"importer", "export"}) | {"models", "registry"},
+    "preview": (JOBS - {"preview", "drift"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 
 RAY = {
     "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
-    "own_ray", "prometheus", "ray_private", "submit.following", "submit.ray_cluster", "train.loader",
-    "train.process_group", "train.sampler", "train.trainer",
+    "evaluate.shards_on_ray", "own_ray", "prometheus", "ray_private", "submit.following",
+    "submit.ray_cluster", "train.loader", "train.process_group", "train.sampler", "train.trainer",
 }  # fmt: skip
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 

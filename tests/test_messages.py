@@ -94,7 +94,8 @@ def test_evaluate_names_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate"]) == 2
     assert way in capsys.readouterr().err
     assert main(["evaluate", "--output", "o"]) == 2
-    assert "give --predictions and --labels, or --weights and --data" in capsys.readouterr().err
+    way = "give --predictions and --labels (or --footprints), or --weights and --data"
+    assert way in capsys.readouterr().err
 
 
 def test_a_picture_that_is_too_large_names_the_limit_and_the_setting(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from reprlib import repr as brief
@@ -66,22 +66,22 @@ def read_truth(data: bytes, where: str, split: str | None = None) -> Truth:
         isinstance(content.get(name), list) for name in ("images", "annotations", "categories")
     ):
         raise SettingsError(f"{where}: not COCO JSON: it needs images, annotations and categories")
-    categories = _categories(content["categories"], where)
-    entries = [each for each in content["images"] if split in (None, _get(each, "split"))]
+    categories = categories_of(content["categories"], where)
+    entries = [each for each in content["images"] if split in (None, entry_of(each, "split"))]
     if content["images"] and not entries:
         raise SettingsError(f"{where}: no image has the split {split}")
-    images = _images(entries, where)
+    images = images_of(entries, where)
     annotations: dict[ImageId, list[dict[str, Any]]] = defaultdict(list)
-    every = images if split is None else {_whole(_get(each, "id")) for each in content["images"]}
+    every = images if split is None else {whole_id(entry_of(each, "id")) for each in content["images"]}
     strays = 0
     for annotation in content["annotations"]:
-        image_id = _among(every, _get(annotation, "image_id"))
+        image_id = known_id(every, entry_of(annotation, "image_id"))
         if image_id is None:
             strays += 1
         elif image_id in images:
             annotations[image_id].append(annotation)
     if images and strays and strays == len(content["annotations"]):
-        first = brief(_get(content["annotations"][0], "image_id"))
+        first = brief(entry_of(content["annotations"][0], "image_id"))
         text = f"none of its {strays:,} annotations is of one of its images; the first has image_id {first}"
         raise SettingsError(f"{where}: {text}")
     return Truth(images, annotations, categories, strays)
@@ -94,33 +94,20 @@ def true_instances(truth: Truth, image_id: ImageId, *, masks: bool) -> list[True
     """
     height, width = truth.images[image_id].size
     return [
-        _instance(annotation, truth.categories, height, width, masks)
+        true_instance(annotation, truth.categories, height, width, masks)
         for annotation in truth.annotations.pop(image_id, [])
     ]
 
 
-def read_results(data: bytes, where: str) -> tuple[list[dict[str, Any]], bool]:
-    """Return (the list of results, whether they have masks).
-
-    Raises SettingsError, which begins with `where`.
-    """
-    content = _json(data, where)
-    if not isinstance(content, list):
-        raise SettingsError(f"{where}: not COCO results: expected a list of image_id, category_id, score …")
-    for place, result in enumerate(content):
-        lacks = [name for name in ("image_id", "category_id", "score") if _get(result, name) is None]
-        if lacks:
-            raise SettingsError(f"{where}: result {place} has no {', '.join(lacks)}")
-        if not isinstance(result["image_id"], int | str):
-            raise SettingsError(f"{where}: result {place}: an image_id is a number or text")
-        if not isinstance(result["category_id"], int):
-            raise SettingsError(f"{where}: result {place}: a category_id is a number")
-    masks = sum("segmentation" in result for result in content)
-    if masks not in (0, len(content)):
-        raise SettingsError(
-            f"{where}: {masks:,} of {len(content):,} results have a segmentation; all must, or none"
-        )
-    return content, masks > 0 or not content
+def check_result(result: Any, place: int, where: str) -> None:
+    """Raise SettingsError for a result without image, category or score."""
+    lacks = [name for name in ("image_id", "category_id", "score") if entry_of(result, name) is None]
+    if lacks:
+        raise SettingsError(f"{where}: result {place} has no {', '.join(lacks)}")
+    if not isinstance(result["image_id"], int | str):
+        raise SettingsError(f"{where}: result {place}: an image_id is a number or text")
+    if not isinstance(result["category_id"], int):
+        raise SettingsError(f"{where}: result {place}: a category_id is a number")
 
 
 def box_of(value: object) -> Box:
@@ -145,22 +132,28 @@ def score_of(value: object) -> float:
     return float(value)
 
 
-def _instance(
-    annotation: dict[str, Any], categories: dict[int, str], height: int, width: int, masks: bool
+def true_instance(
+    annotation: dict[str, Any],
+    categories: dict[int, str],
+    height: int,
+    width: int,
+    masks: bool,
+    rle: Callable[[object, int, int], Rle] = rle_of,
 ) -> TrueInstance:
+    """Return an annotation, validated; rle: how its mask is. Raises ItemError that names it."""
     try:
-        category = _among(categories, annotation.get("category_id"))
+        category = known_id(categories, annotation.get("category_id"))
         if not isinstance(category, int):
             text = brief(annotation.get("category_id"))
             raise ItemError("unsupported", f"category {text} is not in the file")
-        crowd = _among((0, 1), annotation.get("iscrowd", 0))
+        crowd = known_id((0, 1), annotation.get("iscrowd", 0))
         if crowd is None:
             text = brief(annotation["iscrowd"])
             raise ItemError("unsupported", f"iscrowd is 0 or 1, not {text}")
         segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
         has_mask = masks or box is None
         return TrueInstance(
-            rle_of(segmentation, height, width) if has_mask else None,
+            rle(segmentation, height, width) if has_mask else None,
             category,
             bool(crowd),
             None if box is None else box_of(box),
@@ -172,16 +165,16 @@ def _instance(
         ) from error
 
 
-def _whole(value: Any) -> Any:
+def whole_id(value: Any) -> Any:
     """Convert an integer that was written as 1.0 or "1.0" (pandas, R); return everything else unchanged."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,15}\.0+", value):
         return int(float(value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _among(known: Collection[Any], value: Any) -> Any:
+def known_id(known: Collection[Any], value: Any) -> Any:
     """Return the known id equal to `value`: 1.0 and "1" are 1; 1 is "1" where ids are text; None: unknown."""
-    value = _whole(value)
+    value = whole_id(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return int(value) if isinstance(value, bool) and int(value) in known else None
     if value in known:
@@ -200,8 +193,9 @@ def _area(value: object) -> float | None:
     return float(value) if is_number else None  # type: ignore[arg-type]
 
 
-def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
-    ids = [_whole(_get(entry, "id")) for entry in entries]
+def images_of(entries: Sequence[Any], where: str) -> dict[ImageId, TrueImage]:
+    """Return the images by id, in its order. Raises SettingsError."""
+    ids = [whole_id(entry_of(entry, "id")) for entry in entries]
     strange = next((each for each in ids if not isinstance(each, int | str)), None)
     if not all(isinstance(each, int | str) for each in ids):
         text = f"{brief(strange)} is neither a whole number nor text"
@@ -225,15 +219,16 @@ def _images(entries: list[Any], where: str) -> dict[ImageId, TrueImage]:
 
 def _side(value: Any) -> int:
     """Return a side in pixels; 0 where it is invalid."""
-    value = _whole(value)
+    value = whole_id(value)
     value = _number(value) if isinstance(value, str) else value
     return value if type(value) is int and value > 0 else 0
 
 
-def _categories(entries: list[Any], where: str) -> dict[int, str]:
+def categories_of(entries: Sequence[Any], where: str) -> dict[int, str]:
+    """Return the names by id. Raises SettingsError."""
     categories: dict[int, str] = {}
     for entry in entries:
-        number, name = _whole(_get(entry, "id")), _get(entry, "name")
+        number, name = whole_id(entry_of(entry, "id")), entry_of(entry, "name")
         number = _number(number) if isinstance(number, str) else number
         if type(number) is not int or not isinstance(name, str) or number in categories:
             raise SettingsError(
@@ -243,7 +238,8 @@ def _categories(entries: list[Any], where: str) -> dict[int, str]:
     return categories
 
 
-def _get(entry: Any, name: str) -> Any:
+def entry_of(entry: Any, name: str) -> Any:
+    """Return a value of a JSON object; None where it is none."""
     return entry.get(name) if isinstance(entry, dict) else None
 
 

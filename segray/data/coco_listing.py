@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from segray.data.coco_file import TrueImage, TrueInstance, Truth, read_truth, true_instances
+from segray.data.instance_files import FOLDER_FILE
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
 from segray.data.pair_lists import look_up
 from segray.data.pairs import Pair, Pairs, Rejected
@@ -24,7 +25,7 @@ from segray.sources.manifest import base_of
 from segray.sources.read_step import read_all
 from segray.storage import StorageSettings, canonical_uri
 
-FOLDER_FILE, FOLDER_IMAGES = "instances.json", "images"
+FOLDER_IMAGES = "images"
 _KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
 """Of an annotation; its box is computed from its mask."""
 _LEAST_RING = 6
@@ -66,7 +67,7 @@ def list_coco(data: str, storage: StorageSettings, root: str | None = None) -> C
     Raises SettingsError for what does not exist, is not COCO JSON, has an unknown split, or lists no image
     that exists.
     """
-    file, base = _file(data, storage, root)
+    file, base = coco_file_of(data, storage, root)
     (content,) = read_all([file], storage)
     if isinstance(content, ItemError):
         raise SettingsError(f"{file.uri}: {content.reason}")
@@ -134,7 +135,7 @@ def instances_of(annotations: str, categories: dict[int, str]) -> tuple[tuple[in
     return (height, width), true_instances(truth, 0, masks=True)
 
 
-def _file(data: str, storage: StorageSettings, root: str | None) -> tuple[Source, str]:
+def coco_file_of(data: str, storage: StorageSettings, root: str | None) -> tuple[Source, str]:
     """Return (the COCO file, what its names are relative to)."""
     is_file = canonical_uri(data).lower().endswith(".json")
     address = data if is_file else f"{data.rstrip('/')}/{FOLDER_FILE}"

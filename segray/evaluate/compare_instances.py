@@ -1,215 +1,179 @@
-"""Predicted instances against COCO JSON: `--predictions` and `--labels` -> AP and AR.
+"""Predicted instances against true ones: `--predictions` and `--labels` -> AP and AR.
 
-Images of an output of `annotate` are found by the ends of their addresses, else by the file name alone where
-it is unique; those of COCO results by their ids. Categories are matched by name or by id, see
-`CategoryMap`. Masks are held once, as run lengths.
+    images of both    paired by name or id; a few hundred bytes each stay in memory
+    rows of both      read once, appended to the file of their shard on disk (`instance_rows`)
+    each shard        checked and matched (`score_shard`): here, or on Ray above `--ray-above` images
+    matches           40 bytes a prediction; shards add -> figures (`instance_report`)
+
+So memory holds one shard's masks at a time, or a few on each machine, however many images there are.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from segray.data.coco_file import (
-    ImageId,
-    Truth,
-    box_of,
-    read_results,
-    read_truth,
-    score_of,
-    true_instances,
-)
-from segray.errors import ItemError, NothingToDoError, SettingsError
-from segray.evaluate.average_precision import InstanceFigures, InstanceScores, Kind
+import numpy as np
+
+from segray.errors import NothingToDoError, SettingsError
+from segray.evaluate.average_precision import InstanceScores
 from segray.evaluate.categories import CategoryMap
 from segray.evaluate.compare_pairs import Problem
-from segray.evaluate.match_names import by_file_name, owners
-from segray.evaluate.report import Outcome
+from segray.evaluate.instance_labels import CocoLabels, InstanceLabels, TableLabels, Wanted
+from segray.evaluate.instance_predictions import (
+    InstancePredictions,
+    OutputPredictions,
+    Paired,
+    ResultPredictions,
+)
+from segray.evaluate.instance_report import Compared, outcome_of
+from segray.evaluate.instance_rows import Shards
+from segray.evaluate.matching import KINDS, Kind, Matches
+from segray.evaluate.report import Outcome, Progress
+from segray.evaluate.score_shard import DIGESTS, Shard, ShardScores, checked, score_shard
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import say
-from segray.masks.coco_segmentation import rle_of
-from segray.output.io import read_file
-from segray.output.reader import Item, instances_of, ledger_files, read_ledger, run_record
-from segray.storage import canonical_uri
+from segray.masks.types import Rle
+
+MOST_GROUPS = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """One predicted instance as it is stored."""
-
-    image_id: ImageId
-    """Image id in the labels."""
-    category_id: int
-    category: str | None
-    score: object
-    box: object
-    segmentation: object
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InstanceEvaluation:
     """The images of the labels and their predictions."""
 
     settings: EvaluateSettings
-    truth: Truth
-    images: dict[ImageId, str]
-    """The images that can be compared, with the image_id of an output."""
-    problems: list[Problem]
-    extra: int
-    masks: bool
-    """Whether predictions have masks; otherwise only boxes are compared."""
-    by: str
-    """How categories are matched."""
-    notes: list[str]
-    results: list[dict[str, Any]] | None
-    """COCO results, which `run` consumes; None for an output of `annotate`."""
+    labels: InstanceLabels
+    predictions: InstancePredictions
+    paired: Paired
+    categories: CategoryMap
+    groups: list[str] | None
+    """Of each image that is compared; None unless asked for."""
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """Return the images that are compared."""
+        numbers = {image_id: index for index, image_id in enumerate(self.paired.names)}
+        sizes = [self.labels.images[image_id].size for image_id in numbers]
+        return Wanted(numbers, sizes, self.predictions.masks)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [self.labels.images[image_id].name for image_id in self.wanted.numbers]
 
     def about(self) -> list[str]:
         """Return lines on what would be compared."""
-        found = f"{len(self.images):,} of {len(self.images) + len(self.problems):,} images"
-        return [f"{found} have predictions; {self.extra:,} predictions without a label", *self.notes]
+        names, problems = self.paired.names, self.paired.problems
+        found = f"{len(names):,} of {len(names) + len(problems):,} images have predictions"
+        extra = f"{self.paired.extra:,} predictions without a label"
+        return [f"{found}; {extra}", *self.paired.notes]
 
     def run(self) -> Outcome:
         """Read all instances, and score those of images that can be compared."""
-        scores, problems, categories = self.scored()
-        categories.check()
-        return self._outcome(scores, problems, categories)
+        with self._shards() as shards:
+            self.categories.check()
+            digests, parts = [0, 0], [_nothing(self._kinds)]
+            for scores in self._scored(shards):
+                parts.append(scores.matches)
+                self.wanted.broken.update(scores.broken)
+                both = zip(digests, scores.digests, strict=True)
+                digests = [(one + other) % DIGESTS for one, other in both]
+        return outcome_of(self.settings, self._compared(Matches.joined(parts), digests))
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
-        """Return (truth and predictions of comparable images, problems of the others, the category map)."""
-        categories = CategoryMap(self.truth.categories, self.by)
-        scores, broken = InstanceScores(), dict[ImageId, str]()
-        for image_id in self.images:
-            self._add_truth(scores, image_id, broken)
-        for predicted in self._predicted():
-            if predicted.image_id not in broken:
-                self._add_prediction(scores, predicted, categories, broken)
-        images = self.truth.images
-        scores = scores.without({images[image_id].key for image_id in broken})
-        problems = [Problem(images[image_id].name, reason) for image_id, reason in broken.items()]
-        return scores, [*self.problems, *problems], categories
+        """Return (truth and predictions of comparable images, problems of the others, the category map).
 
-    def _add_truth(self, scores: InstanceScores, image_id: ImageId, broken: dict[ImageId, str]) -> None:
-        image = self.truth.images[image_id]
-        try:
-            instances = true_instances(self.truth, image_id, masks=self.masks)
-        except ItemError as error:
-            broken[image_id] = error.reason
-            return
-        scores.add_image(image.key, image.size)
-        for each in instances:
-            scores.add_truth(
-                image.key, each.mask, each.category, crowd=each.crowd, box=each.box, area=each.area
+        All of them are in memory: for a holdout, not for a million images.
+        """
+        scores, sizes = InstanceScores(), self.wanted.sizes
+        with self._shards() as shards:
+            for number in range(len(shards)):
+                rows, _, broken = checked(shards.read(number), self._shard(shards.of(number)))
+                self.wanted.broken.update(broken)
+                self._keep(rows.to_pylist(), scores)
+        keys = [self.labels.images[image_id].key for image_id in self.wanted.numbers]
+        for index, (key, size) in enumerate(zip(keys, sizes, strict=True)):
+            if index not in self.wanted.broken:
+                scores.add_image(key, size)
+        return scores, self._problems(), self.categories
+
+    def _keep(self, rows: list[dict[str, Any]], scores: InstanceScores) -> None:
+        keys = [self.labels.images[image_id].key for image_id in self.wanted.numbers]
+        for row in rows:
+            key, size = keys[row["image"]], self.wanted.sizes[row["image"]]
+            mask: Rle | None = (
+                None if row["counts"] is None else {"size": list(size), "counts": row["counts"]}
             )
+            box = None if np.isnan(row["x"]) else [row[name] for name in ("x", "y", "width", "height")]
+            if np.isnan(row["score"]):
+                area = None if np.isnan(row["area"]) else row["area"]
+                scores.add_truth(key, mask, row["category"], crowd=row["crowd"], box=box, area=area)
+            else:
+                scores.add_prediction(key, mask, row["category"], row["score"], box=box)
 
-    def _add_prediction(
-        self,
-        scores: InstanceScores,
-        predicted: Predicted,
-        categories: CategoryMap,
-        broken: dict[ImageId, str],
-    ) -> None:
-        image = self.truth.images[predicted.image_id]
-        category = categories.of(predicted.category_id, predicted.category)
-        if category is None:
-            return
-        try:
-            mask = rle_of(predicted.segmentation, *image.size) if self.masks else None
-            box = None if predicted.box is None and self.masks else box_of(predicted.box)
-            scores.add_prediction(image.key, mask, category, score_of(predicted.score), box=box)
-        except ItemError as error:
-            broken[predicted.image_id] = f"prediction: {error.reason}"
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return KINDS if self.predictions.masks else ("bbox",)
 
-    def _predicted(self) -> Iterator[Predicted]:
-        if self.results is not None:
-            self.results.reverse()
-            while self.results:  # a mask is in one list at a time
-                row = self.results.pop()
-                if row["image_id"] in self.images:
-                    yield Predicted(
-                        row["image_id"],
-                        row["category_id"],
-                        None,
-                        row["score"],
-                        row.get("bbox"),
-                        row.get("segmentation"),
-                    )
-            return
-        whose = {stored: image_id for image_id, stored in self.images.items()}
-        for table in instances_of(self.settings.predictions or "", whose, self.settings.storage):
-            for row in table.to_pylist():
-                yield Predicted(whose[row.pop("image_id")], **row)
+    @contextmanager
+    def _shards(self) -> Iterator[Shards]:
+        """Read labels and predictions, and yield their rows by image."""
+        with tempfile.TemporaryDirectory(prefix="segray-evaluate-") as folder:
+            shards = Shards(Path(folder), len(self.paired.names), self.settings.shard)
+            for rows in self.labels.rows(self.wanted):
+                shards.add(rows)
+            for rows in self.predictions.rows(self.wanted, self.paired, self.categories):
+                shards.add(rows)
+            yield shards
 
-    def _outcome(self, scores: InstanceScores, problems: list[Problem], categories: CategoryMap) -> Outcome:
-        kinds: tuple[Kind, ...] = ("segm", "bbox") if self.masks else ("bbox",)
-        found = f"{len(scores.predictions):,} predicted, {len(scores.truth):,} true instances"
-        say(f"{found} in {len(scores.images):,} images: scoring")
-        figures = {kind: scores.figures(kind, self.settings.detections) for kind in kinds}
-        rows = _class_rows(self.truth.categories, scores, figures)
-        notes = list(self.notes)
-        if categories.unknown:
-            most = ", ".join(f"{name} {number:,}" for name, number in categories.unknown.most_common(5))
-            number = categories.unknown.total()
-            notes.append(f"{number:,} predicted instances of categories that labels do not have: {most}")
-        uncut = self._uncut(scores, figures, notes)
-        return Outcome(
-            task="instances",
-            compared=len(scores.images),
-            problems=sorted(problems, key=lambda problem: problem.name),
-            extra=self.extra,
-            metrics={kind: figures[kind].overall for kind in kinds},
-            classes=rows,
-            digests={
-                "labels": scores.digest_of(scores.truth),
-                "predictions": scores.digest_of(scores.predictions),
-            },
-            more={
-                "instances": {
-                    "labels": sum(row["labels"] for row in rows),
-                    "crowds": sum(row["iscrowd"] for row in scores.truth),
-                    "predictions": len(scores.predictions),
-                    "unknown_categories": dict(categories.unknown),
-                },
-                **uncut,
-            },
-            notes=notes,
+    def _shard(self, images: range) -> Shard:
+        return Shard.of(images, self._names, self.wanted.sizes, self.wanted.broken, self._kinds)
+
+    def _scored(self, shards: Shards) -> Iterator[ShardScores]:
+        """Yield the scores of all shards, in any order."""
+        jobs = ((shards.read(number), self._shard(shards.of(number))) for number in range(len(shards)))
+        progress = Progress(len(shards), "shards of images matched")
+        if shards.images < self.settings.ray_above:
+            found: Iterator[ShardScores] = (score_shard(*job) for job in jobs)
+        else:
+            from segray.evaluate.shards_on_ray import score_shards
+
+            found = score_shards(jobs, self.settings)
+        for scores in found:
+            progress.add(1)
+            yield scores
+
+    def _problems(self) -> list[Problem]:
+        broken = self.wanted.broken
+        found = [Problem(self._names[index], reason) for index, reason in broken.items()]
+        return sorted([*self.paired.problems, *found], key=lambda problem: problem.name)
+
+    def _compared(self, matches: Matches, digests: list[int]) -> Compared:
+        kept = np.ones(len(self.wanted.numbers), bool)
+        kept[list(self.wanted.broken)] = False
+        found = f"{len(matches.score):,} predicted, {len(matches.truth_image):,} true instances"
+        say(f"{found} in {kept.sum():,} images: scoring")
+        return Compared(
+            matches,
+            kept,
+            self._names,
+            list(self.paired.names.values()),
+            self.groups,
+            self.labels.categories,
+            self.categories.unknown,
+            self._problems(),
+            self.predictions.extra(self.paired),
+            [f"{digest:064x}" for digest in digests],
+            [*self.labels.notes(), *self.paired.notes],
         )
 
-    def _uncut(
-        self, scores: InstanceScores, figures: dict[Kind, InstanceFigures], notes: list[str]
-    ) -> dict[str, Any]:
-        """Return the AP if all predictions counted, where some do not; adds a line to `notes`."""
-        limit = self.settings.detections
-        images, most = scores.cut(limit)
-        if not images:
-            return {}
-        kinds = list(figures)
-        ap = {kind: scores.figures(kind, most).overall["ap"] for kind in kinds}
-        compared = ", ".join(
-            f"{kind} AP {figures[kind].overall['ap']:.3f} so, {ap[kind]:.3f} with all" for kind in kinds
-        )
-        notes.append(
-            f"{images:,} images have more than {limit} predictions of a category, up to {most:,}: only the "
-            f"{limit} with the highest scores count ({compared}; --detections {most} counts all)"
-        )
-        return {"cut": {"images": images, "most": most, "ap_with_all": ap}}
 
-
-def _class_rows(
-    names: dict[int, str], scores: InstanceScores, figures: dict[Kind, InstanceFigures]
-) -> list[dict[str, Any]]:
-    """Return one row for each category of the labels or predictions."""
-    labels = Counter(row["category_id"] for row in scores.truth if not row["iscrowd"])
-    predictions = Counter(row["category_id"] for row in scores.predictions)
-    rows = []
-    for number, name in names.items():
-        row: dict[str, Any] = {"class": name, "id": number}
-        for kind, its in figures.items():
-            if number in its.per_category:
-                row |= {f"{kind}_{each}": its.per_category[number][each] for each in ("ap", "ap50", "ar")}
-        if len(row) > 2:
-            rows.append(row | {"labels": labels[number], "predictions": predictions[number]})
-    return rows
+def _nothing(kinds: tuple[Kind, ...]) -> Matches:
+    """Return the matches of no image."""
+    return score_shard(b"", Shard(0, [], [], frozenset(), kinds)).matches
 
 
 def find_instances(settings: EvaluateSettings, predictions: str, labels: str) -> InstanceEvaluation:
@@ -219,88 +183,53 @@ def find_instances(settings: EvaluateSettings, predictions: str, labels: str) ->
     """
     if settings.root is not None:
         raise SettingsError("root: for manifests and lists; COCO JSON does not use it")
+    if settings.footprints is not None:
+        return _on_scenes(settings, predictions, settings.footprints)
     split = None if settings.split == "all" else settings.split
-    truth = read_truth(
-        read_file(labels, settings.storage, "labels"), f"labels: {canonical_uri(labels)}", split
-    )
+    opened: Any = CocoLabels if labels.lower().endswith(".json") else TableLabels
+    truth: InstanceLabels = opened(labels, settings.storage, split, settings.group_by)
     if not truth.images:
         raise NothingToDoError("labels: no images: nothing to compare")
-    strays = [f"{truth.strays:,} annotations of images that labels do not list"] * bool(truth.strays)
+    found: InstancePredictions
     if predictions.lower().endswith(".json"):
-        return _of_results(settings, truth, predictions, strays)
-    return _of_output(settings, truth, predictions, strays)
+        found = ResultPredictions(settings, predictions)
+    else:
+        found = OutputPredictions(settings, predictions)
+    return _paired_up(settings, truth, found)
 
 
-def _of_results(
-    settings: EvaluateSettings, truth: Truth, predictions: str, notes: list[str]
+def _on_scenes(settings: EvaluateSettings, predictions: str, footprints: str) -> InstanceEvaluation:
+    from segray.evaluate.footprint_labels import FootprintLabels
+
+    found = OutputPredictions(settings, predictions, scenes=True)
+    labels = FootprintLabels(settings, footprints, found)
+    return _paired_up(settings, labels, found)
+
+
+def _paired_up(
+    settings: EvaluateSettings, labels: InstanceLabels, predictions: InstancePredictions
 ) -> InstanceEvaluation:
-    """Return the evaluation; every image of the labels counts, also one without results."""
-    where = f"predictions: {canonical_uri(predictions)}"
-    results, masks = read_results(read_file(predictions, settings.storage, "predictions"), where)
-    if settings.categories == "name":
-        raise SettingsError("categories: COCO results hold no names; leave categories out")
-    extra = {result["image_id"] for result in results} - truth.images.keys()
-    if results and len(extra) == len({result["image_id"] for result in results}):
-        raise NothingToDoError("predictions: none of their image ids is in the labels: nothing to compare")
-    notes = [*notes, "images and categories are matched by id"]
-    images = dict.fromkeys(truth.images, "")
-    return InstanceEvaluation(settings, truth, images, [], len(extra), masks, "id", notes, results)
+    """Return the evaluation of labels and predictions that are opened. Raises SettingsError."""
+    paired = predictions.pair(labels.images)
+    categories = CategoryMap(labels.categories, predictions.by)
+    groups = _groups(settings.group_by, labels, predictions, paired) if settings.group_by else None
+    return InstanceEvaluation(settings, labels, predictions, paired, categories, groups)
 
 
-def _of_output(
-    settings: EvaluateSettings, truth: Truth, predictions: str, notes: list[str]
-) -> InstanceEvaluation:
-    ledger = ledger_files(predictions, settings.storage)
-    if not ledger:
-        where = f"predictions: {canonical_uri(predictions)}"
-        raise SettingsError(f"{where}: neither an output of annotate nor COCO results (.json)")
-    record = run_record(predictions, settings.storage)
-    items = read_ledger(ledger, settings.storage)
-    names = [image.name for image in truth.images.values()]
-    addresses = [item.address for item in items]
-    exact = owners(names, addresses)
-    whose = by_file_name(names, addresses, exact)
-    loose = sum(one != other for one, other in zip(exact, whose, strict=True))
-    by = "id" if settings.categories == "id" else "name"
-    notes = [*notes, f"categories are matched by {by}"]
-    notes += [f"{loose:,} were found by their file name alone"] * bool(loose)
-    threshold = (record.get("settings") or {}).get("score_threshold")
-    notes += [f"annotate kept instances with a score of {threshold:g} or more"] * bool(threshold)
-    images, problems = _paired(truth, Counter(names), whose, items)
-    extra = whose.count(None)
-    return InstanceEvaluation(settings, truth, images, problems, extra, True, by, notes, None)
-
-
-def _paired(
-    truth: Truth, names: Counter[str], whose: Sequence[str | None], items: Sequence[Item]
-) -> tuple[dict[ImageId, str], list[Problem]]:
-    """Return image of the labels -> image_id of its prediction, and the problems of the others."""
-    found: dict[str, list[Item]] = defaultdict(list)
-    for owner, item in zip(whose, items, strict=True):
-        if owner is not None:
-            found[owner].append(item)
-    images, problems = dict[ImageId, str](), list[Problem]()
-    for image_id, image in truth.images.items():
-        reason = _mismatch(image.size, names[image.name], found[image.name])
-        if reason is None:
-            images[image_id] = found[image.name][0].image_id
-        else:
-            problems.append(Problem(image.name, reason))
-    return images, problems
-
-
-def _mismatch(size: tuple[int, int], same: int, items: Sequence[Item]) -> str | None:
-    if same > 1:
-        return f"labels have {same} images of this name"
-    if not items:
-        return "missing: no prediction of this name"
-    if len(items) > 1:
-        some = ", ".join(item.address for item in items[:3])
-        return f"{len(items)} predictions have this name: {some}"
-    (item,) = items
-    if item.error_type is not None:
-        return f"prediction: rejected as {item.error_type}: {item.error}"
-    if item.size != size:
-        (height, width), (true_height, true_width) = item.size or (0, 0), size
-        return f"prediction: {width} x {height} pixels, its truth {true_width} x {true_height}"
-    return None
+def _groups(
+    column: str, labels: InstanceLabels, predictions: InstancePredictions, paired: Paired
+) -> list[str]:
+    """Return the group of each image, of the labels or else of the predictions. Raises SettingsError."""
+    found = {number: labels.images[number].group for number in paired.names}
+    if all(value is None for value in found.values()):
+        found = predictions.groups(paired, column)
+    if found and len({*found.values()}) > MOST_GROUPS:
+        raise SettingsError(
+            f"group_by: {column} has {len({*found.values()}):,} values; at most {MOST_GROUPS:,}"
+        )
+    if paired.names and all(value is None for value in found.values()):
+        raise SettingsError(
+            f"group_by: neither the images of the labels nor those of the predictions have {column}; "
+            "annotate keeps columns of a manifest with --keep-columns"
+        )
+    return ["" if value is None else str(value) for value in found.values()]

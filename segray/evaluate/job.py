@@ -1,7 +1,8 @@
-"""`segray evaluate`, step by step: match, compare, report. One process, no Ray."""
+"""`segray evaluate`, step by step: match, compare, report."""
 
 import time
 
+from segray.data.instance_files import holds_coco, holds_instances
 from segray.data.panoptic_set import is_panoptic
 from segray.errors import ExitCode, NothingToDoError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
@@ -42,6 +43,10 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 def find(settings: EvaluateSettings) -> Evaluation:
     """Return what is to be compared, by the settings: a model, panoptic, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
+        if settings.footprints is not None or holds_coco(settings.data, settings.storage):
+            from segray.evaluate.compare_detector import find_detector
+
+            return find_detector(settings, settings.weights, settings.data)
         from segray.models.weights import check_weights
 
         check_weights(settings.weights, settings.storage, "semantic")
@@ -53,7 +58,7 @@ def find(settings: EvaluateSettings) -> Evaluation:
         from segray.evaluate.compare_panoptic import find_panoptic
 
         return find_panoptic(settings, predictions, labels)
-    if labels.lower().endswith(".json"):
+    if settings.footprints is not None or holds_instances(labels, settings.storage):
         from segray.evaluate.compare_instances import find_instances
 
         return find_instances(settings, predictions, labels)

@@ -1,6 +1,6 @@
 """Settings of `segray evaluate`; flags, environment, YAML and help are generated from them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,17 +16,18 @@ class EvaluateSettings(JobSettings):
 
     Label maps: PREDICTIONS is a folder of label images or an output of `segray predict`, LABELS a folder of
     label images or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
-    of `segray annotate` or a COCO results file, LABELS a COCO JSON file. Panoptic: PREDICTIONS is an output
-    of `segray panoptic`, LABELS another one, or COCO-panoptic JSON beside the folder of its PNG. A semantic
-    model is scored with --weights over --data, as `segray train` takes it. Runs in this process; Ray is
-    not needed.
+    of `segray annotate` or a COCO results file, LABELS a COCO JSON file or corrected labels of annotate's
+    shape. Panoptic: PREDICTIONS is an output of `segray panoptic`, LABELS another one, or COCO-panoptic JSON
+    beside the folder of its PNG. A semantic model is scored with --weights over --data, as `segray train`
+    takes it; an instance model over COCO JSON, or over scenes with --footprints, is run as `segray annotate`
+    first. Ray is started for that, and to match instances of --ray-above images or more.
     """
 
     basic = (
         *("predictions", "labels", "weights", "data", "output", "split", "root", "classes", "void"),
         *("max_rejects", *JobSettings.basic[1:]),
     )
-    usage = "{--predictions P --labels L | --weights W --data D} --output URL"
+    usage = "{--predictions P {--labels L | --footprints F} | --weights W --data D} --output URL"
     examples = """examples:
   segray evaluate --predictions out/maps --labels streets/labels/test --classes road,tree --output out/scores
   segray evaluate --predictions out/labels --labels s3://bucket/instances.json --output s3://bucket/scores
@@ -42,14 +43,22 @@ exit codes:
     )
     labels: Address | None = Field(
         None,
-        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json, output of panoptic",
+        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json, corrected labels, "
+        "output of panoptic",
     )
     weights: WeightsAddress | None = Field(
         None,
-        description="semantic model to score: a path, URL, registry://BUCKET/PATH#MODEL@ALIAS, "
+        description="model to score: a path, URL, registry://BUCKET/PATH#MODEL@ALIAS, "
         "or python:module:factory",
     )
     data: Address | None = Field(None, description="images and labels for it: folder, manifest or list")
+    footprints: Address | None = Field(
+        None, description="true outlines on scenes, as `segray train` takes them; in place of labels"
+    )
+    footprints_layer: str | None = Field(None, description="layer of a GeoPackage with several")
+    class_column: str | None = Field(
+        None, description="attribute of footprints with the class; without one all are of one class"
+    )
     output: Address = Field(description="folder or bucket URL for metrics.json")
     root: Address | None = Field(
         None, description="base of the paths in a manifest or list; folder of COCO-panoptic's PNG"
@@ -83,6 +92,27 @@ exit codes:
     detections: int = Field(
         COCO_DETECTIONS, ge=1, description="maximum predicted instances per image and category that count"
     )
+    group_by: str | None = Field(
+        None,
+        description="figures for each value of a column too: of the labels' images, or kept by annotate",
+    )
+    draws: int = Field(
+        200, ge=0, le=100_000, description="bootstrap draws over images for 95 %% intervals of AP; 0: none"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the draws")
+    worst: int = Field(20, ge=0, description="images with the most errors to name in metrics.json")
+    ray_above: int = Field(
+        20_000,
+        ge=1,
+        description="instances: match on Ray from this number of images on, in this process below",
+    )
+    shard: int = Field(1_000, ge=1, description="images that are matched at a time; memory grows with it")
+    score_threshold: float = Field(
+        0.05, ge=0, le=1, description="of an instance model: keep instances above this score"
+    )
+    annotate: dict[str, Any] = Field(
+        {}, description='further settings of annotate for an instance model: {"tile": 1024}'
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto, as in training: bf16 where the GPU multiplies it, else fp32"
@@ -95,14 +125,17 @@ exit codes:
     @model_validator(mode="after")
     def _one_task(self) -> "EvaluateSettings":
         """Require predictions and labels, or weights and data."""
-        wanted, others = ("predictions", "labels"), ("weights", "data")
+        wanted: tuple[str, ...] = ("predictions", "labels")
+        others: tuple[str, ...] = ("weights", "data")
         if self.weights is not None or self.data is not None:
             wanted, others = others, wanted
+        elif self.footprints is not None:
+            wanted, others = ("predictions",), (*others, "labels")
         problems = [f"{name} is required" for name in wanted if getattr(self, name) is None]
         given = [name for name in others if getattr(self, name) is not None]
         if given:
             problems.append(f"not {', '.join(given)} too")
         if problems:
-            ways = "give --predictions and --labels, or --weights and --data"
+            ways = "give --predictions and --labels (or --footprints), or --weights and --data"
             raise ValueError(f"{ways}: {'; '.join(problems)}")
         return self

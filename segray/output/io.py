@@ -1,6 +1,7 @@
 """Read single files, list the files of a folder, and write metrics.json at the end."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -97,13 +98,19 @@ def check_output(url: str, storage: StorageSettings) -> None:
 def write_metrics(url: str, record: dict[str, Any], storage: StorageSettings) -> str:
     """Write metrics.json, whole or not at all; return its URL. Raises JobFailedError where that fails."""
     filesystem, root = open_filesystem(url, storage)
-    path, data = f"{root.rstrip('/')}/{SCORES}", json.dumps(record, indent=2, ensure_ascii=False).encode()
+    path, data = f"{root.rstrip('/')}/{SCORES}", _readable(record).encode()
     where = f"{canonical_uri(url).rstrip('/')}/{SCORES}"
     try:
         retrying(lambda: put_atomically(filesystem, path, data + b"\n"), storage)
     except OSError as error:
         raise JobFailedError(f"cannot write {where}: {describe(error)}; run the command again") from error
     return where
+
+
+def _readable(record: dict[str, Any]) -> str:
+    """Return JSON with a list of numbers on one line."""
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n[-+.,\seE0-9]*\]", lambda found: " ".join(found[0].split()), text)
 
 
 def _requested(what: str, call: Callable[[], T], storage: StorageSettings) -> T:

@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from segray.retrain.matches import Floats, Ints, Matches
+from segray.evaluate.matching import Floats, Ints
+from segray.retrain.matches import Matches
 
 POWER = 0.8
 """The share of cases in which a gain of `detectable` is seen."""

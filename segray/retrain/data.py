@@ -25,7 +25,8 @@ from segray.data.splits import SplitRule
 from segray.errors import NothingToDoError, SettingsError
 from segray.output.folder import Output
 from segray.retrain.labels import LEFT_OUT
-from segray.retrain.settings import RetrainSettings, without_environment
+from segray.retrain.settings import RetrainSettings
+from segray.settings import without_environment
 from segray.train.job import scan_pairs, with_start
 from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of

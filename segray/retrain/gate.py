@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from segray.evaluate.matching import Bools, Floats
 from segray.retrain import reasons
 from segray.retrain.bounds import bootstrap, detectable, interval, look_level, lower_bound, seed_of
 from segray.retrain.decision import Decision, Estimate, Gain, GroupRow
-from segray.retrain.matches import Bools, Floats, Matches
+from segray.retrain.matches import Matches
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from segray.retrain.rounds import (
     now_utc,
     rounds,
 )
-from segray.retrain.settings import RetrainSettings, without_environment
+from segray.retrain.settings import RetrainSettings
 from segray.retrain.start_round import (
     Job,
     RejectsError,
@@ -50,6 +50,7 @@ from segray.retrain.start_round import (
     start_of,
 )
 from segray.run import Problems, on_ray
+from segray.settings import without_environment
 from segray.storage import shown
 
 

@@ -10,17 +10,12 @@ from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segray.evaluate.average_precision import DETECTIONS_PER_IMAGE, InstanceScores, Kind
+from segray.evaluate.average_precision import DETECTIONS_PER_IMAGE, InstanceScores
 from segray.evaluate.confusion_matrix import SemanticScores
+from segray.evaluate.matching import IOUS, Bools, Floats, Ints, Kind, bits, ignored_bit, true_bit
+from segray.evaluate.precision_recall import RECALLS, hits_needed, interpolated
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-RECALLS: Floats = np.linspace(0.0, 1.00, 101)
-"""COCO's recall points, by the expression of pycocotools: the rounding of each counts."""
 _CHUNK = 1 << 16
 """Draws x detections to rank at a time; a few such float64 arrays fit into the cache."""
 
@@ -60,7 +55,7 @@ class InstanceMatches:
     score: Floats
     """(detections,) in 0..1, descending within a category."""
     matched: Bools
-    """(10, detections): at IoU 0.50:0.05:0.95, has a true instance of its own, or a crowd."""
+    """(10, detections): at IoU 0.50:0.05:0.95, has a true instance of its own."""
     ignored: Bools
     """(10, detections): matched a crowd, so it is neither true nor false."""
     truth: Ints
@@ -74,41 +69,24 @@ class InstanceMatches:
         detections_per_image: int = DETECTIONS_PER_IMAGE,
         kind: Kind = "segm",
     ) -> "InstanceMatches":
-        """Match truth and predictions of each image by COCOeval.evaluate, all sizes of instances together."""
-        names = tuple(sorted(scores.images))
-        categories = scores.categories()
-        most = [detections_per_image]
-        found = scores.evaluated(kind, most, ["all"]).evalImgs if categories else []
+        """Match truth and predictions of each image, all sizes of instances together."""
+        names, categories = tuple(sorted(scores.images)), np.array(scores.categories(), np.int64)
+        found = scores.matches(kind)
+        rows = np.flatnonzero(found.rank < detections_per_image)
+        rows = rows[np.lexsort((found.image[rows], -found.score[rows], found.category[rows]))]
+        states = found.states[kind][rows]
         truth = np.zeros((len(categories), len(names)), np.int64)
-        columns: list[tuple[Ints, Ints, Floats, Bools, Bools]] = []
-        for number, each in enumerate(found):
-            if each is None:  # neither truth nor prediction
-                continue
-            row, index = divmod(number, len(names))
-            truth[row, index] = np.count_nonzero(each["gtIgnore"] == 0)
-            detections = len(each["dtScores"])
-            columns.append(
-                (
-                    np.full(detections, row),
-                    np.full(detections, index),
-                    np.array(each["dtScores"], np.float64),
-                    each["dtMatches"] > 0,
-                    each["dtIgnore"].astype(bool),
-                )
-            )
-        columns.append(_no_detections())
-        category, image, score, matched, ignored = (
-            np.concatenate(parts, -1) for parts in zip(*columns, strict=True)
-        )
-        rank = np.lexsort((image, -score, category))  # stable, as pycocotools' mergesort
+        counted = bits(found.truth_sizes[:, None], 0)
+        place = np.searchsorted(categories, found.truth_category[counted])
+        np.add.at(truth, (place, found.truth_image[counted]), 1)
         return cls(
             names,
-            np.array(categories, np.int64),
-            category[rank],
-            image[rank],
-            score[rank],
-            matched[:, rank],
-            ignored[:, rank],
+            categories,
+            np.searchsorted(categories, found.category[rows]),
+            found.image[rows].astype(np.int64),
+            found.score[rows],
+            np.stack([bits(states, true_bit(iou, 0)) for iou in range(len(IOUS))]),
+            np.stack([bits(states, ignored_bit(iou, 0)) for iou in range(len(IOUS))]),
             truth,
         )
 
@@ -184,53 +162,15 @@ class _Category:
         """Return the mean precision over IoUs and recall points, (draws,); `truth` (draws,) is above 0."""
         if not len(weights) or not len(self.image):
             return np.zeros(len(weights))
-        needed = _needed(truth)
+        needed = hits_needed(truth)
         drawn = weights[:, self.image].astype(np.float64)  # (draws, detections), all counts below 2**53
         ranks = drawn.cumsum(axis=1)
         total = np.zeros(len(weights))
         for hits, counted in self._thresholds:
             if len(hits):
                 detections = ranks if counted is None else (drawn * counted).cumsum(axis=1)
-                total += _precision_sums(drawn[:, hits], detections[:, hits], needed)
+                total += interpolated(drawn[:, hits], detections[:, hits], needed).sum(axis=1)
         return total / (len(self._thresholds) * len(RECALLS))
-
-
-def _precision_sums(hits: Floats, detections: Floats, needed: Floats) -> Floats:
-    """Return the sum of the interpolated precision over the recall points, float64 (draws,).
-
-    `hits` (draws, true positives): the weight of each, by rank; `detections`, likewise: the weight of all up
-    to it; `needed` (draws, 101): number of hits that each recall point requires, ascending.
-
-    Precision is highest, and a recall point is reached, at a true positive; other ranks are skipped. The
-    interpolated precision at a recall is the highest from there on (Everingham et al., "The PASCAL VOC
-    Challenge", 2010): the highest between neighbouring points first, then from the right.
-    """
-    draws, columns = hits.shape
-    found = np.empty((draws, columns + 1))  # the last column stands for 'never reached'
-    precision = np.zeros((draws, columns + 1))
-    np.cumsum(hits, axis=1, out=found[:, :-1])
-    np.divide(found[:, :-1], detections + np.spacing(1), out=precision[:, :-1])
-    apart = needed[:, -1].max() + 2
-    found[:, -1] = apart - 1
-    row = np.arange(draws)[:, None] * apart  # concatenates all draws to one ascending list
-    found += row
-    reached = np.searchsorted(found.ravel(), (needed + row).ravel())
-    between = np.maximum.reduceat(precision.ravel(), reached).reshape(needed.shape)
-    return np.asarray(np.maximum.accumulate(between[:, ::-1], axis=1).sum(axis=1))
-
-
-def _needed(truth: Ints) -> Floats:
-    """Return the fewest hits whose recall, hits / truth in float64, reaches each point, (draws, 101)."""
-    whole = truth[:, None].astype(np.float64)
-    hits = np.ceil(RECALLS * whole)
-    hits -= (hits - 1) / whole >= RECALLS
-    hits += hits / whole < RECALLS
-    return np.maximum(hits, 0)
-
-
-def _no_detections() -> tuple[Ints, Ints, Floats, Bools, Bools]:
-    none, never = np.zeros(0, np.int64), np.zeros((10, 0), bool)
-    return none, none, np.zeros(0), never, never
 
 
 @dataclass(frozen=True, eq=False)

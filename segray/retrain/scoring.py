@@ -17,7 +17,8 @@ from segray.evaluate.settings import EvaluateSettings
 from segray.palette import VOID
 from segray.retrain.labels import TEST
 from segray.retrain.matches import ConfusionMatrices, InstanceMatches
-from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings, without_environment
+from segray.retrain.settings import SCORE_THRESHOLD, RetrainSettings
+from segray.settings import without_environment
 
 DETECTIONS = 500
 """Maximum detections of an image and category, as in training; COCO's 100 are too few for dense images."""
@@ -70,7 +71,7 @@ def score_instances(settings: RetrainSettings, weights: str, labels: str, items:
     evaluation = find_instances(_evaluation(settings, output, labels), output, labels)
     scores, problems, categories = evaluation.scored()
     _say_unknown(categories, weights)
-    names = {image.key: image.name for image in evaluation.truth.images.values()}
+    names = {image.key: image.name for image in evaluation.labels.images.values()}
     matches = InstanceMatches.of(scores, DETECTIONS)
     figures = scores.figures("segm", DETECTIONS).overall
     lost = [f"{problem.name}: {problem.reason}" for problem in problems]

@@ -9,7 +9,7 @@ from segray.annotate.settings import AnnotateSettings
 from segray.data import LookAlikes
 from segray.errors import SettingsError
 from segray.registry.address import check_model
-from segray.settings import JobSettings
+from segray.settings import JobSettings, without_environment
 from segray.train.settings import TrainSettings
 
 GIVEN = frozenset(
@@ -174,17 +174,3 @@ def _problems(
         found = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
         unknown += [f"{name}.{path}: {text}" if path else f"{name}: {text}" for path, text in found]
     return taken + unknown
-
-
-def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
-    """Return settings of these values only: SEGRAY_OUTPUT is for retrain, not for its parts.
-
-    Raises ValidationError for invalid values.
-    """
-
-    class Alone(kind):  # type: ignore[misc]
-        @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
-            return (init_settings,)
-
-    return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, Any
@@ -89,6 +90,22 @@ def read_manifest(
             f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
         ) from error
     except (pa.ArrowException, csv.Error, OSError) as error:
+        raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
+
+
+def addresses_in(manifest: Source, storage: StorageSettings, column: str) -> Iterator[tuple[str, str | None]]:
+    """Yield (canonical URI, value of another column) of each row with a URI, without a look-up.
+
+    Raises SettingsError as `read_manifest`; rows that are no address are left out.
+    """
+    base = base_of(manifest)
+    try:
+        with open_source(manifest, storage) as stream:
+            for uri, values in _rows(stream, manifest, Wanted([column])):
+                with suppress(ValueError, RuntimeError):  # as in `look_up_rows`
+                    if uri:
+                        yield canonical_uri(absolute(plain_file_url(uri), base)), next(iter(values), None)
+    except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError) as error:
         raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
 
 
@@ -211,7 +228,7 @@ def look_up_rows(
         if not uri:
             found[row] = _without_uri(manifest, row)
             continue
-        address = _absolute(plain_file_url(uri), base)
+        address = absolute(plain_file_url(uri), base)
         try:
             protocol, _ = split_protocol(address)
             canonical = canonical_uri(address)
@@ -250,7 +267,8 @@ def _without_uri(manifest: Source, row: int) -> Source:
     )
 
 
-def _absolute(uri: str, base: str) -> str:
+def absolute(uri: str, base: str) -> str:
+    """Return an address that may be relative to a folder."""
     if "://" in uri or uri.startswith(("/", "~")):
         return uri
     if "://" not in base:

@@ -320,7 +320,7 @@ def test_what_is_known_before_work_begins(
         return said.err
 
     assert (
-        "give --predictions and --labels, or --weights and --data: predictions is required; labels is req"
+        "give --predictions and --labels (or --footprints), or --weights and --data: predictions is req"
         in told(2)
     )
     assert "labels is required" in told(2, "--predictions", maps)

@@ -14,7 +14,8 @@ from segray.output.names import MODEL
 from segray.registry.registry import Registry
 from segray.retrain.promotion import promote
 from segray.retrain.rounds import Round
-from segray.retrain.settings import RetrainSettings, without_environment
+from segray.retrain.settings import RetrainSettings
+from segray.settings import without_environment
 from segray.storage import AzureSettings, LeaseSettings, StorageSettings
 from tests.faults import flaky
 from tests.servers import Server, azurite_connection
