@@ -140,6 +140,9 @@ def find_panoptic(settings: EvaluateSettings, predictions: str, labels: str) -> 
     Raises SettingsError for what is not panoptic, NothingToDoError for labels without an image.
     """
     storage = settings.storage
+    given = [name for name in ("footprints", "group_by", "split") if getattr(settings, name) is not None]
+    if given:
+        raise SettingsError(f"{', '.join(given)}: leave it out; predictions are panoptic, which has none")
     if labels.lower().endswith(SUFFIX):
         truth = coco_panoptic(labels, "labels", storage, settings.root)
     elif is_panoptic(labels, storage):

@@ -237,8 +237,9 @@ class _Commit:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what is buffered."""
-        if self.images:
-            images = pa.Table.from_pylist(self.images, LEDGER)
-            self.store.commit(images, pa.Table.from_pylist(self.segments, SEGMENT))
+        """Commit what is buffered; rows whose commit is interrupted are not tried twice."""
+        images, segments = self.images, self.segments
         self.images, self.segments, self.last = [], [], time.monotonic()
+        if images:
+            ledger = pa.Table.from_pylist(images, LEDGER)
+            self.store.commit(ledger, pa.Table.from_pylist(segments, SEGMENT))

@@ -172,3 +172,11 @@ def test_labels_that_are_not_panoptic(
 def test_labels_of_another_kind(both: tuple[Path, Path], tmp_path: Path) -> None:
     arguments = ["evaluate", "--predictions", str(both[0]), "--labels", str(both[0].parent / "maps/labels")]
     assert main([*arguments, "--output", str(tmp_path)]) == 2
+
+
+def test_options_that_panoptic_has_not(
+    both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--predictions", str(both[0]), "--labels", str(both[0]))
+    assert main(["evaluate", *runs, "--output", str(tmp_path), "--group-by", "camera", "--split", "val"]) == 2
+    assert "group_by, split: leave it out" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torchmetrics.detection import PanopticQuality
 
 from segray.errors import ItemError
+from segray.evaluate import panoptic_quality
 from segray.evaluate.panoptic_quality import Overlaps, PanopticScores, Segments
 from tests.panoptic import panopticapi
 
@@ -145,7 +146,7 @@ def test_many_segments_are_counted_as_few(monkeypatch: pytest.MonkeyPatch) -> No
     random = np.random.default_rng(4)
     images: Sequence[tuple[Ids, Rows, Ids, Rows]] = [image(random) for _ in range(10)]
     dense = scored(*images)
-    monkeypatch.setattr("segray.evaluate.panoptic_quality._DENSE", 0)
+    monkeypatch.setattr(panoptic_quality, "_DENSE", 0)
     sparse = scored(*images)
     assert {key: sums.tolist() for key, sums in dense.sums.items()} == {
         key: sums.tolist() for key, sums in sparse.sums.items()

@@ -147,6 +147,15 @@ def test_a_scene_becomes_a_georeferenced_cog(tmp_path: Path, monkeypatch: pytest
     assert (scores["metrics"]["all"]["pq"], scores["counts"]["compared"]) == (1, 2)
 
 
+def test_a_thing_of_which_exactly_min_visible_is_left_is_kept() -> None:
+    square = np.array([[col, 0, 4] for col in range(4)], np.int64)
+    right = square + np.array([2, 0, 0])
+    assert [each.area for each in overlap.visible_things([square, right], 0.5)] == [16, 8]
+    assert [each.area for each in overlap.visible_things([square, right], 0.51)] == [16]
+    hidden = overlap.visible_things([square, square, right], 0.0)
+    assert [each.index for each in hidden] == [0, 2], "of which nothing is left is dropped"
+
+
 def test_colours_are_ids() -> None:
     ids = np.array([[0, 1, 255], [256, 65_536, 2**24 - 1]], np.uint32)
     assert rgb_of(ids).tolist()[1] == [[0, 1, 0], [0, 0, 1], [255, 255, 255]]
@@ -156,24 +165,24 @@ def test_colours_are_ids() -> None:
 # again
 
 
-def kill_after(arguments: Sequence[str], output: Path, parts: int) -> None:
-    """Start the command, and kill it once so many parts are committed."""
+def stop_after(arguments: Sequence[str], output: Path, parts: int, number: signal.Signals) -> int:
+    """Start the command, send it a signal once so many parts are committed, and return its exit code."""
     process = subprocess.Popen([sys.executable, "-m", "segray.cli", *arguments], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while len(list((output / "images").glob("*.parquet"))) < parts:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    return process.wait()
 
 
 def test_killed_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, output = made(tmp_path, count=100, size=(100, 120)), tmp_path / "out"
     arguments = command(run, output, "--commit-every-s", "0", "--threads", "1")
-    for parts in (4, 30):
-        kill_after(arguments, output, parts)
-        assert not (output / "run.json").exists()
+    assert stop_after(arguments, output, 4, signal.SIGINT) == 130
+    assert stop_after(arguments, output, 30, signal.SIGKILL) == -9
+    assert not (output / "run.json").exists()
     committed = {row["file"] for row in pq.read_table(output / "images").to_pylist()}
     (output / "segments/part-000900.parquet").write_bytes(b"of a kill between the two files of a commit")
     assert status_of(str(output), StorageSettings()).state == "killed"
@@ -225,7 +234,8 @@ def test_sources_that_grew_or_changed(tmp_path: Path) -> None:
     assert main(command(run, output, "--commit-every-s", "0")) == 0
     before = files(output)
     run.images.append(last)
-    gone, changed = run.images.pop(0)["image_id"], run.images[0]["image_id"]
+    gone, changed = run.images.pop(0)["image_id"], run.images[1]["image_id"]
+    assert len(run.of(changed)) == 7
     run.rows = [row for row in run.rows if row["image_id"] != gone]
     first = run.of(changed)[:1]
     run.rows = [row for row in run.rows if row["image_id"] != changed or row in first]
@@ -240,7 +250,7 @@ def test_sources_that_grew_or_changed(tmp_path: Path) -> None:
         own = [row for row in rows(output, "segments") if row["image_id"] == each["image_id"]]
         assert len(own) == len(segments)
     assert not (output / f"panoptic/{gone}.png").exists()
-    kept = f"panoptic/{run.images[1]['image_id']}.png"
+    kept = f"panoptic/{run.images[0]['image_id']}.png"
     assert files(output)[kept] == before[kept]
 
 
