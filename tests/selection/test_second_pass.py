@@ -138,6 +138,7 @@ def test_killed_and_run_again_it_chooses_the_same(run: Path, first: pd.DataFrame
 
 
 def test_scenes_are_measured_by_window(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
     for seed in range(2):
         write(tmp_path / f"scenes/{seed}.tif", town(400, 700, seed))
     options = ("--weights", MODELS + "compact", *TILING[:1], 256, *TILING[2:3], 64)
