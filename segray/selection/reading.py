@@ -59,7 +59,8 @@ class Pool:
         wanted = _bytes(named.dictionary)
         found = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
         index = np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
-        return index[named.indices.to_numpy()]
+        rows: Ints = index[named.indices.to_numpy()]
+        return rows
 
 
 def _bytes(column: pa.Array) -> NDArray[np.bytes_]:
