@@ -121,7 +121,8 @@ exit codes:
     @model_validator(mode="after")
     def _one_task(self) -> "EvaluateSettings":
         """Require predictions and labels, or weights and data."""
-        wanted, others = ("predictions", "labels"), ("weights", "data")
+        wanted: tuple[str, ...] = ("predictions", "labels")
+        others: tuple[str, ...] = ("weights", "data")
         if self.weights is not None or self.data is not None:
             wanted, others = others, wanted
         elif self.footprints is not None:

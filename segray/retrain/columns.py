@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.data.coco_listing import FOLDER_FILE, FOLDER_IMAGES
+from segray.data.coco_listing import FOLDER_IMAGES
+from segray.data.instance_files import FOLDER_FILE
 from segray.data.label_listing import holds_labels
 from segray.errors import SettingsError
 from segray.output.io import files_below, read_file, read_if_there

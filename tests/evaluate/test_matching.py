@@ -1,6 +1,7 @@
 """COCO's twelve figures against pycocotools on random and adversarial sets; run lengths against its masks."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_shards_add(seed: int) -> None:
         one, other = (figures(ranked(each, kind, 100), 100) for each in (whole, joined))
         np.testing.assert_equal(one.overall, other.overall)
         np.testing.assert_equal(one.per_category, other.per_category)
-    columns = [joined.image, joined.category, joined.rank, joined.score, *joined.states.values()]
+    columns: list[Any] = [joined.image, joined.category, joined.rank, joined.score, *joined.states.values()]
     assert sum(each.nbytes for each in columns) == 40 * len(joined.score)
     truth = joined.truth_image, joined.truth_category, joined.truth_sizes
     assert sum(each.nbytes for each in truth) == 9 * len(joined.truth_image)
