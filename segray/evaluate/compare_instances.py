@@ -81,7 +81,9 @@ class InstanceEvaluation:
                 self.wanted.broken.update(scores.broken)
                 both = zip(digests, scores.digests, strict=True)
                 digests = [(one + other) % DIGESTS for one, other in both]
-        return outcome_of(self.settings, self._compared(Matches.joined(parts), digests))
+        matches = Matches.joined(parts)
+        parts.clear()
+        return outcome_of(self.settings, self._compared(matches, digests))
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
         """Return (truth and predictions of comparable images, problems of the others, the category map).
