@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from segray.errors import JobFailedError
 from segray.masks.types import Box
+from segray.sources.concurrent_requests import describe
 
 IMAGES = 1_000
 """Images of a shard."""
@@ -29,7 +30,7 @@ ROWS = pa.schema(
         pa.field("crowd", pa.bool_()),
         pa.field("area", pa.float64()),  # as COCO JSON has it; NaN: that of the mask
         *(pa.field(name, pa.float64()) for name in ("x", "y", "width", "height")),  # NaN: those of the mask
-        pa.field("counts", pa.binary()),  # COCO's compressed run lengths, not checked; null: there is no mask
+        pa.field("counts", pa.large_binary()),  # COCO's run lengths, not checked; null: no mask
         pa.field("name", pa.string()),  # of the annotation, for messages; null for predictions
     ]
 )
@@ -109,15 +110,15 @@ class Shards:
             rows, shard = rows.take(pa.array(order)), shard[order]
         starts = np.flatnonzero(np.diff(shard, prepend=-1))
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(shard)], strict=True):
-            try:
-                with (
-                    self._path(int(shard[start])).open("ab") as file,
-                    pa.ipc.new_stream(file, ROWS) as writer,
-                ):
-                    writer.write_table(rows.slice(start, stop - start))
-            except OSError as error:
-                advice = "set TMPDIR to a larger disk and run the command again"
-                raise JobFailedError(f"cannot write {self._folder}: {error.strerror}; {advice}") from error
+            self._append(int(shard[start]), rows.slice(start, stop - start))
+
+    def _append(self, shard: int, rows: pa.Table) -> None:
+        try:
+            with self._path(shard).open("ab") as file, pa.ipc.new_stream(file, ROWS) as writer:
+                writer.write_table(rows)
+        except OSError as error:
+            advice = "set TMPDIR to a larger disk and run the command again"
+            raise JobFailedError(f"cannot write {self._folder}: {describe(error)}; {advice}") from error
 
     def _path(self, shard: int) -> Path:
         return self._folder / f"{shard:06d}.arrows"
