@@ -1,6 +1,7 @@
 """Which way imports point: towards what is more basic, and to Ray from the files that wire a pipeline."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -37,6 +38,7 @@ RAY = {
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name without `segray.`."""
     paths = {
@@ -45,6 +47,7 @@ def modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for name, path in paths.items()}
 
 
+@cache
 def imported(path: Path, *, lazily: bool) -> set[str]:
     """Return the dotted names that a file imports; lazily: also inside functions and for type checkers."""
     tree = ast.parse(path.read_text())
