@@ -42,7 +42,7 @@ class Both:
 def compared(runs: Sequence[Run], ledgers: Sequence[Ledger], images: int) -> Both:
     """Choose which images are compared: half by the difference of their numbers of instances, half by hash.
 
-    Held in memory: 36 bytes an image of each run. Raises SettingsError where the runs share no image.
+    Held in memory: about 500 bytes an image. Raises SettingsError where the runs share no image.
     """
     first, second = (_numbers(run, ledger) for run, ledger in zip(runs, ledgers, strict=True))
     ids, left, right = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Shown:
 
     def add(self, row: dict[str, Any]) -> None:
         """Count an instance; keep it if it is drawn."""
-        score = row["score"]
+        score = row["score"] = row["score"] if row["score"] is not None and isfinite(row["score"]) else None
         place = PERSON if score is None else min(int(score * STEPS + 1e-6), STEPS - 1)
         key = row["category"] or "", place
         self.bins[key] = self.bins.get(key, 0) + 1
@@ -174,8 +175,12 @@ def entry_of(
     entry["thumbnail"] = entry["picture"]
     if small.shape != picture.pixels.shape:
         entry["thumbnail"] = folder.picture(f"{number}.small.jpg", jpeg(small))
-    if picture.changed:
-        entry["note"] = "the file has changed since the run"
+    notes = [
+        ("the file has changed since the run", picture.changed),
+        ("no longer listed", row.get("vanished")),
+    ]
+    if known := [words for words, holds in notes if holds]:
+        entry["note"] = "; ".join(known)
     return entry
 
 

@@ -94,12 +94,16 @@ def _count(batch: pa.RecordBatch, ledger: Ledger, sampler: Sampler, rejects: Sam
 
 
 def rows_of(run: Run, ledger: Ledger, ids: Sequence[str] | dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rows of these images, in their order; an image that is listed twice once."""
+    """Return the rows of these images, in their order, each once; without annotated ones of no known size."""
     found: dict[str, dict[str, Any]] = {}
     for file in ledger.files if ids else ():
         for batch in row_batches(file, IMAGE, IMAGE_MAY, run.storage, ids=list(ids)):
             found |= {row["image_id"]: row for row in batch.to_pylist()}
-    return [found[each] for each in ids if each in found]
+    return [found[each] for each in ids if each in found and _is_sized(found[each])]
+
+
+def _is_sized(row: dict[str, Any]) -> bool:
+    return row["status"] == "rejected" or bool(row["height"] and row["width"])
 
 
 def address_of(row: dict[str, Any]) -> str:

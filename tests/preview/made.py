@@ -184,6 +184,55 @@ def many(folder: Path, images: int = 400, each: int = 250) -> Path:
     return folder
 
 
+def vast(folder: Path, images: int, each: int = 3) -> Path:
+    """A run of very many images, in twenty parts, one in a hundred rejected; no source is there."""
+    random = np.random.default_rng(0)
+    rle = coco.encode(np.asfortranarray(ellipse(45, 60, 20, 30)))["counts"].decode()
+    for name in ("images", "instances"):
+        (folder / name).mkdir(parents=True)
+    for part in range(20):
+        number = images // 20
+        ids = np.sort([f"{part:02x}{random.bytes(15).hex()}" for _ in range(number)])
+        count, kinds = number * each, np.array([f"class {kind}" for kind in range(20)])
+        sizes = pa.FixedSizeListArray.from_arrays(
+            pa.array(np.tile([HEIGHT, WIDTH], count).astype(np.int32)), 2
+        )
+        masks = pa.StructArray.from_arrays([sizes, pa.array([rle] * count)], names=["size", "counts"])
+        rows: dict[str, Any] = {
+            "image_id": ids,
+            "uri": [f"file:///gone/{one}.jpg" for one in ids],
+            "height": np.full(number, HEIGHT),
+            "width": np.full(number, WIDTH),
+            "status": np.where(np.arange(number) % 100, "annotated", "rejected"),
+            "error_type": ["corrupt"] * number,
+            "instances": np.full(number, each),
+        }
+        found: dict[str, Any] = {
+            "image_id": np.repeat(ids, each),
+            "instance_id": [f"{one}-{rank:07d}" for one in ids for rank in range(each)],
+            "category": kinds[random.integers(0, 20, count)],
+            "score": random.random(count).astype(np.float32),
+            "area": random.integers(10, 20_000, count),
+            "segmentation": masks,
+        }
+        for name, values, declared in (
+            ("images", rows, schema.IMAGES),
+            ("instances", found, schema.INSTANCES),
+        ):
+            length = len(values["image_id"])
+            arrays = [
+                pa.array(values[field.name]).cast(field.type)
+                if field.name in values
+                else pa.nulls(length, field.type)
+                for field in declared
+            ]
+            pq.write_table(
+                pa.table(arrays, declared), folder / name / f"part-{part:06d}.parquet", row_group_size=20_000
+            )
+    (folder / "run.json").write_text(json.dumps({"verb": "annotate"}))
+    return folder
+
+
 def labelled(folder: Path, seed: int = 0) -> Path:
     """An output of predict over `photos`: three classes in stripes that move with the seed."""
     images = photos(folder.parent / "photos")

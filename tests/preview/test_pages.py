@@ -17,6 +17,7 @@ from PIL import Image
 from segray.cli import main
 from segray.preview.folder import literal
 from tests.preview import made
+from tests.servers import Server
 
 
 def preview(output: Path, *runs: Path | str, more: tuple[str, ...] = ()) -> int:
@@ -96,6 +97,25 @@ def test_a_source_that_is_gone_costs_its_picture_and_is_said(
     (photos / "more.zip").unlink()
     assert preview(tmp_path / "page", run) == 0
     assert "missing" in capsys.readouterr().out
+
+
+def test_a_run_and_its_images_in_a_bucket(
+    tmp_path: Path, s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    root = s3_server.url("preview-runs")
+    rows = made.photos(tmp_path / "photos")
+    for row in rows:
+        row["uri"], row["version"] = f"{root}/photos/{row['uri'].rpartition('/')[2]}", None
+    found = [made.instance(row["image_id"], 0, made.ellipse(40, 60, 20, 20), 0, 0.9) for row in rows]
+    made.write(tmp_path / "run", rows, found)
+    for file in [each for each in tmp_path.rglob("*") if each.is_file()]:
+        s3_server.put(f"preview-runs/{file.relative_to(tmp_path)}", file.read_bytes())
+    assert preview(tmp_path / "page", f"{root}/run") == 0
+    images = made.scripts(tmp_path / "page")["images"]
+    assert len(images) == 6
+    assert {(each["error"], each.get("note")) for each in images} == {(None, None)}
 
 
 def test_names_end_no_script() -> None:
@@ -190,6 +210,30 @@ with open(sys.argv[1], "w") as file:
         assert preview(tmp_path / "page", run) == 2
         other.kill()
     assert preview(tmp_path / "page", run) == 0
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    images = int(request.config.getoption("--preview-images"))
+    run = made.vast(tmp_path / "run", images)
+    program = """
+import resource, sys
+from segray.cli import main
+assert main(sys.argv[1:]) == 0
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss // 1024, used.ru_utime)"""
+    command = [sys.executable, "-c", program, "preview", str(run), "--output", str(tmp_path / "page")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    mebibytes, seconds = map(float, done.stdout.splitlines()[-1].split())
+    print(f"{images:,} images, {3 * images:,} instances: {mebibytes:,.0f} MiB, {seconds:.1f} s of CPU time")
+    assert mebibytes < 600
+    page = made.scripts(tmp_path / "page")
+    assert page["page"]["facts"] == [
+        [images * 99 // 100, "images"],
+        [images * 3 * 99 // 100, "instances"],
+        [images // 100, "rejected"],
+    ]
+    assert len(page["images"]) == 200
+    assert {each["why"].split()[0] for each in page["images"]} >= {"class", "score", "least", "small", "a"}
 
 
 def test_label_maps(tmp_path: Path) -> None:
