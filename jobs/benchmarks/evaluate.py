@@ -39,6 +39,8 @@ def figures(options: Options) -> Iterator[Figure]:
     of = dict(zip(ARMS, times, strict=True))
     for arm, goal in _GOALS.items():
         told = [f"{images:,} images: {min(of[arm]):.1f} s, segray {min(of['segray']):.1f} s"]
+        used = [found[each]["cpu_seconds"] for each in (arm, "segray")]
+        told.append(f"CPU, once: {used[0]:.1f} s, segray {used[1]:.1f} s")
         yield Figure(f"COCO figures, {arm} / segray", goal, ratios(of[arm], of["segray"]), told)
     large = made(options.scratch / "large", 10 * images)
     peaks = [run("segray", *each, *warm)["peak_bytes"] / 2**20 for each in (usual, large)]
