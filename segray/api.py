@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import geopandas
     import pandas
     import pyarrow as pa
+    from PIL.Image import Image
 
     from segray.annotate.settings import AnnotateSettings
     from segray.drift.settings import DriftSettings
@@ -91,6 +92,15 @@ class Result:
         frame = found.to_pandas()
         frame[name] = geopandas.GeoSeries.from_wkb(frame[name], crs=crs)
         return geopandas.GeoDataFrame(frame, geometry=name)
+
+    def show(self, images: int = 4) -> Image:
+        """Return some images with their outlines or classes, or curves, as one picture; notebooks show it.
+
+        Raises SettingsError for a verb that leaves neither; `segray.preview` shows more.
+        """
+        from segray.preview.drawn import drawn
+
+        return drawn(self.output or "", self.storage, images)
 
 
 def annotate(*sources: str, settings: AnnotateSettings | None = None, **options: Any) -> Result:

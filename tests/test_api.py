@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import geopandas
+import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 import segray
 from segray.annotate.settings import AnnotateSettings
@@ -43,6 +47,26 @@ def test_a_result_is_the_input_of_the_next(labels: segray.Result, tmp_path: Path
     assert (exported.exit_code, exported.output, exported.record) == (0, str(file), {})
     assert len(json.loads(file.read_bytes())["annotations"]) == labels.counts["instances"]
     assert segray.drift(labels.output or "", against=labels.output).exit_code == 0
+
+
+def test_show_outlines_each_instance(labels: segray.Result) -> None:
+    """A coloured line runs along the edges of the masks, and the rest is the image."""
+    shown = np.array(labels.show(images=1)).astype(int)
+    images = labels.to_pandas("images").set_index("image_id")
+    sizes = [shown.shape[:2] == (row.height, row.width) for row in images.itertuples()]
+    for image_id, row in images[sizes].iterrows():
+        with Image.open(row.uri.removeprefix("file://")) as file:
+            changed = (np.abs(shown - np.array(file.convert("RGB"))) > 8).any(axis=2)
+        if changed.mean() < 0.5:  # that is the one
+            instances = labels.to_pandas()
+            masks = instances[instances.image_id == image_id].segmentation
+            counts = [{"size": [*map(int, rle["size"])], "counts": rle["counts"]} for rle in masks]
+            whole = coco_mask.decode(coco_mask.merge(counts))
+            edge = cv2.dilate(whole, np.ones((5, 5), np.uint8)) != cv2.erode(whole, np.ones((5, 5), np.uint8))
+            assert changed[edge].mean() > 0.3
+            assert changed[~edge].mean() < 0.05
+            return
+    raise AssertionError("no image of the run is shown")
 
 
 def test_typed_settings_hold_where_nothing_else_is_given(labels: segray.Result, tmp_path: Path) -> None:

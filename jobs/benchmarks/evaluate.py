@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def run(arm: str, *files: Path) -> dict[str, Any]:
 def made(folder: Path, images: int) -> tuple[Path, Path]:
     """Write truth and results of so many images; return the two files."""
     folder.mkdir(parents=True, exist_ok=True)
-    random, shapes = np.random.default_rng(images), Shapes(np.random.default_rng(1))
+    random, shapes = np.random.default_rng(images), outlines()
     truth, results = folder / "truth.json", folder / "results.json"
     with truth.open("w") as labels, results.open("w") as found:
         categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
@@ -89,10 +89,16 @@ def made(folder: Path, images: int) -> tuple[Path, Path]:
     return truth, results
 
 
+@cache
+def outlines() -> "Shapes":
+    """The same in every file."""
+    return Shapes(np.random.default_rng(1))
+
+
 class Shapes:
     """Outlines at random places: made once, since making masks takes longer than scoring them."""
 
-    def __init__(self, random: np.random.Generator, number: int = 400) -> None:
+    def __init__(self, random: np.random.Generator, number: int = 100) -> None:
         self._random = random
         self._shapes = [self._family() for _ in range(number)]
 

@@ -39,6 +39,8 @@ from segray.log import say
 from segray.masks.types import Rle
 
 MOST_GROUPS = 1_000
+SCENES = 10
+"""Scenes of a shard: each may hold a hundred thousand instances."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class InstanceEvaluation:
                 self.wanted.broken.update(scores.broken)
                 both = zip(digests, scores.digests, strict=True)
                 digests = [(one + other) % DIGESTS for one, other in both]
-        return outcome_of(self.settings, self._compared(Matches.joined(parts), digests))
+        matches = Matches.joined(parts)
+        parts.clear()
+        return outcome_of(self.settings, self._compared(matches, digests))
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
         """Return (truth and predictions of comparable images, problems of the others, the category map).
@@ -122,7 +126,10 @@ class InstanceEvaluation:
     def _shards(self) -> Iterator[Shards]:
         """Read labels and predictions, and yield their rows by image."""
         with tempfile.TemporaryDirectory(prefix="segray-evaluate-") as folder:
-            shards = Shards(Path(folder), len(self.paired.names), self.settings.shard)
+            each = (
+                self.settings.shard if self.settings.footprints is None else min(SCENES, self.settings.shard)
+            )
+            shards = Shards(Path(folder), len(self.paired.names), each)
             for rows in self.labels.rows(self.wanted):
                 shards.add(rows)
             for rows in self.predictions.rows(self.wanted, self.paired, self.categories):

@@ -67,7 +67,7 @@ class Scored:
 
 def outcome_of(settings: EvaluateSettings, compared: Compared) -> Outcome:
     """Return the figures of the images that were compared."""
-    matches = compared.matches.of_images(compared.kept)
+    matches = compared.matches if compared.kept.all() else compared.matches.of_images(compared.kept)
     hashes = np.array([image_hash(name) for name in compared.names], np.uint64)
     resampling = Resampling(hashes, settings.draws, settings.seed)
     scored = Scored.of(matches, settings.detections, resampling)

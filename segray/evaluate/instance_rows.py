@@ -5,14 +5,16 @@ each row is appended to the file of its shard, `IMAGES` neighbouring images; the
 (a Grace join). A row takes its run lengths and about 80 bytes on disk, and nothing in memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from segray.errors import JobFailedError
 from segray.masks.types import Box
+from segray.sources.concurrent_requests import describe
 
 IMAGES = 1_000
 """Images of a shard."""
@@ -28,7 +30,7 @@ ROWS = pa.schema(
         pa.field("crowd", pa.bool_()),
         pa.field("area", pa.float64()),  # as COCO JSON has it; NaN: that of the mask
         *(pa.field(name, pa.float64()) for name in ("x", "y", "width", "height")),  # NaN: those of the mask
-        pa.field("counts", pa.binary()),  # COCO's compressed run lengths, not checked; null: there is no mask
+        pa.field("counts", pa.large_binary()),  # COCO's run lengths, not checked; null: no mask
         pa.field("name", pa.string()),  # of the annotation, for messages; null for predictions
     ]
 )
@@ -86,7 +88,7 @@ class Shards:
         return range(shard * self._each, min((shard + 1) * self._each, self.images))
 
     def add(self, rows: pa.Table) -> None:
-        """Add rows of schema ROWS, in any order of images."""
+        """Add rows of schema ROWS, in any order of images. Raises JobFailedError where the disk is full."""
         self._buffer.append(rows)
         if sum(table.nbytes for table in self._buffer) > _BUFFERED:
             self._flush()
@@ -108,8 +110,15 @@ class Shards:
             rows, shard = rows.take(pa.array(order)), shard[order]
         starts = np.flatnonzero(np.diff(shard, prepend=-1))
         for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(shard)], strict=True):
-            with self._path(int(shard[start])).open("ab") as file, pa.ipc.new_stream(file, ROWS) as writer:
-                writer.write_table(rows.slice(start, stop - start))
+            self._append(int(shard[start]), rows.slice(start, stop - start))
+
+    def _append(self, shard: int, rows: pa.Table) -> None:
+        try:
+            with self._path(shard).open("ab") as file, pa.ipc.new_stream(file, ROWS) as writer:
+                writer.write_table(rows)
+        except OSError as error:
+            advice = "set TMPDIR to a larger disk and run the command again"
+            raise JobFailedError(f"cannot write {self._folder}: {describe(error)}; {advice}") from error
 
     def _path(self, shard: int) -> Path:
         return self._folder / f"{shard:06d}.arrows"
@@ -125,21 +134,4 @@ def table_of(data: bytes) -> pa.Table:
 
 def numbered(column: pa.ChunkedArray, known: pa.Array) -> Any:
     """Return the index in `known` of each value, int64 (n,); -1 for others."""
-    import pyarrow.compute as pc
-
     return pc.fill_null(pc.index_in(column, known), -1).to_numpy()
-
-
-def mapped(values: Sequence[Any], table: Mapping[Any, int]) -> list[int]:
-    """Return the number of each value."""
-    return [table[value] for value in values]
-
-
-def batches(rows: Iterator[Any], add: Any) -> Iterator[pa.Table]:
-    """Yield tables of what `add(list, row)` adds for each row."""
-    found = RowList()
-    for row in rows:
-        add(found, row)
-        if found.full():
-            yield found.table()
-    yield found.table()

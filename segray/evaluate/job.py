@@ -4,7 +4,7 @@ import time
 
 from segray.data.instance_files import holds_coco, holds_instances
 from segray.data.panoptic_set import is_panoptic
-from segray.errors import ExitCode, NothingToDoError
+from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
 from segray.log import LOG, answer
@@ -50,6 +50,7 @@ def find(settings: EvaluateSettings) -> Evaluation:
         from segray.models.weights import check_weights
 
         check_weights(settings.weights, settings.storage, "semantic")
+        _no_groups(settings)
         from segray.evaluate.compare_model import find_model  # torch, which is not needed otherwise
 
         return find_model(settings, settings.weights, settings.data)
@@ -62,6 +63,12 @@ def find(settings: EvaluateSettings) -> Evaluation:
         from segray.evaluate.compare_instances import find_instances
 
         return find_instances(settings, predictions, labels)
+    _no_groups(settings)
     from segray.evaluate.compare_maps import find_maps
 
     return find_maps(settings, predictions, labels)
+
+
+def _no_groups(settings: EvaluateSettings) -> None:
+    if settings.group_by is not None:
+        raise SettingsError("group_by: figures of groups are for instances, not for label maps")

@@ -39,7 +39,7 @@ CROWD = 1 << len(AREAS)
 _AT_ONCE = 1 << 21
 """Pairs of boxes that are compared at a time."""
 _MANY = 2_000
-"""Predictions of an image and category from which a search tree finds the pairs."""
+"""True instances of an image and category above which a search tree finds the pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,8 @@ def match(instances: Instances, kinds: Sequence[Kind]) -> Matches:
     truth, found = (np.flatnonzero(each) for each in (true, ~true))
     truth = truth[np.lexsort((category[truth], every.image[truth]))]  # stable: in the order of the file
     found = found[np.lexsort((-every.score[found], category[found], every.image[found]))]
-    cell = every.image * (category.max(initial=0) + 1) + category
+    numbers, place = np.unique(category, return_inverse=True)
+    cell = every.image * len(numbers) + place
     first = np.searchsorted(cell[found], cell[found])
     crowd = every.crowd[truth]
     other = _other_size(every.of(kinds[0], truth).area) | crowd

@@ -59,9 +59,22 @@ class Category:
         """Take the rows of the matches that belong to the category, and those of its truth."""
         rows = rows[matches.rank[rows] < detections]
         rows = rows[np.lexsort((matches.rank[rows], matches.image[rows], -matches.score[rows]))]
-        self.image, self.rank, self.score = matches.image[rows], matches.rank[rows], matches.score[rows]
-        self._states = matches.states[kind][rows]
+        self._matches, self._states, self._rows = matches, matches.states[kind], rows
         self._truth_image, self._truth_sizes = matches.truth_image[truth], matches.truth_sizes[truth]
+
+    @property
+    def score(self) -> Floats:
+        """Return the scores, descending, (n,)."""
+        return self._matches.score[self._rows]
+
+    @property
+    def _image(self) -> NDArray[np.int32]:
+        return self._matches.image[self._rows]
+
+    def _bit(self, number: int) -> Bools:
+        """Return a bit of the states, bool (n,)."""
+        chosen: Bools = (self._states[self._rows, number >> 3] >> (number & 7) & 1).astype(bool)
+        return chosen
 
     def truth(self, area: int, weights: Weights | None = None) -> Ints:
         """Return the true instances of a size that count, int64 (draws,); weights: (draws, images)."""
@@ -70,18 +83,18 @@ class Category:
 
     def hits(self, iou: int, area: int) -> tuple[Ints, Bools | None]:
         """Return the ranks of true predictions, and which predictions count (None: all)."""
-        ignored = bits(self._states, ignored_bit(iou, area))
-        return np.flatnonzero(bits(self._states, true_bit(iou, area))), ~ignored if ignored.any() else None
+        ignored = self._bit(ignored_bit(iou, area))
+        return np.flatnonzero(self._bit(true_bit(iou, area))), ~ignored if ignored.any() else None
 
     def precision(self, area: int) -> Floats:
         """Return the interpolated precision, (10 IoUs, 101 recall points); a size needs truth."""
-        drawn = np.ones((1, len(self.image)))
+        drawn = np.ones((1, len(self._rows)))
         return np.concatenate(list(self._precision(area, drawn, self.truth(area))))
 
     def recall(self, area: int, detections: int | None = None) -> Floats:
         """Return the recall at each IoU, (10,), with so many predictions an image."""
-        most = len(self.image) if detections is None else detections
-        found = [np.count_nonzero(self.rank[self.hits(iou, area)[0]] < most) for iou in range(len(IOUS))]
+        counted = True if detections is None else self._matches.rank[self._rows] < detections
+        found = [np.sum(self._bit(true_bit(iou, area)) & counted) for iou in range(len(IOUS))]
         return np.array(found) / self.truth(area)
 
     def drawn(self, weights: Weights, truth: Ints) -> tuple[Floats, Floats]:
@@ -90,10 +103,10 @@ class Category:
         weights: (draws, images); truth: (draws,), above 0.
         """
         precision, recall = (np.zeros((len(IOUS), len(weights))) for _ in range(2))
-        step = max(1, _CHUNK // (len(self.image) + len(RECALLS)))
+        step, image = max(1, _CHUNK // (len(self._rows) + len(RECALLS))), self._image
         for start in range(0, len(weights), step):
             rows = slice(start, start + step)
-            drawn = weights[rows][:, self.image].astype(np.float64)  # all counts are below 2**53
+            drawn = weights[rows][:, image].astype(np.float64)  # all counts are below 2**53
             for iou, points in enumerate(self._precision(0, drawn, truth[rows])):
                 precision[iou, rows] = points.mean(axis=1)
                 recall[iou, rows] = drawn[:, self.hits(iou, 0)[0]].sum(axis=1) / truth[rows]
@@ -122,27 +135,24 @@ class Category:
         """Return the threshold of the highest F1 at IoU 0.5; of equal ones the highest score."""
         hits, counted = self.hits(0, 0)
         (truth,) = self.truth(0)
-        true = np.zeros(len(self.score))
+        score = self.score
+        true = np.zeros(len(score))
         true[hits] = 1
         true, kept = true.cumsum(), (np.ones(len(true)) if counted is None else counted).cumsum()
-        last = (
-            np.flatnonzero(np.append(self.score[1:] != self.score[:-1], True))
-            if len(true)
-            else np.zeros(0, np.int64)
-        )
+        last = np.flatnonzero(np.append(score[1:] != score[:-1], True)[: len(score)])  # of each score
         f1 = 2 * true[last] / np.maximum(kept[last] + truth, 1)
         if not len(f1):
             return Threshold(*[float("nan")] * 4)
         best = last[int(f1.argmax())]
         shares = true[best] / max(kept[best], 1), true[best] / max(int(truth), 1)
-        return Threshold(float(self.score[best]), float(f1.max()), *map(float, shares))
+        return Threshold(float(score[best]), float(f1.max()), *map(float, shares))
 
     def errors(self, threshold: float, images: int) -> tuple[Ints, Ints]:
         """Return false positives and false negatives of each image at IoU 0.5, int64 (images,) each."""
-        sure = self.score >= threshold
-        true, ignored = (bits(self._states, bit(0, 0)) for bit in (true_bit, ignored_bit))
-        false = np.bincount(self.image[sure & ~true & ~ignored], minlength=images)
-        found = np.bincount(self.image[sure & true], minlength=images)
+        sure, image = self.score >= threshold, self._image
+        true, ignored = (self._bit(bit(0, 0)) for bit in (true_bit, ignored_bit))
+        false = np.bincount(image[sure & ~true & ~ignored], minlength=images)
+        found = np.bincount(image[sure & true], minlength=images)
         there = np.bincount(self._truth_image[bits(self._truth_sizes[:, None], 0)], minlength=images)
         return false, there - found
 

@@ -135,6 +135,8 @@ exit codes:
         given = [name for name in others if getattr(self, name) is not None]
         if given:
             problems.append(f"not {', '.join(given)} too")
+        if self.footprints is None and (self.class_column or self.footprints_layer):
+            raise ValueError("class_column and footprints_layer are for footprints: set footprints too")
         if problems:
             ways = "give --predictions and --labels (or --footprints), or --weights and --data"
             raise ValueError(f"{ways}: {'; '.join(problems)}")

@@ -142,7 +142,7 @@ def write_items(
     crs: of the run's outlines. The instances of one scene pass through a file in `folder`.
     """
     info = RunInfo.read(run, storage, table)
-    left_out = undated = 0
+    made = left_out = undated = 0
     with closing(Scenes(run, storage, folder)) as scenes:
         for split in splits:
             for image in table.images(split):
@@ -151,11 +151,12 @@ def write_items(
                 if where is None or extent is None:
                     left_out += 1
                     continue
-                undated += where.taken_at is None
+                made, undated = made + 1, undated + (where.taken_at is None)
                 item = _Item(image, where, extent, info, "" if split is None else f"{split}/")
                 counts = _write_labels(table, item, target, crs, folder / "labels")
                 target.put(f"items/{item.name}.json", json.dumps(item.document(counts), indent=2).encode())
-    notes = [f"{left_out:,} images are no scene with a place on Earth and are left out"] * bool(left_out)
+    others = f"; {left_out:,} images are no scene with a place on Earth" * bool(left_out)
+    notes = [f"STAC Items: {made:,}{others}"]
     told = "scenes do not say when they were taken; the datetime of their Items is that of the run"
     return notes + [f"{undated:,} {told}"] * bool(undated)
 

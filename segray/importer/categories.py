@@ -26,6 +26,9 @@ class Categories:
             if _plain(name) not in self._ids:
                 self._add(number, name)
             found = self._ids[_plain(name)]
+            if number in self._known and number != found:
+                other = self._names[number]
+                raise ItemError("unsupported", f"category_id {number} is {other}, not {name}: change both")
         elif number is not None and number in self._names:
             found = number
         elif number is None and len(self._names) == 1:

@@ -1,5 +1,6 @@
 """`segray import`, step by step: the images of the run, the file image by image, what changed, the tables."""
 
+import sqlite3
 import tempfile
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import yaml
 from pycocotools import mask as coco_mask
 
 from segray.data.vector_files import find_file
-from segray.errors import ExitCode, ItemError, SettingsError
+from segray.errors import ExitCode, ItemError, JobFailedError, SettingsError
 from segray.export.table import Image
 from segray.importer.categories import Categories
 from segray.importer.coco import read_coco
@@ -36,6 +37,7 @@ from segray.output.names import PLAN, RUN
 from segray.output.store import Store
 from segray.run import Problems, check_same, exit_code, open_output
 from segray.settings import printable
+from segray.sources.concurrent_requests import describe
 from segray.storage import canonical_uri, shown
 from segray.versions import versions
 
@@ -59,23 +61,33 @@ class Import:
 def import_labels(settings: ImportOptions) -> ExitCode:
     """Read corrected labels into the tables of annotate, or into label maps and a manifest.
 
-    Raises SettingsError where the file, the run or the output cannot be used.
+    Raises SettingsError where the file, the run or the output cannot be used, JobFailedError for what broke
+    later.
     """
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="segray-import-") as folder:
         job = _prepared(settings, Path(folder))
-        kept = list(dict.fromkeys([*job.images.kept, *KEPT]))
-        lease = open_output(Store(settings.output, settings.storage, crs=job.images.crs, kept=kept))
-        record = _finished(lease.store, job)
-        if settings.dry_run:
-            return _conclude(job, _record(job, _read(job, None), started), f"{settings.file[0]} read")
-        if record is not None:
-            return _conclude(job, record, f"{shown(settings.output)} holds this import already")
-        with lease:
-            record = _record(job, _written(job, lease), started)
-            lease.store.write_json(RUN, record)
-        job.images.close()
-        return _conclude(job, record, f"imported: {canonical_uri(settings.output)}")
+        try:
+            return _imported(job)
+        except (OSError, sqlite3.OperationalError) as error:
+            where = shown(settings.output)
+            raise JobFailedError(f"cannot import into {where}: {describe(error)}; run it again") from error
+        finally:
+            job.images.close()
+
+
+def _imported(job: Import) -> ExitCode:
+    started, settings = time.monotonic(), job.settings
+    kept = list(dict.fromkeys([*job.images.kept, *KEPT]))
+    lease = open_output(Store(settings.output, settings.storage, crs=job.images.crs, kept=kept))
+    record = _finished(lease.store, job)
+    if settings.dry_run:
+        return _conclude(job, _record(job, _read(job, None), started), f"{shown(settings.file[0])}: read")
+    if record is not None:
+        return _conclude(job, record, f"{shown(settings.output)} holds this import already")
+    with lease:
+        record = _record(job, _written(job, lease), started)
+        lease.store.write_json(RUN, record)
+    return _conclude(job, record, f"imported: {canonical_uri(settings.output)}")
 
 
 def _prepared(settings: ImportOptions, folder: Path) -> Import:

@@ -1,6 +1,6 @@
-"""JSON rows by key in a temporary SQLite file: what a file holds in no order, image by image."""
+"""Values by key in a temporary SQLite file of our own: what a file holds in no order, image by image."""
 
-import json
+import pickle
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,13 +16,13 @@ class Pile:
         self._db = sqlite3.connect(folder / f"{name}.db", isolation_level=None)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE;"
-            "CREATE TABLE rows (key TEXT, value TEXT); BEGIN;"
+            "CREATE TABLE rows (key TEXT, value BLOB); BEGIN;"
         )
 
     def add(self, rows: Iterable[tuple[str, Any]]) -> None:
-        """Add rows: key and JSON value."""
+        """Add rows: key and value."""
         self._db.executemany(
-            "INSERT INTO rows VALUES (?, ?)", ((key, json.dumps(value)) for key, value in rows)
+            "INSERT INTO rows VALUES (?, ?)", ((key, pickle.dumps(value)) for key, value in rows)
         )
 
     def settle(self) -> None:
@@ -32,7 +32,7 @@ class Pile:
     def of(self, key: str) -> list[Any]:
         """Return the rows of a key in the order in which they were added."""
         found = self._db.execute("SELECT value FROM rows WHERE key = ? ORDER BY rowid", [key])
-        return [json.loads(value) for (value,) in found]
+        return [pickle.loads(value) for (value,) in found]
 
     def keys(self) -> Iterator[str]:
         """Yield each key once, in order."""

@@ -73,12 +73,13 @@ def candidates_of(
 
     score: (n,), NaN for images that cannot be selected. most: candidates altogether; None: see `_number`.
     """
-    tie = rng.random(len(score))
+    rows = np.flatnonzero(~np.isnan(score))
+    rows = rows[np.lexsort((rng.random(len(rows)), -score[rows], group[rows]))]
+    ends = np.searchsorted(group[rows], np.arange(len(budgets) + 1))
     found = []
-    for number, budget in enumerate(budgets):
-        rows = np.flatnonzero((group == number) & ~np.isnan(score))
-        wanted = _number(len(rows), budget) if most is None else max(budget, most * budget // sum(budgets))
-        found.append(rows[np.lexsort((tie[rows], -score[rows]))[:wanted]])
+    for budget, first, last in zip(budgets, ends, ends[1:], strict=False):
+        wanted = _number(last - first, budget) if most is None else max(budget, most * budget // sum(budgets))
+        found.append(rows[first:last][:wanted])
     return np.sort(np.concatenate(found))
 
 

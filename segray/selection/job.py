@@ -29,7 +29,7 @@ from segray.selection.reading import (
     measure_files,
     read_pool,
 )
-from segray.selection.settings import SelectSettings
+from segray.selection.settings import PASS_THRESHOLD, SelectSettings
 from segray.sources.concurrent_requests import describe
 from segray.storage import canonical_uri, open_filesystem, shown
 
@@ -155,7 +155,8 @@ def _lacks(run: Run) -> list[str]:
     """Return what the run's tables do not hold."""
     if run.verb == "predict":
         return ["uncertainty of its pixels", "features"]
-    return [f"scores below {run.threshold:g}", "features"]
+    low = [f"scores below {run.threshold:g}"] if run.threshold > PASS_THRESHOLD else []
+    return [*low, "features"]
 
 
 def _run_model(settings: SelectSettings, run: Run) -> None:
@@ -197,6 +198,10 @@ def _measure(pool: Pool, run: Run, settings: SelectSettings) -> NDArray[np.bool_
         add_instances(pool, source, run.threshold, settings.unsure, storage)
     if settings.from_run_only:
         add_quality(pool, source, storage)
+        if run.verb == "predict":
+            from segray.selection.probabilities import add_entropy  # rasterio, which others do not need
+
+            add_entropy(pool, source, storage)
     else:
         add_measures(pool, measure_files(source, storage), storage)
     if not available.any():

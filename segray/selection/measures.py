@@ -7,6 +7,7 @@ which keeps distances up to about 1 / sqrt(WIDTH) (Johnson and Lindenstrauss, 19
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,6 +89,18 @@ def projected(features: NDArray[np.float32]) -> NDArray[np.float32]:
     unit = np.divide(features, length, out=np.zeros(features.shape), where=np.isfinite(length) & (length > 0))
     found: NDArray[np.float32] = (unit @ _matrix(features.shape[1])).astype(np.float32)
     return found
+
+
+def total_entropy(shares: NDArray[np.uint8] | NDArray[np.uint16], one: int) -> float:
+    """Return the sum over pixels of the entropy of (classes, h, w) shares, of which `one` is 1.
+
+    Shannon's, over its maximum, the logarithm of the number of classes: at most 1 a pixel.
+    """
+    total = 0.0
+    for row in range(shares.shape[1]):  # a row at a time: eight bytes a pixel and class would not fit
+        each = shares[:, row].astype(np.float64) / one
+        total -= float((each * np.log(np.maximum(each, 1e-12))).sum())
+    return total / math.log(max(2, len(shares)))
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,5 @@
 """DECODED -> ANNOTATED as annotate and predict do it, and measures of each image on the way. No Ray."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from segray.models.weights import LoadedModel
 from segray.predict.network import ONE, Network
 from segray.predict.predictor import Labelled
 from segray.selection.disagreement import Boxes, Categories, disagreement, mirrored
-from segray.selection.measures import Measured, MeasuresWriter, projected
+from segray.selection.measures import Measured, MeasuresWriter, projected, total_entropy
 
 
 class PooledFeatures:
@@ -156,16 +155,9 @@ class MapMeasurer:
 
 
 def entropy(shares: NDArray[np.uint16]) -> float:
-    """Return the mean over pixels of the entropy of (classes, h, w) shares, of which ONE is 1; 0..1.
-
-    Shannon's, over its maximum, the logarithm of the number of classes.
-    """
-    classes = max(2, len(shares))
-    total = 0.0
-    for row in range(shares.shape[1]):  # a row at a time: eight bytes a pixel and class would not fit
-        each = shares[:, row].astype(np.float64) / ONE
-        total -= float((each * np.log(np.maximum(each, 1e-12))).sum())
-    return float(total / (shares.shape[1] * shares.shape[2] * math.log(classes)))
+    """Return the mean entropy of the pixels of (classes, h, w) shares, of which ONE is 1; 0..1."""
+    pixels: int = shares[0].size
+    return total_entropy(shares, ONE) / pixels
 
 
 def _shares_if_none(vector: NDArray[np.float32] | None, shares: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -51,16 +51,21 @@ class Pool:
 
     def index(self, batch: pa.RecordBatch | pa.Table) -> Ints:
         """Return each row's image, int64 (rows,), by the column `image_id`; -1: not in the pool."""
-        if not len(self.ids):
+        if not len(self.ids) or not batch.num_rows:
             return np.full(batch.num_rows, -1, np.int64)
-        wanted = image_ids(batch)
+        column = batch["image_id"].fill_null("")
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        named = column.dictionary_encode()  # most rows are of the image of the row before
+        wanted = _bytes(named.dictionary)
         found = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
-        return np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
+        index = np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
+        rows: Ints = index[named.indices.to_numpy()]
+        return rows
 
 
-def image_ids(batch: pa.RecordBatch | pa.Table) -> NDArray[np.bytes_]:
-    """Return the column `image_id` as bytes, (rows,)."""
-    return np.array([(each or "").encode() for each in batch["image_id"].to_pylist()], np.bytes_)
+def _bytes(column: pa.Array) -> NDArray[np.bytes_]:
+    """Return a column of text as bytes, (rows,)."""
+    return np.array([(each or "").encode() for each in column.to_pylist()], np.bytes_)
 
 
 def ledger_of(run: str, storage: StorageSettings) -> list[Source]:
@@ -88,9 +93,10 @@ def read_pool(run: str, group_by: str | None, storage: StorageSettings) -> Pool:
             good, gone = _flag(batch, "status", "rejected"), _flag(batch, "vanished", value=True)
             rejected, vanished = rejected + int(good.sum()), vanished + int((gone & ~good).sum())
             batch = batch.filter(pa.array(~good & ~gone))
-            ids.append(image_ids(batch))
+            ids.append(_bytes(batch["image_id"]))
             codes.append(_codes(batch, group_by, groups))
     joined, code = np.concatenate(ids), np.concatenate(codes)
+    ids.clear()
     order = np.argsort(joined, kind="stable")
     joined = joined[order]
     if (joined[1:] == joined[:-1]).any():
@@ -128,7 +134,7 @@ def add_instances(pool: Pool, run: str, threshold: float, unsure: str, storage: 
     below it with probability score (least confidence; Brust et al., 2019, arXiv 1809.09875, add and average
     such values over the objects of an image). Instances without a score, from a person, are right.
     """
-    wrong, right, kept, score, size = np.zeros((5, len(pool)))
+    wrong, right, kept, score, size = (np.zeros(len(pool)) for _ in range(5))
     for file in files_below(f"{run.rstrip('/')}/instances", (".parquet",), storage):
         for batch in batches(file, ("image_id", "score"), ("area",), storage):
             image = pool.index(batch)
@@ -142,7 +148,7 @@ def add_instances(pool: Pool, run: str, threshold: float, unsure: str, storage: 
                 (score, np.where(above, scores, 0)),
                 (size, np.where(above, _log_area(batch), 0)),
             ):
-                total += np.bincount(image, values, minlength=len(pool))
+                np.add.at(total, image, values)
     share = np.divide(wrong, wrong + right, out=np.zeros(len(pool)), where=wrong + right > 0)
     pool.unsure_is_share = unsure == "mean"
     pool.measures["unsure"] = (wrong if unsure == "sum" else share).astype(np.float32)

@@ -1,6 +1,7 @@
 """Where and when photos were taken, through whole jobs, as geopandas and DuckDB read it."""
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -20,6 +21,7 @@ from segray.schema import TAKEN
 from tests.bulk.runs import MODELS, annotate, make_images, tables
 from tests.sources.exif_made import BERLIN, STREET
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("ray_session")
 WEIGHTS = ("--weights", MODELS + "seeded")
 NAMES = [field.name for field in TAKEN]
@@ -60,6 +62,16 @@ def test_geopandas_reads_the_images_as_points(output: Path) -> None:
     rest = frame[frame.location.isna()]
     assert rest.status.tolist().count("rejected") == 1
     assert rest[NAMES].isna().all().all()
+
+
+def test_the_lines_of_the_docs(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/location.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels").symlink_to(output)
+    exec(lines, {})
+    frame = geopandas.read_file("photos.gpkg")
+    assert sorted(frame.geometry.x.round(6)) == [13.4, 13.4]
+    assert set(frame.heading_ref) == {"true"}
 
 
 @pytest.fixture

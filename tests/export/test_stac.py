@@ -64,7 +64,7 @@ def test_items_of_annotate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     run = scenes(tmp_path / "run")
     assert export(run, tmp_path / "out") == 0
     told = capsys.readouterr().out
-    assert "2 images are no scene with a place on Earth and are left out" in told
+    assert "STAC Items: 2; 2 images are no scene with a place on Earth" in told
     assert "1 scenes do not say when they were taken" in told
     assert sorted(path.name for path in (tmp_path / "out/items").iterdir()) == ["a.json", "empty.json"]
     item = valid(tmp_path / "out/items/a.json")

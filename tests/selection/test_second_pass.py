@@ -138,6 +138,7 @@ def test_killed_and_run_again_it_chooses_the_same(run: Path, first: pd.DataFrame
 
 
 def test_scenes_are_measured_by_window(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
     for seed in range(2):
         write(tmp_path / f"scenes/{seed}.tif", town(400, 700, seed))
     options = ("--weights", MODELS + "compact", *TILING[:1], 256, *TILING[2:3], 64)
@@ -158,8 +159,9 @@ def test_scenes_are_measured_by_window(tmp_path: Path) -> None:
 def test_label_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_images(tmp_path / "images", 4)
     write(tmp_path / "images/scene.tif", town(300, 300, 1))
-    options = ("--weights", MODELS + "columns", "--tile", "256", "--output", str(tmp_path / "run"))
-    assert main(["predict", *FEW, str(tmp_path / "images"), "--overlap", "64", *options]) == 0
+    tiling = ("--tile", "256", "--overlap", "64", "--probabilities")
+    options = ("--weights", MODELS + "columns", "--output", str(tmp_path / "run"))
+    assert main(["predict", *FEW, str(tmp_path / "images"), *tiling, *options]) == 0
     assert select(tmp_path / "run", tmp_path / "next.csv", "--budget", 3, "--flips") == 0
     assert "no uncertainty of its pixels and no features" in capsys.readouterr().err
     found = pd.read_csv(tmp_path / "next.csv")
@@ -168,3 +170,7 @@ def test_label_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.flips.between(0, 1).all()
     assert found.reason.str.contains("entropy 0.|mirror image").all()
     assert not list((tmp_path / "next.work").glob("labels/*"))
+    assert select(tmp_path / "run", tmp_path / "alone.csv", "--budget", 5, "--from-run-only") == 0
+    alone = pd.read_csv(tmp_path / "alone.csv").set_index("image_id").unsure
+    pictures = found[found.uri.str.endswith(".png")]  # a scene's windows are blended, and here they differ
+    np.testing.assert_allclose(alone[pictures.image_id], pictures.unsure, atol=0.01)

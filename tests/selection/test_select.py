@@ -15,6 +15,7 @@ from segray.cli import main
 from segray.sources.listing import Listing
 from segray.storage import StorageSettings
 from tests.selection.made import image, instance, many, write
+from tests.servers import Server
 
 ALONE = ("--from-run-only",)
 
@@ -276,3 +277,26 @@ def test_a_damaged_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     (run / "instances/part-000001.parquet").write_bytes(b"no parquet")
     assert select(run, tmp_path / "next.csv", 2) == 2
     assert "instances/part-000001.parquet cannot be read" in capsys.readouterr().err
+
+
+def test_from_and_into_a_bucket(
+    run: Path, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    for file in run.rglob("*.*"):
+        s3_server.put(f"run/{file.relative_to(run)}", file.read_bytes())
+    arguments = [s3_server.url("run"), "--budget", "9", *ALONE, "--against", str(run), "--group-by", "camera"]
+    output = s3_server.url("made/next.csv")
+    assert main(["select", *arguments, "--output", output]) == 0
+    assert main(["select", *arguments, "--output", output]) == 2  # it exists
+    there = tmp_path / "there.csv"
+    there.write_bytes(s3_server.get("made/next.csv"))
+    assert pd.read_csv(there).equals(
+        chosen(run, tmp_path / "here.csv", 9, "--against", run, "--group-by", "camera")
+    )
+    assert not pd.read_csv(there).against.any()
+    labels = s3_server.url("made/next.csv")
+    assert not set(chosen(run, tmp_path / "rest.csv", 88, "--labels", labels).uri) & set(
+        pd.read_csv(there).uri
+    )
