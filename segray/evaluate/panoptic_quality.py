@@ -62,7 +62,7 @@ class Overlaps:
 
     def __init__(self, true: Segments, found: Segments) -> None:
         self.true, self.found = true, found
-        self._stride = len(found.ids) + 1
+        self._stride = len(found.ids) + 2
         self._codes: list[Ints] = []
         self._counts: list[Ints] = []
 
@@ -74,14 +74,24 @@ class Overlaps:
         Raises ItemError for an id that no segment has, and for another shape.
         """
         check_sizes(true_ids.shape, found_ids.shape)
-        codes = _places("truth", self.true.ids, true_ids) * self._stride
-        codes += _places("prediction", self.found.ids, found_ids, void)
-        if (len(self.true.ids) + 1) * self._stride <= _DENSE:
+        tables = _table(self.true.ids), _table(self.found.ids, void)
+        codes = tables[0].take(true_ids, mode="clip") * self._stride
+        codes += tables[1].take(found_ids, mode="clip")
+        if (len(self.true.ids) + 2) * self._stride <= _DENSE:
             counts = np.bincount(codes.ravel())
             pairs = np.flatnonzero(counts)
             counts = counts[pairs]
         else:
             pairs, counts = np.unique(codes, return_counts=True)
+        for what, places, table, ids in (
+            ("truth", pairs // self._stride, tables[0], true_ids),
+            ("prediction", pairs % self._stride, tables[1], found_ids),
+        ):
+            if (places == 0).any():
+                unknown = int(ids[table.take(ids, mode="clip") == 0].flat[0])
+                raise ItemError(
+                    "unsupported", f"{what}: pixels of segment {unknown}, which is not in its list"
+                )
         self._codes.append(pairs)
         self._counts.append(counts)
 
@@ -90,7 +100,7 @@ class Overlaps:
         codes, places = np.unique(np.concatenate([np.empty(0, np.int64), *self._codes]), return_inverse=True)
         pixels = np.zeros(len(codes), np.int64)
         np.add.at(pixels, places, np.concatenate([np.empty(0, np.int64), *self._counts]))
-        return codes // self._stride, codes % self._stride, pixels
+        return codes // self._stride - 1, codes % self._stride - 1, pixels
 
 
 def check_sizes(true: tuple[int, ...], found: tuple[int, ...]) -> None:
@@ -100,17 +110,16 @@ def check_sizes(true: tuple[int, ...], found: tuple[int, ...]) -> None:
         raise ItemError("unsupported", text)
 
 
-def _places(what: str, segment_ids: Ints, pixels: NDArray[np.uint32], void: Sequence[int] = ()) -> Ints:
-    """Return the place of each pixel's segment from 1, 0 for void, int64 (h, w)."""
+def _table(segment_ids: Ints, void: Sequence[int] = ()) -> Ints:
+    """Return id -> 0 for one of no segment, 1 for void, and the place of its segment from 2, int64 (n,).
+
+    The last row stands for all larger ids.
+    """
     most = max([int(segment_ids.max(initial=0)), *void])
-    table = np.zeros(most + 2, np.int32)  # pages of zeros that are not touched take no memory
+    table = np.zeros(most + 2, np.int64)  # pages of zeros that are not touched take no memory
     table[segment_ids] = np.arange(2, len(segment_ids) + 2)
     table[[VOID_ID, *void]] = 1
-    places: Ints = table[np.minimum(pixels, most + 1)].astype(np.int64) - 1
-    if places.min(initial=0) < 0:
-        unknown = int(pixels[places < 0].flat[0])
-        raise ItemError("unsupported", f"{what}: pixels of segment {unknown}, which is not in its list")
-    return places
+    return table
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """One image, in a thread of its own: read its map, fuse, write its segment ids; its rows come back."""
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,8 @@ def _scene(work: Work, settings: PanopticSettings) -> Iterator[tuple[Any, Path]]
         try:
             retrying(lambda: filesystem.get_file(path, str(local)), settings.storage)
         except Exception as error:  # each library has its own types
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # of the temporary folder
+                raise
             raise ItemError(error_type(error), f"map: {describe(error)}") from error
         try:
             data = rasterio.open(local)

@@ -1,5 +1,6 @@
 """`segray panoptic`, step by step: check both runs, compare with the ledger, fuse, write, report."""
 
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from segray.cpus import whole_cpus
-from segray.errors import ExitCode, NothingToDoError
+from segray.errors import ExitCode, JobFailedError, NothingToDoError
 from segray.log import LOG, answer, say
 from segray.output.folder import IMAGES
 from segray.output.io import files_below
@@ -31,6 +32,7 @@ from segray.panoptic.runs import Run, categories_of, find_run, map_classes, sour
 from segray.panoptic.settings import PanopticSettings
 from segray.panoptic.table import Table
 from segray.run import Problems, check_same, exit_code, open_output
+from segray.sources.concurrent_requests import describe
 from segray.storage import shown
 
 _AHEAD = 4
@@ -74,6 +76,24 @@ def panoptic(settings: PanopticSettings) -> ExitCode:
     JobFailedError for later failures.
     """
     prepared = _prepare(settings)
+    try:
+        record, did = _fused_runs(prepared)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise JobFailedError(
+            f"cannot write temporary files to {tempfile.gettempdir()}: {describe(error)}; make room there, "
+            "or set TMPDIR, and run again to continue"
+        ) from error
+    if settings.dry_run:
+        return ExitCode.DONE
+    LOG.conclude(summary_lines(settings, record, did))
+    LOG.outcome = {"counts": record["counts"], "rates": record["rates"]}
+    counts = record["counts"]
+    return exit_code(counts["rejected"] / max(1, counts["items"]), settings.max_rejects)
+
+
+def _fused_runs(prepared: Prepared) -> tuple[dict[str, Any], str]:
+    """Fuse what both runs list; return the contents of run.json, {} for a dry run, and a summary."""
+    settings = prepared.settings
     with (
         tempfile.TemporaryDirectory(prefix="segray-panoptic-") as folder,
         closing(Table(Path(folder))) as table,
@@ -91,13 +111,9 @@ def panoptic(settings: PanopticSettings) -> ExitCode:
             )
         if settings.dry_run:
             answer([*_about(prepared, both, alone), "dry run: nothing was written"])
-            return ExitCode.DONE
+            return {}, ""
         with prepared.lease:
-            record, did = _run(prepared, table, Path(folder))
-    LOG.conclude(summary_lines(settings, record, did))
-    LOG.outcome = {"counts": record["counts"], "rates": record["rates"]}
-    counts = record["counts"]
-    return exit_code(counts["rejected"] / max(1, counts["items"]), settings.max_rejects)
+            return _run(prepared, table, Path(folder))
 
 
 def _prepare(settings: PanopticSettings) -> Prepared:

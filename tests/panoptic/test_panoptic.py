@@ -207,6 +207,36 @@ def test_killed_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert files(output) == after
 
 
+@pytest.mark.parametrize(
+    ("most", "what"),
+    [(30_000, "cannot write temporary files"), (110_000, "cannot write a scene of 900 x 700")],
+)
+def test_a_full_disk_for_temporary_files(most: int, what: str, tmp_path: Path) -> None:
+    """A file may not grow beyond `most` bytes, as on a disk that is full: one line, and again with room."""
+    run = made(tmp_path, count=1, size=(700, 900))
+    image_id = run.images[0]["image_id"]
+    run.images[0] |= {"scene": Scene(700, 900, 512, 64, (1,)).to_json()}
+    write(run)
+    noise = np.random.default_rng(1).choice([0, 2], (700, 900)).astype(np.uint8)
+    profile = {"driver": "GTiff", "count": 1, "height": 700, "width": 900, "dtype": "uint8", "nbits": 2}
+    place = from_origin(450_000, 10_000, 0.5, 0.5)
+    path = run.maps / f"labels/{image_id}.tif"
+    with rasterio.open(path, "w", compress="zstd", transform=place, **profile) as file:
+        file.write(noise, 1)
+    assert path.stat().st_size < 110_000
+    program = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}));"
+        "from segray.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = command(run, tmp_path / "out")
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert what in done.stderr
+    assert "make room there, or set TMPDIR, and run again to continue" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main(arguments) == 0
+
+
 def test_another_identity_and_a_second_run_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
