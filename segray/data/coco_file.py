@@ -110,6 +110,11 @@ def read_categories(entries: list[Any], where: str) -> dict[int, str]:
     return _categories(entries, where)
 
 
+def known_id(known: Collection[Any], value: Any) -> Any:
+    """Return the id that `value` means, 1.0 and "1" being 1; None where it is unknown."""
+    return _among(known, value)
+
+
 def read_results(data: bytes, where: str) -> tuple[list[dict[str, Any]], bool]:
     """Return (the list of results, whether they have masks).
 

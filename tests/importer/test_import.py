@@ -22,11 +22,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segray.cli import main
+from segray.data.coco_listing import AnnotatedPair, instances_of, list_coco
+from segray.data.label_listing import list_labels
 from segray.importer.labelstudio import unpacked
 from segray.palette import palette
+from segray.storage import StorageSettings
 from tests.export.made import CLASSES, HEIGHT, WIDTH, Run, made, write
 from tests.importer.made import SUFFIX, bring, counts, encoded, export, pixels, rows, scenes, submitted
-from tests.readme_data import ROOT
+from tests.readme_data import NUCLEI, ROOT
 from tests.servers import Server
 
 UNCHANGED = ("changed", "reclassified", "added", "removed", "rejected")
@@ -224,6 +227,45 @@ def test_names_of_several_images(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert [row["uri"][-7:] for row in rows(tmp_path / "labels", "images")] == ["x/a.jpg", "s/c.jpg"]
 
 
+@pytest.mark.parametrize("where", ["addresses", "images"])
+def test_without_a_run_the_file_says_which_images(where: str, tmp_path: Path) -> None:
+    """What training lists of the output is what it lists of the COCO file itself."""
+    shutil.copytree(NUCLEI, tmp_path / "nuclei")
+    file = tmp_path / "nuclei/instances.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = content["images"][0]["file_name"].rpartition("/")[2]
+    if where == "addresses":  # relative to the file, or absolute
+        for place, image in enumerate(content["images"]):
+            name = image["file_name"].rpartition("/")[2]
+            image["file_name"] = f"images/{name}" if place % 2 else str(tmp_path / "nuclei/images" / name)
+    twice = [*content["images"], {**content["images"][1], "id": 9999}]
+    file.write_text(json.dumps({**content, "images": twice}))
+    more = ["--images", str(tmp_path / "nuclei/images")] if where == "images" else []
+    output = tmp_path / "labels"
+    assert bring(file, "coco", output, None, *more) == 3  # one is listed twice
+    assert "twice" in (output / "rejects.csv").read_text()
+    found = list_labels(str(output), StorageSettings())
+    for image in content["images"]:
+        image["file_name"] = image["file_name"].rpartition("/")[2]
+    file.write_text(json.dumps(content))
+    true = list_coco(str(file), StorageSettings(), str(tmp_path / "nuclei/images"))
+    assert [pair.image.uri for pair in found.pairs] == [pair.image.uri for pair in true.pairs]
+    assert found.categories == true.categories
+    for one, other in zip(found.pairs, true.pairs, strict=True):
+        assert isinstance(one, AnnotatedPair)
+        assert isinstance(other, AnnotatedPair)
+        areas = [
+            sorted(
+                int(coco_mask.area(each.mask)) for each in instances_of(pair.annotations, true.categories)[1]
+            )
+            for pair in (one, other)
+        ]
+        assert areas[0] == areas[1] != []
+    missing = tmp_path / "gone.json"
+    missing.write_text(json.dumps({**content, "images": [{**content["images"][0], "file_name": "gone.png"}]}))
+    assert bring(missing, "coco", tmp_path / "none", None, *more) == 2
+
+
 # Formats
 
 
@@ -239,6 +281,7 @@ def test_yolo_of_a_trainer(run: Run, tmp_path: Path) -> None:
         "7 0.5 0.5 0.1 0.1",
         "1 x",
     ]
+    (folder / "notes.txt").write_text("no labels\n")
     (folder / "val/labels/empty.txt").write_text("\n".join(lines) + "\n")
     assert bring(folder, "yolo", tmp_path / "labels", run.folder) == 3
     found = rows(tmp_path / "labels", "instances")
@@ -552,6 +595,8 @@ def test_one_bad_annotation_costs_itself(run: Run, tmp_path: Path) -> None:
     more = [{**good, "id": 1000 + place, "instance_id": None, **each} for place, each in enumerate(bad)]
     box = {**good, "id": 2000, "instance_id": None, "segmentation": [], "bbox": [2, 3, 4, 5]}
     content["annotations"] += [*more, box]
+    for each in content["annotations"][:2]:  # as pandas writes them
+        each |= {"category_id": float(each["category_id"]), "image_id": str(each["image_id"])}
     file.write_text(json.dumps(content))
     assert bring(file, "coco", tmp_path / "labels", run.folder) == 3
     found = counts(tmp_path / "labels")
