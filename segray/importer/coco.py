@@ -10,7 +10,7 @@ from typing import Any
 
 import ijson
 
-from segray.data.coco_file import box_of, categories_of, images_of
+from segray.data.coco_file import box_of, categories_of, images_of, known_id
 from segray.errors import ItemError, SettingsError
 from segray.importer.categories import Categories
 from segray.importer.drawn import Draw, Drawn, Looked, box, failing, segmentation
@@ -73,10 +73,11 @@ def _key(annotation: Any) -> str:
 
 def _drawn(annotation: dict[str, Any], named: dict[int, str]) -> Drawn:
     number = annotation.get("category_id")
-    name = named.get(number) if isinstance(number, int) else None
+    known = known_id(named, number)
+    name = None if known is None else named[known]
     return Drawn(
         f"annotation {annotation.get('id')}",
-        _shape(annotation) if name is not None else failing(f"category {number} is not in the file"),
+        failing(f"category {number} is not in the file") if name is None else _shape(annotation),
         name,
         instance_id=_text(annotation.get("segray_instance_id")),
         crowd=annotation.get("iscrowd") == 1,

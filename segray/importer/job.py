@@ -5,12 +5,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pycocotools import mask as coco_mask
 
 from segray.data.vector_files import find_file
@@ -21,41 +19,25 @@ from segray.importer.coco import read_coco
 from segray.importer.compare import Found, compared
 from segray.importer.cvat import read_cvat
 from segray.importer.drawn import Looked
-from segray.importer.files import labels_in, version_of
-from segray.importer.folder_images import FolderImages
-from segray.importer.label_maps import holds_maps, import_maps, map_lines
+from segray.importer.files import labels_in
+from segray.importer.label_maps import import_maps
 from segray.importer.labelstudio import read_labelstudio
 from segray.importer.masks import read_masks
-from segray.importer.rejects import Rejects
+from segray.importer.prepare import Import, prepared
+from segray.importer.report import REJECTS, conclude, record_of
 from segray.importer.run_images import RunImages
-from segray.importer.settings import FOLDERS, ON_EARTH, ImportOptions
+from segray.importer.settings import ON_EARTH, ImportOptions
 from segray.importer.write_labels import KEPT, LabelWriter
 from segray.importer.yolo import read_yolo
-from segray.log import LOG
 from segray.output.lease import Lease
 from segray.output.names import PLAN, RUN
 from segray.output.store import Store
-from segray.run import Problems, check_same, exit_code, open_output
-from segray.settings import printable
+from segray.run import check_same, open_output
 from segray.sources.concurrent_requests import describe
 from segray.storage import canonical_uri, shown
-from segray.versions import versions
 
 _AT_ONCE = 64
 """Images that are looked up together."""
-REJECTS = "rejects.csv"
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """What one import reads, before it reads it."""
-
-    settings: ImportOptions
-    images: RunImages | FolderImages
-    is_maps: bool
-    identity: dict[str, Any]
-    rejects: Rejects
-    folder: Path
 
 
 def import_labels(settings: ImportOptions) -> ExitCode:
@@ -65,7 +47,7 @@ def import_labels(settings: ImportOptions) -> ExitCode:
     later.
     """
     with tempfile.TemporaryDirectory(prefix="segray-import-") as folder:
-        job = _prepared(settings, Path(folder))
+        job = prepared(settings, Path(folder))
         try:
             return _imported(job)
         except (OSError, sqlite3.OperationalError) as error:
@@ -81,47 +63,13 @@ def _imported(job: Import) -> ExitCode:
     lease = open_output(Store(settings.output, settings.storage, crs=job.images.crs, kept=kept))
     record = _finished(lease.store, job)
     if settings.dry_run:
-        return _conclude(job, _record(job, _read(job, None), started), f"{shown(settings.file[0])}: read")
+        return conclude(job, record_of(job, _read(job, None), started), f"{shown(settings.file[0])}: read")
     if record is not None:
-        return _conclude(job, record, f"{shown(settings.output)} holds this import already")
+        return conclude(job, record, f"{shown(settings.output)} holds this import already")
     with lease:
-        record = _record(job, _written(job, lease), started)
+        record = record_of(job, _written(job, lease), started)
         lease.store.write_json(RUN, record)
-    return _conclude(job, record, f"imported: {canonical_uri(settings.output)}")
-
-
-def _prepared(settings: ImportOptions, folder: Path) -> Import:
-    """Return the import. Raises SettingsError with all that is wrong."""
-    problems, file = Problems(), settings.file[0]
-    is_folder = settings.format in FOLDERS
-    version = problems.attempt(lambda: version_of(file, settings.storage, is_folder=is_folder))
-    is_maps = problems.attempt(lambda: settings.format == "masks" and holds_maps(settings))
-    images = problems.attempt(lambda: _images(settings, folder))
-    if isinstance(images, RunImages) and images.verb == "predict" and is_maps is False:
-        problems.lines.append(
-            f"run: {shown(settings.run or '')} holds label maps of predict: import masks of classes"
-        )
-    if problems or images is None:
-        raise problems.error()
-    identity = {
-        "verb": "import",
-        "as": settings.format,
-        "file": canonical_uri(file),
-        "file_version": version,
-        "run": None if settings.run is None else canonical_uri(settings.run),
-        "run_digest": images.digest if isinstance(images, RunImages) else None,
-        "images": None if settings.images is None else canonical_uri(settings.images),
-        "layer": settings.layer,
-        "empty_images": settings.empty_images,
-        "max_pixels": settings.max_pixels,
-    }
-    return Import(settings, images, bool(is_maps), identity, Rejects(folder), folder)
-
-
-def _images(settings: ImportOptions, folder: Path) -> RunImages | FolderImages:
-    if settings.run is not None:
-        return RunImages(settings.run, settings.storage, folder)
-    return FolderImages(settings.images, settings.file[0], settings.storage, settings.max_pixels)
+    return conclude(job, record, f"imported: {canonical_uri(settings.output)}")
 
 
 def _finished(store: Store, job: Import) -> dict[str, Any] | None:
@@ -243,60 +191,3 @@ def _corrected(
 def _ledger(looked: Looked, image: Image, job: Import) -> dict[str, Any]:
     own = {name: getattr(looked, name) for name in KEPT if getattr(looked, name) is not None}
     return {**job.images.ledger(image), **own}
-
-
-def _record(job: Import, tally: Counter[str], started: float) -> dict[str, Any]:
-    rejects, total = job.rejects, job.images.table.count_images() if job.images.table else None
-    seconds = max(time.monotonic() - started, 1e-3)
-    usual = ("instances", "unchanged", "changed", "reclassified", "added", "removed")
-    counts: dict[str, Any] = {"items": tally["images"], "annotated": tally["images"]}
-    counts |= {**{name: tally[name] for name in usual}, **tally}
-    counts |= {
-        "rejected": rejects.total,
-        "rejected_annotations": rejects.of_annotations,
-        "images_not_placed": rejects.of_images,
-        "images_not_in_file": None if total is None else total - tally["images"],
-        "tasks_not_looked_at": rejects.not_looked_at,
-        "vanished": 0,
-        "ignored": 0,
-    }
-    return {
-        "verb": "import",
-        "settings": yaml.safe_load(printable(job.settings)),
-        "identity": job.identity,
-        "versions": versions(),
-        "maps": job.is_maps,
-        "counts": counts,
-        "rejects": rejects.lines,
-        "rates": {"seconds": round(seconds, 3), "images_per_s": round(tally["images"] / seconds, 3)},
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _conclude(job: Import, record: dict[str, Any], done: str) -> ExitCode:
-    counts = Counter({name: value or 0 for name, value in record["counts"].items()})
-    with_run = job.settings.run is not None
-    lines = [done, *(map_lines(counts, with_run=with_run) if job.is_maps else _lines(counts, with_run))]
-    rejected = counts["rejected_annotations"], counts["images_not_placed"]
-    if any(rejected):
-        lines.append(f"  {rejected[0]:,} annotations and {rejected[1]:,} images are left out, see {REJECTS}:")
-        lines += [f"    {line}" for line in record["rejects"]]
-    left = counts["images_not_in_file"]
-    lines += [f"  {left:,} images of the run are not in the file, and not in the output"] * bool(left)
-    unseen = counts["tasks_not_looked_at"]
-    lines += [f"  {unseen:,} tasks have no annotation: nobody looked at them"] * bool(unseen)
-    lines += ["dry run: nothing was written"] * job.settings.dry_run
-    LOG.conclude(lines)
-    LOG.outcome = {"counts": record["counts"]}
-    everything = counts["images"] + counts["instances"] + sum(rejected)
-    return exit_code(sum(rejected) / max(everything, 1), job.settings.max_rejects)
-
-
-def _lines(counts: Counter[str], with_run: bool) -> list[str]:
-    lines = [f"  {counts['images']:,} images, {counts['instances']:,} instances"]
-    if with_run:
-        kinds = ("unchanged", "changed", "added", "removed")
-        told = ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds)
-        lines.append(f"  {told}" + f" ({counts['reclassified']:,} in class)" * bool(counts["reclassified"]))
-    new = [name.removeprefix("class ") for name in counts if name.startswith("class ")]
-    return lines + [f"  new classes: {', '.join(new)}"] * bool(new)

@@ -21,6 +21,9 @@ from segray.scenes.scene import scene_from
 KEPT = ("split", "group")
 """Columns of images that the labels may carry, beside those of the run."""
 _BUFFER_BYTES = 2 << 20
+"""Of rows in memory, before they are compressed."""
+_MERGE_BYTES = 48 << 20
+"""Likewise, of what is merged at once: equal masks take next to nothing in a file, but not in memory."""
 _MASKS = 500
 """Masks decoded at once."""
 
@@ -35,6 +38,7 @@ class LabelWriter:
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         self._staged: list[Part] = []
+        self._staged_bytes = 0
         for part in store.recover():
             store.discard(part)
 
@@ -54,14 +58,15 @@ class LabelWriter:
         plain = [{name: row.get(name) for name in self._schema.names} for row in self._rows]
         if plain:
             self._staged.append(self._store.commit(pa.Table.from_pylist(plain, self._schema)))
+        self._staged_bytes += self._bytes
         self._rows, self._bytes = [], 0
-        if sum(part.size for part in self._staged) >= MERGE_BYTES:
+        if self._staged_bytes >= _MERGE_BYTES or sum(part.size for part in self._staged) >= MERGE_BYTES:
             self._merge()
 
     def _merge(self) -> None:
         if self._staged:
             self._store.merge(self._staged)
-        self._staged = []
+        self._staged, self._staged_bytes = [], 0
 
     def finish(self) -> None:
         """Write what is left."""

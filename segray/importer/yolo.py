@@ -41,7 +41,9 @@ def read_yolo(url: str, categories: Categories, storage: StorageSettings, folder
     names = _class_names(root, storage)
     categories.declare((number + 1, name) for number, name in sorted(names.items()))
     listed = named_images(root, storage, folder)
-    files = [file for file in files_below(root, (".txt",), storage) if _is_label(file)]
+    texts = files_below(root, (".txt",), storage)
+    files = [file for file in texts if "/labels/" in file.uri[len(canonical_uri(root)) :]]
+    files = files or [file for file in texts if file.uri.rpartition("/")[2] not in _NO_LABELS]
     if not files:
         raise SettingsError(f"file: {shown(url)} holds no labels/*.txt")
     left = iter(files)
@@ -53,10 +55,6 @@ def read_yolo(url: str, categories: Categories, storage: StorageSettings, folder
             image_id = about[0]["image_id"] if len(about) == 1 else None
             yield Looked(name, drawn, image_id, split=split, is_stem=True, shown=_shown)
     listed.close()
-
-
-def _is_label(file: Source) -> bool:
-    return file.uri.rpartition("/")[2] not in _NO_LABELS
 
 
 def place_of(path: str) -> tuple[str, str | None]:
