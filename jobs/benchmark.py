@@ -101,6 +101,7 @@ from jobs.benchmarks import (
     rle,
     scenes,
     seams,
+    selection,
     start,
     step,
     train_memory,
@@ -123,6 +124,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "train_memory": train_memory.figures,
     "accuracy": accuracy.figures,
     "plain": plain.figures,
+    "selection": selection.figures,
 }
 
 
