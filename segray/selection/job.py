@@ -2,33 +2,21 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segray.atomic import put_atomically
-from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
+from segray.errors import ExitCode, JobFailedError, NothingToDoError
 from segray.log import LOG, answer, say
-from segray.output.io import check_output, read_if_there
-from segray.output.names import PLAN, RUN
+from segray.output.io import read_if_there
 from segray.retries import retrying
-from segray.run import Problems
-from segray.selection.against import add_against
+from segray.selection.checks import Run, checked
 from segray.selection.choose import Chosen, Floats, candidates_of, combined, quotas, shares_below, spread
-from segray.selection.labels import mark_labelled
 from segray.selection.manifest import by_group, data_of, manifest_of
-from segray.selection.reading import (
-    Pool,
-    add_instances,
-    add_measures,
-    add_quality,
-    annotated_in,
-    features_of,
-    measure_files,
-    read_pool,
-)
+from segray.selection.read_measures import add_measures, features_of, measure_files
+from segray.selection.reading import Pool, add_instances, add_quality, annotated_in
 from segray.selection.settings import PASS_THRESHOLD, SelectSettings
 from segray.sources.concurrent_requests import describe
 from segray.storage import canonical_uri, open_filesystem, shown
@@ -38,33 +26,24 @@ _PLAIN = ("instances", "score", "log_area", "brightness", "sharpness")
 """Measures that stand in for features where there is no second pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run."""
-
-    verb: str
-    record: dict[str, Any]
-    """Its run.json; empty for tables that no run of segray wrote."""
-
-    @property
-    def threshold(self) -> float:
-        """Return the score above which its instances were kept."""
-        return float((self.record.get("settings") or {}).get("score_threshold") or 0.5)
-
-
 def select(settings: SelectSettings) -> ExitCode:
     """Write a manifest of the images that a person should look at next.
 
     Raises SettingsError for errors found before work begins, NothingToDoError where nothing can be selected,
     JobFailedError for later failures.
     """
-    run, pool = _checked(settings)
+    run, pool = checked(settings)
     if not settings.from_run_only and not _has_pass(settings, run):
         from segray.selection.second_pass import say_cost
 
         say_cost(settings, run.record, _lacks(run))
     if settings.dry_run:
-        answer([f"would select {min(settings.budget, _free(pool)):,} of {_free(pool):,} images", _DRY])
+        answer(
+            [
+                f"would select {min(settings.budget, pool.free):,} of {pool.free:,} images",
+                "dry run: nothing was written",
+            ]
+        )
         return ExitCode.DONE
     if not settings.from_run_only:
         _run_model(settings, run)
@@ -75,80 +54,6 @@ def select(settings: SelectSettings) -> ExitCode:
     _write(settings, data_of(table, settings.output))
     _conclude(settings, pool, available, list(shares), table)
     return ExitCode.DONE
-
-
-_DRY = "dry run: nothing was written"
-
-
-def _checked(settings: SelectSettings) -> tuple[Run, Pool]:
-    """Check the output and read what the run has, before any model is loaded."""
-    problems = Problems()
-    problems.attempt(lambda: _check_output(settings))
-    run = problems.attempt(lambda: _run_of(settings.run[0], settings))
-    if run is None or problems:
-        raise problems.error()
-    pool = problems.attempt(lambda: read_pool(settings.run[0], settings.group_by, settings.storage))
-    if pool is None:
-        raise problems.error()
-    problems.attempt(lambda: mark_labelled(pool, settings.run[0], settings.labels, settings.storage))
-    if settings.against is not None and len(pool):
-        other = settings.against
-        problems.attempt(lambda: _compare(pool, run, other, settings))
-    if problems:
-        raise problems.error()
-    if not _free(pool):
-        raise NothingToDoError(f"nothing to select in {shown(settings.run[0])}: {_left_out(pool)}")
-    return run, pool
-
-
-def _check_output(settings: SelectSettings) -> None:
-    filesystem, path = open_filesystem(settings.output, settings.storage)
-    check_output(settings.output.rpartition("/")[0] or "/", settings.storage)
-    if not settings.overwrite and retrying(lambda: filesystem.exists(path), settings.storage.hasty):
-        raise SettingsError(f"output: {shown(settings.output)} exists; choose another name, or --overwrite")
-
-
-def _run_of(url: str, settings: SelectSettings) -> Run:
-    """Return a finished run. Raises SettingsError where there is none, or its model is not known."""
-    data = read_if_there(f"{url.rstrip('/')}/{RUN}", settings.storage, "run")
-    if data is None:
-        if read_if_there(f"{url.rstrip('/')}/{PLAN}", settings.storage, "run") is not None:
-            raise SettingsError(f"run: {shown(url)} is not finished; run its command again to continue")
-        if not settings.from_run_only:
-            raise SettingsError(
-                f"run: {shown(url)} has no run.json, so its model is not known: select with --from-run-only"
-            )
-        return Run("annotate", {})
-    try:
-        record = json.loads(data)
-        verb = str(record.get("verb") or "annotate")
-    except (ValueError, AttributeError) as error:
-        raise SettingsError(f"run: run.json of {shown(url)} is damaged: {error}") from error
-    if verb not in ("annotate", "predict"):
-        raise SettingsError(
-            f"run: {shown(url)} is an output of {verb}; select takes one of annotate or predict"
-        )
-    return Run(verb, record)
-
-
-def _compare(pool: Pool, run: Run, other: str, settings: SelectSettings) -> None:
-    there = _run_of(other, settings.model_copy(update={"from_run_only": True}))
-    if "predict" in (run.verb, there.verb):
-        raise SettingsError("against: label maps of predict are not compared, only outputs of annotate")
-    threshold = max(run.threshold, there.threshold)
-    add_against(pool, settings.run[0], other, threshold, settings.storage)
-
-
-def _free(pool: Pool) -> int:
-    """Return how many images are not labelled yet."""
-    return int((~pool.labelled).sum())
-
-
-def _left_out(pool: Pool) -> str:
-    """Return which images are not selected, in words."""
-    kinds = {"rejected": pool.rejected, "vanished": pool.vanished, "labelled already": pool.labelled.sum()}
-    found = [f"{number:,} {kind}" for kind, number in kinds.items() if number]
-    return f"of {len(pool) + pool.rejected + pool.vanished:,} images {', '.join(found) or 'none is left out'}"
 
 
 def _lacks(run: Run) -> list[str]:
@@ -205,7 +110,7 @@ def _measure(pool: Pool, run: Run, settings: SelectSettings) -> NDArray[np.bool_
     else:
         add_measures(pool, measure_files(source, storage), storage)
     if not available.any():
-        raise NothingToDoError(f"nothing to select: {_left_out(pool)}; the second pass rejected the others")
+        raise NothingToDoError(f"nothing to select: {pool.left_out()}; the second pass rejected the others")
     return available
 
 
@@ -278,7 +183,7 @@ def _conclude(
     settings: SelectSettings, pool: Pool, available: NDArray[np.bool_], criteria: list[str], table: Any
 ) -> None:
     number, free = table.num_rows, int(available.sum())
-    lines = [f"selected {number:,} of {free:,} images ({_left_out(pool)})"]
+    lines = [f"selected {number:,} of {free:,} images ({pool.left_out()})"]
     if number < settings.budget:
         lines.append(f"  fewer than the budget of {settings.budget:,}: there are no more")
     lines.append(f"  by {', '.join(criteria) or 'spread alone'}")

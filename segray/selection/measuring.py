@@ -156,8 +156,8 @@ class MapMeasurer:
 
 def entropy(shares: NDArray[np.uint16]) -> float:
     """Return the mean entropy of the pixels of (classes, h, w) shares, of which ONE is 1; 0..1."""
-    pixels: int = shares[0].size
-    return total_entropy(shares, ONE) / pixels
+    height, width = shares.shape[1:]
+    return float(total_entropy(shares, ONE) / (height * width))
 
 
 def _shares_if_none(vector: NDArray[np.float32] | None, shares: NDArray[np.uint16]) -> NDArray[np.float32]:

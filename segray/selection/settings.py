@@ -82,6 +82,9 @@ exit codes:
         "next to OUTPUT: NAME.work",
     )
     overwrite: bool = Field(False, description="replace an existing manifest")
+    dry_run: bool = Field(
+        False, description="check everything, print what a second pass costs, write nothing"
+    )
 
     @property
     def pass_output(self) -> str:

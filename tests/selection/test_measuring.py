@@ -18,7 +18,8 @@ from segray.output.folder import Output
 from segray.selection.disagreement import disagreement, mirrored
 from segray.selection.measures import MEASURES, WIDTH, MeasuresWriter, projected
 from segray.selection.measuring import MapMeasurer, MeasuringPredictor, entropy
-from segray.selection.reading import Pool, add_measures, features_of, measure_files
+from segray.selection.read_measures import add_measures, features_of, measure_files
+from segray.selection.reading import Pool
 from segray.storage import StorageSettings
 from tests.bulk.pictures import decoded, failed_row, picture_row, smooth
 from tests.selection.models import columns, compact

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from segray.cli import main
-from segray.selection.reading import add_measures, measure_files, read_pool
+from segray.selection.read_measures import add_measures, measure_files
+from segray.selection.reading import read_pool
 from segray.storage import StorageSettings
 from tests.bulk.runs import (
     FEW,
