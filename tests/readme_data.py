@@ -88,15 +88,12 @@ def _items(folder: Path, image: Path) -> None:
     """A STAC Item of a photo."""
     folder.mkdir()
     asset = {"href": f"../photos/{image.name}", "type": "image/jpeg", "roles": ["data"]}
-    about: dict[str, object] = {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "id": "one",
+    item: dict[str, object] = {"type": "Feature", "stac_version": "1.1.0", "id": "one", "links": []}
+    item |= {
         "geometry": None,
-        "links": [],
+        "properties": {"datetime": "2024-05-06T07:08:09Z"},
+        "assets": {"picture": asset},
     }
-    when = {"datetime": "2024-05-06T07:08:09Z"}
-    item = {**about, "properties": when, "assets": {"picture": asset}}
     (folder / "one.json").write_text(json.dumps(item))
 
 
