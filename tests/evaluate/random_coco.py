@@ -60,8 +60,8 @@ class RandomSet:
 
     def _add_between(self, image_id: int, size: tuple[int, int]) -> None:
         """A prediction with the same IoU of two objects, and one that fits either of them."""
-        category, middle = int(self.random.choice(self.categories)), np.array([20, 10, 16, 16])
-        left, right = middle - [3, 0, 0, 0], middle + [3, 0, 0, 0]
+        category = int(self.random.choice(self.categories))
+        left, middle, right = (np.array([20 + step, 10, 16, 16]) for step in (-3, 0, 3))
         for place in self.random.permutation([left, right]):
             self._annotate(image_id, category, place, size)
         for place in (middle, left if self.random.random() < 0.5 else right):
