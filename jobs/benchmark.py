@@ -102,6 +102,7 @@ from jobs.benchmarks import (
     rle,
     scenes,
     seams,
+    selection,
     start,
     step,
     train_memory,
@@ -125,6 +126,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "accuracy": accuracy.figures,
     "evaluate": evaluate.figures,
     "plain": plain.figures,
+    "selection": selection.figures,
 }
 
 

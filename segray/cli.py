@@ -26,8 +26,12 @@ verbs:
       label maps with such a model: PNG for images, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  panoptic --instances RUN --maps RUN --output URL
+      instances and label maps of the same images in one: COCO-panoptic
   retrain --config FILE
       a better model from new labels, or a refusal with reasons
+  select RUN --budget N [--group-by COLUMN] --output MANIFEST
+      which images a person should look at next, each with its reason
   submit (--address URL | --slurm | --kuberay | --sky) VERB ...
       one of these on a cluster, with its log and exit code
   schedule VERB ... --cron TIMES --as SCHEDULER
@@ -36,8 +40,12 @@ verbs:
       state of a run, live or finished
   drift RUN --against RUN [--group-by COLUMN] [--output URL] [--json]
       whether images and labels are distributed like those of another run
+  preview RUN [RUN] --output DIR
+      pages that show a run, or how two differ, in any browser
   export RUN --as FORMAT --output PATH
       labels for COCO, YOLO, QGIS or Label Studio, or as masks
+  import FILE --as FORMAT [--run RUN] --output URL
+      labels that a person corrected elsewhere, back for train and evaluate
   registry (list|show|add|promote|rollback|diff|verify|gc) ... --registry URL
       versions of models, and which is the champion
   models [--json]

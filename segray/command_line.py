@@ -19,7 +19,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 from segray.errors import SettingsError
 from segray.help import HelpParser
 from segray.log import LOG
-from segray.settings import ENV_PREFIX, CommonSettings, JobSettings
+from segray.settings import CONFIG_FILE, ENV_PREFIX, CommonSettings, JobSettings
 from segray.verbs import VERBS
 
 S = TypeVar("S", bound=CommonSettings)
@@ -70,16 +70,35 @@ def load_settings(cls: type[S], arguments: Sequence[str], program: str) -> S:
     file, file_problems = _config_file(given.get("config") or named)
     problems += file_problems
     LOG.choose(arguments, file)
+    token = CONFIG_FILE.set(file)
     try:
-        settings = cls(_cli_settings_source=flags, **file)
+        settings = cls(_cli_settings_source=flags)
     except ValidationError as error:
         problems += [_line(cls, problem) for problem in error.errors()]
     except PydanticSettingsError as error:
         problems += [str(error)]
+    finally:
+        CONFIG_FILE.reset(token)
     if problems:
         lacks = [f"usage: {program} {cls.usage}"] * any("is required" in problem for problem in problems)
         raise SettingsError(*problems, *lacks, f"see `{program} --help`")
     return settings
+
+
+def settings_from(verb: str, arguments: dict[str, Any], settings: CommonSettings | None = None) -> Any:
+    """Return the settings of a verb called from Python; those of `settings` hold where no argument is given.
+
+    Raises SettingsError with one line for every problem at once.
+    """
+    cls = VERBS[verb].settings_class()
+    assert cls is not None
+    given = {} if settings is None else {name: getattr(settings, name) for name in settings.model_fields_set}
+    try:
+        return cls(**given | arguments)
+    except ValidationError as error:
+        raise SettingsError(*(_line(cls, problem) for problem in error.errors())) from error
+    except PydanticSettingsError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _take_literally(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> None:

@@ -71,6 +71,16 @@ QUALITY = [
     pa.field("sharpness", pa.float32()),  # variance of the Laplacian
 ]
 
+TAKEN = [  # see `sources.taken`; null when unknown, and with `--no-location`
+    pa.field("location", pa.binary()),  # WKB point, OGC:CRS84: where the camera stood; null for scenes
+    pa.field("heading", pa.float32()),  # degrees from north, clockwise, in [0, 360)
+    pa.field("heading_ref", pa.string()),  # true | magnetic
+    pa.field("taken_at", pa.timestamp("us", "UTC")),
+    pa.field("taken_at_local", pa.timestamp("us")),  # what the camera's clock showed
+]
+
+BLURRED = pa.field("blurred", pa.int32())  # regions hidden in its copy; null without `predict --blur`
+
 DECODED = pa.schema(
     [
         *_IDENTITY,
@@ -79,6 +89,7 @@ DECODED = pa.schema(
         pa.field("nodata", pa.binary()),  # see `scenes.nodata`; null where every pixel holds data
         NOTE,
         *QUALITY,
+        *TAKEN,
         *_ERROR,
         pa.field("end", ARCHIVE_END),
         _SCENE,
@@ -124,6 +135,8 @@ IMAGES = pa.schema(
         pa.field("tiles_skipped", pa.int32()),  # without any data
         NOTE,
         *QUALITY,
+        *TAKEN,
+        BLURRED,
     ]
 )
 """The ledger: one row an item, annotated and rejected alike; then the columns of `--keep-columns`.
@@ -172,13 +185,22 @@ def with_kept(declared: pa.Schema, names: Sequence[str]) -> pa.Schema:
 
 def completed(table: pa.Table, declared: pa.Schema) -> pa.Table:
     """Return a table that an older version wrote in the declared schema; columns it lacks are null."""
+    later = [*QUALITY, *TAKEN, BLURRED]
     columns = [
         pa.nulls(table.num_rows, field.type)
-        if field in QUALITY and field.name not in table.column_names
+        if field in later and field.name not in table.column_names
         else table[field.name].cast(field.type)
         for field in declared
     ]
     return pa.table(columns, schema=declared)
+
+
+def geoparquet_of_images() -> bytes:
+    """Return the `geo` value (GeoParquet 1.1) of files of the ledger."""
+    column = {"encoding": "WKB", "geometry_types": ["Point"]}
+    return json.dumps(
+        {"version": "1.1.0", "primary_column": "location", "columns": {"location": column}}
+    ).encode()
 
 
 def geoparquet_metadata() -> bytes:

@@ -3,6 +3,7 @@
 Settings shared by verbs are in this file, others in the `settings.py` of each; `command_line` parses them.
 """
 
+from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -17,6 +18,7 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -28,6 +30,8 @@ from segray.registry.address import absolute, is_registry
 from segray.storage import StorageSettings, shown
 
 ENV_PREFIX = "SEGRAY_"
+CONFIG_FILE: ContextVar[dict[str, Any] | None] = ContextVar("CONFIG_FILE", default=None)
+"""What the `--config` file holds, while settings are made of it."""
 
 
 def _absolute_weights(spec: str) -> str:
@@ -99,8 +103,8 @@ class CommonSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources by precedence: flags in front, environment, then the config file's keywords."""
-        return env_settings, init_settings
+        """Return the sources by precedence, flags in front of them: arguments, environment, config file."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, CONFIG_FILE.get() or {})
 
 
 class JobSettings(CommonSettings):
@@ -197,6 +201,20 @@ class SceneSettings(JobSettings):
         return value
 
 
+def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
+    """Return settings of these values only: SEGRAY_OUTPUT is for the command, not for a job inside of it.
+
+    Raises ValidationError for invalid values.
+    """
+
+    class Alone(kind):  # type: ignore[misc]
+        @classmethod
+        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
+            return (init_settings,)
+
+    return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))
+
+
 def printable(settings: CommonSettings, *, without_defaults: bool = False) -> str:
     """Return the effective settings as YAML that `--config` reads back; without secrets and unset values.
 
@@ -235,17 +253,3 @@ def _without_secrets(plain: Any) -> Any:
         for name, value in plain.items()
         if value != stars and not (isinstance(value, list) and stars in value)
     }
-
-
-def without_environment(kind: type[Any], given: dict[str, Any]) -> Any:
-    """Return settings of these values only: SEGRAY_OUTPUT is for the verb, not for the verbs it runs.
-
-    Raises ValidationError for invalid values.
-    """
-
-    class Alone(kind):  # type: ignore[misc]
-        @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
-            return (init_settings,)
-
-    return kind.model_construct(**dict(Alone(**given)), _fields_set=set(given))

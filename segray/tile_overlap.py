@@ -90,3 +90,11 @@ class Grid:
         starts = self._starts(size)
         middles = [(start + before + self.tile) // 2 for before, start in pairwise(starts)]
         return [0, *middles, size]
+
+
+def blocks(window: Window, side: int) -> Iterator[Window]:
+    """Cut a window into blocks of at most `side` x `side` pixels, row by row."""
+    for row in range(window.row_start, window.row_stop, side):
+        for col in range(window.col_start, window.col_stop, side):
+            stops = min(row + side, window.row_stop), min(col + side, window.col_stop)
+            yield Window(row, stops[0], col, stops[1])

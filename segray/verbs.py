@@ -43,14 +43,20 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train.settings:TrainSettings", "train.job:train", "the data and the output"),
     "predict": Verb("predict.settings:PredictSettings", "predict.task:predict", _SOURCES),
     "evaluate": Verb("evaluate.settings:EvaluateSettings", "evaluate.job:evaluate", "what is to be compared"),
+    "panoptic": Verb(
+        "panoptic.settings:PanopticSettings", "panoptic.job:panoptic", "both runs and the output"
+    ),
     "retrain": Verb(
         "retrain.settings:RetrainSettings", "retrain.job:retrain", "the labels, the registry and the output"
     ),
+    "select": Verb("selection.settings:SelectSettings", "selection.job:select", "the run and the output"),
     "submit": Verb("submit.settings:SubmitSettings", "submit.job:run", splits=True),
     "schedule": Verb("schedule.settings:ScheduleSettings", "schedule.job:run", splits=True),
     "status": Verb("settings:StatusSettings", "status:show", json=True),
     "drift": Verb("drift.settings:DriftSettings", "drift.job:show", json=True),
+    "preview": Verb("preview.settings:PreviewSettings", "preview.job:preview"),
     "export": Verb("export.settings:ExportSettings", "export.job:export"),
+    "import": Verb("importer.settings:ImportSettings", "importer.job:import_labels"),
     "registry": Verb("registry.settings:RegistrySettings", "registry.job:run", json=True),
     "models": Verb(None, "models.catalog:show", json=True),
     "doctor": Verb("settings:DoctorSettings", "doctor:show", json=True),

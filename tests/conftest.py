@@ -45,8 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=3_600,
         help="pixels along a side of one large scene, a multiple of 600",
     )
+    group.addoption("--preview-images", type=int, default=10_000, help="of a run whose pages are made")
     group.addoption("--tars", type=int, default=5, help="small tars beside it")
     group.addoption("--without-slurm", action="store_true", help="leave Slurm out, where there is no apt")
+    group.addoption(
+        "--without-browser", action="store_true", help="leave Chromium out, where there is no apt"
+    )
     group.addoption("--fuzz-seed", type=int, default=1, help="another seed damages them in other ways")
 
 

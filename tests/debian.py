@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def unpacked(name: str, packages: Sequence[str]) -> Path:
+def unpacked(name: str, packages: Sequence[str], *, needed: bool = False) -> Path:
     """The folder with these packages laid out, fetched when it is not there.
 
-    Raises RuntimeError where there is no apt or it fails.
+    needed: with the packages that they depend on, as far as this system lacks them. Raises RuntimeError where
+    there is no apt or it fails.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "segray-tests"
     target = caches / name
@@ -27,13 +28,21 @@ def unpacked(name: str, packages: Sequence[str]) -> Path:
             (folder / part).mkdir()
         apt = private_apt(folder)
         environment = os.environ | {"TMPDIR": scratch}  # apt's own default may not be writable
-        for words in (["update"], ["download", *packages]):
+
+        def run(*words: str) -> str:
             done = subprocess.run(
                 [*apt, *words],
                 cwd=folder / "debs", env=environment, capture_output=True, text=True, timeout=600,
             )  # fmt: skip
             if done.returncode:
                 raise RuntimeError(f"apt-get {words[0]} failed: {done.stderr.strip()[-500:]}")
+            return done.stdout
+
+        run("update")
+        if needed:
+            uris = run("install", "--print-uris", "--no-install-recommends", *packages)
+            packages = [line.split()[1].split("_")[0] for line in uris.splitlines()]
+        run("download", *packages)
         for package in sorted((folder / "debs").glob("*.deb")):
             subprocess.run(["dpkg", "-x", package, folder / "root"], check=True)
         with suppress(OSError):  # another test run was faster
@@ -72,3 +81,16 @@ def systemd_analyze(*words: str, units: Path | None = None) -> subprocess.Comple
         environment["LD_LIBRARY_PATH"] = ":".join(map(str, found))
     command = [str(root / "usr/bin/systemd-analyze"), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def chromium() -> tuple[Path, dict[str, str]]:
+    """Chromium's headless shell, the one of this system or fetched (100 MB), and its environment."""
+    for name in ("chromium-headless-shell", "chromium", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found), {}
+    root = unpacked("chromium", ["chromium-headless-shell"], needed=True)
+    libraries = [*root.glob("usr/lib/*-linux-gnu"), *root.glob("usr/lib/*-linux-gnu/pulseaudio")]
+    return root / "usr/lib/chromium/chromium-headless-shell", {
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "FONTCONFIG_PATH": "/etc/fonts",
+    }

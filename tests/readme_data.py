@@ -37,6 +37,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
     _retraining(folder / "retrain.yaml")
     images = sorted(NUCLEI.glob("images/*.png"))
     _photos(folder, images)
+    _items(folder / "items", folder / "photos/two.jpg")
     _people(folder / "people", images)
     _streets(folder)
     _scene(folder / "scene.tif")
@@ -81,6 +82,19 @@ def _photos(folder: Path, images: list[Path]) -> None:
     pq.write_table(pa.table({"uri": [str(images[2])]}), folder / "list.parquet")
     with zipfile.ZipFile(folder / "more.zip", "w") as more:
         more.write(images[3], "three.png")
+
+
+def _items(folder: Path, image: Path) -> None:
+    """A STAC Item of a photo."""
+    folder.mkdir()
+    asset = {"href": f"../photos/{image.name}", "type": "image/jpeg", "roles": ["data"]}
+    item: dict[str, object] = {"type": "Feature", "stac_version": "1.1.0", "id": "one", "links": []}
+    item |= {
+        "geometry": None,
+        "properties": {"datetime": "2024-05-06T07:08:09Z"},
+        "assets": {"picture": asset},
+    }
+    (folder / "one.json").write_text(json.dumps(item))
 
 
 def _people(folder: Path, images: list[Path]) -> None:

@@ -1,13 +1,14 @@
 """Which way imports point: towards what is more basic, and to Ray from the files that wire a pipeline."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
-    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "submit", "schedule",
-    "cli",
+    "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "importer", "submit",
+    "schedule", "panoptic", "selection", "preview", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -21,7 +22,11 @@ NEVER = {
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
+    "panoptic": (JOBS - {"panoptic", "export"}) | {"data", "models", "registry"},
+    "selection": JOBS - {"selection", "annotate", "predict", "bulk"},
     "export": (JOBS - {"export"}) | {"data", "models", "registry"},
+    "importer": (JOBS - {"importer", "export"}) | {"models", "registry"},
+    "preview": (JOBS - {"preview", "drift"}) | {"data", "models", "registry"},
 }
 """What the files of a room do not import, not even inside a function."""
 
@@ -33,6 +38,7 @@ RAY = {
 """The files that import Ray; everything else is plain Python that a test can call without a cluster."""
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name without `segray.`."""
     paths = {
@@ -41,6 +47,7 @@ def modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for name, path in paths.items()}
 
 
+@cache
 def imported(path: Path, *, lazily: bool) -> set[str]:
     """Return the dotted names that a file imports; lazily: also inside functions and for type checkers."""
     tree = ast.parse(path.read_text())

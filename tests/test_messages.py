@@ -90,7 +90,7 @@ def test_a_manifest_whose_paths_start_elsewhere_asks_for_root(
 
 
 def test_evaluate_names_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    way = "usage: segray evaluate {--predictions P --labels L | --weights W --data D} --output URL"
+    way = "evaluate {--predictions P {--labels L | --footprints F} | --weights W --data D} --output URL"
     assert main(["evaluate"]) == 2
     assert way in capsys.readouterr().err
     assert main(["evaluate", "--output", "o"]) == 2

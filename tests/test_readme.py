@@ -27,8 +27,8 @@ README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 SHORT = {"SEGRAY_EPOCHS": "1", "SEGRAY_SIZE": "96", "SEGRAY_PROPOSALS": "20"}
 """Over the files of settings: a test need not learn anything, nor look at a thousand random regions."""
 
-ELSEWHERE = ("cluster.md", "retrain.md")
-"""Pages whose commands belong together: see `submit/test_docs` and `retrain/test_story`."""
+ELSEWHERE = ("cluster.md", "retrain.md", "walkthrough.md")
+"""Pages whose commands belong together: see `submit/test_docs`, `retrain/test_story`, `test_walkthrough`."""
 OTHERWISE_TRIED = {
     README: ["pip install uv && uv run --extra dev pytest"],
     ROOT / "docs/sources.md": ["uv sync --extra s3 --extra gcs --extra azure"],

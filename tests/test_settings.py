@@ -11,8 +11,10 @@ from segray.annotate.settings import AnnotateSettings
 from segray.command_line import load_settings
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
+from segray.panoptic.settings import PanopticSettings
 from segray.predict.settings import PredictSettings
 from segray.retrain.settings import RetrainSettings
+from segray.selection.settings import SelectSettings
 from segray.settings import printable
 from segray.train.settings import TrainSettings
 
@@ -100,7 +102,9 @@ def test_one_environment_serves_every_verb(monkeypatch: pytest.MonkeyPatch) -> N
 SETTING = re.compile(r"# ( *\w+: .*)|# ( *\w+:)$")
 
 
-@pytest.mark.parametrize("kind", [AnnotateSettings, PredictSettings, EvaluateSettings])
+@pytest.mark.parametrize(
+    "kind", [AnnotateSettings, PredictSettings, EvaluateSettings, PanopticSettings, SelectSettings]
+)
 def test_the_file_to_copy_holds_every_setting_and_its_default(kind: type[BaseSettings]) -> None:
     """What is commented out and not marked as an example is the default."""
     verb = kind.__name__.removesuffix("Settings").lower()

@@ -88,6 +88,8 @@ class Committer:
         if not self._buffer:
             return
         rows = _once_each(pa.concat_tables([table.cast(schema.ANNOTATED) for table in self._buffer]))
+        if self.task.settings.location:
+            rows = self.ledger.with_times(rows)
         rows = self.ledger.with_kept(rows, self.store.kept)
         is_tile = pc.is_valid(rows["tile"])
         tiles = rows.filter(is_tile)

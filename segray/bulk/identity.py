@@ -29,7 +29,9 @@ def identity_of(task: BulkTask, model: Model, precision: str) -> dict[str, Any]:
         "crs": settings.crs,
         "include": settings.include or None,  # finished archives are not read again
         "exclude": settings.exclude or None,
+        "asset": settings.asset,
         "keep_columns": settings.keep_columns or None,
+        "location": None if settings.location else False,  # as in outputs of earlier versions
     }
 
 

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from tempfile import gettempdir
 from types import TracebackType
@@ -33,10 +33,11 @@ LEDGER_COLUMNS = [
     "empty_masks", "vanished", "tiles", "tiles_rejected", "tiles_skipped", "note",
 ]  # fmt: skip
 
+_SOURCE = [each.name for each in fields(Source)]
 _ROWS = 1000
 _TABLES = """
 CREATE TABLE source (uri TEXT PRIMARY KEY, address TEXT, kind TEXT, version TEXT, size INTEGER,
-                     error_type TEXT, error TEXT, kept TEXT) WITHOUT ROWID;
+                     error_type TEXT, error TEXT, kept TEXT, taken_at INTEGER) WITHOUT ROWID;
 CREATE TABLE ledger (image_id TEXT PRIMARY KEY, uri TEXT, member TEXT, member_index INTEGER, version TEXT,
                      status TEXT, error_type TEXT, error TEXT, instances INTEGER, empty_masks INTEGER,
                      vanished INTEGER, tiles INTEGER, tiles_rejected INTEGER, tiles_skipped INTEGER,
@@ -134,9 +135,9 @@ class LedgerDb:
 
     def add_sources(self, sources: Iterable[Source]) -> None:
         """Add part of the listing; a repeated address is one source. Any thread may call it."""
-        rows = ((s.uri, s.address, s.kind, s.version, s.size, s.error_type, s.error, s.kept) for s in sources)
+        rows = (tuple(getattr(source, name) for name in _SOURCE) for source in sources)
         while some := list(islice(rows, _ROWS)):  # other threads wait for these at most
-            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?)", some)
+            self._many("INSERT OR IGNORE INTO source VALUES (?,?,?,?,?,?,?,?,?)", some)
             for uri, address, *_ in some:
                 if uri.startswith("http"):
                     other = "SELECT count(*) FROM source WHERE uri = ? AND address != ?"
@@ -279,6 +280,17 @@ class LedgerDb:
         for name, values in zip(names, columns, strict=True):
             rows = rows.append_column(name, pa.array(values, pa.string()))
         return rows
+
+    def with_times(self, rows: pa.Table) -> pa.Table:
+        """Return rows of ANNOTATED with `taken_at` as STAC Items of the listing have it."""
+        query = "SELECT taken_at FROM source WHERE uri = ? AND taken_at IS NOT NULL"
+        times = {uri: self._db.execute(query, (uri,)).fetchone() for uri in set(rows["uri"].to_pylist())}
+        if not any(times.values()):
+            return rows
+        column = pa.array([(times[uri] or (None,))[0] for uri in rows["uri"].to_pylist()], pa.int64())
+        place = rows.schema.get_field_index("taken_at")
+        known = pc.coalesce(column.cast(rows.schema.field(place).type), rows["taken_at"])
+        return rows.set_column(place, rows.schema.field(place), known)
 
     def _kept(self, uri: str | None) -> Kept | None:
         row = self._db.execute("SELECT kept FROM source WHERE uri = ?", (uri,)).fetchone()

@@ -54,6 +54,8 @@ def item_of(tiles: pa.Table, scene: Scene) -> pa.Table:
     columns: dict[str, Any] = {name: first[name] for name in DECODED.names if name in first.schema.names}
     columns |= {"height": [scene.height], "width": [scene.width], "frames": [1]}
     columns |= {name: [None] for name in ("pixels", "nodata", "tile", "error_type", "error")}
+    if scene.taken_at is not None and not first["taken_at"][0].is_valid:  # a STAC Item's comes first
+        columns["taken_at"] = [scene.taken_at]
     return pa.table(
         [pa.array(each, f.type) if isinstance(each := columns[f.name], list) else each for f in DECODED],
         schema=DECODED,

@@ -264,7 +264,7 @@ class _Decode:
 
     def __init__(self, settings: BulkSettings, tiling: Tiling, most_rows: int) -> None:
         self._decoder = Decoder(
-            DecodeSandbox(timeout_s=settings.decode_timeout_s),
+            DecodeSandbox(timeout_s=settings.decode_timeout_s, location=settings.location),
             settings.max_pixels,
             tiling,
             settings.storage,

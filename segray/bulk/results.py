@@ -51,6 +51,7 @@ def results_table(decoded: pa.Table, outcomes: Sequence[Outcome], found: pa.Arra
         "error_type": [getattr(outcome, "error_type", None) for outcome in final],
         "error": [getattr(outcome, "reason", None) for outcome in final],
         "empty_masks": [outcome and getattr(outcome, "empty_masks", 0) for outcome in final],
+        "blurred": pa.array([getattr(outcome, "blurred", None) for outcome in final], pa.int32()),
         "vanished": [None if outcome is None else False for outcome in final],
         "crs": pa.nulls(decoded.num_rows, pa.string()),
         **{field.name: _of_results(decoded[field.name], final, field) for field in QUALITY},

@@ -38,6 +38,9 @@ class BulkSettings(SceneSettings):
         description="columns of a manifest to copy to `images`, as text: `camera,region`; "
         "for `--group-by` of other verbs",
     )
+    asset: str | None = Field(
+        None, description="asset of STAC Items to use, by its key; default the visual one, else the data"
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of items is rejected")
     retry_rejected: bool = Field(False, description="try items again that an earlier run rejected")
     max_pixels: int = Field(
@@ -47,6 +50,9 @@ class BulkSettings(SceneSettings):
     overlap: int = Field(OVERLAP, ge=0, description="pixels that neighbouring windows share; below tile")
     tile_above: int = Field(
         40_000_000, ge=1, description="images with more pixels (height x width) are processed in windows, too"
+    )
+    location: bool = Field(
+        True, description="`--no-location`: neither read nor write where and when an image was taken"
     )
     crs: str = Field("OGC:CRS84", description="CRS of the outlines in the output, one per run")
     decode_timeout_s: float = Field(30.0, gt=0, description="maximum seconds to decode an image")
@@ -69,13 +75,13 @@ class BulkSettings(SceneSettings):
     @property
     def choice(self) -> Choice:
         """Return which names in the sources are used."""
-        return Choice(tuple(self.include), tuple(self.exclude))
+        return Choice(tuple(self.include), tuple(self.exclude), stac=True, asset=self.asset)
 
     @property
     def tiling(self) -> Tiling:
         """Return how scenes are cut and read."""
         how = self.band_numbers, self.resolution, self.scaling
-        return Tiling(self.tile, self.overlap, *how, self.tile_above)
+        return Tiling(self.tile, self.overlap, *how, self.tile_above, location=self.location)
 
     @field_validator("keep_columns")
     @classmethod

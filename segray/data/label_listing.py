@@ -47,6 +47,18 @@ def holds_labels(data: str, storage: StorageSettings) -> bool:
 def list_labels(data: str, storage: StorageSettings, min_score: float | None = None) -> CocoListing:
     """List the images of corrected labels; relative addresses in them are relative to `data`.
 
+    Raises SettingsError as `read_labels`.
+    """
+    truth, rejected = read_labels(data, storage, min_score)
+    file = Source(canonical_uri(data), data, "file", "", -1)
+    return listed_of(truth, file, data.rstrip("/"), storage, rejected)
+
+
+def read_labels(
+    data: str, storage: StorageSettings, min_score: float | None = None
+) -> tuple[Truth, list[Rejected]]:
+    """Return the images of corrected labels with their annotations, and those that cannot be used.
+
     Raises SettingsError for tables that cannot be read, lack a column or contradict each other, and
     NothingConfirmedError where there is nothing to learn from.
     """
@@ -64,8 +76,7 @@ def list_labels(data: str, storage: StorageSettings, min_score: float | None = N
     if min_score is None and (waiting := found.waiting):
         say(f"{len(waiting):,} images are left out: no instance of theirs was confirmed by a person")
         images = {key: image for key, image in images.items() if key not in waiting}
-    truth = Truth(images, found.in_order(), found.categories, found.strays)
-    return listed_of(truth, Source(where, data, "file", "", -1), data.rstrip("/"), storage, rejected)
+    return Truth(images, found.in_order(), found.categories, found.strays), rejected
 
 
 def _images(

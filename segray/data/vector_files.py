@@ -102,7 +102,7 @@ def open_features(
             _refuse_other_kinds(source, start)
             suffix = next((each for magic, each in _OGR.items() if start.startswith(magic)), None)
             if suffix is not None:
-                with _local(source, stream, suffix, storage) as path, _layer(path, column, layer) as file:
+                with local_copy(source, stream, suffix, storage) as path, _layer(path, column, layer) as file:
                     yield file
             elif layer is not None:
                 raise SettingsError("footprints_layer: only a GeoPackage has layers")
@@ -210,7 +210,7 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
 
 
 @contextmanager
-def _local(source: Source, stream: IO[bytes], suffix: str, storage: StorageSettings) -> Iterator[str]:
+def local_copy(source: Source, stream: IO[bytes], suffix: str, storage: StorageSettings) -> Iterator[str]:
     """Yield a path under which GDAL finds the file and its parts: some characters are special to GDAL."""
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         path = f"{folder}/footprints{suffix}"

@@ -25,7 +25,7 @@ RECORD, PAGE = "drift.json", "drift.html"
 _NOBODY = "(none)"
 
 
-def show(settings: DriftSettings, as_json: bool) -> ExitCode:
+def show(settings: DriftSettings, as_json: bool = False) -> ExitCode:
     """Compare two runs, print the result, and write it to `settings.output` if that is set.
 
     Raises NothingToDoError and SettingsError as `compare_runs`, JobFailedError where writing fails.

@@ -3,6 +3,7 @@
 import time
 
 from segray.data.instance_files import holds_coco, holds_instances
+from segray.data.panoptic_set import is_panoptic
 from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
 from segray.evaluate.settings import EvaluateSettings
@@ -40,7 +41,7 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 
 
 def find(settings: EvaluateSettings) -> Evaluation:
-    """Return what is to be compared, by the settings: a model, instances or label maps."""
+    """Return what is to be compared, by the settings: a model, panoptic, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
         if settings.footprints is not None or holds_coco(settings.data, settings.storage):
             from segray.evaluate.compare_detector import find_detector
@@ -54,6 +55,10 @@ def find(settings: EvaluateSettings) -> Evaluation:
 
         return find_model(settings, settings.weights, settings.data)
     predictions, labels = settings.predictions or "", settings.labels or ""
+    if is_panoptic(predictions, settings.storage):
+        from segray.evaluate.compare_panoptic import find_panoptic
+
+        return find_panoptic(settings, predictions, labels)
     if settings.footprints is not None or holds_instances(labels, settings.storage):
         from segray.evaluate.compare_instances import find_instances
 

@@ -17,9 +17,10 @@ class EvaluateSettings(JobSettings):
     Label maps: PREDICTIONS is a folder of label images or an output of `segray predict`, LABELS a folder of
     label images or a manifest with the columns `images` and `masks`. Instances: PREDICTIONS is an output
     of `segray annotate` or a COCO results file, LABELS a COCO JSON file or corrected labels of annotate's
-    shape. A semantic model is scored with --weights over --data, as `segray train` takes it; an instance
-    model over COCO JSON, or over scenes with --footprints, is run as `segray annotate` first. Ray is started
-    for that, and to match instances of --ray-above images or more.
+    shape. Panoptic: PREDICTIONS is an output of `segray panoptic`, LABELS another one, or COCO-panoptic JSON
+    beside the folder of its PNG. A semantic model is scored with --weights over --data, as `segray train`
+    takes it; an instance model over COCO JSON, or over scenes with --footprints, is run as `segray annotate`
+    first. Ray is started for that, and to match instances of --ray-above images or more.
     """
 
     basic = (
@@ -38,11 +39,12 @@ exit codes:
 
     predictions: Address | None = Field(
         None,
-        description="folder of label images, output of predict or annotate, COCO results",
+        description="folder of label images, output of predict, annotate or panoptic, COCO results",
     )
     labels: Address | None = Field(
         None,
-        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json, corrected labels",
+        description="folder of label images, manifest (.csv, .parquet, .txt), COCO .json, corrected labels, "
+        "output of panoptic",
     )
     weights: WeightsAddress | None = Field(
         None,
@@ -58,7 +60,9 @@ exit codes:
         None, description="attribute of footprints with the class; without one all are of one class"
     )
     output: Address = Field(description="folder or bucket URL for metrics.json")
-    root: Address | None = Field(None, description="base of the paths in a manifest or list")
+    root: Address | None = Field(
+        None, description="base of the paths in a manifest or list; folder of COCO-panoptic's PNG"
+    )
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="split of a manifest, data or COCO JSON; default test of data, all of labels"
     )

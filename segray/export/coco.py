@@ -2,7 +2,7 @@
 
 Ids of images and annotations count from 1, in the order of addresses and of `instance_id`. Beside COCO's own
 fields an image has `segray_image_id`, and `split` and `group` where it has them; an annotation has `score`
-(none where a person drew it) and `instance_id`.
+(none where a person drew it) and `segray_instance_id` (FiftyOne keeps `instance_id` for itself).
 """
 
 import json
@@ -43,7 +43,7 @@ def _image(image: Image) -> dict[str, Any]:
     more = {"split": image.split, "group": image.group}
     return {
         "id": image.number,
-        "file_name": image.address,
+        "file_name": image.file_name or image.address,
         "height": image.height,
         "width": image.width,
         "segray_image_id": image.image_id,
@@ -54,7 +54,7 @@ def _image(image: Image) -> dict[str, Any]:
 def _annotations(table: LabelTable, split: str | None, *, polygons: bool) -> Iterator[dict[str, Any]]:
     for number, (image, each) in enumerate(table.instances(split), start=1):
         outline = exact_polygon(each) if polygons else None
-        more = {"score": each.plain_score, "instance_id": each.instance_id}
+        more = {"score": each.plain_score, "segray_instance_id": each.instance_id}
         yield {
             "id": number,
             "image_id": image.number,

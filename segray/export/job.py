@@ -63,7 +63,8 @@ def _checked(labels: Labels, settings: ExportOptions) -> Splits:
     if settings.filters and not table.count_instances():
         raise NothingToDoError(f"none of {labels.filtered:,} instances matches the filter")
     if settings.format in ON_EARTH:
-        _check_geometry(labels, settings)
+        if labels.verb != "predict":
+            _check_geometry(labels, settings)
     else:
         check_sizes(labels)
     if settings.format == "masks":
@@ -95,12 +96,13 @@ def _check_maps(settings: ExportOptions) -> None:
 
 
 def _splits(table: LabelTable, settings: ExportOptions) -> Splits:
-    if not settings.by_split:
+    splits = table.parts()
+    if not settings.by_split and not settings.group_by:
         return [None]
-    splits = table.splits()
     odd = [split for split in splits if split in (".", "..") or not split.strip() or {*split} & {*"/\\:\0\n"}]
     if odd or len({split.casefold() for split in splits}) < len(splits):
-        raise SettingsError(f"by_split: {odd or splits} cannot be names of files")
+        by = "by_split" if settings.by_split else "group_by"
+        raise SettingsError(f"{by}: {(odd or splits)[:20]} cannot be names of files")
     return [*splits]
 
 
@@ -110,11 +112,13 @@ def _pixels(settings: ExportOptions) -> str:
 
 def _identity(settings: ExportOptions, labels: Labels) -> dict[str, Any]:
     """Return what the files depend on."""
-    chosen = {
-        name: getattr(settings, name)
-        for name in ("as", "classes", "min_score", "min_area", "split", "by_split", "segmentation", "pixels")
-    }
-    return {"run": canonical_uri(settings.run[0]), "run_digest": labels.digest, **chosen}
+    names = (
+        *("as", "classes", "min_score", "min_area", "split", "by_split", "segmentation", "pixels"),
+        *("relative_to", "prefix"),
+    )
+    chosen = {name: getattr(settings, name) for name in names}
+    groups = {"group_by": settings.group_by} if settings.group_by else {}
+    return {"run": canonical_uri(settings.run[0]), "run_digest": labels.digest, **chosen, **groups}
 
 
 def _write(
@@ -151,6 +155,17 @@ def _write(
         for split, name in files.items():
             labelstudio.write_tasks(table, folder / "file", split, polygons=polygons)
             target.put_local(name, folder / "file")
+    elif kind == "coco-panoptic":
+        from segray.export import coco_panoptic
+
+        target.begin(identity, *coco_panoptic.outputs(splits))
+        coco_panoptic.write_panoptic(table, target, splits, settings.run[0], settings.storage, folder)
+    elif kind == "stac":
+        from segray.export import stac
+
+        target.begin(identity, (), stac.FOLDERS)
+        where, run = labels.crs or CRS84, settings.run[0].rstrip("/")
+        labels.notes += stac.write_items(table, target, splits, run, settings.storage, where, folder)
     else:
         _write_files(labels, settings, target, splits, identity, folder)
     target.flush()
@@ -202,7 +217,7 @@ def _exported(labels: Labels, settings: ExportOptions) -> int:
 def _conclude(labels: Labels, settings: ExportOptions) -> None:
     table = labels.table
     images, instances = table.count_images(), _exported(labels, settings)
-    found = f"{images:,} images, {instances:,} instances"
+    found = f"{images:,} images" + f", {instances:,} instances" * (settings.format != "coco-panoptic")
     if settings.dry_run:
         lines = [f"would export {found}", "dry run: nothing was written"]
     else:

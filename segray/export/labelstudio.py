@@ -36,7 +36,8 @@ def _tasks(table: LabelTable, split: str | None, *, polygons: bool) -> Iterator[
         drawn, predicted = list[dict[str, Any]](), list[dict[str, Any]]()
         for each in table.of_image(image):
             (drawn if each.score is None else predicted).append(_region(each, image, polygons=polygons))
-        task: dict[str, Any] = {"data": {"image": image.address, "segray_image_id": image.image_id}}
+        name = image.file_name or image.address
+        task: dict[str, Any] = {"data": {"image": name, "segray_image_id": image.image_id}}
         if drawn:
             task["annotations"] = [{"result": drawn}]
         if predicted:

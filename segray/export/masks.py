@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from segray.errors import SettingsError
-from segray.export.table import Image, LabelTable
+from segray.export.table import Image, Instance, LabelTable
 from segray.export.target import Target
 from segray.masks.spans import counts_of
 from segray.output.io import read_file
@@ -49,7 +49,10 @@ def write_masks(
         where = "masks" if split is None else f"masks/{split}"
         for image in table.images(split):
             numbers = None if pixels == "classes" else _numbers(table, image)
-            target.put(f"{where}/{image.name}.png", _png(paint(table, image, numbers)))
+            target.put(
+                f"{where}/{image.name}.png",
+                _png(paint(table.of_image(image, best_last=True), image, numbers)),
+            )
     if pixels == "classes":
         rows = [("value", "category"), *table.categories().items()]
         target.put("classes.csv", csv_of(rows))
@@ -99,13 +102,13 @@ def _numbers(table: LabelTable, image: Image) -> dict[str, int]:
     return {each.instance_id: value for value, each in enumerate(table.of_image(image), start=1)}
 
 
-def paint(table: LabelTable, image: Image, numbers: dict[str, int] | None) -> NDArray[np.uint16]:
+def paint(instances: Iterable[Instance], image: Image, numbers: dict[str, int] | None) -> NDArray[np.uint16]:
     """Return the label image, uint16 (height, width); numbers: value of each instance, None: its class.
 
-    Masks are painted by ascending score, those without one last: what a person drew covers the rest.
+    instances: by ascending score, those without one last: what a person drew covers the rest.
     """
     flat = np.zeros(image.height * image.width, np.uint16)  # by columns, as the run lengths
-    for each in table.of_image(image, best_last=True):
+    for each in instances:
         value = each.category_id if numbers is None else numbers[each.instance_id]
         edges = np.cumsum(counts_of([each.counts or ""])[0])
         for start, stop in zip(edges[0:-1:2].tolist(), edges[1::2].tolist(), strict=True):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray.errors import SettingsError
+from segray.export.coco_panoptic import check_format
 from segray.export.settings import ON_EARTH, ExportOptions
-from segray.export.table import Image, Instance, LabelTable
+from segray.export.table import NO_GROUP, NO_SPLIT, Image, Instance, LabelTable
 from segray.masks.spans import counts_of
 from segray.output.io import files_below, read_if_there
 from segray.output.names import PLAN, RUN
@@ -25,7 +26,7 @@ from segray.schema import CRS84
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.reader import open_source
-from segray.storage import StorageSettings, shown
+from segray.storage import StorageSettings, canonical_uri, shown
 
 _ROWS = 1_000
 _MASKS = 50
@@ -59,18 +60,21 @@ def read_run(settings: ExportOptions, folder: Path) -> Labels:
     Raises SettingsError where it is not finished, has no such tables or lacks a column of the settings.
     """
     run, storage = settings.run[0].rstrip("/"), settings.storage
-    verb, digest = _finished(run, storage)
+    verb, digest = finished_run(run, storage)
     ledger, instances = (
         files_below(f"{run}/{name}", (".parquet",), storage) for name in ("images", "instances")
     )
     if not ledger:
         raise SettingsError(f"run: {shown(run)} is no output of annotate: it has no images/*.parquet")
-    if verb == "predict" and settings.format != "masks":
-        raise SettingsError(f"as: {shown(run)} holds label maps of predict; they can be exported as masks")
+    if verb == "predict" and settings.format not in ("masks", "stac"):
+        raise SettingsError(
+            f"as: {shown(run)} holds label maps of predict; they can be exported as masks or stac"
+        )
+    check_format(verb, settings)
     labels = Labels(LabelTable(folder), verb, digest)
     for file in ledger:
         _add_images(labels, file, settings)
-    for file in instances if verb != "predict" else ():
+    for file in instances if verb not in ("predict", "panoptic") else ():
         try:
             _add_instances(labels, file, settings)
         except pa.ArrowException as error:
@@ -85,7 +89,7 @@ def read_run(settings: ExportOptions, folder: Path) -> Labels:
     return labels
 
 
-def _finished(run: str, storage: StorageSettings) -> tuple[str | None, str]:
+def finished_run(run: str, storage: StorageSettings) -> tuple[str | None, str]:
     """Return the verb of a run and the digest of its record.
 
     Raises SettingsError where the run is not finished. Labels that another program wrote have no record.
@@ -103,41 +107,70 @@ def _finished(run: str, storage: StorageSettings) -> tuple[str | None, str]:
 
 
 def _add_images(labels: Labels, file: Source, settings: ExportOptions) -> None:
-    for _, batch in _batches(file, _IMAGE, _IMAGE_MAY, settings.storage):
+    more = [] if settings.group_by is None else [settings.group_by]
+    for _, batch in batches(file, _IMAGE, [*_IMAGE_MAY, *more], settings.storage):
         if "split" not in batch.schema.names and (settings.split or settings.by_split):
             raise SettingsError(
                 f"split: {file.uri} has no column split; --keep-columns split of annotate copies it "
                 "from a manifest"
             )
+        if settings.group_by and settings.group_by not in batch.schema.names:
+            raise SettingsError(
+                f"group_by: {file.uri} has no column {settings.group_by}; --keep-columns {settings.group_by} "
+                "of annotate copies it from a manifest"
+            )
         rows = [row for row in batch.to_pylist() if settings.split in (None, row.get("split"))]
         good = [row for row in rows if row.get("status") != "rejected" and row["height"] and row["width"]]
         labels.rejected += len(rows) - len(good)
         labels.table.add_images(
-            Image(
-                row["image_id"],
-                row["uri"],
-                row.get("member"),
-                row["height"],
-                row["width"],
-                _text(row.get("split")),
-                _text(row.get("group")),
-            )
+            replace(image_of(row), part=_part(row, settings), file_name=_file_name(image_of(row), settings))
             for row in good
         )
 
 
+def _file_name(image: Image, settings: ExportOptions) -> str:
+    """Return the name of an image by `relative_to` and `prefix`; "" without them."""
+    if settings.relative_to is None:
+        return ""
+    root = canonical_uri(settings.relative_to).rstrip("/") + "/"
+    whole = image.uri if image.member is None else f"{image.uri}/{image.member}"
+    if not whole.startswith(root):
+        raise SettingsError(f"relative_to: {whole} is not in {root}")
+    return settings.prefix + whole.removeprefix(root)
+
+
+def _part(row: dict[str, Any], settings: ExportOptions) -> str | None:
+    """Return which file or folder an image goes to; None where there is one."""
+    if settings.group_by:
+        return text_of(row.get(settings.group_by)) or NO_GROUP
+    return (text_of(row.get("split")) or NO_SPLIT) if settings.by_split else None
+
+
+def image_of(row: dict[str, Any]) -> Image:
+    """Return an annotated image of a row of the ledger."""
+    size = row["height"], row["width"]
+    return Image(
+        row["image_id"],
+        row["uri"],
+        row.get("member"),
+        *size,
+        text_of(row.get("split")),
+        text_of(row.get("group")),
+    )
+
+
 def _add_instances(labels: Labels, file: Source, settings: ExportOptions) -> None:
     needed = "geometry" if settings.format in ON_EARTH else "segmentation"
-    for geo, batch in _batches(file, (*_INSTANCE, needed), _INSTANCE_MAY, settings.storage):
+    for geo, batch in batches(file, (*_INSTANCE, needed), _INSTANCE_MAY, settings.storage):
         kept = batch.filter(_wanted(batch, settings))
         rows = kept.to_pylist()
         if needed == "segmentation":
-            rows = _measured(rows, file)
+            rows = measured(rows, file)
         elif kept["geometry"].null_count < len(kept):
             _add_crs(labels, geo, file)
         found = [row for row in rows if settings.min_area is None or (row["area"] or 0) >= settings.min_area]
         labels.filtered += len(batch) - len(found)
-        labels.table.add_instances(map(_instance, found))
+        labels.table.add_instances(map(instance_of, found))
 
 
 def _wanted(batch: pa.RecordBatch, settings: ExportOptions) -> pa.Array:
@@ -152,7 +185,7 @@ def _wanted(batch: pa.RecordBatch, settings: ExportOptions) -> pa.Array:
     return wanted
 
 
-def _measured(rows: list[dict[str, Any]], file: Source) -> list[dict[str, Any]]:
+def measured(rows: list[dict[str, Any]], file: Source) -> list[dict[str, Any]]:
     """Return the rows with area and bbox of their masks.
 
     Raises SettingsError for broken run lengths, on which pycocotools would crash.
@@ -176,7 +209,8 @@ def _run_lengths(texts: Sequence[str], file: Source) -> Iterator[NDArray[np.int6
             raise SettingsError(f"run: {file.uri} has masks that are no run lengths: {error}") from error
 
 
-def _instance(row: dict[str, Any]) -> Instance:
+def instance_of(row: dict[str, Any]) -> Instance:
+    """Return an instance of a row."""
     mask = row.get("segmentation") or {}
     height, width = mask.get("size") or (0, 0)
     left, top, box_width, box_height = row.get("bbox") or (0, 0, 0, 0)
@@ -203,12 +237,16 @@ def _instance(row: dict[str, Any]) -> Instance:
 
 def _add_crs(labels: Labels, geo: bytes | None, file: Source) -> None:
     """Keep the CRS of a file's geometry (GeoParquet; without one OGC:CRS84)."""
-    column = json.loads(geo or b"{}").get("columns", {}).get("geometry", {})
-    crs = column.get("crs", CRS84)
-    text = crs if isinstance(crs, str) else json.dumps(crs)
+    text = crs_in(geo)
     if labels.crs not in (None, text):
         raise SettingsError(f"run: {file.uri} has another CRS than the files before; a run has one")
     labels.crs = text
+
+
+def crs_in(geo: bytes | None) -> str:
+    """Return the CRS of GeoParquet metadata as PROJ takes it."""
+    crs = json.loads(geo or b"{}").get("columns", {}).get("geometry", {}).get("crs", CRS84)
+    return crs if isinstance(crs, str) else json.dumps(crs)
 
 
 def _check_categories(labels: Labels) -> None:
@@ -224,17 +262,21 @@ def check_sizes(labels: Labels) -> None:
         raise SettingsError(f"run: a mask of image {wrong[0]} has {wrong[1]}")
 
 
-def _batches(
-    file: Source, needed: Sequence[str], optional: Sequence[str], storage: StorageSettings
+def batches(
+    file: Source, needed: Sequence[str], optional: Sequence[str] | None, storage: StorageSettings
 ) -> Iterator[tuple[bytes | None, pa.RecordBatch]]:
-    """Yield GeoParquet metadata and some rows. Raises SettingsError where the file cannot be read."""
+    """Yield GeoParquet metadata and some rows; optional: other columns, None for all.
+
+    Raises SettingsError where the file cannot be read.
+    """
     try:
         with open_source(file, storage) as stream:
             parquet = pq.ParquetFile(stream)
             there = parquet.schema_arrow
             if lost := [name for name in needed if name not in there.names]:
                 raise SettingsError(f"run: {file.uri} has no column {', '.join(lost)}")
-            columns = [*needed, *(name for name in optional if name in there.names)]
+            others = there.names if optional is None else optional
+            columns = list(dict.fromkeys([*needed, *(name for name in others if name in there.names)]))
             for group in range(parquet.num_row_groups):  # read all at once, Arrow would keep each in memory
                 for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=columns):
                     yield (there.metadata or {}).get(b"geo"), batch
@@ -242,5 +284,6 @@ def _batches(
         raise SettingsError(f"run: {file.uri} cannot be read: {describe(error)}") from error
 
 
-def _text(value: object) -> str | None:
+def text_of(value: object) -> str | None:
+    """Return a value of any column as text."""
     return None if value is None else str(value)

@@ -8,18 +8,35 @@ from pydantic_settings import CliPositionalArg
 from segray.address import Address
 from segray.settings import CommonSettings
 
-Format = Literal["coco", "yolo", "geojson", "gpkg", "flatgeobuf", "masks", "labelstudio"]
-FILE_SUFFIX = {"coco": ".json", "geojson": ".geojson", "gpkg": ".gpkg", "flatgeobuf": ".fgb"}
-"""Formats of one file, or of one file a split; the others are folders."""
-ON_EARTH = ("geojson", "gpkg", "flatgeobuf")
+Format = Literal[
+    "coco",
+    "yolo",
+    "geojson",
+    "gpkg",
+    "flatgeobuf",
+    "pmtiles",
+    "stac",
+    "masks",
+    "labelstudio",
+    "coco-panoptic",
+]
+FILE_SUFFIX = {
+    "coco": ".json",
+    "geojson": ".geojson",
+    "gpkg": ".gpkg",
+    "flatgeobuf": ".fgb",
+    "pmtiles": ".pmtiles",
+}
+"""Formats of one file, or of one file a split or group; the others are folders."""
+ON_EARTH = ("geojson", "gpkg", "flatgeobuf", "pmtiles", "stac")
 
 
 class ExportOptions(CommonSettings):
     """`ExportSettings` without `as`, which is a Python keyword."""
 
     basic = (
-        *("run", "as", "output", "classes", "min_score", "min_area", "split", "by_split"),
-        *("segmentation", "pixels", "overwrite", "dry_run", *CommonSettings.basic),
+        *("run", "as", "output", "classes", "min_score", "min_area", "split", "by_split", "group_by"),
+        *("segmentation", "pixels", "relative_to", "prefix", "overwrite", "dry_run", *CommonSettings.basic),
     )
     usage = "RUN --as FORMAT --output PATH"
     examples = """examples:
@@ -39,8 +56,8 @@ exit codes:
         description="output folder or bucket URL of the run",
     )
     output: Address = Field(
-        description="a file (.json, .geojson, .gpkg, .fgb), or a folder for yolo, masks, labelstudio and "
-        "with --by-split"
+        description="a file (.json, .geojson, .gpkg, .fgb, .pmtiles), or a folder for yolo, stac, masks, "
+        "labelstudio, coco-panoptic and with --by-split or --group-by"
     )
     classes: list[str] = Field([], description="names of the classes to export (default: all)")
     min_score: float | None = Field(
@@ -49,6 +66,11 @@ exit codes:
     min_area: int | None = Field(None, ge=1, description="minimum area of a mask in pixels")
     split: str | None = Field(None, pattern=r"\S", description="export images of this split only")
     by_split: bool = Field(False, description="one file, or one folder of labels, for each split")
+    group_by: str | None = Field(
+        None,
+        pattern=r"\S",
+        description="one file, or one folder of labels, for each value of this column of images, as region",
+    )
     segmentation: Literal["rle", "polygons"] | None = Field(
         None,
         description="coco, labelstudio: how masks are written (default rle); polygons: along pixel edges, "
@@ -59,6 +81,11 @@ exit codes:
         description="masks: value of a pixel, the number of its instance or its category_id "
         "(default instances)",
     )
+    relative_to: Address | None = Field(
+        None,
+        description="coco, coco-panoptic, labelstudio: name images by their path below this folder or URL",
+    )
+    prefix: str = Field("", description="and put this before it, such as /data/local-files/?d=")
     overwrite: bool = Field(False, description="replace an existing file, or an earlier export in the folder")
     dry_run: bool = Field(False, description="check everything, count what would be exported, write nothing")
 
@@ -71,7 +98,7 @@ exit codes:
     @property
     def is_folder(self) -> bool:
         """Whether the output is a folder."""
-        return self.by_split or self.format not in FILE_SUFFIX
+        return self.by_split or self.group_by is not None or self.format not in FILE_SUFFIX
 
     @property
     def filters(self) -> bool:
@@ -91,6 +118,12 @@ exit codes:
             problems.append(f"segmentation: {self.format} does not have it")
         if self.pixels and self.format != "masks":
             problems.append(f"pixels: {self.format} does not have it")
+        if self.relative_to and self.format not in ("coco", "coco-panoptic", "labelstudio"):
+            problems.append(f"relative_to: {self.format} does not have it")
+        if self.prefix and not self.relative_to:
+            problems.append("prefix: goes with relative_to")
+        if self.by_split and self.group_by:
+            problems.append("group_by: not with by_split")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -102,9 +135,10 @@ ExportSettings = create_model(
     __base__=ExportOptions,
     __doc__="""Write the labels of a run in the format of another program.
 
-    RUN is a finished output of annotate, or labels of the same tables; `masks` also takes an output of
-    predict. All annotated images are listed, also those without an instance; rejected images are left out
-    and counted. The run is not changed, and images are not copied.
+    RUN is a finished output of annotate, or labels of the same tables; `masks` and `stac` also take an
+    output of predict, `coco-panoptic` takes one of panoptic. All annotated images are listed, also those
+    without an instance; rejected images are left out and counted. The run is not changed, and images are not
+    copied.
     """,
     **_AS,
 )

@@ -18,8 +18,8 @@ from segray.masks.types import Rle
 
 MOST_NAME = 150
 """Characters of a file name that come from an image's name; file systems take 255 bytes."""
-NO_SPLIT = "unsplit"
-"""Name for images without a split."""
+NO_SPLIT, NO_GROUP = "unsplit", "ungrouped"
+"""Names for images without a split, and for those without a value in the column of groups."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 _KEPT = 2_000
 """Rows fetched at a time."""
@@ -40,6 +40,10 @@ class Image:
     """Its file name without suffix, unique in the export."""
     number: int = 0
     """From 1, in the order of addresses."""
+    file_name: str = ""
+    """How COCO and Label Studio name it, where that is not its address."""
+    part: str | None = None
+    """Which file or folder of the export it is in, where there are several: its split, or its group."""
 
     @property
     def address(self) -> str:
@@ -182,15 +186,15 @@ class LabelTable:
             found[number] = name
         return found
 
-    def splits(self) -> list[str]:
-        """Return the splits of the images, `NO_SPLIT` for those without."""
-        rows = self._db.execute("SELECT DISTINCT coalesce(split, ?) FROM numbered ORDER BY 1", [NO_SPLIT])
-        return [split for (split,) in rows]
+    def parts(self) -> list[str]:
+        """Return the parts of the images: their splits, or their groups."""
+        rows = self._db.execute("SELECT DISTINCT part FROM numbered WHERE part IS NOT NULL ORDER BY 1")
+        return [part for (part,) in rows]
 
-    def images(self, split: str | None = None) -> Iterator[Image]:
-        """Yield the images of a split in their order; without one, all."""
-        where = "" if split is None else f"WHERE coalesce(split, '{NO_SPLIT}') = :split"
-        for row in self._rows(f"SELECT * FROM numbered {where} ORDER BY number", {"split": split}):
+    def images(self, part: str | None = None) -> Iterator[Image]:
+        """Yield the images of a part in their order; without one, all."""
+        where = "" if part is None else "WHERE part = :part"
+        for row in self._rows(f"SELECT * FROM numbered {where} ORDER BY number", {"part": part}):
             yield Image(*row)
 
     def of_image(self, image: Image, *, best_last: bool = False) -> Iterator[Instance]:
@@ -200,11 +204,16 @@ class LabelTable:
         for row in self._rows(query, {"id": image.image_id}):
             yield Instance(*row)
 
-    def instances(self, split: str | None = None) -> Iterator[tuple[Image, Instance]]:
-        """Yield all instances of a split, image by image."""
-        for image in self.images(split):
+    def instances(self, part: str | None = None) -> Iterator[tuple[Image, Instance]]:
+        """Yield all instances of a part, image by image."""
+        for image in self.images(part):
             for instance in self.of_image(image):
                 yield image, instance
+
+    def image(self, image_id: str) -> Image | None:
+        """Return an image; None where there is no such."""
+        row = self._db.execute("SELECT * FROM numbered WHERE image_id = ?", [image_id]).fetchone()
+        return None if row is None else Image(*row)
 
     def _rows(self, query: str, values: dict[str, str | None]) -> Iterator[tuple[Any, ...]]:
         cursor = self._db.execute(query, values)

@@ -1,4 +1,7 @@
-"""Where an export goes: one file, whole or not at all, or a folder whose `export.json` is finished last."""
+"""Where an export goes: one file, whole or not at all, or a folder whose `export.json` is finished last.
+
+A folder has a lease, as the outputs of other verbs: a second live export into it is refused.
+"""
 
 import json
 from collections import deque
@@ -10,13 +13,17 @@ from typing import Any
 
 from segray.atomic import put_atomically, put_file_atomically
 from segray.errors import JobFailedError, SettingsError
+from segray.output.folder import Output
 from segray.output.io import check_output, read_if_there
+from segray.output.lease import Lease
 from segray.retries import retrying
 from segray.sources.concurrent_requests import describe
 from segray.storage import StorageSettings, open_filesystem, shown
 
 RECORD = "export.json"
 """In a folder: what was exported into it, with which settings, and whether that is finished."""
+INTERNAL = "_segray"
+"""Folder of the lease."""
 _WRITERS = 16
 _AHEAD = 256
 """Files that wait to be written."""
@@ -31,14 +38,19 @@ class Target:
         self._path = path.rstrip("/")
         self._pool = ThreadPoolExecutor(_WRITERS, "segray-export")
         self._waiting: deque[Future[None]] = deque()
+        self._lease: Lease[Output] | None = None
 
     def __enter__(self) -> "Target":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            self._wait(0)
+        try:
+            if kind is None:
+                self._wait(0)
+        finally:
+            if self._lease is not None:
+                self._lease.__exit__(None, None, None)
 
     def found(self, identity: dict[str, Any], *, overwrite: bool) -> bool:
         """Return whether this export is already there, finished.
@@ -64,10 +76,14 @@ class Target:
     def begin(self, identity: dict[str, Any], files: Iterable[str], folders: Iterable[str]) -> None:
         """Mark a folder as begun, and delete what an earlier export left there.
 
-        files, folders: what this export writes, so that a later one knows what to delete.
+        files, folders: what this export writes, so that a later one knows what to delete. Raises HeldError
+        while another export writes there.
         """
         if not self.is_folder:
             return
+        lease = Lease(Output(self.url, self._storage))
+        lease.__enter__()
+        self._lease = lease
         before = self._record() or {}
         owned = [
             sorted({*before.get(kind, []), *now}) for kind, now in (("files", files), ("folders", folders))
@@ -132,12 +148,13 @@ class Target:
         self._stored(lambda: put_atomically(self._filesystem, path, data))
 
     def _holds_something(self) -> bool:
-        """Return whether there are files; hidden ones, as a kill leaves them, do not count."""
+        """Return whether there are files; hidden ones and a lease, as a kill leaves them, do not count."""
         try:
             names = retrying(lambda: self._filesystem.ls(self._path, detail=False), self._storage.hasty)
         except FileNotFoundError:
             return False
-        return any(not name.rstrip("/").rpartition("/")[2].startswith(".") for name in names)
+        last = [name.rstrip("/").rpartition("/")[2] for name in names]
+        return any(not name.startswith(".") and name != INTERNAL for name in last)
 
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
@@ -145,6 +162,8 @@ class Target:
 
     def _stored(self, call: Callable[[], None]) -> None:
         """Call, again where an error is transient. Raises JobFailedError, FileNotFoundError as it is."""
+        if self._lease is not None:
+            self._lease.check()
         try:
             retrying(call, self._storage)
         except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""GeoJSON, GeoPackage and FlatGeobuf by GDAL's own writers, a batch of rows at a time, in the run's CRS."""
+"""GeoJSON, GeoPackage, FlatGeobuf and PMTiles by GDAL's own writers, a batch of rows at a time.
+
+In the run's CRS; PMTiles are Web Mercator, to which GDAL transforms: vector tiles of the zooms `_ZOOMS`.
+"""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -15,7 +18,9 @@ from segray.schema import CRS84
 
 LAYER = "instances"
 _ROWS = 2_000
-_DRIVERS = {"geojson": "GeoJSON", "gpkg": "GPKG", "flatgeobuf": "FlatGeobuf"}
+_DRIVERS = {"geojson": "GeoJSON", "gpkg": "GPKG", "flatgeobuf": "FlatGeobuf", "pmtiles": "PMTiles"}
+_ZOOMS = {"pmtiles": {"MINZOOM": 8, "MAXZOOM": 16}}
+"""A tile of zoom 16 has steps of 15 cm at the equator; viewers enlarge it further."""
 _SCHEMA = pa.schema(
     [
         pa.field("instance_id", pa.string()),
@@ -32,7 +37,7 @@ _SCHEMA = pa.schema(
 def write_vectors(table: LabelTable, path: Path, split: str | None, kind: str, crs: str) -> None:
     """Write the instances of a split that have a place on Earth to a local file.
 
-    kind: `geojson`, `gpkg` or `flatgeobuf`. All are MultiPolygons in the last two, whose layers have one
+    kind: a format of `_DRIVERS`. All are MultiPolygons in all but GeoJSON, whose layers have one
     type; QGIS opens such a layer without a question. Raises OSError where GDAL cannot write.
     """
     one_type = kind != "geojson"
@@ -47,6 +52,7 @@ def write_vectors(table: LabelTable, path: Path, split: str | None, kind: str, c
             geometry_name="geometry",
             geometry_type="MultiPolygon" if one_type else "Unknown",
             crs=_crs(crs, kind),
+            **_ZOOMS.get(kind, {}),
         )
     except RuntimeError as error:  # of all of pyogrio's
         raise OSError(str(error)) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.errors import ErrorType, SettingsError
@@ -101,6 +102,39 @@ def _label_map(item: Item, files: Sequence[Source], output: str) -> Source:
     if item.error_type is None:
         return lost
     return replace(lost, error_type=item.error_type, error=f"rejected as {item.error_type}: {item.error}")
+
+
+def row_batches(
+    file: Source,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    storage: StorageSettings,
+    *,
+    ids: Collection[str] | None = None,
+    rows: int = 65_536,
+) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a table of an output, at most `rows` rows at a time; optional ones where present.
+
+    ids: only rows of these images; a row group without any is not read but for its column `image_id`.
+    Raises SettingsError where the file cannot be read or lacks a column that is needed.
+    """
+    wanted = None if ids is None else pa.array(list(ids), pa.string())
+    try:
+        with open_source(file, storage) as stream:
+            parquet = pq.ParquetFile(stream)
+            there = parquet.schema_arrow.names
+            if lost := [name for name in needed if name not in there]:
+                raise SettingsError(f"run: {file.uri} has no column {', '.join(lost)}")
+            columns = [*needed, *(name for name in optional if name in there)]
+            for group in range(parquet.num_row_groups):  # read all at once, Arrow would keep each in memory
+                if wanted is not None:
+                    held = parquet.read_row_group(group, columns=["image_id"])["image_id"]
+                    if not pc.any(pc.is_in(held, wanted)).as_py():
+                        continue
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns):
+                    yield batch if wanted is None else batch.filter(pc.is_in(batch["image_id"], wanted))
+    except (pa.ArrowException, OSError) as error:
+        raise SettingsError(f"run: {file.uri} cannot be read: {describe(error)}") from error
 
 
 def _row_groups(

@@ -281,7 +281,8 @@ class Store(Output):
         if tiles.num_rows:
             self.write(merged.tiles, _parquet(tiles))
         about = {"replaces": names, "ends": ends, "instances_bytes": written}
-        data = _parquet(ledger, {_METADATA_KEY: json.dumps(about).encode()})
+        metadata = {_METADATA_KEY: json.dumps(about).encode(), b"geo": schema.geoparquet_of_images()}
+        data = _parquet(ledger, metadata)
         self.write(merged.name, data)
         for name in [name for part in parts for name in part.names[::-1]]:
             self.delete(name)

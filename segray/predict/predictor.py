@@ -4,7 +4,7 @@ A map's name is its item's id, and its contents follow from model and item: writ
 ledger's row comes after it, so each item in the ledger has its map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,9 +19,11 @@ from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 from segray.output.folder import Output
+from segray.predict.blur import copy_name, encoded_copy, hidden
 from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
 from segray.predict.settings import PredictSettings
+from segray.predict.windowed import labels_by_windows
 from segray.predict.windows import packed_window, window_name
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
@@ -30,12 +32,17 @@ WRITERS = 16
 """Objects that are written at a time: a request to a bucket takes 50 to 100 ms."""
 
 
+_NOT_BLURRED = ItemError("unsupported", "--blur copies images, not scenes: predict it without --blur")
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A row whose map is written."""
 
     instances: int = 0
     empty_masks: int = 0
+    blurred: int | None = None
+    """Regions that are hidden in the copy of the image; None without `--blur`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,19 @@ class MapPredictor:
         outcomes: list[Outcome] = [None] * table.num_rows
         writing: list[Future[None]] = []
         whole = {row: image for row, image in images.items() if tiles[row] is None}
-        for row, maps in self._pictures.run(whole, self._maps):
+        for row, maps in self._maps_of(whole):
             outcomes[row] = maps if isinstance(maps, ItemError) else Labelled()
             if not isinstance(maps, ItemError):
                 image_id = table["image_id"][row].as_py()
                 writing.append(self._threads.submit(self._write_picture, image_id, *maps))
+                if self.settings.blur:
+                    regions, name, copy = self._copy(table, row, whole[row], maps[0])
+                    outcomes[row] = Labelled(blurred=regions)
+                    writing.append(self._threads.submit(self._store.put, name, copy))
         windows = {row: image for row, image in images.items() if tiles[row] is not None}
+        if self.settings.blur:
+            outcomes = [_NOT_BLURRED if row in windows else each for row, each in enumerate(outcomes)]
+            windows = {}
         borders = {row: self._border(table, row) for row in windows}
         bordered = {row: borders[row].around(image) for row, image in windows.items()}
         for row, found in self._tiles.run(bordered, self._probabilities):
@@ -104,6 +118,46 @@ class MapPredictor:
         for each in writing:
             each.result()
         return results_table(table, outcomes)
+
+    def _maps_of(
+        self, images: Mapping[int, Image]
+    ) -> Iterator[tuple[int, tuple[NDArray[np.uint8], NDArray[np.uint16] | None] | ItemError]]:
+        """Yield row and maps of whole images; with `--blur` large ones are among them."""
+        large = [row for row, image in images.items() if self._is_large(image)]
+        yield from self._pictures.run({row: images[row] for row in images if row not in large}, self._maps)
+        for row in large:
+            try:
+                yield row, self._maps_by_windows(images[row])
+            except ItemError as error:
+                yield row, error
+
+    def _is_large(self, image: Image) -> bool:
+        pixels = image.shape[0] * image.shape[1]
+        return bool(self.settings.blur) and not self.network.resized_to and pixels > self.settings.tile_above
+
+    def _maps_by_windows(self, image: Image) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+        """Return the maps of a large image. Raises ItemError where a window has no result."""
+        height, width = image.shape[:2]
+        scene = Scene(height, width, self.settings.tile, self.settings.overlap)
+
+        def predict(windows: Mapping[int, Image]) -> Iterator[tuple[int, NDArray[np.uint16] | ItemError]]:
+            borders = {number: border_of(scene, number) for number in windows}
+            bordered = {number: borders[number].around(window) for number, window in windows.items()}
+            for number, found in self._tiles.run(bordered, self._probabilities):
+                yield number, found if isinstance(found, ItemError) else borders[number].cut(found)
+
+        classes, wanted = len(self.model.classes), self.settings.probabilities
+        return labels_by_windows(image, scene, predict, classes, self._tiles.size, wanted)
+
+    def _copy(
+        self, table: pa.Table, row: int, image: Image, labels: NDArray[np.uint8]
+    ) -> tuple[int, str, bytes]:
+        """Return the number of regions hidden in the copy of an image, its name and its bytes."""
+        numbers = [self.model.classes.index(name) for name in self.settings.blur]
+        pixels, regions = hidden(image, np.isin(labels, numbers), self.settings.blur_margin)
+        address = table["member"][row].as_py() or table["uri"][row].as_py()
+        name = copy_name(table["image_id"][row].as_py(), address, *image.shape[:2])
+        return regions, name, encoded_copy(pixels, name)
 
     def _maps(self, images: Sequence[Image]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]:
         """Return labels (h, w), and probabilities (classes, h, w) where requested."""

@@ -1,10 +1,12 @@
 """Settings of `segray predict`; flags, environment, YAML and help are generated from them."""
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
 from segray.bulk.settings import BulkSettings
+from segray.scenes.scene import Tiling
 from segray.settings import WeightsAddress
 
 
@@ -17,13 +19,14 @@ class PredictSettings(BulkSettings):
     """
 
     basic = (
-        *("sources", "output", "weights", "tta", "probabilities", "polygons", "max_rejects"),
+        *("sources", "output", "weights", "tta", "probabilities", "polygons", "blur", "max_rejects"),
         *BulkSettings.basic[1:],
     )
     examples = """examples:
   segray predict photos/ --weights out/people/model.pt --output out/maps
   segray predict s3://bucket/scenes --weights s3://bucket/model/model.pt --output s3://bucket/maps --tta flip
   segray predict scene.tif --weights model.pt --output out/roads --probabilities --polygons
+  segray predict photos/ --weights faces.pt --output out/private --blur face,plate --no-location
 
 exit codes:
   0 done   1 failed, run again to continue   2 bad settings   3 too many rejects   4 nothing to do
@@ -43,6 +46,14 @@ exit codes:
     polygons: bool = Field(
         False, description="also write polygons/<image_id>.parquet of scenes: GeoParquet, a row a region"
     )
+    blur: list[str] = Field(
+        [],
+        description="classes to hide, `face,plate`: also write blurred/<image_id>.jpg or .png, a copy of "
+        "each image without metadata in which they are blurred",
+    )
+    blur_margin: float = Field(
+        0.2, ge=0, le=2, description="blur this much around a region, as a share of its longer side"
+    )
     tile_above: int = Field(
         2_000_000,
         ge=1,
@@ -50,3 +61,9 @@ exit codes:
         "whole images (fit: resize) never",
     )
     overlap: int = Field(256, ge=0, description="pixels that neighbouring windows share and blend")
+
+    @property
+    def tiling(self) -> Tiling:
+        """Return how scenes are cut; with `blur` no image is: see `predict.windowed`."""
+        how = super().tiling
+        return replace(how, picture_pixels=self.max_pixels) if self.blur else how

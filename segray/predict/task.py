@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from segray.bulk.console import reading
-from segray.errors import ExitCode, JobFailedError
+from segray.errors import ExitCode, JobFailedError, SettingsError
 from segray.output.folder import Output
 from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
@@ -46,10 +46,18 @@ class Predict:
         return load_weights(self.settings.weights, self.settings.storage, "semantic")
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
-        """Return what a map depends on, and which files are written."""
+        """Return what a map depends on, and which files are written.
+
+        Raises SettingsError for a class to blur that the model does not have.
+        """
+        blur = self.settings.blur
+        if unknown := [name for name in blur if name not in model.classes]:
+            there = ", ".join(model.classes)
+            raise SettingsError(f"blur: {model.name} has no class {', '.join(unknown)}; it has: {there}")
+        hiding = {"blur": sorted(blur) or None, "blur_margin": self.settings.blur_margin if blur else None}
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         # maps 2: windows in 16 bits; those left by an older version are bytes
-        return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted}
+        return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted, **hiding}
 
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
@@ -82,7 +90,8 @@ class Predict:
         """Delete maps of items that were replaced: no later run writes them."""
         for image_id in image_ids:
             for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
-                         f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet"):  # fmt: skip
+                         f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet",
+                         f"blurred/{image_id}.jpg", f"blurred/{image_id}.png"):  # fmt: skip
                 store.delete(name)
 
     def finish(self, store: Output) -> None:
@@ -92,6 +101,7 @@ class Predict:
     def about(self) -> str:
         """Return which files are written."""
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
+        more += [f"copies with {', '.join(self.settings.blur)} blurred"] * bool(self.settings.blur)
         return " and ".join(["label maps", *more])
 
     def opening(self, output: str) -> list[str]:

@@ -21,6 +21,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -142,7 +143,17 @@ class SceneReader:
             note,
             self._masked,
             message,
+            self._taken_at() if tiling.location else None,
         )
+
+    def _taken_at(self) -> int | None:
+        """Return GDAL's ACQUISITIONDATETIME, which is in UTC; TIFF's own DateTime is when it was written."""
+        text = self._data.tags(ns="IMAGERY").get("ACQUISITIONDATETIME")
+        try:
+            moment = datetime.strptime(str(text), "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return int(moment.timestamp()) * 1_000_000
 
     def _pixels(
         self, scene: Scene, window: Window, ahead: Sequence[Window]

@@ -32,6 +32,8 @@ class Tiling:
     ranges: Sequence[tuple[float, float]] | None = None
     """For each band the values that were 0 and 255 in training, where the model file has them; `auto` uses
     them instead of percentiles."""
+    location: bool = True
+    """Whether the time at which a scene was taken is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Scene:
     """Whether pixels with alpha 0 have no data; False: its alpha band is not a mask, or is read as values."""
     told: str | None = None
     """A message for the user about how it was read."""
+    taken_at: int | None = None
+    """Microseconds since 1970, UTC, at which it was taken; None where the file does not say."""
 
     @property
     def grid(self) -> Grid:
@@ -65,7 +69,7 @@ class Scene:
     def to_json(self) -> str:
         """Return one line of JSON; newer fields with default values are omitted, as in earlier versions."""
         values = asdict(self)
-        for name, usual in (("masked", True), ("told", None)):
+        for name, usual in (("masked", True), ("told", None), ("taken_at", None)):
             if values[name] == usual:
                 del values[name]
         return json.dumps(values, separators=(",", ":"))

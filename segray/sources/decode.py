@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from segray.sources.signature import (
     png_without_metadata,
     webp_canvas,
 )
+from segray.sources.taken import Taken, taken_of
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ class Decoded:
     """Pixels of a scene's window without data, (height, width) bool (see `scenes.nodata`), or None."""
     note: str | None = None
     """Warning about the image; empty where there is nothing to report."""
+    taken: Taken | None = None
+    """Where and when it was taken; None where that is unknown or was not asked for."""
 
 
 Place = Callable[[int], npt.NDArray[np.uint8]]
@@ -91,14 +94,17 @@ def _allocate(size: int) -> npt.NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-def decode_rgb(data: bytes, max_pixels: int, place: Place = _allocate) -> Decoded:
+def decode_rgb(data: bytes, max_pixels: int, place: Place = _allocate, *, location: bool = False) -> Decoded:
     """Decode the image in `data`, of at most `max_pixels` (height * width), into memory that `place`
     allocates.
 
-    Return its pixels (height, width, 3) uint8, RGB. Raises ItemError: `too_large` (decided from the header,
-    before a pixel is decoded), `truncated` (the file ends early), `corrupt`, `unsupported`, `memory`.
+    location: also read where and when it was taken. Return its pixels (height, width, 3) uint8, RGB. Raises
+    ItemError: `too_large` (decided from the header, before a pixel is decoded), `truncated` (the file ends
+    early), `corrupt`, `unsupported`, `memory`.
     """
-    return with_image(data, max_pixels, lambda image: _decode(data, image, place))
+    if not location:
+        return with_image(data, max_pixels, lambda image: _decode(data, image, place))
+    return with_image(data, max_pixels, lambda image: _with_taken(data, image, place))
 
 
 def with_image(data: bytes, max_pixels: int, read: Callable[[Image.Image], T]) -> T:
@@ -192,6 +198,12 @@ def _decode(data: bytes, image: Image.Image, place: Place) -> Decoded:
     dark = "16-bit values, nearly black in their upper 8 bits, which are read; store them as 8 bits"
     note = dark if deep and pixels.max(initial=0) < _DARK else None
     return Decoded(pixels, _count_frames(image), note=note)
+
+
+def _with_taken(data: bytes, image: Image.Image, place: Place) -> Decoded:
+    is_tiff = image.format == "TIFF"
+    decoded = _decode(data, image, place)  # first: a PNG may have its EXIF behind the pixels
+    return replace(decoded, taken=taken_of(data if is_tiff else image.info.get("exif")))
 
 
 def _straight(data: bytes, image: Image.Image, place: Place) -> npt.NDArray[np.uint8] | None:

@@ -13,17 +13,18 @@ from segray.arrow_rows import byte_views
 from segray.errors import ItemError
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, Tiling, scene_from
-from segray.schema import DECODED
+from segray.schema import DECODED, TAKEN
 from segray.sources.byte_ranges import AHEAD, FileRanges, MemoryRanges
 from segray.sources.decode import Decoded
 from segray.sources.file_headers import is_for_gdal, may_be_scene
 from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
+from segray.sources.taken import Taken
 from segray.storage import StorageSettings
 
 TABLE_BYTES = 48 << 20
-_NOT_SEEN = Quality(None, None)
+_NOT_SEEN, _UNKNOWN = Quality(None, None), Taken()
 SPREAD = 16
 """The tiles of a large scene make at least this many tables, for as many model actors."""
 
@@ -125,7 +126,7 @@ class Decoder:
             part = pixels[window.row_start : window.row_stop, window.col_start : window.col_stop]
             place = building.room.file.place(building.room.used, part.size).reshape(part.shape)
             np.copyto(place, part)
-            yield _Piece(row, Decoded(place, picture.frames), scene, tile)
+            yield _Piece(row, Decoded(place, picture.frames, taken=picture.taken), scene, tile)
 
 
 def decode_image(
@@ -202,6 +203,7 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
     columns["nodata"] = [None if one is None else one.nodata for one in found]
     measured = [_NOT_SEEN if one is None else _measured(one) for one in found]
     columns |= {name: [getattr(each, name) for each in measured] for name in ("brightness", "sharpness")}
+    columns |= _taken_columns([None if one is None else one.taken for one in found])
     columns["scene"] = [None if piece.scene is None else piece.scene.to_json() for piece in pieces]
     columns["tile"] = [piece.tile for piece in pieces]
     for name, attribute in (("error_type", "error_type"), ("error", "reason")):
@@ -221,6 +223,14 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
 def _measured(one: Decoded) -> Quality:
     nodata = None if one.nodata is None else nodata_mask(one.nodata, *one.pixels.shape[:2])
     return measure(one.pixels, nodata)
+
+
+def _taken_columns(taken: list[Taken | None]) -> dict[str, Any]:
+    """Return the columns TAKEN."""
+    known = [one or _UNKNOWN for one in taken]
+    names = [field.name for field in TAKEN if field.name != "location"]
+    columns = {name: [getattr(one, name) for one in known] for name in names}
+    return {"location": [one.wkb for one in known], **columns}
 
 
 def _pixel_column(found: list[Decoded | None], room: Room) -> pa.LargeBinaryArray:

@@ -17,11 +17,12 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -32,8 +33,13 @@ from segray.sources.label_image import read_stored
 from segray.sources.names import one_line
 from segray.sources.shared_memory import SharedFile
 
-Decoder = Callable[[bytes, int, Place], Decoded]
-"""(Encoded bytes, maximum pixels, allocator of the pixels) -> decoded image."""
+
+class Decoder(Protocol):
+    """Encoded bytes, maximum pixels, allocator of the pixels -> decoded image."""
+
+    def __call__(self, data: bytes, max_pixels: int, place: Place, *, location: bool) -> Decoded:
+        """Decode an image; location: see `decode_rgb`."""
+
 
 READY = b"ready"
 BASE_BYTES = 256 << 20
@@ -98,9 +104,21 @@ def _decoded(
     decode: Decoder, source: SharedFile, request: dict[str, int], target: SharedFile
 ) -> dict[str, Any]:
     data = source.place(0, request["size"]).tobytes()
-    decoded = decode(data, request["max_pixels"], lambda size: target.place(request["offset"], size))
+    decoded = decode(
+        data,
+        request["max_pixels"],
+        lambda size: target.place(request["offset"], size),
+        location=bool(request["location"]),
+    )
     height, width, _ = decoded.pixels.shape
-    return {"height": height, "width": width, "frames": decoded.frames, "note": decoded.note}
+    taken = None if decoded.taken is None else asdict(decoded.taken)
+    return {
+        "height": height,
+        "width": width,
+        "frames": decoded.frames,
+        "note": decoded.note,
+        "taken": taken,
+    }
 
 
 def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> dict[str, Any]:

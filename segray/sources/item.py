@@ -29,6 +29,8 @@ class Source:
     error: str | None = None
     kept: str | None = None
     """See `kept_text`; None, too, for a source that is not a manifest's row."""
+    taken_at: int | None = None
+    """Microseconds since 1970, UTC, by the STAC Item that names it."""
 
 
 Kept = Sequence[str | None]

@@ -3,12 +3,14 @@
 folder, glob -> files below -> images and archives (the rest is counted, see `Choice`)
 file         -> itself, with any name; an archive or a manifest by its suffix
 manifest     -> one file for each row; likewise for files of a folder or glob with a manifest's suffix
+STAC         -> one file for each Item of a .json that is named or of a glob that ends so; and of all below a
+                folder without an image or archive
 """
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,16 @@ from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.local import everything, local_source, walk
 from segray.sources.manifest import Wanted, read_manifest
-from segray.sources.name_filter import EVERYTHING, METADATA, Choice, is_metadata, kind_of
+from segray.sources.name_filter import EVERYTHING, EXCLUDED, METADATA, Choice, is_metadata, kind_of
 from segray.sources.names import archive_kind, is_image_name, manifest_kind
 from segray.sources.pattern import Pattern, has_magic
 from segray.sources.remote import list_files, remote_source
+from segray.sources.stac import StacReader, is_stac_name
 from segray.storage import OBJECT_STORES, StorageSettings, canonical_uri, open_filesystem, split_protocol
 
 _KINDS = 100
 """Number of suffixes that are counted separately."""
+_JSON = ".json"
 _NOTHING = "no such file, folder or bucket"
 
 
@@ -91,7 +95,7 @@ class Listing:
             os.scandir(path).close()  # raises at once where the folder itself cannot be listed
             if manifest_kind(path) is not None:
                 return self._parts(walk(path))
-            return self._chosen(walk(path), path)
+            return self._images_or_stac(lambda: walk(path), path)
         if os.path.lexists(path):
             return self._named(local_source(path))
         if has_magic(path):
@@ -107,16 +111,20 @@ class Listing:
             matching = (one for one in files if pattern.matches(one.address.partition("://")[2]))
             if manifest_kind(path) is not None:
                 return self._parts(matching)
+            if self._choice.stac and is_stac_name(path):
+                return self._of_stac(matching)
             return self._chosen(matching, f"{protocol}://{pattern.root}")
         if info.get("type") == "directory" and protocol not in ("http", "https"):
             return self._below(filesystem, protocol, path.rstrip("/") + "/")
         return self._named(remote_source(protocol, path, info))
 
     def _below(self, filesystem: AbstractFileSystem, protocol: str, folder: str) -> Iterator[Source]:
-        files = list_files(filesystem, protocol, folder, everything, self._storage)
+        def files() -> Iterator[Source]:
+            return list_files(filesystem, protocol, folder, everything, self._storage)
+
         if manifest_kind(folder.rstrip("/")) is not None:
-            return self._parts(files)
-        return self._chosen(files, f"{protocol}://{folder}")
+            return self._parts(files())
+        return self._images_or_stac(files, f"{protocol}://{folder}")
 
     def _first_contact(self, filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
         """Return the storage's information on the source; None where it does not exist but may be a glob."""
@@ -134,6 +142,8 @@ class Listing:
         matching = (one for one in files if one.uri.endswith("/") or pattern.matches(one.address))
         if manifest_kind(pattern.path) is not None:
             return self._parts(matching)
+        if self._choice.stac and is_stac_name(pattern.path):
+            return self._of_stac(matching)
         return self._chosen(matching, pattern.root)
 
     def _parts(self, files: Iterator[Source]) -> Iterator[Source]:
@@ -147,6 +157,38 @@ class Listing:
                 self._count(kind_of(name))
             else:
                 yield from self._named(file)
+
+    def _images_or_stac(self, files: Callable[[], Iterator[Source]], root: str) -> Iterator[Source]:
+        """Yield the images below a folder; where there is none, and no archive, those of its STAC Items.
+
+        files: lists the folder, the second time for its JSON.
+        """
+        before = self.left_out[EXCLUDED]
+        there = False
+        for source in self._chosen(files(), root):
+            there = True
+            yield source
+        if there or self.left_out[EXCLUDED] > before or not self._choice.stac or not self.left_out[_JSON]:
+            return
+        reader, names = self._reader(), (each for each in files() if kind_of(each.uri) == _JSON)
+        documents = (each for each in names if not is_metadata(each.address.removeprefix(root).split("/")))
+        yield from filter(self._is_chosen, reader.images(documents, follow=False))
+        self.left_out[_JSON] -= reader.used
+        self.left_out += Counter()  # drops a 0
+
+    def _of_stac(self, files: Iterator[Source]) -> Iterator[Source]:
+        """Yield the images of STAC documents that the user named."""
+        return filter(self._is_chosen, self._reader().images(files, follow=True))
+
+    def _is_chosen(self, image: Source) -> bool:
+        """Return whether the globs choose an asset, or count it; a document with an error always is."""
+        why = None if image.error_type else self._choice.leaves_out(image.address, named=True)
+        if why is not None:
+            self._count(why)
+        return why is None
+
+    def _reader(self) -> StacReader:
+        return StacReader(self._storage, self._choice.asset)
 
     def _chosen(self, files: Iterator[Source], root: str) -> Iterator[Source]:
         """Yield the images and archives below `root`, and the folders that could not be listed."""
@@ -177,6 +219,8 @@ class Listing:
                     yield row
                 else:
                     self._count(why)
+        elif kind is None and self._choice.stac and is_stac_name(file.uri):
+            yield from self._of_stac(iter([file]))
         else:
             yield file if kind is None else replace(file, kind=kind)
 

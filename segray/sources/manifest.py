@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, Any
@@ -89,6 +90,22 @@ def read_manifest(
             f"{manifest.uri}: the manifest cannot be read: it is not UTF-8 ({error})"
         ) from error
     except (pa.ArrowException, csv.Error, OSError) as error:
+        raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
+
+
+def addresses_in(manifest: Source, storage: StorageSettings, column: str) -> Iterator[tuple[str, str | None]]:
+    """Yield (canonical URI, value of another column) of each row with a URI, without a look-up.
+
+    Raises SettingsError as `read_manifest`; rows that are no address are left out.
+    """
+    base = base_of(manifest)
+    try:
+        with open_source(manifest, storage) as stream:
+            for uri, values in _rows(stream, manifest, Wanted([column])):
+                with suppress(ValueError, RuntimeError):  # as in `look_up_rows`
+                    if uri:
+                        yield canonical_uri(absolute(plain_file_url(uri), base)), next(iter(values), None)
+    except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError) as error:
         raise SettingsError(f"{manifest.uri}: the manifest cannot be read: {describe(error)}") from error
 
 
@@ -251,7 +268,7 @@ def _without_uri(manifest: Source, row: int) -> Source:
 
 
 def absolute(uri: str, base: str) -> str:
-    """Return the address of a path that is relative to `base`, or absolute."""
+    """Return an address that may be relative to a folder."""
     if "://" in uri or uri.startswith(("/", "~")):
         return uri
     if "://" not in base:

@@ -19,7 +19,9 @@ METADATA, EXCLUDED = "system files", "excluded"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Globs that choose files; without any, all files are chosen except system metadata.
+    """What of the sources is used.
+
+    Globs choose files; without any, all files are chosen except system metadata.
 
     A glob without `/` is compared with each name of a path, so a folder's name selects everything below it;
     one with `/` with the end of the path, and its `*` crosses folders. Upper and lower case differ.
@@ -28,6 +30,10 @@ class Choice:
     include: Sequence[str] = ()
     """Images must match one of these, where any are given."""
     exclude: Sequence[str] = ()
+    stac: bool = False
+    """Whether JSON is read as STAC: see `listing`."""
+    asset: str | None = None
+    """Key of the asset of a STAC Item to use."""
 
     def leaves_out(self, path: str, *, is_archive: bool = False, named: bool = False) -> str | None:
         """Return why a path, from what the user named downwards, is left out; None where it is chosen.

@@ -33,6 +33,7 @@ from segray.sources.decode import Decoded, too_large
 from segray.sources.decoder_process import READY
 from segray.sources.label_image import Stored
 from segray.sources.shared_memory import SharedFile, shared_file
+from segray.sources.taken import Taken
 
 T = TypeVar("T")
 
@@ -96,8 +97,15 @@ class Room:
 class DecodeSandbox:
     """`with DecodeSandbox() as sandbox: sandbox.decode(data, max_pixels)`; the child starts when needed."""
 
-    def __init__(self, timeout_s: float = 30.0, program: str = "segray.sources.decoder_process") -> None:
-        self.timeout_s = timeout_s
+    def __init__(
+        self,
+        timeout_s: float = 30.0,
+        program: str = "segray.sources.decoder_process",
+        *,
+        location: bool = False,
+    ) -> None:
+        """Store the settings; location: images come with where and when they were taken."""
+        self.timeout_s, self._location = timeout_s, location
         self._program = program
         self._child: _Child | None = None
         self._source = SharedFile(shared_file())
@@ -137,7 +145,7 @@ class DecodeSandbox:
         if room is not None:
             return self._decode(data, max_pixels, room)
         decoded = self._decode(data, max_pixels, self._scratch.begin())
-        return Decoded(decoded.pixels.copy(), decoded.frames, note=decoded.note)
+        return replace(decoded, pixels=decoded.pixels.copy())
 
     def stored(self, data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
         """Decode a label image as `read_stored`; also raises ItemError as `decode` does."""
@@ -172,7 +180,8 @@ class DecodeSandbox:
         return self._twice(lambda child: child.window(file, scene, (index, *ahead), self.timeout_s, room))
 
     def _decode(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
-        return self._twice(lambda child: child.decode(data, max_pixels, self.timeout_s, room))
+        request = {"max_pixels": max_pixels, "location": self._location}
+        return self._twice(lambda child: child.decode(data, request, self.timeout_s, room))
 
     def _twice(self, work: Callable[["_Child"], T]) -> T:
         fresh = self._child is None
@@ -265,13 +274,16 @@ class _Child:
             raise _ChildDiedError(ended)
         raise JobFailedError(f"the decoder process does not start: {last or 'no word from it'}")
 
-    def decode(self, data: bytes | memoryview, max_pixels: int, timeout_s: float, room: Room) -> Decoded:
-        """Decode to `room`, behind its `used` bytes."""
-        request = {"max_pixels": max_pixels, "target": room.number, "offset": room.used}
+    def decode(
+        self, data: bytes | memoryview, request: dict[str, Any], timeout_s: float, room: Room
+    ) -> Decoded:
+        """Decode to `room`, behind its `used` bytes; request: `max_pixels` and `location`."""
+        request = {**request, "target": room.number, "offset": room.used}
         answer = self._ask_of_bytes(request, data, timeout_s)
         shape = (answer["height"], answer["width"], 3)
         pixels = room.file.place(room.used, math.prod(shape))
-        return Decoded(pixels.reshape(shape), answer["frames"], note=answer["note"])
+        taken = answer["taken"] and Taken.from_json(answer["taken"])
+        return Decoded(pixels.reshape(shape), answer["frames"], note=answer["note"], taken=taken)
 
     def stored(self, data: bytes, max_pixels: int, coloured: bool, timeout_s: float, room: Room) -> Stored:
         """Return the stored numbers in an array of their own; they came through `room`, which is empty."""

@@ -33,6 +33,11 @@ ADDRESSES = (
     "footprints",
     "predictions",
     "labels",
+    "instances",
+    "maps",
+    "run",
+    "against",
+    "work",
     "output",
 )
 """Settings of all verbs that name files."""
@@ -42,7 +47,7 @@ SETTINGS = "segray-job.yaml"
 MOST_BYTES = 500_000_000
 """Maximum package size: Ray keeps packages in its head's memory and accepts 512 MiB."""
 
-Verb = Literal["annotate", "train", "predict", "evaluate", "retrain"]
+Verb = Literal["annotate", "train", "predict", "evaluate", "panoptic", "retrain", "select"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from segray.cli import main
 from segray.output.lease import Lease
 from segray.output.reader import ledger_files, read_ledger
 from segray.output.store import STAGING, Store
+from segray.schema import QUALITY, TAKEN
 from segray.sources.item import Source
 from segray.storage import StorageSettings
 from tests.bulk.runs import FEW, MODELS, annotate, make_images, tables
@@ -22,7 +23,8 @@ from tests.bulk.test_kept_tiles import SCENE, Job, Joining
 from tests.output.test_store import rows
 
 SEEDED = ("--weights", MODELS + "seeded")
-QUALITY = ["brightness", "sharpness"]
+LATER = [field.name for field in (*QUALITY, *TAKEN)]
+"""Columns that older versions did not write."""
 
 
 def test_a_scene_keeps_them_though_it_is_joined_when_it_is_listed_no_more(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_commits_and_parts_of_an_older_version_are_read(tmp_path: Path) -> None:
     staged = store.commit(table(answer("staged") | {"brightness": 7.0}))
     tiles = store.commit(table(Job(tmp_path, ()).tile(0) | {"brightness": 7.0}), "_segray/tiles")
     files = [*tmp_path.glob("images/*"), *(tmp_path / part.name for part in (staged, tiles))]
-    assert [_without_quality(file) for file in files] == [True] * 3
+    assert [_as_before(file) for file in files] == [True] * 3
     job = Job(tmp_path, ())
     job.run(store)
     assert sorted(job.computed) == [1, 2, 3]
@@ -64,11 +66,11 @@ def test_commits_and_parts_of_an_older_version_are_read(tmp_path: Path) -> None:
     assert not list((tmp_path / STAGING).glob("*"))
 
 
-def _without_quality(file: Path) -> bool:
+def _as_before(file: Path) -> bool:
     """Take the columns away; returns whether they were there."""
     there = pq.read_table(file)
-    pq.write_table(there.drop(QUALITY), file)
-    return set(QUALITY) <= set(there.column_names)
+    pq.write_table(there.drop(LATER), file)
+    return set(LATER) <= set(there.column_names)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -80,7 +82,7 @@ def test_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = (sheet, loose, "--output", output, *SEEDED, "--keep-columns", "camera")
     assert annotate(*command) == 0
     ledger, instances = tables(output)
-    assert pq.ParquetFile(next(output.glob("images/*"))).schema_arrow.names[-3:] == [*QUALITY, "camera"]
+    assert pq.ParquetFile(next(output.glob("images/*"))).schema_arrow.names[-8:] == [*LATER, "camera"]
     named = {row["uri"].removeprefix(f"file://{tmp_path}/"): row["camera"] for row in ledger}
     assert named == {"listed/0000.png": "left", "listed/0001.png": "right", "listed/0002.png": None,
                      "loose/0000.png": None, "loose/0001.png": None}  # fmt: skip
@@ -129,7 +131,7 @@ def test_an_output_of_an_older_version_goes_on(tmp_path: Path, capsys: pytest.Ca
     images = make_images(tmp_path / "in", 2)
     output = tmp_path / "out"
     assert annotate(images, "--output", output, *SEEDED) == 0
-    assert all(_without_quality(file) for file in output.glob("images/*"))
+    assert all(_as_before(file) for file in output.glob("images/*"))
     plan = json.loads((output / "_segray/plan.json").read_text())
     del plan["keep_columns"]
     (output / "_segray/plan.json").write_text(json.dumps(plan))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from segray.evaluate import matching
@@ -70,9 +71,15 @@ def test_shards_add(seed: int) -> None:
         one, other = (figures(ranked(each, kind, 100), 100) for each in (whole, joined))
         np.testing.assert_equal(one.overall, other.overall)
         np.testing.assert_equal(one.per_category, other.per_category)
-    columns: list[Any] = [joined.image, joined.category, joined.rank, joined.score, *joined.states.values()]
+    columns: list[NDArray[Any]] = [
+        joined.image,
+        joined.category,
+        joined.rank,
+        joined.score,
+        *joined.states.values(),
+    ]
     assert sum(each.nbytes for each in columns) == 40 * len(joined.score)
-    truth = joined.truth_image, joined.truth_category, joined.truth_sizes
+    truth: tuple[NDArray[Any], ...] = joined.truth_image, joined.truth_category, joined.truth_sizes
     assert sum(each.nbytes for each in truth) == 9 * len(joined.truth_image)
 
 

@@ -52,7 +52,7 @@ def test_the_best_threshold_is_that_of_a_plain_loop(seed: int) -> None:
         hits, counted = category.hits(0, 0)
         true = np.isin(np.arange(len(category.score)), hits)
         kept = np.ones(len(true), bool) if counted is None else counted
-        rows = list[tuple[float, int, float]]()
+        rows: list[tuple[float, ...]] = []
         for score in sorted({*category.score.tolist()}, reverse=True):
             sure = category.score >= score
             right, number = (sure & true).sum(), (sure & kept).sum()

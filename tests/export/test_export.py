@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,12 +27,21 @@ from pycocotools.coco import COCO
 
 from segray.cli import main
 from segray.export import target
+from segray.output.folder import Output
+from segray.output.lease import Lease
+from segray.storage import StorageSettings
 from tests.export.made import CLASSES, HEIGHT, UTM, WIDTH, Run, made, pixels, write
 from tests.readme_data import ROOT
 from tests.servers import Server
 
 Kind = str
-SUFFIX = {"coco": ".json", "geojson": ".geojson", "gpkg": ".gpkg", "flatgeobuf": ".fgb"}
+SUFFIX = {
+    "coco": ".json",
+    "geojson": ".geojson",
+    "gpkg": ".gpkg",
+    "flatgeobuf": ".fgb",
+    "pmtiles": ".pmtiles",
+}
 ON_EARTH = ("geojson", "gpkg", "flatgeobuf")
 FOLDERS = ("yolo", "masks", "labelstudio")
 
@@ -77,7 +87,7 @@ def test_pycocotools_decodes_every_mask(segmentation: str, tmp_path: Path) -> No
     true = {each["instance_id"]: each for each in run.instances}
     polygons = 0
     for each in coco.loadAnns(coco.getAnnIds()):
-        row = true.pop(each["instance_id"])
+        row = true.pop(each["segray_instance_id"])
         assert coco.imgs[each["image_id"]]["segray_image_id"] == row["image_id"]
         assert each["category_id"] == row["category_id"]
         assert each.get("score") == (None if row["score"] is None else pytest.approx(row["score"]))
@@ -96,6 +106,19 @@ def test_addresses_are_those_of_the_run(tmp_path: Path) -> None:
     first, member, *_ = run.images
     assert names[first["image_id"]] == "/photos/a.jpg"
     assert names[member["image_id"]] == "s3://bucket/more.zip/inner/b.jpg"
+
+
+def test_an_image_outside_the_folder_of_names_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    assert export(run, "coco", tmp_path / "labels.json", "--relative-to", "/photos") == 2
+    assert (
+        "relative_to: s3://bucket/more.zip/inner/b.jpg is not in file:///photos/" in capsys.readouterr().err
+    )
+    assert export(run, "yolo", tmp_path / "yolo", "--relative-to", "/photos", "--prefix", "x") == 2
+    assert "relative_to: yolo does not have it" in capsys.readouterr().err
+    assert not (tmp_path / "labels.json").exists()
 
 
 def test_the_order_of_the_parts_changes_nothing(tmp_path: Path) -> None:
@@ -181,6 +204,22 @@ def test_geopandas_reads_the_rows_of_the_run(
             shape.normalize() if shape.geom_type == "MultiPolygon" or kind == "geojson"
             else shapely.MultiPolygon([shape]).normalize(), 1e-6,
         )  # fmt: skip
+
+
+def test_pmtiles_hold_every_outline_at_their_last_zoom(tmp_path: Path) -> None:
+    run, file = made(tmp_path / "run", on_earth=True), tmp_path / "labels.pmtiles"
+    assert export(run, "pmtiles", file) == 0
+    assert file.read_bytes()[:7] == b"PMTiles"
+    frame = geopandas.read_file(file).dissolve("instance_id").to_crs(UTM)
+    true = {each["instance_id"]: each for each in run.instances if each.get("geometry")}
+    large = {name: row for name, row in true.items() if row["area"] >= 90}
+    assert large.keys() <= {*frame.index} <= true.keys()
+    for name, row in large.items():
+        found = frame.loc[name]
+        assert (found.image_id, found.category_id) == (row["image_id"], row["category_id"])
+        assert found.score == pytest.approx(row["score"], abs=1e-6)
+        shape = shapely.from_wkb(row["geometry"])
+        assert found.geometry.symmetric_difference(shape).area < 0.2 * shape.length  # steps of 15 cm
 
 
 def test_a_geopackage_has_one_layer_of_one_type(tmp_path: Path) -> None:
@@ -324,7 +363,7 @@ def test_filters_take_what_they_say(tmp_path: Path) -> None:
     for flag, (value, wanted) in filters.items():
         file = tmp_path / f"{flag}.json"
         assert export(run, "coco", file, flag, value) == 0
-        found = {each["instance_id"] for each in json.loads(file.read_text())["annotations"]}
+        found = {each["segray_instance_id"] for each in json.loads(file.read_text())["annotations"]}
         assert found == {row["instance_id"] for row in run.instances if wanted(row)}
         assert len(json.loads(file.read_text())["images"]) == 4
         assert len(found) < len(run.instances)
@@ -343,6 +382,25 @@ def test_a_file_for_each_split(tmp_path: Path) -> None:
     (image,) = json.loads((tmp_path / "val.json").read_text())["images"]
     assert image["split"] == "val"
     assert export(run, "coco", tmp_path / "no.json", "--split", "test") == 4
+
+
+def test_a_file_for_each_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of any column that the run has kept."""
+    run = made(
+        tmp_path / "run", splits=("north", "south", None, "north")
+    )  # the name of the column is renamed
+    for file in (run.folder / "images").glob("*.parquet"):
+        table = pq.read_table(file)
+        names = ["region" if name == "split" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), file)
+    assert export(run, "coco", tmp_path / "coco", "--group-by", "region") == 0
+    files = {path.stem: COCO(str(path)) for path in (tmp_path / "coco").glob("[!e]*.json")}
+    assert {name: len(coco.imgs) for name, coco in files.items()} == {"north": 2, "south": 1, "ungrouped": 1}
+    assert sum(len(coco.anns) for coco in files.values()) == len(run.instances)
+    assert export(run, "yolo", tmp_path / "yolo", "--group-by", "region") == 0
+    assert len(list((tmp_path / "yolo/labels/north").iterdir())) == 2
+    assert export(run, "coco", tmp_path / "more", "--group-by", "camera") == 2
+    assert "has no column camera; --keep-columns camera" in capsys.readouterr().err
 
 
 def test_splits_that_are_no_names_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +428,8 @@ def test_an_empty_run_lists_its_images(tmp_path: Path) -> None:
 def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path / "run")
     wrong = {
-        ("pmtiles", "a.pmtiles"): "as: Input should be",
+        ("shapefile", "a.shp"): "as: Input should be",
+        ("coco", "parts", "--by-split", "--group-by", "region"): "group_by: not with by_split",
         ("coco", "folder"): "whose name ends in .json",
         ("yolo", "labels.txt"): "must be a folder",
         ("yolo", "out", "--segmentation", "rle"): "yolo does not have it",
@@ -525,9 +584,49 @@ def test_killed_and_run_again(
 
 
 def contents(path: Path) -> dict[str, bytes]:
+    """Without the lease, which names its holder."""
     if path.is_file():
         return {"": path.read_bytes()}
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    files = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {name: data for name, data in files.items() if not name.startswith("_segray")}
+
+
+KILLED = """
+import os, signal, sys
+from segray.cli import main
+from segray.export import target
+from segray.output.folder import Output
+from segray.output.lease import Lease
+from segray.storage import StorageSettings
+left, put = int(sys.argv[1]), target.put_atomically
+
+def dying(*arguments):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(*arguments)
+
+target.put_atomically = dying
+main(sys.argv[2:])
+"""
+
+
+def test_sigkill_in_the_middle_and_a_second_live_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The killed one's lease is taken over at once; that of a live one is not."""
+    run, output = made(tmp_path / "run"), tmp_path / "masks"
+    command = ["export", str(run.folder), "--as", "masks", "--output", str(output)]
+    died = subprocess.run([sys.executable, "-c", KILLED, "3", *command], cwd=ROOT, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert not json.loads((output / "export.json").read_text())["finished"]
+    with Lease(Output(str(output), StorageSettings())):
+        assert main(command) == 2
+    assert "is being written by another run" in capsys.readouterr().err
+    assert main(command) == 0
+    assert export(run, "masks", tmp_path / "whole") == 0
+    assert contents(output) == contents(tmp_path / "whole")
 
 
 def test_into_a_bucket(s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,9 +640,11 @@ def test_into_a_bucket(s3_server: Server, tmp_path: Path, monkeypatch: pytest.Mo
         local = tmp_path / name
         local.parent.mkdir(exist_ok=True)
         assert export(run, kind, local) == 0
-        if kind != "gpkg":  # which holds the time
+        if kind not in ("gpkg", "pmtiles"):  # which hold the time
             files = {
-                each.removeprefix(name).lstrip("/"): s3_server.get(each) for each in s3_server.names(name)
+                each.removeprefix(name).lstrip("/"): s3_server.get(each)
+                for each in s3_server.names(name)
+                if "/_segray/" not in each
             }
             assert files == contents(local)
     for file in (run.folder).rglob("*.*"):

@@ -16,7 +16,7 @@ from segray.sources.label_image import Stored, read_stored
 _HOARD: list[bytearray] = []
 
 
-def obey(data: bytes, max_pixels: int, place: Place) -> Decoded:
+def obey(data: bytes, max_pixels: int, place: Place, *, location: bool) -> Decoded:
     """`<order> <argument>` in `data`; anything else is decoded as usual."""
     order, _, argument = data.partition(b" ")
     if order == b"die":
@@ -40,7 +40,7 @@ def obey(data: bytes, max_pixels: int, place: Place) -> Decoded:
         pixels = place(3).reshape(1, 1, 3)
         pixels[:] = os.getpid() % 251
         return Decoded(pixels, os.getpid())
-    return decode_rgb(data, max_pixels, place)
+    return decode_rgb(data, max_pixels, place, location=location)
 
 
 def obey_label(data: bytes, max_pixels: int, *, coloured: bool) -> Stored:

@@ -1,0 +1,1 @@
+"""Labels that other programs corrected, back into the tables of `annotate`."""

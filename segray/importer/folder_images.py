@@ -1,0 +1,93 @@
+"""Without a run: the images are files that the labels name, below `--images` or at their own addresses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from segray.data.pair_lists import look_up
+from segray.errors import ItemError, SettingsError
+from segray.export.table import Image, Instance
+from segray.importer.drawn import Looked
+from segray.importer.run_images import plain_address
+from segray.schema import CRS84
+from segray.sources.decode import upright, with_image
+from segray.sources.item import Source, image_id
+from segray.sources.listing import Listing
+from segray.sources.read_step import read_all
+from segray.storage import StorageSettings, canonical_uri
+
+
+class FolderImages:
+    """Files; those below `--images` are listed once, about 400 bytes each in memory."""
+
+    def __init__(self, images: str | None, file: str, storage: StorageSettings, max_pixels: int) -> None:
+        """List the images. Raises SettingsError where there is no such folder."""
+        self.crs, self.kept, self.categories, self.table = CRS84, list[str](), dict[int, str](), None
+        self._storage, self._max_pixels = storage, max_pixels
+        self._file = Source(canonical_uri(file), file, "file", "", -1)
+        self._base = file.rstrip("/").rpartition("/")[0] or "."
+        self._listed: dict[str, list[Source]] | None = None
+        if images is not None:
+            self._listed, self._base = {}, images.rstrip("/")
+            for source in Listing([images], storage):
+                if source.kind == "file" and source.error_type is None:
+                    base = source.uri.rpartition("/")[2]
+                    for key in {base, base.rpartition(".")[0]}:
+                        self._listed.setdefault(key, []).append(source)
+            if not self._listed:
+                raise SettingsError(f"images: {canonical_uri(images)} holds no image")
+
+    def place(self, looked: Sequence[Looked]) -> list[Image | ItemError]:
+        """Return the image of each, or why there is none."""
+        names = [plain_address(each.name) for each in looked]
+        if self._listed is None:
+            sources: list[Source | ItemError] = [*look_up(names, self._file, self._base, self._storage)]
+        else:
+            sources = [self._in_list(name) for name in names]
+        return [self._image(each, source) for each, source in zip(looked, sources, strict=True)]
+
+    def _in_list(self, name: str) -> Source | ItemError:
+        found = (self._listed or {}).get(name.rpartition("/")[2], [])
+        ends = [each for each in found if each.uri.endswith(f"/{name.lstrip('./')}")]
+        found = ends if len(ends) == 1 else found
+        if len(found) != 1:
+            what = f"{len(found)} images have" if found else "no image has"
+            return ItemError("missing", f"{what} this name below {canonical_uri(self._base)}")
+        return found[0]
+
+    def _image(self, looked: Looked, source: Source | ItemError) -> Image | ItemError:
+        if isinstance(source, ItemError):
+            return source
+        if source.error_type is not None:
+            return ItemError(source.error_type, source.error or "")
+        try:
+            height, width = looked.size or self._size(source)
+        except ItemError as error:
+            return error
+        number = image_id(source.uri, None, 0, source.version)
+        return Image(number, source.uri, None, height, width, looked.split, looked.group)
+
+    def _size(self, source: Source) -> tuple[int, int]:
+        (data,) = read_all([source], self._storage)
+        if isinstance(data, ItemError):
+            raise data
+        width, height = with_image(data, self._max_pixels, lambda image: upright(image, image).size)
+        return height, width
+
+    def instances(self, _: Image) -> list[Instance]:
+        """Return nothing: there is no run."""
+        return []
+
+    def ledger(self, image: Image) -> dict[str, Any]:
+        """Return a row of the ledger."""
+        return {
+            "image_id": image.image_id,
+            "uri": image.uri,
+            "height": image.height,
+            "width": image.width,
+            "frames": 1,
+            "status": "annotated",
+            "vanished": False,
+        }
+
+    def close(self) -> None:
+        """Do nothing."""
