@@ -73,8 +73,7 @@ class Category:
 
     def _bit(self, number: int) -> Bools:
         """Return a bit of the states, bool (n,)."""
-        chosen: Bools = (self._states[self._rows, number >> 3] >> (number & 7) & 1).astype(bool)
-        return chosen
+        return np.asarray(self._states[self._rows, number >> 3] >> (number & 7) & 1, bool)
 
     def truth(self, area: int, weights: Weights | None = None) -> Ints:
         """Return the true instances of a size that count, int64 (draws,); weights: (draws, images)."""

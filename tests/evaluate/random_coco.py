@@ -53,8 +53,19 @@ class RandomSet:
             for _ in range(random.choice([0, 1, 1, 2, 4])):
                 moved = place + random.choice([0, 0, 1, 2, 5, -1, -3], 4)
                 self._detect(image_id, category if random.random() < 0.9 else self.categories[0], moved, size)
+        if random.random() < 0.3:
+            self._add_between(image_id, size)
         for _ in range(random.choice([0, 1, 4, 130], p=[0.4, 0.3, 0.25, 0.05])):
             self._detect(image_id, int(random.choice(self.categories)), self._place(size), size)
+
+    def _add_between(self, image_id: int, size: tuple[int, int]) -> None:
+        """A prediction with the same IoU of two objects, and one that fits either of them."""
+        category = int(self.random.choice(self.categories))
+        left, middle, right = (np.array([20 + step, 10, 16, 16]) for step in (-3, 0, 3))
+        for place in self.random.permutation([left, right]):
+            self._annotate(image_id, category, place, size)
+        for place in (middle, left if self.random.random() < 0.5 else right):
+            self._detect(image_id, category, place, size)
 
     def _place(self, size: tuple[int, int]) -> NDArray[np.int64]:
         """x, y, width, height; some have sides at which COCO's sizes change, or half of another's area."""

@@ -53,7 +53,7 @@ def test_twelve_figures_are_those_of_pycocotools(request: pytest.FixtureRequest)
         )
 
 
-@pytest.mark.parametrize("seed", [5, 7, 14])
+@pytest.mark.parametrize("seed", [3, 7, 9])
 def test_shards_add(seed: int) -> None:
     """In any order, with 40 bytes a prediction and 9 a true instance."""
     made = RandomSet(seed)
