@@ -74,18 +74,19 @@ def photos(folder: Path) -> list[dict[str, Any]]:
     for number, name in enumerate(NAMES):
         if not (folder / name).exists():  # another run has the same
             Image.fromarray(picture(number)).save(folder / name)
-        rows.append(_row(folder / name))
+        rows.append(row_of(folder / name))
     if not (folder / "more.zip").exists():
         with zipfile.ZipFile(folder / "more.zip", "w") as archive:
             for number, name in enumerate(MEMBERS):
                 data = io.BytesIO()
                 Image.fromarray(picture(7 + number)).save(data, "PNG")
                 archive.writestr(name, data.getvalue())
-    rows += [_row(folder / "more.zip", name, index) for index, name in enumerate(MEMBERS)]
+    rows += [row_of(folder / "more.zip", name, index) for index, name in enumerate(MEMBERS)]
     return rows
 
 
-def _row(path: Path, member: str | None = None, index: int | None = None) -> dict[str, Any]:
+def row_of(path: Path, member: str | None = None, index: int | None = None) -> dict[str, Any]:
+    """Return the row of `images` of a file, or of a member of an archive."""
     status = path.stat()
     uri, version = f"file://{path}", f"{status.st_size}-{status.st_mtime_ns}"
     return {

@@ -49,7 +49,7 @@ def drawn(page: Page, selector: str) -> float:
 def test_names_stay_text(browser: Browser, page_of: Callable[[str], Path]) -> None:
     with Watched(browser, page_of("one")) as page:
         expect(page.locator(".card")).to_have_count(6)
-        assert {*page.locator(".card .name").all_inner_texts()} == {*made.NAMES, "one.png", "two.png"}
+        assert {*page.locator(".card .name").all_text_contents()} == {*made.NAMES, "one.png", "two.png"}
         names = page.locator(".chip").all_inner_texts()
         assert {name.rpartition("\n")[0] or name for name in names} == {*made.CLASSES} or len(names) == 3
         for tab in page.get_by_role("tab").all():
@@ -65,10 +65,10 @@ def test_filters_and_order(browser: Browser, page_of: Callable[[str], Path]) -> 
         images = made.scripts(page_of("one"))["images"]
         order = sorted(images, key=lambda each: 2 if each["sureness"] is None else each["sureness"])
         names = [each["address"].rpartition("/")[2] for each in order]
-        assert page.locator(".card .name").all_inner_texts() == names
+        assert page.locator(".card .name").all_text_contents() == names
         page.locator("select[name=sort]").select_option("name")
         assert (
-            page.locator(".card .name").first.inner_text()
+            page.locator(".card .name").first.text_content()
             == sorted(images, key=lambda each: each["address"])[0]["address"].rpartition("/")[2]
         )
         page.locator("input[name=low]").fill("0.95")
@@ -103,7 +103,7 @@ def test_one_image_by_keyboard_and_pointer(browser: Browser, page_of: Callable[[
         dialog = page.locator("dialog")
         expect(dialog).to_be_visible()
         title = dialog.locator("h2").inner_text()
-        assert title == page.locator(".card .name").nth(1).inner_text()
+        assert title == page.locator(".card .name").nth(1).text_content()
         expect(dialog.locator("tr[tabindex]")).to_have_count(6)
         scores = [
             float(each)

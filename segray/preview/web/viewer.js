@@ -26,6 +26,11 @@ segray.viewer = (() => {
 
   const button = (title, sign, keys, act) => el("button", { type: "button", title: `${title} (${keys})`, "aria-label": title, onclick: act }, sign);
 
+  /** Keep the image in the address; a browser that refuses that for a page from disk does without. */
+  function address(text) {
+    try { history.replaceState(null, "", text); } catch { /* not allowed there */ }
+  }
+
   async function open(image) {
     if (!dialog) build();
     now = { image, zoom: 1, shown: true, chosen: null, split: 0.5 };
@@ -34,7 +39,7 @@ segray.viewer = (() => {
     stage.replaceChildren();
     side.replaceChildren(about(image));
     if (!dialog.open) dialog.showModal();
-    history.replaceState(null, "", `#image/${image.number}`);
+    address(`#image/${image.number}`);
     const mine = now;
     const first = await segray.image(image.number);
     const second = segray.get("page").kind.endsWith("+") ? await segray.image(image.number, "2") : null;
@@ -186,7 +191,7 @@ segray.viewer = (() => {
   }
 
   function closed() {
-    history.replaceState(null, "", location.pathname + location.search);
+    address(location.pathname + location.search);
     segray.map.close();
     const { image } = now;
     now = null;
