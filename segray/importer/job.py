@@ -124,16 +124,16 @@ def _instances(job: Import, store: Store | None) -> Counter[str]:
     categories = Categories(job.images.categories)
     writer = None if store is None else LabelWriter(store)
     tally: Counter[str] = Counter(images=0, instances=0)
-    seen = set[int]()  # 60 bytes an image
+    seen = set[str]()  # 140 bytes an image
     looked = _looked(job, categories)
     while some := list(islice(looked, 1 if job.settings.format in ON_EARTH else _AT_ONCE)):
         for each, image in zip(some, job.images.place(some), strict=True):
             if isinstance(image, ItemError):
                 job.rejects.image(each.name, image.reason)
-            elif int(image.image_id, 16) in seen:
+            elif image.image_id in seen:
                 job.rejects.image(each.name, f"the file has image {image.image_id} twice; the first counts")
             else:
-                seen.add(int(image.image_id, 16))
+                seen.add(image.image_id)
                 found, counts = _corrected(each, image, job, categories)
                 tally += counts + Counter(images=1, instances=len(found))
                 if writer is not None:
