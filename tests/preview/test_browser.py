@@ -138,7 +138,7 @@ def test_one_image_by_keyboard_and_pointer(browser: Browser, page_of: Callable[[
         assert "#image/" in address
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
-        assert page.evaluate("location.hash") == ""
+        until(page, "location.hash === ''")  # the event of closing comes later
         page.goto("about:blank")
         page.goto(address)
         expect(page.locator("dialog")).to_be_visible()
