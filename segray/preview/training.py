@@ -113,8 +113,8 @@ def _of_classes(run: Run, epochs: Sequence[int], lines: dict[int, dict[str, Any]
 
 
 def class_names(run: Run, number: int) -> list[str]:
-    """Return the names of the classes by their settings; `class 3` where these do not have it."""
-    names = (run.record.get("settings") or {}).get("classes") or []
+    """Return the names of the classes; `class 3` where the record does not have it."""
+    names = run.record.get("classes") or (run.record.get("settings") or {}).get("classes") or []
     return [
         str(names[at]) if isinstance(names, list) and at < len(names) else f"class {at}"
         for at in range(number)

@@ -1,5 +1,6 @@
 """`segray train`, step by step: check, list, scan, split, train, report."""
 
+import json
 import time
 from collections import Counter
 from contextlib import closing
@@ -20,7 +21,7 @@ from segray.log import LOG, say
 from segray.machines import outcome_of
 from segray.output.folder import Output
 from segray.output.lease import Lease
-from segray.output.names import METRICS, MODEL, RUN
+from segray.output.names import CONFUSION, METRICS, MODEL, RUN
 from segray.output.progress import Progress
 from segray.prometheus import exported, labels
 from segray.run import Problems, device_of, exit_code, on_ray, open_output
@@ -314,6 +315,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
         },
         "epochs": done[-1]["epoch"],
         "best": max(done, key=lambda line: -1.0 if line[best] is None else float(line[best])),
+        **json.loads(prepared.store.read(CONFUSION) or b"{}"),
         "seconds": round(seconds, 3),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

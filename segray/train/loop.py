@@ -3,6 +3,7 @@
     checkpoints/last.pt   network, average, optimiser, schedule, history, position in the epoch, its losses
     checkpoints/before.pt the previous one, should the last be damaged
     model.pt              the best network so far
+    confusion.json        its pixels of val by true and predicted class, of a semantic network
     metrics.jsonl         the history, a line an epoch; tensorboard/ and curves.png show the same
     samples/              panels of a few images, as the best network sees them
 
@@ -30,7 +31,7 @@ from segray.errors import SettingsError
 from segray.models.modelfile import plain_contents
 from segray.output.folder import Output
 from segray.output.lease import follow, newest_generation
-from segray.output.names import METRICS, MODEL
+from segray.output.names import CONFUSION, METRICS, MODEL
 from segray.train.identity import BEFORE, CHECKPOINT
 from segray.train.train_step import Training
 
@@ -140,6 +141,9 @@ class Loop:
             return
         if not known or (line[best] is not None and line[best] > max(known)):
             self._store.write(MODEL, self.training.model_file())
+            if self.training.confusion is not None:
+                found = {"classes": self.training.names, "confusion": self.training.confusion}
+                self._store.write(CONFUSION, json.dumps(found).encode())
             self._draw_samples()
         lines = (json.dumps(each, allow_nan=False) + "\n" for each in history)
         self._store.write(METRICS, "".join(lines).encode())

@@ -86,6 +86,8 @@ class Training(ABC):
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.confusion: list[list[int]] | None = None
+        """Of the last `figures`: pixels by true and predicted class; None without classes of pixels."""
         several = distributed.is_available() and distributed.is_initialized()
         self._workers = distributed.get_world_size() if several else 1
         self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True) if several else None

@@ -37,6 +37,10 @@ def test_from_pictures_to_a_model_that_finds_squares(data: Path, whole: Path) ->
     epochs = range(1, EPOCHS + 1)
     assert [(line["epoch"], line["step"]) for line in found] == [(each, each * STEPS) for each in epochs]
     assert record["best"]["miou"] == max(line["miou"] for line in found) > 0.7
+    confusion = np.array(record["confusion"])  # of the best epoch, as its IoU is
+    union = confusion.sum(axis=0)[:2] + confusion.sum(axis=1) - confusion.diagonal()
+    assert np.allclose(confusion.diagonal() / union, record["best"]["iou"])
+    assert len(record["classes"]) == 2
     model = load_model_file(whole / "model.pt")
     with Image.open(data / "images/val/0.png") as image, Image.open(data / "labels/val/0.png") as label:
         pixels, truth = np.asarray(image), np.asarray(label) == 255

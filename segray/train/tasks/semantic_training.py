@@ -78,6 +78,7 @@ class SemanticTraining(Training):
     def figures(self, pictures: Iterable[Batch]) -> dict[str, Any]:
         """Return loss, mIoU, Dice and accuracy, see `Training`."""
         loss, scores = self.score(pictures)
+        self.confusion = scores.matrix.tolist()
         found = scores.compute()
         kept = {name: found[name] for name in ("miou", "dice", "pixel_accuracy")}
         return {"val_loss": loss, **kept, "iou": found["per_class"]["iou"]}
