@@ -93,7 +93,7 @@ def copies_of(runs: Sequence[Run]) -> str | None:
 def notes_on_copies(runs: Sequence[Run]) -> list[str]:
     """Return what the page says where it shows copies."""
     known = [
-        f"The pictures are copies from {run.name}, in which {', '.join(run.blurred)} are blurred."
+        f"The pictures are copies from {run.name} with {', '.join(run.blurred)} blurred."
         for run in runs
         if run.blurred
     ]

@@ -38,7 +38,7 @@ def pictures(page: Path) -> list[np.ndarray]:
 def test_pages_hold_the_copies_and_say_so(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = "The pictures are copies from maps, in which face, plate are blurred."
+    note = "The pictures are copies from maps with face, plate blurred."
     other = made.labelled(tmp_path / "other", 1)
     for runs in ([run], [run, other], [other, run]):
         assert preview(tmp_path / "page", *runs) == 0
