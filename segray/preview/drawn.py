@@ -18,7 +18,7 @@ from segray.preview.label_maps import LabelMap, MapReader
 from segray.preview.ledger import instance_files_of, offer_instances, read_ledger, rows_of
 from segray.preview.outlines import rings_of
 from segray.preview.pictures import PictureReader, Pixels
-from segray.preview.runs import Run, find_run
+from segray.preview.runs import Run, copies_of, find_run
 from segray.preview.sample import Sampler
 from segray.storage import StorageSettings
 
@@ -76,7 +76,7 @@ def _label_maps(run: Run, images: int, side: int) -> Iterator[Pixels]:
 
 
 def _pictures(run: Run, rows: Sequence[dict[str, Any]], side: int) -> Iterator[tuple[dict[str, Any], Pixels]]:
-    with PictureReader(side, _MAX_PIXELS, run.storage) as reader:
+    with PictureReader(side, _MAX_PIXELS, run.storage, copies_of([run])) as reader:
         for row, picture in reader.read(rows):
             if not isinstance(picture, ItemError):
                 yield row, picture.pixels.copy()

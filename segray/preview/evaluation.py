@@ -209,7 +209,7 @@ def _worst_pictures(
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw the predictions of the worst images, where their run can still be read."""
     worst = [row for row in run.record.get("worst") or [] if isinstance(row, dict) and row.get("image_id")]
-    address = (run.record.get("settings") or {}).get("predictions")
+    address = (run.record.get("settings") or {}).get("predictions") or run.record.get("predictions")
     if not worst or not address:
         return {}, []
     try:

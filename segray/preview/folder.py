@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,11 +53,14 @@ def literal(value: Any) -> str:
 
 
 def check_folder(output: str, storage: StorageSettings) -> Path:
-    """Return the path of the output. Raises SettingsError where a preview cannot be written there."""
+    """Return the path of the output, without symbolic links.
+
+    Raises SettingsError where a preview cannot be written there.
+    """
     if split_protocol(output)[0] != "file":
         raise SettingsError(f"output: {shown(output)}: a preview is a local folder; copy it there afterwards")
-    check_output(output, storage)
-    path = Path(output.removeprefix("file://"))
+    path = Path(os.path.realpath(output.removeprefix("file://")))  # of a link, where it points
+    check_output(str(path), storage)
     there = {each.name for each in path.iterdir()} if path.is_dir() else set[str]()
     if there and RECORD not in there:
         raise SettingsError(f"output: {path} holds something else; choose a new folder")

@@ -14,7 +14,7 @@ from segray.preview.instances import entry_of, facts, rejects_of, summary
 from segray.preview.label_maps import LabelMap, MapReader
 from segray.preview.ledger import address_of, read_ledger, rows_of
 from segray.preview.pictures import PictureReader
-from segray.preview.runs import Run
+from segray.preview.runs import Run, copies_of, notes_on_copies
 from segray.preview.sample import Sampler
 from segray.preview.settings import PreviewSettings
 
@@ -35,13 +35,18 @@ def labelled_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
     images, lost = draw_maps([run], rows, len(names), settings, folder)
     folder.put(
         "page",
-        page={"kind": "labels", "runs": [run.about()], "facts": facts(ledger, None)},
+        page={
+            "kind": "labels",
+            "runs": [run.about()],
+            "facts": facts(ledger, None),
+            "notes": notes_on_copies(runs),
+        },
         classes=classes_of_maps(names),
         images=images,
         figures=histograms,
         rejects=rejects_of(ledger),
     )
-    return summary(ledger, images, lost)
+    return [*summary(ledger, images, lost), *notes_on_copies(runs)]
 
 
 def class_names(run: Run) -> list[str]:
@@ -66,12 +71,16 @@ def draw_maps(
     settings: PreviewSettings,
     folder: PageFolder,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Write pictures and the maps of one run, or of two; return entries and a line for each lost picture."""
+    """Write pictures and the maps of one run, or of two; return entries and a line for each lost picture.
+
+    Where a run blurred regions of its images, its copies are shown.
+    """
     place = {row["image_id"]: number for number, row in enumerate(rows)}
     present, faults = _write_maps(runs, rows, classes, settings, folder)
     entries: list[dict[str, Any]] = [{} for _ in rows]
     lost = []
-    with PictureReader(settings.side, settings.max_pixels, settings.storage) as reader:
+    copies = copies_of(runs)
+    with PictureReader(settings.side, settings.max_pixels, settings.storage, copies) as reader:
         for row, picture in reader.read(rows):
             number = place[row["image_id"]]
             entry = entry_of(row, picture, number, folder) | {"scene": False}

@@ -1,6 +1,7 @@
 """The pixels of chosen images, read again from their sources and scaled for the page.
 
-A source that is gone, has changed its size or cannot be decoded costs its picture; the reason is kept.
+A source that is gone, has changed its size or cannot be decoded costs its picture; the reason is kept. Of a
+run with `--blur` its copies are read, never the sources.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -27,6 +28,7 @@ from segray.storage import StorageSettings
 Pixels = NDArray[np.uint8]
 _NOWHERE = Source("", "", "file", "", -1)
 _TOGETHER = 64
+_NO_COPY = "the run's blurred copy of it is not there"
 THUMBNAIL = 360
 """Longest side of the small picture in the list, pixels."""
 JPEG_QUALITY = 85
@@ -45,8 +47,12 @@ class Picture:
 class PictureReader:
     """Reads pictures of ledger rows; files are decoded in a process that a hostile one may kill."""
 
-    def __init__(self, side: int, max_pixels: int, storage: StorageSettings) -> None:
+    def __init__(
+        self, side: int, max_pixels: int, storage: StorageSettings, copies: str | None = None
+    ) -> None:
+        """Begin; copies: folder of blurred copies, `IMAGE_ID.jpg` or `.png`, read in place of the sources."""
         self._side, self._max_pixels, self._storage = side, max_pixels, storage
+        self._copies = copies
         self._sandbox = DecodeSandbox()
 
     def __enter__(self) -> "PictureReader":
@@ -60,7 +66,7 @@ class PictureReader:
         archives: dict[str, list[dict[str, Any]]] = {}
         plain = []
         for row in rows:
-            if row.get("member") is None:
+            if row.get("member") is None or self._copies is not None:
                 plain.append(row)
             else:
                 archives.setdefault(row["uri"], []).append(row)
@@ -70,9 +76,10 @@ class PictureReader:
             yield from self._members(uri, members)
 
     def _files(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Picture | ItemError]]:
-        sources = look_up_rows(
-            [(n, row["uri"]) for n, row in enumerate(rows, 2)], _NOWHERE, "/", self._storage
-        )
+        if self._copies is None:
+            sources = self._looked_up([row["uri"] for row in rows])
+        else:
+            sources = self._copies_of(rows, self._copies)
         whole = []
         for row, source in zip(rows, sources, strict=True):
             if source.error_type is None and _scene(row) is not None:
@@ -83,7 +90,21 @@ class PictureReader:
         for table in fetch_files([source for _, source in whole], self._storage):
             for fetched in table.select(["data", "error_type", "error"]).to_pylist():
                 row, source = next(queue)
-                yield row, self._picture(row, fetched, source.version)
+                version = source.version if self._copies is None else None
+                yield row, self._picture(row, fetched, version)
+
+    def _looked_up(self, addresses: Sequence[str]) -> list[Source]:
+        numbered: list[tuple[int, str | None]] = [*enumerate(addresses, 2)]
+        return look_up_rows(numbered, _NOWHERE, "/", self._storage)
+
+    def _copies_of(self, rows: Sequence[dict[str, Any]], folder: str) -> list[Source]:
+        """Return the copy of each row, or why there is none."""
+        jpegs, pngs = (
+            self._looked_up([f"{folder}/{row['image_id']}.{suffix}" for row in rows])
+            for suffix in ("jpg", "png")
+        )
+        found = [jpeg if png.error_type else png for jpeg, png in zip(jpegs, pngs, strict=True)]
+        return [replace(each, error=_NO_COPY) if each.error_type == "missing" else each for each in found]
 
     def _members(
         self, uri: str, rows: Sequence[dict[str, Any]]
@@ -107,7 +128,7 @@ class PictureReader:
                 found = wanted.get(fetched["member_index"])
                 if found is not None and found["member"] == fetched["member"]:
                     del wanted[fetched["member_index"]]
-                    yield found, self._picture(found, fetched, source.version, of_archive=True)
+                    yield found, self._picture(found, fetched, None)
                 elif fetched["error_type"] is not None:
                     lost = ItemError(fetched["error_type"], fetched["error"])
             if not wanted:
@@ -116,11 +137,12 @@ class PictureReader:
             yield row, lost
 
     def _picture(
-        self, row: dict[str, Any], fetched: dict[str, Any], version: str, *, of_archive: bool = False
+        self, row: dict[str, Any], fetched: dict[str, Any], version: str | None
     ) -> Picture | ItemError:
+        """Return what is shown; version: of the file, None where the ledger's is of something else."""
         if fetched["error_type"] is not None:
             return ItemError(fetched["error_type"], fetched["error"])
-        changed = not of_archive and bool(row.get("version")) and row["version"] != version
+        changed = version is not None and bool(row.get("version")) and row["version"] != version
         return self._shown(row, MemoryRanges(row["image_id"], memoryview(fetched["data"])), changed)
 
     def _of_scene_file(self, row: dict[str, Any], source: Source) -> Picture | ItemError:

@@ -33,6 +33,12 @@ class Run:
         """Return its URL without credentials."""
         return shown(self.url)
 
+    @property
+    def blurred(self) -> list[str]:
+        """Return the classes that are hidden in the run's copies of its images; empty without `--blur`."""
+        found = (self.record.get("settings") or {}).get("blur") or []
+        return [str(each) for each in found] if isinstance(found, list) else [str(found)]
+
     def about(self) -> dict[str, Any]:
         """Return what the page says of the run."""
         settings = self.record.get("settings") or {}
@@ -77,6 +83,21 @@ def _verb(record: dict[str, Any], url: str) -> str:
     if verb not in VERBS:
         raise SettingsError(f"run: {shown(url)} was written by {verb}; a preview shows {', '.join(VERBS)}")
     return str(verb)
+
+
+def copies_of(runs: Sequence[Run]) -> str | None:
+    """Return the folder of blurred copies that stand for the sources: of the first run with `--blur`."""
+    return next((f"{run.url}/blurred" for run in runs if run.blurred), None)
+
+
+def notes_on_copies(runs: Sequence[Run]) -> list[str]:
+    """Return what the page says where it shows copies."""
+    known = [
+        f"The pictures are copies from {run.name} with {', '.join(run.blurred)} blurred."
+        for run in runs
+        if run.blurred
+    ]
+    return known[:1]
 
 
 def named_apart(runs: Sequence[Run]) -> list[Run]:

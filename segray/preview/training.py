@@ -48,7 +48,8 @@ def training_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageF
     samples, lost = write_samples(runs[-1], settings, folder)
     best = runs[-1].record.get("best") or {}
     facts = [[len(histories[-1]), "epochs"]]
-    facts += [[best[key], f"best {name}"] for key, name in (("miou", "mIoU"), ("ap", "AP")) if best.get(key)]
+    scores = [(_number(best.get(key)), name) for key, name in (("miou", "mIoU"), ("ap", "AP"))]
+    facts += [[score, f"best {name}"] for score, name in scores if score is not None]
     values: dict[str, Any] = {"curves": curves_of(runs, histories), "samples": samples}
     confusion = runs[-1].record.get("confusion")
     if confusion:

@@ -25,7 +25,7 @@ from segray.preview.instances import Shown, draw, instances_of, rejects_of, summ
 from segray.preview.label_maps import MapReader
 from segray.preview.labelled import class_names, classes_of_maps, draw_maps
 from segray.preview.ledger import instance_files_of, read_ledger, rows_of
-from segray.preview.runs import Run
+from segray.preview.runs import Run, notes_on_copies
 from segray.preview.sample import Sampler
 from segray.preview.settings import PreviewSettings
 
@@ -49,7 +49,7 @@ def two_runs(runs: Sequence[Run], settings: PreviewSettings, folder: PageFolder)
     profiles = [figures_of(run)[0] for run in runs]
     write = _instances if kinds == {"annotate"} else _maps
     kind, classes, images, lost, differences = write(runs, both, profiles, settings, folder)
-    notes = [DEFINED[kind], _counted(both, len(images))]
+    notes = [DEFINED[kind], _counted(both, len(images)), *notes_on_copies(runs)]
     folder.put(
         "page",
         page={
@@ -64,7 +64,7 @@ def two_runs(runs: Sequence[Run], settings: PreviewSettings, folder: PageFolder)
         scores=[tables_of(runs, _rows(both, profiles)), settings_apart(runs)],
         rejects=rejects_of(ledgers[1]),
     )
-    return [*summary(ledgers[1], images, lost), notes[1]]
+    return [*summary(ledgers[1], images, lost), *notes[1:]]
 
 
 def _instances(
@@ -75,7 +75,7 @@ def _instances(
     folder: PageFolder,
 ) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]], list[str], dict[str, float]]:
     shown = [instances_of(run, instance_files_of(run), both.candidates) for run in runs]
-    differences, marks = dict[str, float](), dict[str, tuple[set[str], set[str]]]()
+    differences, marks = dict[str, float](), dict[str, tuple[set[int], set[int]]]()
     for image_id in both.candidates:
         found = [each[image_id] for each in shown]
         sides = [each.rows for each in found]
@@ -98,22 +98,21 @@ def _instances(
 
 def _unmatched(
     pairs: Sequence[tuple[int, int, float]], sides: Sequence[Sequence[dict[str, Any]]]
-) -> tuple[set[str], set[str]]:
-    """Return the instance ids of each side that are in no pair."""
+) -> tuple[set[int], set[int]]:
+    """Return the places of the rows of each side that are in no pair."""
     used = {one for one, _, _ in pairs}, {other for _, other, _ in pairs}
     first, second = (
-        {row["instance_id"] for at, row in enumerate(side) if at not in taken}
-        for side, taken in zip(sides, used, strict=True)
+        {at for at in range(len(side)) if at not in taken} for side, taken in zip(sides, used, strict=True)
     )
     return first, second
 
 
 def _marked(
-    shown: dict[str, Shown], marks: dict[str, tuple[set[str], set[str]]], side: int
+    shown: dict[str, Shown], marks: dict[str, tuple[set[int], set[int]]], side: int
 ) -> dict[str, Shown]:
     for image_id, found in shown.items():
-        for row in found.rows:
-            row["mark"] = "unmatched" if row["instance_id"] in marks[image_id][side] else None
+        for at, row in enumerate(found.rows):
+            row["mark"] = "unmatched" if at in marks[image_id][side] else None
     return shown
 
 

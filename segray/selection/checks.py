@@ -27,7 +27,8 @@ class Run:
     @property
     def threshold(self) -> float:
         """Return the score above which its instances were kept."""
-        return float((self.record.get("settings") or {}).get("score_threshold") or 0.5)
+        known = (self.record.get("settings") or {}).get("score_threshold")
+        return 0.5 if known is None else float(known)
 
 
 def checked(settings: SelectSettings) -> tuple[Run, Pool]:

@@ -22,7 +22,7 @@ from segray.sources.manifest import absolute, base_of, look_up_rows
 from segray.sources.names import fault, is_image_name, one_line
 from segray.sources.read_step import read_all
 from segray.sources.taken import utc_of
-from segray.storage import StorageSettings, canonical_uri, split_protocol
+from segray.storage import EXTRAS, StorageSettings, canonical_uri, split_protocol
 
 MAX_BYTES = 64 << 20
 """Largest document; as Python objects it takes ten times as much."""
@@ -57,27 +57,28 @@ class StacReader:
 
         follow: open what catalogs link to. Without it, documents that are catalogs or no STAC are skipped.
         """
+        opened = [self._read(files)]  # of each catalog what is left of its links: no depth is too deep
+        while opened:
+            file, data = next(opened[-1], (None, b""))
+            if file is None:
+                opened.pop()
+                continue
+            self.used += 1
+            try:
+                document = _parsed(data)
+                if (items := _items_of(document)) is not None:
+                    yield from self._of_items(file, items)
+                elif not follow:
+                    self.used -= 1
+                else:
+                    opened.append(self._read(self._links(file, document)))
+            except ItemError as error:
+                yield _rejected(file, error)
+
+    def _read(self, files: Iterable[Source]) -> Iterator[tuple[Source, bytes | ItemError]]:
         left = iter(files)
         while some := list(islice(left, _TOGETHER)):
-            for file, data in zip(some, read_all(some, self.storage, MAX_BYTES), strict=True):
-                self.used += 1
-                try:
-                    yield from self._of_document(file, _parsed(data), follow)
-                except ItemError as error:
-                    yield _rejected(file, error)
-
-    def _of_document(self, file: Source, document: Any, follow: bool) -> Iterator[Source]:
-        kind = document.get("type") if isinstance(document, dict) else None
-        if kind == "Feature" and "assets" in document:
-            yield from self._of_items(file, [document])
-        elif kind == "FeatureCollection" and _holds_items(document.get("features")):
-            yield from self._of_items(file, document["features"])
-        elif not follow:
-            self.used -= 1
-        elif _is_catalog(document):
-            yield from self._of_catalog(file, document)
-        else:
-            raise ItemError("unsupported", _OTHER)
+            yield from zip(some, read_all(some, self.storage, MAX_BYTES), strict=True)
 
     def _of_items(self, file: Source, items: Sequence[Any]) -> Iterator[Source]:
         numbered = iter(enumerate(items, start=1))
@@ -94,15 +95,18 @@ class StacReader:
             for number, item in some:
                 yield replace(found[number], taken_at=_taken_at(item))
 
-    def _of_catalog(self, file: Source, catalog: dict[str, Any]) -> Iterator[Source]:
+    def _links(self, file: Source, catalog: Any) -> Iterable[Source]:
+        """Return the documents that a catalog links to: none where it was opened before. Raises ItemError."""
+        if not _is_catalog(catalog):
+            raise ItemError("unsupported", _OTHER)
         if file.uri in self._opened:
-            return
+            return ()
         if len(self._opened) >= _CATALOGS:
             raise ItemError("too_large", f"more than {_CATALOGS:,} catalogs link to each other")
         self._opened.add(file.uri)
-        for relation in ("item", "child"):
-            hrefs = (link.get("href") for link in catalog["links"] if _is_link(link, relation))
-            yield from self.images((self._linked(file, href) for href in hrefs), follow=True)
+        links = catalog["links"]
+        hrefs = [link.get("href") for kind in ("item", "child") for link in links if _is_link(link, kind)]
+        return (self._linked(file, href) for href in hrefs)
 
     def _linked(self, file: Source, href: Any) -> Source:
         """Return a document that another one links to."""
@@ -123,6 +127,16 @@ def _parsed(data: bytes | ItemError) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ItemError("corrupt", f"a STAC document that is no JSON: {fault(error)}") from error
+
+
+def _items_of(document: Any) -> list[Any] | None:
+    """Return the Items of an Item or ItemCollection; None of anything else."""
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind == "Feature" and "assets" in document:
+        return [document]
+    if kind == "FeatureCollection" and _holds_items(document.get("features")):
+        return list(document["features"])
+    return None
 
 
 def _holds_items(features: Any) -> bool:
@@ -201,6 +215,8 @@ def _address(file: Source, href: Any) -> str:
         urlsplit(address)
     except (ValueError, RuntimeError) as error:
         raise ItemError("unsupported", "a STAC document with a link that is no address") from error
+    if protocol not in ("file", *EXTRAS):
+        raise ItemError("unsupported", f"a STAC document with a link of an unknown protocol {protocol}://")
     if protocol == "file" and split_protocol(file.address)[0] != "file":
         raise ItemError("unsupported", "a STAC document of a remote storage that names a local file")
     return address

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -73,6 +74,15 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     areas = next(each for each in page["figures"] if each["name"] == "area")
     assert [sum(areas["counts"]), sum(areas["counts2"])] == counts
     assert [run["name"] for run in page["page"]["runs"]] == ["one", "other"]
+
+
+def test_rows_without_an_id_are_marked(tmp_path: Path) -> None:
+    one, other = made.annotated(tmp_path / "one"), made.annotated(tmp_path / "other", less=2)
+    for part in (*(one / "instances").iterdir(), *(other / "instances").iterdir()):
+        pq.write_table(pq.read_table(part).drop_columns(["instance_id"]), part)
+    assert preview(tmp_path / "page", one, other) == 0
+    first = made.scripts(tmp_path / "page", "images/0")["image/0"]
+    assert [first["mark"].count(each) for each in ("unmatched", None)] == [2, 4]
 
 
 def test_two_runs_of_predict(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "confusion" not in page
 
 
+def test_a_best_score_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    run = training(tmp_path / "run", best={"miou": float("nan"), "ap": 0.25})
+    assert preview(tmp_path / "page", run) == 0
+    assert made.scripts(tmp_path / "page")["page"]["facts"] == [[2, "epochs"], [0.25, "best AP"]]
+
+
 def test_two_trainings_share_their_plots(tmp_path: Path) -> None:
     one = training(tmp_path / "a/run", EPOCHS, confusion=[[3, 1, 0], [0, 4, 1]])
     other = training(tmp_path / "b/run", EPOCHS[:1], confusion=[[3, 1, 0], [0, 4, 1]])
@@ -154,6 +160,20 @@ def test_an_old_evaluation_of_label_maps(tmp_path: Path, browser: Browser) -> No
         page.get_by_role("tab", name="Confusion").click()
         cells = page.locator(".cell").all_inner_texts()
         assert cells == ["90", "10", "", "", "50", "50"]
+
+
+def test_the_worst_images_of_weights_are_those_of_its_own_predictions(tmp_path: Path) -> None:
+    run = made.annotated(tmp_path / "scores/predictions")
+    assert preview(tmp_path / "first", run) == 0
+    one = made.scripts(tmp_path / "first")["images"][0]["id"]
+    worst = [{"name": "a.png", "image_id": one, "false_positives": 2, "false_negatives": 1}]
+    own = evaluation(tmp_path / "scores/own", worst=worst)
+    record = json.loads((own / "metrics.json").read_text())
+    assert record["settings"]["predictions"] is None
+    (own / "metrics.json").write_text(json.dumps(record | {"predictions": str(run)}))
+    assert preview(tmp_path / "page", own) == 0
+    (shown,) = made.scripts(tmp_path / "page")["images"]
+    assert (shown["id"], shown["errors"], shown["error"]) == (one, 3, None)
 
 
 def test_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

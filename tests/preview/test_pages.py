@@ -178,6 +178,15 @@ def test_only_a_preview_is_replaced(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "a preview is a local folder" in capsys.readouterr().err
 
 
+def test_a_link_stays_a_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk/page").mkdir(parents=True)
+    (tmp_path / "page").symlink_to("disk/page")
+    for _ in range(2):
+        assert preview(tmp_path / "page", run) == 0
+        assert (tmp_path / "page").is_symlink()
+        assert (tmp_path / "disk/page/index.html").is_file()
+
+
 def test_a_killed_preview_leaves_the_old_one_and_the_next_one_ends(run: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
     assert preview(page, run) == 0

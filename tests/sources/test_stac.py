@@ -135,6 +135,20 @@ def test_a_catalog_is_followed_once_around(folder: Path) -> None:
     assert dict(listing.left_out) == {".json": 2}
 
 
+def test_catalogs_may_be_nested_deeply(folder: Path) -> None:
+    depth = 1_500  # Python's recursion ends at 1,000
+    for at in range(depth):
+        links = [{"rel": "child", "href": f"{at + 1}.json"}]
+        if at in (0, depth - 1):
+            links = [{"rel": "item", "href": f"../items/{'a' if at else 'b'}.json"}, *links[: at == 0]]
+        save(folder / f"deep/{at}.json", {"stac_version": "1.0.0", "links": links})
+    found, _ = listed(folder / "deep/0.json")
+    assert [(name, each.error_type) for name, each in zip(names(found), found, strict=True)] == [
+        ("b.tif", None),
+        ("a.tif", None),
+    ]
+
+
 VISUAL, DATA = ({"href": f"{role}.tif", "type": TIFF, "roles": [role]} for role in ("visual", "data"))
 
 
@@ -248,6 +262,11 @@ def test_a_bucket(s3_server: Server, folder: Path) -> None:
     put("stac/items/a.json", (folder / "items/a.json").read_bytes())
     local = item("b", str(folder / "images/b.tif")).to_dict()
     put("stac/items/b.json", json.dumps(local).encode())
+    for name, href in (("c", f"local://{folder}/items/a.json"), ("d", str(folder / "items/a.json"))):
+        links = [{"rel": "item", "href": href}]
+        put(f"stac/{name}.json", json.dumps({"stac_version": "1.0.0", "links": links}).encode())
+        (refused,), _ = listed(s3_server.url(f"stac/{name}.json"), s3_server.storage)
+        assert (names([refused]), refused.error_type) == ([f"{name}.json"], "unsupported")
     found, _ = listed(s3_server.url("stac/items/"), s3_server.storage)
     assert [
         (name, each.error_type, each.taken_at) for name, each in zip(names(found), found, strict=True)
