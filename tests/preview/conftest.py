@@ -36,10 +36,14 @@ class Watched:
         self.wrong: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        self.page.on("requestfailed", lambda request: self.wrong.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", lambda request: self._failed(request.url, request.failure))
         self.page.on("request", lambda request: self._look(request.url, folder))
         self.page.on("dialog", lambda dialog: self.wrong.append(f"dialog: {dialog.message}"))
         self._address = (folder / "index.html").as_uri()
+
+    def _failed(self, url: str, reason: str | None) -> None:
+        if reason != "net::ERR_ABORTED":  # what the page was still reading when it was left
+            self.wrong.append(f"failed: {url}: {reason}")
 
     def _look(self, url: str, folder: Path) -> None:
         if not url.startswith((f"{folder.as_uri()}/", "data:", "blob:")):
