@@ -21,6 +21,7 @@ _HEADINGS = {
     "augment": "augmentation",
     "ray": "Ray: where the job runs",
     "storage": "storage: how URLs are opened",
+    "storage.lease": "storage: one run at a time",
     "storage.s3": "storage: S3 and compatible (s3://, s3a://)",
     "storage.gcs": "storage: Google Cloud Storage (gs://)",
     "storage.azure": "storage: Azure Blob Storage (az://, abfs://)",
@@ -77,7 +78,7 @@ def _grouped(actions: Sequence[argparse.Action], basic: Sequence[str]) -> Mappin
         if name in basic or not action.option_strings:
             first[name] = action
         elif "." in name:
-            nested.setdefault(name.rpartition(".")[0], []).append(action)
+            nested.setdefault(name.rpartition(".")[0].removeprefix("no_"), []).append(action)
         else:
             rest.append(action)
     order = sorted(first, key=lambda name: basic.index(name) if name in basic else -1)

@@ -62,7 +62,7 @@ class Scored:
         categories = {kind: dict(ranked(matches, kind, detections)) for kind in matches.states}
         found = {kind: figures(each.items(), detections) for kind, each in categories.items()}
         bounds = {kind: resampling.intervals(each, LEVEL) for kind, each in categories.items()}
-        return cls(categories, found, bounds if resampling.draws else {})
+        return cls(categories, found, bounds if resampling.draws and len(resampling.hashes) > 1 else {})
 
 
 def outcome_of(settings: EvaluateSettings, compared: Compared) -> Outcome:

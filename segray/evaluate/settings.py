@@ -97,7 +97,10 @@ exit codes:
         description="figures for each value of a column too: of the labels' images, or kept by annotate",
     )
     draws: int = Field(
-        200, ge=0, le=100_000, description="bootstrap draws over images for 95 %% intervals of AP; 0: none"
+        200,
+        ge=0,
+        le=100_000,
+        description="bootstrap draws over images, for intervals of AP at 95 percent; 0: none",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the draws")
     worst: int = Field(20, ge=0, description="images with the most errors to name in metrics.json")

@@ -61,7 +61,8 @@ def _checked(labels: Labels, settings: ExportOptions) -> Splits:
             f"{shown(settings.run[0])}: no annotated image{of} ({labels.rejected:,} rejected)"
         )
     if settings.filters and not table.count_instances():
-        raise NothingToDoError(f"none of {labels.filtered:,} instances matches the filter")
+        classes = f"; classes of the run: {', '.join(sorted(labels.seen))}" * bool(labels.seen)
+        raise NothingToDoError(f"none of {labels.filtered:,} instances matches the filter{classes}")
     if settings.format in ON_EARTH:
         if labels.verb != "predict":
             _check_geometry(labels, settings)

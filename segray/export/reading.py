@@ -52,6 +52,8 @@ class Labels:
     filtered: int = 0
     """Instances that classes, score and area leave out, of any image."""
     notes: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    """Names of all classes, also those that are not exported; only kept where classes are chosen."""
 
 
 def read_run(settings: ExportOptions, folder: Path) -> Labels:
@@ -86,6 +88,7 @@ def read_run(settings: ExportOptions, folder: Path) -> Labels:
     if settings.split is None and (strays := labels.table.count_strays()):
         labels.notes.append(f"{strays:,} instances of images that are not in images/ are left out")
     _check_categories(labels)
+    _check_classes(labels, settings)
     return labels
 
 
@@ -162,6 +165,8 @@ def image_of(row: dict[str, Any]) -> Image:
 def _add_instances(labels: Labels, file: Source, settings: ExportOptions) -> None:
     needed = "geometry" if settings.format in ON_EARTH else "segmentation"
     for geo, batch in batches(file, (*_INSTANCE, needed), _INSTANCE_MAY, settings.storage):
+        if settings.classes:
+            labels.seen.update(filter(None, pc.unique(batch["category"].cast(pa.string())).to_pylist()))
         kept = batch.filter(_wanted(batch, settings))
         rows = kept.to_pylist()
         if needed == "segmentation":
@@ -171,6 +176,14 @@ def _add_instances(labels: Labels, file: Source, settings: ExportOptions) -> Non
         found = [row for row in rows if settings.min_area is None or (row["area"] or 0) >= settings.min_area]
         labels.filtered += len(batch) - len(found)
         labels.table.add_instances(map(instance_of, found))
+
+
+def _check_classes(labels: Labels, settings: ExportOptions) -> None:
+    """Raise SettingsError where some of the classes are exported, and the run has no instance of another."""
+    unknown = [name for name in settings.classes if name not in labels.seen]
+    if unknown and labels.table.count_instances():
+        there = ", ".join(sorted(labels.seen))
+        raise SettingsError(f"classes: the run has no {', '.join(unknown)}; it has {there}")
 
 
 def _wanted(batch: pa.RecordBatch, settings: ExportOptions) -> pa.Array:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from segray.errors import SegrayError
+from segray.errors import SegrayError, SettingsError
 from segray.preview.classes import coloured
 from segray.preview.compare import settings_apart
 from segray.preview.figures import classes_of, figures_of
@@ -23,6 +23,9 @@ _KINDS = {"segm": "masks", "bbox": "boxes"}
 
 def evaluation_pages(runs: Sequence[Run], settings: PreviewSettings, folder: PageFolder) -> list[str]:
     """Write the pages of one evaluation, or of two; return lines for the summary."""
+    if len({str(run.record.get("task")) for run in runs}) > 1:
+        tasks = " and ".join(str(run.record.get("task")) for run in runs)
+        raise SettingsError(f"run: evaluations of {tasks} cannot be compared")
     scores = [_overall(runs)]
     for run in runs:
         of = f" ({run.about()['name']})" if len(runs) > 1 else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segray.errors import NothingToDoError, SettingsError
-from segray.output.io import check_output, read_if_there
+from segray.output.io import check_output, files_below, read_if_there
 from segray.output.names import PLAN, RUN
 from segray.retries import retrying
 from segray.run import Problems
@@ -68,6 +68,8 @@ def _run_of(url: str, settings: SelectSettings) -> Run:
     if data is None:
         if read_if_there(f"{url.rstrip('/')}/{PLAN}", settings.storage, "run") is not None:
             raise SettingsError(f"run: {shown(url)} is not finished; run its command again to continue")
+        if not files_below(f"{url.rstrip('/')}/images", (".parquet",), settings.storage):
+            raise SettingsError(f"run: {shown(url)}: no segray run found there")
         if not settings.from_run_only:
             raise SettingsError(
                 f"run: {shown(url)} has no run.json, so its model is not known: select with --from-run-only"

@@ -699,3 +699,11 @@ def many(run: Run, number: int) -> None:
     ids = pa.array([f"{row['image_id']}-{place:07d}" for place in range(number)])
     whole = whole.set_column(table.schema.get_field_index("instance_id"), "instance_id", ids)
     pq.write_table(whole, file, row_group_size=20_000, use_dictionary=False)
+
+
+def test_a_class_that_the_run_does_not_have_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    assert export(run, "coco", tmp_path / "labels.json", "--classes", "car,caar") == 2
+    assert "classes: the run has no caar; it has " in capsys.readouterr().err

@@ -56,8 +56,7 @@ const segray = (() => {
 
   /** The last part of an address, which tells images of one folder apart. */
   function short(address) {
-    const name = address.split("/").pop() || address;
-    try { return decodeURIComponent(name); } catch { return name; }
+    return address.split("/").pop() || address;
   }
 
   return { put, get, load, style, image, el, number, score, colour, css, short };
