@@ -4,7 +4,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from segray.data.vector_files import find_file
 from segray.errors import ExitCode, ItemError, JobFailedError, SettingsError
-from segray.export.table import Image
+from segray.export.table import Image, Instance
 from segray.importer.categories import Categories
 from segray.importer.coco import read_coco
 from segray.importer.compare import Found, compared
@@ -90,13 +90,24 @@ def _written(job: Import, lease: Lease[Store]) -> Counter[str]:
     store = lease.store
     _finished(store, job)  # again: another run may have finished meanwhile
     store.write_json(PLAN, job.identity)
-    tally = _read(job, store)
+    try:
+        tally = _read(job, store)
+    except SettingsError:
+        _emptied(store)
+        raise
     job.rejects.close()
     if job.rejects.total:
         store.put_file(REJECTS, job.rejects.path)
     else:
         store.delete(REJECTS)
     return tally
+
+
+def _emptied(store: Store) -> None:
+    """Delete what was written of a file that cannot be imported: the corrected file may take the output."""
+    for part in store.recover():
+        store.discard(part)
+    store.retract(PLAN)
 
 
 def _read(job: Import, store: Store | None) -> Counter[str]:
@@ -121,7 +132,7 @@ def _read(job: Import, store: Store | None) -> Counter[str]:
 
 
 def _instances(job: Import, store: Store | None) -> Counter[str]:
-    categories = Categories(job.images.categories)
+    categories = Categories(job.images.categories, may_lack=job.settings.format in ("masks", *ON_EARTH))
     writer = None if store is None else LabelWriter(store)
     tally: Counter[str] = Counter(images=0, instances=0)
     seen = set[str]()  # 140 bytes an image
@@ -134,10 +145,11 @@ def _instances(job: Import, store: Store | None) -> Counter[str]:
                 job.rejects.image(each.name, f"the file has image {image.image_id} twice; the first counts")
             else:
                 seen.add(image.image_id)
-                found, counts = _corrected(each, image, job, categories)
+                rows = job.images.instances(image)
+                found, counts = _corrected(each, image, rows, job, categories)
                 tally += counts + Counter(images=1, instances=len(found))
                 if writer is not None:
-                    writer.add(image, _ledger(each, image, job), found)
+                    writer.add(image, _ledger(each, image, job), found, rows)
     if writer is not None:
         writer.finish()
     new = categories.new() if isinstance(job.images, RunImages) else {}
@@ -151,7 +163,7 @@ def _looked(job: Import, categories: Categories) -> Iterator[Looked]:
     if kind == "yolo":
         yield from read_yolo(root, categories, storage, job.folder)
     elif kind == "masks":
-        yield from read_masks(root, storage, settings.max_pixels, job.rejects, job.folder)
+        yield from read_masks(root, categories, storage, settings.max_pixels, job.rejects, job.folder)
     elif kind in ON_EARTH:
         assert isinstance(job.images, RunImages)
         from segray.importer.vectors import read_vectors  # GDAL, which other formats do not need
@@ -169,7 +181,7 @@ def _looked(job: Import, categories: Categories) -> Iterator[Looked]:
 
 
 def _corrected(
-    looked: Looked, image: Image, job: Import, categories: Categories
+    looked: Looked, image: Image, rows: Sequence[Instance], job: Import, categories: Categories
 ) -> tuple[list[Found], Counter[str]]:
     """Return the instances of an image, and counts of what happened to those of the run."""
     drawn = []
@@ -183,7 +195,6 @@ def _corrected(
             job.rejects.annotation(looked.name, each.where, error.reason)
             continue
         drawn.append(Found(counts, number, name, each.instance_id, each.crowd))
-    rows = job.images.instances(image)
     shown_as = None if looked.shown is None or not rows else looked.shown(image, rows)
     return compared(drawn, rows, (image.height, image.width), shown_as)
 

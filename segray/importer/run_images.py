@@ -58,6 +58,8 @@ class RunImages:
             self.categories = self.table.categories()
         except (sqlite3.IntegrityError, ValueError) as error:
             raise SettingsError(f"run: {shown(run)}: {error}") from error
+        if wrong := self.table.misfit():  # pycocotools' iou of masks of two sizes does not end
+            raise SettingsError(f"run: {shown(run)}: a mask of image {wrong[0]} has {wrong[1]}")
         self._rows.settle()
         self._names = _Names(self.table, folder)
 
