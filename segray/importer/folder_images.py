@@ -7,7 +7,7 @@ from segray.data.pair_lists import look_up
 from segray.errors import ItemError, SettingsError
 from segray.export.table import Image, Instance
 from segray.importer.drawn import Looked
-from segray.importer.run_images import plain_address
+from segray.importer.run_images import OtherFoldersError, is_another, plain_address
 from segray.schema import CRS84
 from segray.sources.decode import upright, with_image
 from segray.sources.item import Source, image_id
@@ -36,22 +36,24 @@ class FolderImages:
             if not self._listed:
                 raise SettingsError(f"images: {canonical_uri(images)} holds no image")
 
-    def place(self, looked: Sequence[Looked]) -> list[Image | ItemError]:
-        """Return the image of each, or why there is none."""
+    def place(self, looked: Sequence[Looked], *, strictly: bool = False) -> list[Image | ItemError]:
+        """Return the image of each, or why there is none; strictly: see Images."""
         names = [plain_address(each.name) for each in looked]
         if self._listed is None:
             sources: list[Source | ItemError] = [*look_up(names, self._file, self._base, self._storage)]
         else:
-            sources = [self._in_list(name) for name in names]
+            sources = [self._in_list(name, strictly) for name in names]
         return [self._image(each, source) for each, source in zip(looked, sources, strict=True)]
 
-    def _in_list(self, name: str) -> Source | ItemError:
+    def _in_list(self, name: str, strictly: bool) -> Source | ItemError:
         found = (self._listed or {}).get(name.rpartition("/")[2], [])
         ends = [each for each in found if each.uri.endswith(f"/{name.lstrip('./')}")]
-        found = ends if len(ends) == 1 else found
+        found = ends or [each for each in found if not is_another(name, plain_address(each.uri))]
         if len(found) != 1:
             what = f"{len(found)} images have" if found else "no image has"
             return ItemError("missing", f"{what} this name below {canonical_uri(self._base)}")
+        if strictly and not ends and "/" in name:
+            return OtherFoldersError("missing", "an image has its file name alone")
         return found[0]
 
     def _image(self, looked: Looked, source: Source | ItemError) -> Image | ItemError:

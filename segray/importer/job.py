@@ -4,7 +4,8 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from segray.importer.label_maps import import_maps
 from segray.importer.labelstudio import read_labelstudio
 from segray.importer.masks import read_masks
 from segray.importer.prepare import Import, prepared
+from segray.importer.rejects import Rejects
 from segray.importer.report import REJECTS, conclude, record_of
-from segray.importer.run_images import RunImages
+from segray.importer.run_images import OtherFoldersError, RunImages
 from segray.importer.settings import ON_EARTH, ImportOptions
 from segray.importer.write_labels import KEPT, LabelWriter
 from segray.importer.yolo import read_yolo
@@ -132,29 +134,74 @@ def _read(job: Import, store: Store | None) -> Counter[str]:
 
 
 def _instances(job: Import, store: Store | None) -> Counter[str]:
-    categories = Categories(job.images.categories, may_lack=job.settings.format in ("masks", *ON_EARTH))
-    writer = None if store is None else LabelWriter(store)
-    tally: Counter[str] = Counter(images=0, instances=0)
-    seen = set[str]()  # 140 bytes an image
-    looked = _looked(job, categories)
+    kind = job.settings.format
+    categories = Categories(job.images.categories, may_lack=kind in ("masks", *ON_EARTH))
+    corrections = _Corrections(job, categories, None if store is None else LabelWriter(store))
+    late = set[int]()  # 60 bytes an image
+    for place, each, image in _placed(job, categories):
+        if isinstance(image, OtherFoldersError):
+            late.add(place)
+        else:
+            corrections.add(each, image)
+    if late:
+        _add_late(late, job, corrections)
+    return corrections.finish()
+
+
+def _placed(
+    job: Import, categories: Categories, late: Set[int] | None = None
+) -> Iterator[tuple[int, Looked, Image | ItemError]]:
+    """Yield each image of the file with its place there; late: those alone, by their file names."""
+    looked = (each for each in enumerate(_looked(job, categories)) if late is None or each[0] in late)
     while some := list(islice(looked, 1 if job.settings.format in ON_EARTH else _AT_ONCE)):
-        for each, image in zip(some, job.images.place(some), strict=True):
-            if isinstance(image, ItemError):
-                job.rejects.image(each.name, image.reason)
-            elif image.image_id in seen:
-                job.rejects.image(each.name, f"the file has image {image.image_id} twice; the first counts")
-            else:
-                seen.add(image.image_id)
-                rows = job.images.instances(image)
-                found, counts = _corrected(each, image, rows, job, categories)
-                tally += counts + Counter(images=1, instances=len(found))
-                if writer is not None:
-                    writer.add(image, _ledger(each, image, job), found, rows)
-    if writer is not None:
-        writer.finish()
-    new = categories.new() if isinstance(job.images, RunImages) else {}
-    tally += Counter({f"class {name} ({number})": 1 for number, name in new.items()})
-    return tally
+        images = job.images.place([each for _, each in some], strictly=late is None)
+        for (place, each), image in zip(some, images, strict=True):
+            yield place, each, image
+
+
+def _add_late(late: Set[int], job: Import, corrections: "_Corrections") -> None:
+    """Read the file again, for the images whose file names alone are known: others had the first choice."""
+    folder = job.folder / "again"
+    folder.mkdir()
+    again = replace(job, folder=folder, rejects=Rejects(folder))  # what it rejects is known already
+    for _, each, image in _placed(again, corrections.categories, late):
+        if corrections.add(each, image):
+            corrections.tally["by_name_alone"] += 1
+    again.rejects.close()
+
+
+class _Corrections:
+    """Compare images of the file with those of the run, write and count them."""
+
+    def __init__(self, job: Import, categories: Categories, writer: LabelWriter | None) -> None:
+        self.categories = categories
+        self.tally: Counter[str] = Counter(images=0, instances=0)
+        self._job, self._writer = job, writer
+        self._seen = set[str]()  # 140 bytes an image
+
+    def add(self, looked: Looked, image: Image | ItemError) -> bool:
+        """Take an image; return whether it is one that was not taken before."""
+        job = self._job
+        if isinstance(image, ItemError):
+            job.rejects.image(looked.name, image.reason)
+            return False
+        if image.image_id in self._seen:
+            job.rejects.image(looked.name, f"the file has image {image.image_id} twice; the first counts")
+            return False
+        self._seen.add(image.image_id)
+        rows = job.images.instances(image)
+        found, counts = _corrected(looked, image, rows, job, self.categories)
+        self.tally += counts + Counter(images=1, instances=len(found))
+        if self._writer is not None:
+            self._writer.add(image, _ledger(looked, image, job), found, rows)
+        return True
+
+    def finish(self) -> Counter[str]:
+        """Write what is left; return the counts."""
+        if self._writer is not None:
+            self._writer.finish()
+        new = self.categories.new() if isinstance(self._job.images, RunImages) else {}
+        return self.tally + Counter({f"class {name} ({number})": 1 for number, name in new.items()})
 
 
 def _looked(job: Import, categories: Categories) -> Iterator[Looked]:

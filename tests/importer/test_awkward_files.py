@@ -82,6 +82,40 @@ def test_a_new_instance_never_has_the_number_of_a_removed_one(run: Run, tmp_path
     assert last["segray_instance_id"].replace("-0000007", "-0000008") in ids
 
 
+# Which image
+
+
+@pytest.mark.parametrize("without_run", [False, True])
+def test_folders_come_before_file_names(
+    without_run: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two images of one name, one is another's; where the folders do not say, those left over count."""
+    site = tmp_path / "site1"
+    site.mkdir()
+    names = ("1.png", "2.png", "3.png")
+    for name in names:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(site / name)
+    run = made(tmp_path / "run", names=(*names, "4.png"))
+    for image, name in zip(run.images, names, strict=False):
+        image |= {"uri": f"file://{site / name}", "member": None}
+    write(run)
+    meant = ["site2/1.png", str(site / "1.png"), "D:\\task\\2.png", f"{tmp_path}/site2/3.png"]
+    images = [{"id": place, "file_name": name, **SIZE} for place, name in enumerate(meant)]
+    boxes = [{"image_id": place, "bbox": [place, 0, 3, 3]} for place in range(len(meant))]
+    file = coco(tmp_path, images, boxes)
+    where = ["--images", str(site)] if without_run else []
+    assert bring(file, "coco", tmp_path / "labels", None if without_run else run.folder, *where) == 3
+    assert "1 images were found by their file name alone" in capsys.readouterr().out
+    found = {row["image_id"]: row["uri"][-5:] for row in rows(tmp_path / "labels", "images")}
+    left = {found[row["image_id"]]: row["bbox"][0] for row in rows(tmp_path / "labels", "instances")}
+    assert left == {"1.png": 1, "2.png": 2}
+    rejected = (tmp_path / "labels/rejects.csv").read_text().splitlines()[1:]
+    assert len(rejected) == 2
+    assert ("no image has" if without_run else "its folder differs") in rejected[0]
+    assert rejected[1].startswith("site2/1.png,,the file has image")
+    assert (counts(tmp_path / "labels")["by_name_alone"], counts(tmp_path / "labels")["rejected"]) == (1, 2)
+
+
 # The file
 
 
