@@ -8,12 +8,15 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segray.errors import ItemError
 from segray.export.table import Instance
 from segray.importer.categories import Categories
 from segray.importer.compare import Found, compared
+from segray.importer.image_sizes import sizes_of
+from segray.sources.local import local_source
+from segray.storage import StorageSettings
 from tests.export.made import HEIGHT, UTM, WIDTH, Run, made, write
 from tests.importer.made import bring, counts, encoded, export, rows
 
@@ -114,6 +117,33 @@ def test_folders_come_before_file_names(
     assert ("no image has" if without_run else "its folder differs") in rejected[0]
     assert rejected[1].startswith("site2/1.png,,the file has image")
     assert (counts(tmp_path / "labels")["by_name_alone"], counts(tmp_path / "labels")["rejected"]) == (1, 2)
+
+
+def test_sizes_are_those_of_the_images(tmp_path: Path) -> None:
+    """Upright; by the first bytes where they tell: noise makes files of more, and WebP is read as a whole."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 500, 3), np.uint8))
+    noise.save(tmp_path / "big.png")
+    noise.save(tmp_path / "big.webp", lossless=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "turned.jpg", exif=turned)
+    (tmp_path / "broken.jpg").write_bytes(b"none")
+    names = ("big.png", "big.webp", "turned.jpg", "broken.jpg", "big.png")
+    sources = [local_source(str(tmp_path / name)) for name in names]
+    *good, broken, last = sizes_of(sources, StorageSettings(), 10**6)
+    assert [*good, last] == [(400, 500), (400, 500), (WIDTH, HEIGHT), (400, 500)]
+    assert isinstance(broken, ItemError)
+    sides = {"big.png": (400, 500), "big.webp": (400, 501), "turned.jpg": (HEIGHT, WIDTH)}
+    images = [
+        {"id": place, "file_name": name, "height": size[0], "width": size[1]}
+        for place, (name, size) in enumerate(sides.items())
+    ]
+    file = coco(tmp_path, images, [{"image_id": 0, "bbox": [1, 1, 3, 3]}])
+    assert bring(file, "coco", tmp_path / "labels", None) == 3
+    assert [row["uri"][-7:] for row in rows(tmp_path / "labels", "images")] == ["big.png"]
+    told = (tmp_path / "labels/rejects.csv").read_text()
+    assert "501 x 400 pixels in the file, 500 x 400 in the image" in told
+    assert f"{WIDTH} x {HEIGHT} pixels in the file, {HEIGHT} x {WIDTH} in the image" in told
 
 
 # The file
