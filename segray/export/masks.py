@@ -105,11 +105,15 @@ def _numbers(table: LabelTable, image: Image) -> dict[str, int]:
 def paint(instances: Iterable[Instance], image: Image, numbers: dict[str, int] | None) -> NDArray[np.uint16]:
     """Return the label image, uint16 (height, width); numbers: value of each instance, None: its class.
 
-    instances: by ascending score, those without one last: what a person drew covers the rest.
+    instances: by ascending score, those without one last: what a person drew covers the rest. Raises
+    SettingsError for a value that 16 bits cannot hold.
     """
     flat = np.zeros(image.height * image.width, np.uint16)  # by columns, as the run lengths
     for each in instances:
         value = each.category_id if numbers is None else numbers[each.instance_id]
+        if not 0 <= value <= MOST:
+            what = "category_id" if numbers is None else "value"
+            raise SettingsError(f"run: {what} {value:,} of {each.instance_id} is no pixel of 16 bits")
         edges = np.cumsum(counts_of([each.counts or ""])[0])
         for start, stop in zip(edges[0:-1:2].tolist(), edges[1::2].tolist(), strict=True):
             flat[start:stop] = value

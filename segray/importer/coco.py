@@ -30,10 +30,13 @@ def read_coco(file: Inside, categories: Categories, rejects: Rejects, folder: Pa
     annotations.settle()
     if not named or not annotations.count():
         _check(file)
-    seen = 0
+    seen, numbers = 0, set[str]()  # 90 bytes an image
     try:
         for entry in _items(file, "images"):
             ((number, image),) = images_of([entry], file.name).items()
+            if str(number) in numbers:
+                raise SettingsError(f"{file.name}: images need ids of their own, two have {number}")
+            numbers.add(str(number))
             drawn = [_drawn(each, named) for each in annotations.of(str(number))]
             seen += len(drawn)
             yield Looked(
@@ -80,7 +83,7 @@ def _drawn(annotation: dict[str, Any], named: dict[int, str]) -> Drawn:
         failing(f"category {number} is not in the file") if name is None else _shape(annotation),
         name,
         instance_id=_text(annotation.get("segray_instance_id")),
-        crowd=annotation.get("iscrowd") == 1,
+        crowd=None if annotation.get("iscrowd") is None else annotation["iscrowd"] == 1,
     )
 
 

@@ -26,7 +26,8 @@ class Found:
     category: str
     instance_id: str | None
     """What the file says; after `compared` that of the run's instance, None for a new one."""
-    crowd: bool = False
+    crowd: bool | None = None
+    """None where the file does not say; after `compared` as the run's instance has it."""
 
 
 def compared(
@@ -55,14 +56,12 @@ def compared(
         tally["unchanged" if same and not other_class else "changed"] += 1
         tally["reclassified"] += other_class
         counts = (row.counts or "") if same else each.counts
-        found.append(replace(each, counts=counts, instance_id=row.instance_id))
+        crowd = row.iscrowd == 1 if each.crowd is None else each.crowd
+        found.append(replace(each, counts=counts, instance_id=row.instance_id, crowd=crowd))
     for place in {*range(len(rows))} - {*pairs.values()}:
         if _is_empty(seen[place], size):
             tally["unchanged"] += 1
-            row = rows[place]
-            found.append(
-                Found(row.counts or "", row.category_id, row.category, row.instance_id, row.iscrowd == 1)
-            )
+            found.append(_as_it_was(rows[place]))
         else:
             tally["removed"] += 1
     return found, tally

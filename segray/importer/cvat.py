@@ -49,7 +49,7 @@ def _images(stream: object, file: Inside, categories: Categories) -> Iterator[Lo
 def _looked(image: ElementTree.Element) -> Looked:
     drawn = [_drawn(place, each) for place, each in enumerate(image, start=1) if each.tag != "tag"]
     size = (image.get("height", ""), image.get("width", ""))
-    sides = (int(size[0]), int(size[1])) if all(each.isdigit() for each in size) else None
+    sides = (int(size[0]), int(size[1])) if all(each.isdecimal() for each in size) else None
     return Looked(image.get("name", ""), drawn, size=sides, split=_split(image.get("subset")))
 
 
@@ -86,8 +86,14 @@ def _shape(shape: ElementTree.Element) -> Draw:
 
 
 def _mask(left: int, top: int, width: int, height: int, rle: str) -> Draw:
-    counts = np.array([int(each) for each in rle.split(",")], np.int64)
-    if width < 1 or height < 1 or (counts < 0).any() or counts.sum() != width * height:
+    counts = [int(each) for each in rle.split(",")]
+    if width < 1 or height < 1 or min(counts) < 0 or sum(counts) != width * height:
         raise ItemError("unsupported", f"run lengths do not sum to {width} x {height} pixels")
-    crop = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
-    return pasted(crop, top, left)
+
+    def draw(rows: int, cols: int) -> str:
+        if height > rows or width > cols:
+            raise ItemError("unsupported", f"a mask of {width} x {height} in an image of {cols} x {rows}")
+        crop = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
+        return pasted(crop, top, left)(rows, cols)
+
+    return draw

@@ -31,7 +31,8 @@ class Drawn:
     number: int | None = None
     """`category_id` in the file, for a class that has no name there."""
     instance_id: str | None = None
-    crowd: bool = False
+    crowd: bool | None = None
+    """None where the file does not say: as in the run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,18 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from pycocotools import mask as coco_mask
 
 from segray.data.vector_files import find_file
 from segray.errors import ExitCode, ItemError, JobFailedError, SettingsError
 from segray.export.table import Image
 from segray.importer.categories import Categories
 from segray.importer.coco import read_coco
-from segray.importer.compare import Found, compared
+from segray.importer.corrections import Corrections
 from segray.importer.cvat import read_cvat
 from segray.importer.drawn import Looked
 from segray.importer.files import labels_in
@@ -24,8 +23,9 @@ from segray.importer.label_maps import import_maps
 from segray.importer.labelstudio import read_labelstudio
 from segray.importer.masks import read_masks
 from segray.importer.prepare import Import, prepared
+from segray.importer.rejects import Rejects
 from segray.importer.report import REJECTS, conclude, record_of
-from segray.importer.run_images import RunImages
+from segray.importer.run_images import OtherFoldersError, RunImages
 from segray.importer.settings import ON_EARTH, ImportOptions
 from segray.importer.write_labels import KEPT, LabelWriter
 from segray.importer.yolo import read_yolo
@@ -90,13 +90,24 @@ def _written(job: Import, lease: Lease[Store]) -> Counter[str]:
     store = lease.store
     _finished(store, job)  # again: another run may have finished meanwhile
     store.write_json(PLAN, job.identity)
-    tally = _read(job, store)
+    try:
+        tally = _read(job, store)
+    except SettingsError:
+        _emptied(store)
+        raise
     job.rejects.close()
     if job.rejects.total:
         store.put_file(REJECTS, job.rejects.path)
     else:
         store.delete(REJECTS)
     return tally
+
+
+def _emptied(store: Store) -> None:
+    """Delete what was written of a file that cannot be imported: the corrected file may take the output."""
+    for part in store.recover():
+        store.discard(part)
+    store.retract(PLAN)
 
 
 def _read(job: Import, store: Store | None) -> Counter[str]:
@@ -121,28 +132,40 @@ def _read(job: Import, store: Store | None) -> Counter[str]:
 
 
 def _instances(job: Import, store: Store | None) -> Counter[str]:
-    categories = Categories(job.images.categories)
-    writer = None if store is None else LabelWriter(store)
-    tally: Counter[str] = Counter(images=0, instances=0)
-    seen = set[str]()  # 140 bytes an image
-    looked = _looked(job, categories)
+    kind = job.settings.format
+    categories = Categories(job.images.categories, may_lack=kind in ("masks", *ON_EARTH))
+    corrections = Corrections(job, categories, None if store is None else LabelWriter(store))
+    late = set[int]()  # 60 bytes an image
+    for place, each, image in _placed(job, categories):
+        if isinstance(image, OtherFoldersError):
+            late.add(place)
+        else:
+            corrections.add(each, image)
+    if late:
+        _add_late(late, job, corrections)
+    return corrections.finish()
+
+
+def _placed(
+    job: Import, categories: Categories, late: Set[int] | None = None
+) -> Iterator[tuple[int, Looked, Image | ItemError]]:
+    """Yield each image of the file with its place there; late: those alone, by their file names."""
+    looked = (each for each in enumerate(_looked(job, categories)) if late is None or each[0] in late)
     while some := list(islice(looked, 1 if job.settings.format in ON_EARTH else _AT_ONCE)):
-        for each, image in zip(some, job.images.place(some), strict=True):
-            if isinstance(image, ItemError):
-                job.rejects.image(each.name, image.reason)
-            elif image.image_id in seen:
-                job.rejects.image(each.name, f"the file has image {image.image_id} twice; the first counts")
-            else:
-                seen.add(image.image_id)
-                found, counts = _corrected(each, image, job, categories)
-                tally += counts + Counter(images=1, instances=len(found))
-                if writer is not None:
-                    writer.add(image, _ledger(each, image, job), found)
-    if writer is not None:
-        writer.finish()
-    new = categories.new() if isinstance(job.images, RunImages) else {}
-    tally += Counter({f"class {name} ({number})": 1 for number, name in new.items()})
-    return tally
+        images = job.images.place([each for _, each in some], strictly=late is None)
+        for (place, each), image in zip(some, images, strict=True):
+            yield place, each, image
+
+
+def _add_late(late: Set[int], job: Import, corrections: Corrections) -> None:
+    """Read the file again, for the images whose file names alone are known: others had the first choice."""
+    folder = job.folder / "again"
+    folder.mkdir()
+    again = replace(job, folder=folder, rejects=Rejects(folder))  # what it rejects is known already
+    for _, each, image in _placed(again, corrections.categories, late):
+        if corrections.add(each, image):
+            corrections.tally["by_name_alone"] += 1
+    again.rejects.close()
 
 
 def _looked(job: Import, categories: Categories) -> Iterator[Looked]:
@@ -151,7 +174,7 @@ def _looked(job: Import, categories: Categories) -> Iterator[Looked]:
     if kind == "yolo":
         yield from read_yolo(root, categories, storage, job.folder)
     elif kind == "masks":
-        yield from read_masks(root, storage, settings.max_pixels, job.rejects, job.folder)
+        yield from read_masks(root, categories, storage, settings.max_pixels, job.rejects, job.folder)
     elif kind in ON_EARTH:
         assert isinstance(job.images, RunImages)
         from segray.importer.vectors import read_vectors  # GDAL, which other formats do not need
@@ -166,28 +189,3 @@ def _looked(job: Import, categories: Categories) -> Iterator[Looked]:
                 yield from read_cvat(file, categories)
             else:
                 yield from read_labelstudio(file, job.rejects)
-
-
-def _corrected(
-    looked: Looked, image: Image, job: Import, categories: Categories
-) -> tuple[list[Found], Counter[str]]:
-    """Return the instances of an image, and counts of what happened to those of the run."""
-    drawn = []
-    for each in looked.drawn:
-        try:
-            counts = each.draw(image.height, image.width)
-            number, name = categories.of(each.category, each.number)
-            if not coco_mask.area({"size": [image.height, image.width], "counts": counts}):
-                raise ItemError("unsupported", "it covers no pixel of its image")
-        except ItemError as error:
-            job.rejects.annotation(looked.name, each.where, error.reason)
-            continue
-        drawn.append(Found(counts, number, name, each.instance_id, each.crowd))
-    rows = job.images.instances(image)
-    shown_as = None if looked.shown is None or not rows else looked.shown(image, rows)
-    return compared(drawn, rows, (image.height, image.width), shown_as)
-
-
-def _ledger(looked: Looked, image: Image, job: Import) -> dict[str, Any]:
-    own = {name: getattr(looked, name) for name in KEPT if getattr(looked, name) is not None}
-    return {**job.images.ledger(image), **own}

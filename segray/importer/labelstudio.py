@@ -53,17 +53,21 @@ def _looked(task: dict[str, Any], place: int) -> Looked | None:
     newest = max(enumerate(done), key=lambda pair: (str(pair[1].get("updated_at") or ""), pair[0]))[1]
     regions = _regions(newest["result"])
     data = task["data"]
-    sizes = {(each.get("original_height"), each.get("original_width")) for each in regions}
-    known = [size for size in sizes if all(isinstance(each, int) for each in size)]
+    sizes = [(each.get("original_height"), each.get("original_width")) for each in regions]
+    known = [*{size for size in sizes if all(isinstance(each, int) for each in size)}]
     name = data.get("image") or next((value for value in data.values() if isinstance(value, str)), "")
     return Looked(
         str(name),
         [_drawn(each) for each in regions],
-        data.get("segray_image_id"),
+        _text(data.get("segray_image_id")),
         known[0] if len(known) == 1 else None,  # type: ignore[arg-type]
-        data.get("split"),
-        data.get("group"),
+        _text(data.get("split")),
+        _text(data.get("group")),
     )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None or value == "" else str(value)
 
 
 def _counts(annotation: Any) -> bool:
@@ -77,20 +81,21 @@ def _regions(results: Sequence[Any]) -> list[dict[str, Any]]:
     for place, each in enumerate(results):
         if not isinstance(each, dict) or not isinstance(each.get("value"), dict):
             continue
-        region = by_id[str(each.get("id", place))]
+        number = each.get("id")
+        region = by_id[f"#{place + 1}" if number is None else str(number)]
         kind = str(each.get("type", ""))
         if shape := next((one for one in _KINDS if kind.startswith(one)), None):
             region |= {**each, "shape": shape}
         named = each["value"].get(kind) if kind.endswith("labels") else None
         if isinstance(named, list) and named:
             region["label"] = str(named[0])
-    return [region for region in by_id.values() if "shape" in region]
+    return [{**region, "id": number} for number, region in by_id.items() if "shape" in region]
 
 
 def _drawn(region: Mapping[str, Any]) -> Drawn:
     try:
         draw = _shape(region)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         draw = failing(f"its value is broken: {error!r}")
     number = str(region.get("id"))
     return Drawn(f"region {number}", draw, region.get("label"), instance_id=number)
@@ -99,6 +104,8 @@ def _drawn(region: Mapping[str, Any]) -> Drawn:
 def _shape(region: Mapping[str, Any]) -> Draw:
     kind, value = region["shape"], region["value"]
     if kind == "brush":
+        if not isinstance(value["rle"], list):  # bytes(9) are nine of them
+            raise TypeError("its rle is no list")
         data = bytes(value["rle"])
         return lambda height, width: _brushed(data, height, width)
     if kind == "polygon":
@@ -107,20 +114,15 @@ def _shape(region: Mapping[str, Any]) -> Draw:
             height, width
         )
     if kind == "rectangle":
-        return lambda height, width: _rectangle(value, height, width)
+        x, y, wide, high = (float(value[name]) for name in ("x", "y", "width", "height"))
+        degrees = float(value.get("rotation") or 0)
+        return lambda height, width: turned_box(
+            (x * width / 100, y * height / 100),
+            (wide * width / 100, high * height / 100),
+            degrees,
+            (x * width / 100, y * height / 100),
+        )(height, width)
     return failing(f"a {kind} has no area here; draw a brush, polygon or rectangle")
-
-
-def _polygon(points: NDArray[np.float64], height: int, width: int) -> str:
-    ring: list[float] = (points * (width, height) / 100).ravel().tolist()
-    return polygons([ring])(height, width)
-
-
-def _rectangle(value: Mapping[str, Any], height: int, width: int) -> str:
-    left, right = value["x"] * width / 100, value["width"] * width / 100
-    top, bottom = value["y"] * height / 100, value["height"] * height / 100
-    turned = turned_box((left, top), (right, bottom), float(value.get("rotation") or 0), (left, top))
-    return turned(height, width)
 
 
 def _brushed(data: bytes, height: int, width: int) -> str:

@@ -8,6 +8,7 @@ which `predict` writes. Rows of the run that others hide, as `export` paints the
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segray.data.coco_file import whole_id
 from segray.errors import ItemError, SettingsError
 from segray.export.masks import paint
 from segray.export.table import Image, Instance
+from segray.importer.categories import Categories
 from segray.importer.drawn import Drawn, Looked, by_value, failing
 from segray.importer.files import read_small
 from segray.importer.pile import Pile
@@ -69,14 +72,24 @@ def mask_files(root: str, storage: StorageSettings, folder: Path) -> Iterator[Ma
 
 
 def table_of(root: str, name: str, needed: Sequence[str], storage: StorageSettings) -> list[dict[str, str]]:
-    """Return the rows of a table of the folder; empty without one. Raises SettingsError for a lost column."""
+    """Return the rows of a table of the folder; empty without one.
+
+    Raises SettingsError for a lost column, and for a `value` that is no whole number.
+    """
     text = read_small(f"{root}/{name}", storage)
     if text is None:
         return []
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if lost := [column for column in needed if column not in (reader.fieldnames or [])]:
         raise SettingsError(f"file: {shown(root)}/{name} has no column {', '.join(lost)}")
-    return list(reader)
+    rows = list(reader)
+    for place, row in enumerate(rows, start=1):
+        value = _whole(row["value"])
+        if value is None:
+            where = f"file: {shown(root)}/{name}, row {place}"
+            raise SettingsError(f"{where}: value {row['value']!r} is no whole number")
+        row["value"] = str(value)
+    return rows
 
 
 def values_of(data: bytes, colours: Mapping[int, int], max_pixels: int) -> Values:
@@ -127,11 +140,18 @@ def colours_of(rows: Sequence[Mapping[str, str]]) -> dict[int, int]:
 
 
 def read_masks(
-    root: str, storage: StorageSettings, max_pixels: int, rejects: Rejects, folder: Path
+    root: str,
+    categories: Categories,
+    storage: StorageSettings,
+    max_pixels: int,
+    rejects: Rejects,
+    folder: Path,
 ) -> Iterator[Looked]:
     """Yield the images with a label image of instances. Raises SettingsError where there is none."""
     rows = table_of(root, INSTANCES, ("value",), storage)
     legend, colours = Pile(folder, "legend"), colours_of(rows)
+    named = [(row.get("category_id"), row.get("category") or "") for row in rows]
+    categories.declare((_whole(number), name) for number, name in named if name.strip())
     legend.add((str(row.get("image_id") or row.get("name")), row) for row in rows)
     legend.settle()
     for file in mask_files(root, storage, folder):
@@ -154,16 +174,22 @@ def read_masks(
 
 
 def _drawn(value: int, counts: str, row: Mapping[str, str] | None) -> Drawn:
-    number = (row or {}).get("category_id") or ""
-    if row is not None and number and not number.lstrip("-").isdigit():
-        return Drawn(f"value {value}", failing(f"category_id {number} is no number"), None)
+    text = (row or {}).get("category_id") or ""
+    number = _whole(text)
+    if text and number is None:
+        return Drawn(f"value {value}", failing(f"category_id {text} is no number"), None)
     return Drawn(
         f"value {value}",
         lambda _height, _width: counts,
         (row or {}).get("category") or None,
-        int(number) if number else None,
+        number,
         (row or {}).get("instance_id") or None,
     )
+
+
+def _whole(text: str | None) -> int | None:
+    text = str(whole_id(text or ""))
+    return int(text) if re.fullmatch(r"-?\d{1,15}", text) else None
 
 
 def _shown(values: Mapping[str, int], image: Image, rows: Sequence[Instance]) -> list[str]:

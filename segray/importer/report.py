@@ -70,5 +70,7 @@ def _lines(counts: Counter[str], with_run: bool) -> list[str]:
         kinds = ("unchanged", "changed", "added", "removed")
         told = ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds)
         lines.append(f"  {told}" + f" ({counts['reclassified']:,} in class)" * bool(counts["reclassified"]))
+    if late := counts["by_name_alone"]:
+        lines.append(f"  {late:,} images were found by their file name alone, in other folders")
     new = [name.removeprefix("class ") for name in counts if name.startswith("class ")]
     return lines + [f"  new classes: {', '.join(new)}"] * bool(new)

@@ -19,14 +19,19 @@ _NEEDED = ("image_id", "uri", "height", "width")
 _INSTANCE = ("image_id", "category_id", "category", "score", "segmentation")
 _INSTANCE_MAY = ("instance_id", "area", "bbox", "iscrowd")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
+_UPLOADS = re.compile(r"^/data/upload/\d+/")
 """What Label Studio puts before the names of uploaded files."""
+
+
+class OtherFoldersError(ItemError):
+    """An image has this file name, in other folders: it is meant if no other name of the file means it."""
 
 
 class Images(Protocol):
     """The images that a file may be about."""
 
-    def place(self, looked: Sequence[Looked]) -> list[Image | ItemError]:
-        """Return the image of each."""
+    def place(self, looked: Sequence[Looked], *, strictly: bool = False) -> list[Image | ItemError]:
+        """Return the image of each; strictly: OtherFoldersError where its file name alone says which."""
 
     def instances(self, image: Image) -> list[Instance]:
         """Return what the run found in it."""
@@ -58,6 +63,8 @@ class RunImages:
             self.categories = self.table.categories()
         except (sqlite3.IntegrityError, ValueError) as error:
             raise SettingsError(f"run: {shown(run)}: {error}") from error
+        if wrong := self.table.misfit():  # pycocotools' iou of masks of two sizes does not end
+            raise SettingsError(f"run: {shown(run)}: a mask of image {wrong[0]} has {wrong[1]}")
         self._rows.settle()
         self._names = _Names(self.table, folder)
 
@@ -74,18 +81,20 @@ class RunImages:
                 self.crs = crs_in(geo)
                 self.table.add_instances(map(instance_of, measured(batch.to_pylist(), file)))
 
-    def place(self, looked: Sequence[Looked]) -> list[Image | ItemError]:
-        """Return the image of each, or why there is none."""
-        return [self._place(each) for each in looked]
+    def place(self, looked: Sequence[Looked], *, strictly: bool = False) -> list[Image | ItemError]:
+        """Return the image of each, or why there is none; strictly: see Images."""
+        return [self._place(each, strictly) for each in looked]
 
-    def _place(self, looked: Looked) -> Image | ItemError:
+    def _place(self, looked: Looked, strictly: bool) -> Image | ItemError:
         image = None
         if looked.image_id is not None:
             image = self.table.image(looked.image_id)
         if image is None:
-            found = self._names.find(looked.name, is_stem=looked.is_stem)
+            found, fits = self._names.find(looked.name, is_stem=looked.is_stem)
             if len(found) != 1:
-                return ItemError("missing", self._reason(looked, len(found)))
+                return ItemError("missing", self._reason(looked, len(found), fits))
+            if strictly and not fits:
+                return OtherFoldersError("missing", "an image of the run has its file name alone")
             image = self.table.image(found[0])
         assert image is not None
         if looked.size not in (None, (image.height, image.width)):
@@ -94,9 +103,11 @@ class RunImages:
             return ItemError("unsupported", reason)
         return image
 
-    def _reason(self, looked: Looked, found: int) -> str:
+    def _reason(self, looked: Looked, found: int, fits: bool) -> str:
         if found:
             return f"{found} images of the run have this name"
+        if not fits:
+            return "the image of the run with this file name is another one: its folder differs"
         row = self._rows.of(looked.image_id) if looked.image_id else []
         if row and row[0].get("status") == "rejected":
             return f"the run rejected it as {row[0].get('error_type')}"
@@ -132,18 +143,23 @@ class _Names:
         for column in ("address", "base", "stem", "name"):
             self._db.executescript(f"CREATE INDEX by_{column} ON names ({column});")
 
-    def find(self, name: str, *, is_stem: bool) -> list[str]:
-        """Return the ids of the images that a name may mean: by address, by its end, by file name."""
+    def find(self, name: str, *, is_stem: bool) -> tuple[list[str], bool]:
+        """Return the ids of the images that a name may mean, and whether its folders fit.
+
+        By address, by its end, by file name; but not an image that `is_another`.
+        """
         plain = plain_address(name)
         if is_stem:
             last = plain.rpartition("/")[2]
-            return self._ids("name", last) or self._ids("stem", last)
+            return self._ids("name", last) or self._ids("stem", last), True
         if found := self._ids("address", plain):
-            return found
-        base, _ = _base(plain)
-        rows = self._rows("base", base) or self._rows("base", _UPLOADED.sub("", base))
-        ends = [image_id for address, image_id in rows if f"/{address}".endswith(f"/{plain.lstrip('./')}")]
-        return ends if len(ends) == 1 else [image_id for _, image_id in rows]
+            return found, True
+        folders, slash, base = _UPLOADS.sub("", plain).rpartition("/")
+        own = next((each for each in (base, _UPLOADED.sub("", base)) if self._ids("base", each)), base)
+        rows, end = self._rows("base", own), f"{folders}{slash}{own}".lstrip("./")
+        if ends := [image_id for address, image_id in rows if f"/{address}".endswith(f"/{end}")]:
+            return ends, True
+        return [image_id for address, image_id in rows if not is_another(plain, address)], not rows
 
     def _ids(self, column: str, value: str) -> list[str]:
         return [image_id for _, image_id in self._rows(column, value)]
@@ -160,6 +176,20 @@ def plain_address(name: str) -> str:
     """Return an address as images of a run have it; of Label Studio's local files, their path."""
     _, local, path = name.partition("/data/local-files/?d=")
     return (path if local else name).removeprefix("file://").replace("\\", "/")
+
+
+def is_another(name: str, address: str) -> bool:
+    """Return whether two addresses are of two files: both in one bucket, or below one folder of the root, in
+    folders of other names."""
+    root = _root(name)
+    return bool(root) and root == _root(address) and name.split("/")[-2] != address.split("/")[-2]
+
+
+def _root(address: str) -> str:
+    scheme, mark, rest = address.rpartition("://")
+    if not mark and not address.startswith("/"):
+        return ""
+    return scheme + mark + "/".join(rest.split("/")[: 1 if mark else 2])
 
 
 def _base(address: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ that holds a point inside it. A pixel is in a mask where its centre is inside th
 pixel edges, as `export` writes it, makes the same mask. Edges are straight in the CRS of the scene.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from shapely.geometry.base import BaseGeometry
 
+from segray.data.coco_file import whole_id
 from segray.data.footprints import areas_of
 from segray.data.vector_files import find_file, local_copy
 from segray.errors import ItemError, SettingsError
@@ -175,14 +177,21 @@ def _owned(
 
 
 def _drawn(row: dict[str, Any], crs: str, scene: Scene) -> Drawn:
-    number = row["category_id"]
+    number = _text(row["category_id"])
+    if number is not None and not re.fullmatch(r"-?\d{1,15}", number):
+        return Drawn(row["where"], failing(f"category_id {number} is no number"), None)
     return Drawn(
         row["where"],
         failing("it has no geometry") if row["wkb"] is None else partial(_filled, row["wkb"], crs, scene),
-        row["category"],
+        _text(row["category"]),
         None if number is None else int(number),
-        row["instance_id"],
+        _text(row["instance_id"]),
     )
+
+
+def _text(value: object) -> str | None:
+    """Return a value of any column as text; None for null and NaN, as pandas writes it."""
+    return None if value is None or value != value else str(whole_id(value))
 
 
 def _filled(wkb: str, crs: str, scene: Scene, height: int, width: int) -> str:

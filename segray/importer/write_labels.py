@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segray import schema
-from segray.export.table import Image
+from segray.export.table import Image, Instance
 from segray.importer.compare import Found
 from segray.masks.polygonize import outlines
 from segray.masks.spans import Spans, area, bounds, counts_of, spans_of
@@ -42,13 +42,15 @@ class LabelWriter:
         for part in store.recover():
             store.discard(part)
 
-    def add(self, image: Image, ledger: Mapping[str, Any], found: Sequence[Found]) -> None:
-        """Add an image with its row of the run's ledger and its corrected instances."""
+    def add(
+        self, image: Image, ledger: Mapping[str, Any], found: Sequence[Found], before: Sequence[Instance]
+    ) -> None:
+        """Add an image with its row of the run's ledger and its instances, as corrected and before."""
         about = {name: ledger.get(name) for name in self._schema.names if name in ledger}
         text = {name: None if ledger.get(name) is None else str(ledger[name]) for name in self._store.kept}
         outcome = {"status": "annotated", "instances": len(found), "error_type": None, "error": None}
         unknown = dict.fromkeys(("empty_masks", "tiles", "tiles_rejected", "tiles_skipped", "tile", "end"))
-        rows = instance_rows(image, ledger, found, self._store.crs)
+        rows = instance_rows(image, ledger, found, before, self._store.crs)
         self._rows.append({**about, **text, **outcome, **unknown, "found": rows, "tile_rows": None})
         self._bytes += 1000 + sum(300 + len(each.counts) for each in found)
         if self._bytes >= _BUFFER_BYTES:
@@ -75,14 +77,17 @@ class LabelWriter:
 
 
 def instance_rows(
-    image: Image, ledger: Mapping[str, Any], found: Sequence[Found], crs: str
+    image: Image, ledger: Mapping[str, Any], found: Sequence[Found], before: Sequence[Instance], crs: str
 ) -> list[dict[str, Any]]:
-    """Return rows of NESTED_INSTANCE; new instances get the numbers after the largest of the image."""
+    """Return rows of NESTED_INSTANCE; new instances get the numbers after the largest of the image.
+
+    Of those that were removed as well: a number is never another instance's.
+    """
     masks = list[Spans]()
     for first in range(0, len(found), _MASKS):
         texts = [each.counts for each in found[first : first + _MASKS]]
         masks += [spans_of(counts, image.height) for counts in counts_of(texts)]
-    ids = _ids(image, found, masks)
+    ids = _ids(image, found, masks, before)
     rows = [
         {
             "instance_id": ids[place],
@@ -91,7 +96,7 @@ def instance_rows(
             "score": None,
             **_measured(mask, image),
             "segmentation": {"size": [image.height, image.width], "counts": each.counts},
-            "iscrowd": int(each.crowd),
+            "iscrowd": int(each.crowd or False),
         }
         for place, (each, mask) in enumerate(zip(found, masks, strict=True))
     ]
@@ -108,11 +113,14 @@ def _measured(mask: Spans, image: Image) -> dict[str, Any]:
     return {"bbox": box, "box": box, "area": area(mask), "truncated": truncated}
 
 
-def _ids(image: Image, found: Sequence[Found], masks: Sequence[Spans]) -> list[str]:
+def _ids(
+    image: Image, found: Sequence[Found], masks: Sequence[Spans], before: Sequence[Instance]
+) -> list[str]:
     """Return the ids; new instances in the order of annotate: bbox y, bbox x, category_id, area."""
     ids = [each.instance_id for each in found]
-    numbers = [each.rpartition("-")[2] for each in ids if each is not None]
-    following = max((int(each) for each in numbers if each.isdigit()), default=-1) + 1
+    taken = [*(each for each in ids if each is not None), *(row.instance_id for row in before)]
+    numbers = [each.rpartition("-")[2] for each in taken]
+    following = max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1
     new = [place for place, each in enumerate(ids) if each is None]
     for rank, place in enumerate(sorted(new, key=lambda place: _order(found[place], masks[place]))):
         ids[place] = f"{image.image_id}-{following + rank:07d}"

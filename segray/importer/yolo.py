@@ -82,7 +82,7 @@ def _class_names(root: str, storage: StorageSettings) -> dict[int, str]:
                 names = yaml.safe_load(text)["names"]
                 pairs = names.items() if isinstance(names, dict) else enumerate(names)
                 return {int(number): str(each) for number, each in pairs}
-            except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
                 raise SettingsError(
                     f"file: {shown(root)}/{name} has no names: {one_line(str(error))}"
                 ) from error
@@ -106,7 +106,7 @@ def _line(number: int, line: str, names: dict[int, str]) -> Drawn:
         index, values = int(float(first)), np.array(rest, np.float64)
         if not np.isfinite(values).all() or len(values) < 4:
             raise ValueError(f"{len(values)} numbers")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         return Drawn(where, failing(f"not `class x y …`: {one_line(str(error))}"), None)
     if index not in names:
         return Drawn(where, failing(f"class {index} has no name; there are {len(names)}"), None)

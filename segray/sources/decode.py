@@ -252,6 +252,12 @@ def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     return pixels if method is None else pixels.transpose(method)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image that is `upright`."""
+    is_turned = _orientation(image) in (5, 6, 7, 8)
+    return image.size[::-1] if is_turned else image.size
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 where it is missing or cannot be read."""
     try:
