@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.errors import ErrorType, SettingsError
+from segray.output.names import check_image_ids
 from segray.panoptic.runs import Run
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
@@ -87,13 +88,12 @@ class Table:
         """Add the ledger of a run; side: `instances` or `maps`. Raises SettingsError."""
         for file in run.ledger:
             for batch in _batches(file, _LEDGER, _LEDGER_MAY, side, storage):
+                rows = batch.to_pylist()
+                check_image_ids((row["image_id"] for row in rows), side, run.url)
                 self._db.executemany(
                     f"INSERT INTO items (image_id, uri, member, {side}) VALUES (?, ?, ?, ?) "
                     f"ON CONFLICT (image_id) DO UPDATE SET {side} = excluded.{side}",
-                    (
-                        (row["image_id"], row["uri"], row.get("member"), _state(row))
-                        for row in batch.to_pylist()
-                    ),
+                    ((row["image_id"], row["uri"], row.get("member"), _state(row)) for row in rows),
                 )
 
     def settle(self) -> None:

@@ -362,6 +362,20 @@ def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "stuff_ids_from: category 3 of the instances, car, has an id of the stuff; set it above 3" in told
 
 
+@pytest.mark.parametrize("image_id", ["../../victim", "/victim", "a/b", "..", ""])
+def test_an_id_that_is_no_file_name_is_refused(
+    image_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, victim = made(tmp_path), tmp_path / "victim.png"
+    victim.write_bytes(b"of somebody")
+    write(run, extra=[{**run.images[0], "image_id": image_id, "status": "rejected"}])
+    assert main(command(run, tmp_path / "out", "--max-rejects", "1")) == 2
+    told = capsys.readouterr().err
+    assert f"instances: {run.instances} has the image_id {image_id!r}" in told
+    assert victim.exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_things_and_void_are_no_stuff(tmp_path: Path) -> None:
     run, output = made(tmp_path), tmp_path / "out"
     options = ("--things", "tree", "--void", "ROAD", "--min-score", "0.7", "--stuff-ids-from", "50")
