@@ -91,6 +91,22 @@ def test_geopandas_knows_the_place_in_what_is_documented(
     assert len(geopandas.read_file("out/houses.gpkg")) == len(houses)
 
 
+def test_a_record_is_that_of_the_verb(tmp_path: Path) -> None:
+    """Where the output holds another verb's run.json."""
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "roof"}],
+    }
+    for name, content in (("truth.json", truth), ("found.json", []), ("run.json", {"verb": "annotate"})):
+        (tmp_path / name).write_text(json.dumps(content))
+    found = segray.evaluate(
+        predictions=str(tmp_path / "found.json"), labels=str(tmp_path / "truth.json"), output=str(tmp_path)
+    )
+    assert found.record == json.loads((tmp_path / "metrics.json").read_text())
+    assert found.counts["compared"] == 1
+
+
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGRAY_EPOCHS", "3")
     assert TrainSettings(data="d", output="o", epochs=5).epochs == 5

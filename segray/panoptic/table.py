@@ -227,6 +227,8 @@ def _reason(sides: dict[str, Any]) -> tuple[ErrorType, str] | None:
             kind: ErrorType = sides[side].get("error_type") or "unsupported"
             return kind, f"rejected by {verb}: {sides[side].get('error')}"
     instances, maps = sides["instances"], sides["maps"]
+    if lost := instances.get("tiles_rejected"):  # else stuff would fill the holes
+        return "missing", f"annotate rejected {lost:,} of its tiles: use --retry-rejected"
     sizes = [(each.get("width"), each.get("height")) for each in (instances, maps)]
     if sizes[0] != sizes[1] or None in sizes[0]:
         text = " and ".join(f"{width} x {height}" for width, height in sizes)

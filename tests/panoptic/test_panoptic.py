@@ -329,6 +329,23 @@ def test_what_cannot_be_fused_is_rejected(tmp_path: Path, capsys: pytest.Capture
     assert len(rows(output, "images")) == 10
 
 
+def test_a_scene_with_rejected_tiles_is_rejected_until_they_are_tried_again(tmp_path: Path) -> None:
+    """Else stuff would fill the holes."""
+    run, output = made(tmp_path, count=3), tmp_path / "out"
+    run.images[0]["tiles_rejected"] = 2
+    write(run)
+    assert main(command(run, output)) == 3
+    image_id = run.images[0]["image_id"]
+    (bad,) = [row for row in rows(output, "images") if row["status"] == "rejected"]
+    assert (bad["image_id"], bad["error_type"]) == (image_id, "missing")
+    assert bad["error"] == "annotate rejected 2 of its tiles: use --retry-rejected"
+    assert not (output / f"panoptic/{image_id}.png").exists()
+    run.images[0]["tiles_rejected"] = 0
+    write(run)
+    assert main(command(run, output)) == 0
+    assert np.array_equal(ids_of_png(output / f"panoptic/{image_id}.png"), fused_by_loop(run, image_id)[0])
+
+
 def test_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, other = made(tmp_path), made(tmp_path / "other")
     for each in other.images:
