@@ -35,6 +35,8 @@ def test_annotate_gives_counts_and_tables(labels: segray.Result) -> None:
     instances, images = labels.to_pandas(), labels.to_pandas("images")
     assert len(instances) == labels.counts["instances"] == images.instances.sum() > 300
     assert set(instances.category) == {"nucleus"}
+    assert labels.record["categories"] == [{"id": 1, "name": "nucleus"}]
+    assert "categories" not in labels.record["identity"]
 
 
 def test_a_result_is_the_input_of_the_next(labels: segray.Result, tmp_path: Path) -> None:

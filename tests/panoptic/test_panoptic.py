@@ -404,6 +404,30 @@ def test_things_and_void_are_no_stuff(tmp_path: Path) -> None:
     assert min(score for score in scores if score is not None) >= np.float32(0.7)
 
 
+def test_what_the_model_knows_is_a_thing_though_it_found_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output that was made before stays the same where the record does not say."""
+    run = made(tmp_path)
+    assert main(command(run, tmp_path / "before")) == 0
+    told = "does not record which categories there are: of the maps' classes, road, sky, tree are stuff"
+    assert told in capsys.readouterr().err
+    known = [{"id": number, "name": name} for number, name in ((1, "person"), (3, "car"), (9, "Tree"))]
+    (run.instances / "run.json").write_text(json.dumps({"verb": "annotate", "categories": known}))
+    assert main(command(run, tmp_path / "out")) == 0
+    assert told not in capsys.readouterr().err
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    kinds = {each["name"]: (each["id"], each["isthing"]) for each in record["categories"]}
+    assert kinds == {"person": (1, 1), "car": (3, 1), "Tree": (9, 1), "road": (1000, 0), "sky": (1002, 0)}
+    assert {row["category"] for row in rows(tmp_path / "out", "segments")} == {"person", "car", "road", "sky"}
+    write(run)
+    assert main(command(run, tmp_path / "before", "--things", "car")) == 0
+    assert "does not record" not in capsys.readouterr().err
+    (run.instances / "run.json").write_text(json.dumps({"verb": "annotate", "categories": [{"id": 1}]}))
+    assert main(command(run, tmp_path / "new")) == 2
+    assert "its categories are damaged" in capsys.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path)
     assert main(command(run, tmp_path / "out", "--dry-run")) == 0
