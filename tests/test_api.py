@@ -56,19 +56,18 @@ def test_show_outlines_each_instance(labels: segray.Result) -> None:
     shown = np.array(labels.show(images=1)).astype(int)
     images = labels.to_pandas("images").set_index("image_id")
     sizes = [shown.shape[:2] == (row.height, row.width) for row in images.itertuples()]
+    differ = {}
     for image_id, row in images[sizes].iterrows():
         with Image.open(row.uri.removeprefix("file://")) as file:
-            changed = (np.abs(shown - np.array(file.convert("RGB"))) > 8).any(axis=2)
-        if changed.mean() < 0.5:  # that is the one
-            instances = labels.to_pandas()
-            masks = instances[instances.image_id == image_id].segmentation
-            counts = [{"size": [*map(int, rle["size"])], "counts": rle["counts"]} for rle in masks]
-            whole = coco_mask.decode(coco_mask.merge(counts))
-            edge = cv2.dilate(whole, np.ones((5, 5), np.uint8)) != cv2.erode(whole, np.ones((5, 5), np.uint8))
-            assert changed[edge].mean() > 0.3
-            assert changed[~edge].mean() < 0.05
-            return
-    raise AssertionError("no image of the run is shown")
+            differ[image_id] = (np.abs(shown - np.array(file.convert("RGB"))) > 8).any(axis=2)
+    image_id = min(differ, key=lambda each: differ[each].mean())  # which one depends on the ids
+    instances = labels.to_pandas()
+    masks = instances[instances.image_id == image_id].segmentation
+    counts = [{"size": [*map(int, rle["size"])], "counts": rle["counts"]} for rle in masks]
+    whole = coco_mask.decode(coco_mask.merge(counts))
+    edge = cv2.dilate(whole, np.ones((5, 5), np.uint8)) != cv2.erode(whole, np.ones((5, 5), np.uint8))
+    assert differ[image_id][edge].mean() > 0.3
+    assert differ[image_id][~edge].mean() < 0.05
 
 
 def test_typed_settings_hold_where_nothing_else_is_given(labels: segray.Result, tmp_path: Path) -> None:
