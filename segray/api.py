@@ -54,7 +54,8 @@ class Result:
     exit_code: int
     """0; 3 where more was rejected than `max_rejects`, 5 where a promotion was refused; the others raise."""
     record: dict[str, Any] = field(repr=False)
-    """Contents of run.json, or of metrics.json for evaluate; {} where there is none, as of a dry run."""
+    """Contents of run.json; for evaluate of metrics.json, for drift of drift.json; {} where there is none, as
+    of a dry run."""
     storage: StorageSettings = field(repr=False)
 
     @property
@@ -174,5 +175,5 @@ def _run(
     code = int(VERBS[verb].function()(chosen))
     output = getattr(chosen, "output", None)
     is_dry = getattr(chosen, "dry_run", False)
-    record = {} if is_dry or output is None else read_record(output, chosen.storage)
+    record = {} if is_dry or output is None else read_record(output, verb, chosen.storage)
     return Result(verb, output, code, record, chosen.storage)

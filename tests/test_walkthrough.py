@@ -43,11 +43,13 @@ def test_from_a_folder_of_images_to_a_better_model(
         assert main(shlex.split(command)) == 0, command
 
     storage = StorageSettings()
-    found, corrected = (read_record(f"walk/{name}", storage) for name in ("found", "corrected"))
+    found, corrected = (read_record(f"walk/{name}", "annotate", storage) for name in ("found", "corrected"))
     truth = json.loads((ROOT / "tests/data/nuclei-story/more.json").read_text())
     assert found["counts"]["annotated"] == len(truth["images"]) == 25
     assert corrected["counts"]["instances"] == len(truth["annotations"])
-    before, after = (read_record(f"walk/{name}", storage)["metrics"]["segm"] for name in ("before", "after"))
+    before, after = (
+        read_record(f"walk/{name}", "evaluate", storage)["metrics"]["segm"] for name in ("before", "after")
+    )
     assert 0.3 < after["ap"] < 0.7
     assert before["ap"] != after["ap"]
     for page in ("look", "compare", "scores"):

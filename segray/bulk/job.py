@@ -219,11 +219,19 @@ def _run(
         raise NothingToDoError(f"no image in {named}: the archives hold none")
     left_out = background.listing.left_out
     record = run_record(prepared.task, prepared.identity, ledger, left_out, progress.seconds, committer.items)
+    if prepared.task.keeps_instances:
+        record["categories"] = _categories(prepared.model)
     record |= machines.record()
     store.write_json(RUN, record)
     rate = record["rates"]["images_per_s"]
     at = f", {pace(rate)}" if rate else ""
     return record, f"done, {committer.items:,} images in {progress.seconds:,.1f} s{at}"
+
+
+def _categories(model: Model) -> list[dict[str, Any]]:
+    """Return the categories of a model, also those that it found nowhere; a factory may name background."""
+    rows = [{"id": number, "name": name} for number, name in sorted(model.categories.items())]
+    return [row for row in rows if (row["id"], str(row["name"]).casefold()) != (0, "background")]
 
 
 def _work(

@@ -1,6 +1,6 @@
 """The parts of a bulk job that differ for annotate and predict: model, results, merging of tiles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -23,6 +23,10 @@ class Model(Protocol):
     @property
     def digest(self) -> str:
         """Return the sha256, hex."""
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """Return the names of all categories that it may find, by id; empty where it does not tell."""
 
     @property
     def resized_to(self) -> int | None:

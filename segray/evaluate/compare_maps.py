@@ -22,7 +22,7 @@ from segray.evaluate.match_names import by_file_name, owners, stem_of
 from segray.evaluate.report import Outcome, Progress
 from segray.evaluate.settings import EvaluateSettings
 from segray.output.io import label_files
-from segray.output.reader import label_maps, ledger_files, read_ledger, run_record
+from segray.output.reader import label_maps, ledger_files, present, read_ledger, run_record
 from segray.sources.item import Source
 from segray.sources.sandbox import DecodeSandbox
 
@@ -170,7 +170,7 @@ def _match_output(
 ) -> Matched:
     """Match with an output of `predict`, by the addresses of the images that it was made from."""
     run_record(predictions, settings.storage)
-    items = read_ledger(ledger, settings.storage)
+    items = present(read_ledger(ledger, settings.storage))
     maps = label_maps(predictions, items, settings.storage)
     return _match(true, owners(true, [stem_of(item.address) for item in items]), maps)
 

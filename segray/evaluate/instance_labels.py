@@ -18,7 +18,7 @@ from segray.errors import ItemError, SettingsError
 from segray.evaluate.instance_rows import ROWS, RowList, numbered
 from segray.masks.coco_segmentation import rle_of
 from segray.masks.types import Rle
-from segray.output.reader import instances_of, ledger_files, read_ledger
+from segray.output.reader import instances_of, ledger_files, present, read_ledger
 from segray.storage import StorageSettings
 
 _NEEDED = ("image_id", "category_id", "score", "segmentation")
@@ -123,7 +123,7 @@ class TableLabels:
         waiting = self._read_categories()
         self._waiting = len(waiting)
         self.images = dict[ImageId, TrueImage]()
-        for rank, item in enumerate(sorted(items, key=lambda item: item.image_id)):
+        for rank, item in enumerate(sorted(present(items), key=lambda item: item.image_id)):
             more = item.more or {}
             usable = item.error_type is None and item.size is not None and item.image_id not in waiting
             if usable and split in (None, more.get("split")):

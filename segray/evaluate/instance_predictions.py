@@ -21,7 +21,15 @@ from segray.evaluate.instance_labels import Wanted, counts_only, table_rows
 from segray.evaluate.instance_rows import RowList, numbered
 from segray.evaluate.match_names import by_file_name, owners
 from segray.evaluate.settings import EvaluateSettings
-from segray.output.reader import INSTANCE, Item, instances_of, ledger_files, read_ledger, run_record
+from segray.output.reader import (
+    INSTANCE,
+    Item,
+    instances_of,
+    ledger_files,
+    present,
+    read_ledger,
+    run_record,
+)
 from segray.scenes.scene import Tiling
 from segray.storage import canonical_uri
 
@@ -77,7 +85,9 @@ class OutputPredictions:
         self._settings: dict[str, Any] = record.get("settings") or {}
         self.threshold = self._settings.get("score_threshold")
         more = [*filter(None, [settings.group_by]), *["crs", "scene", "version"] * scenes]
-        self.items = read_ledger(ledger, settings.storage, more)
+        every = read_ledger(ledger, settings.storage, more)
+        self.items = present(every, gone=scenes)
+        self._gone = len(every) - len(self.items)
 
     @property
     def tiling(self) -> Tiling:
@@ -104,6 +114,7 @@ class OutputPredictions:
         whose = by_file_name(names, addresses, exact)
         loose = sum(one != other for one, other in zip(exact, whose, strict=True))
         notes = [f"categories are matched by {self.by}"]
+        notes += [f"{self._gone:,} that are no longer in the sources are left out"] * bool(self._gone)
         notes += [f"{loose:,} were found by their file name alone"] * bool(loose)
         if self.threshold:
             notes.append(f"annotate kept instances with a score of {self.threshold:g} or more")
@@ -222,6 +233,8 @@ def _mismatch(size: tuple[int, int], same: int, items: Sequence[Item]) -> str | 
     (item,) = items
     if item.error_type is not None:
         return f"prediction: rejected as {item.error_type}: {item.error}"
+    if item.tiles_rejected:
+        return f"prediction: annotate rejected {item.tiles_rejected:,} of its tiles: use --retry-rejected"
     if item.size != size:
         (height, width), (true_height, true_width) = item.size or (0, 0), size
         return f"prediction: {width} x {height} pixels, its truth {true_width} x {true_height}"

@@ -104,6 +104,8 @@ class Shards:
             return
         rows = pa.concat_tables(self._buffer).combine_chunks()
         self._buffer = []
+        if not rows.num_rows:
+            return
         shard = rows["image"].to_numpy() // self._each
         if (np.diff(shard) < 0).any():
             order = np.argsort(shard, kind="stable")

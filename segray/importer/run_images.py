@@ -12,6 +12,7 @@ from segray.export.table import Image, Instance, LabelTable
 from segray.importer.drawn import Looked
 from segray.importer.pile import Pile
 from segray.output.io import files_below
+from segray.output.names import check_image_ids
 from segray.schema import CRS84, IMAGES
 from segray.storage import StorageSettings, shown
 
@@ -69,6 +70,7 @@ class RunImages:
         self._names = _Names(self.table, folder)
 
     def _add_images(self, rows: list[dict[str, Any]]) -> None:
+        check_image_ids((row["image_id"] for row in rows), "run", self.url)
         own = {*IMAGES.names, "vanished"}
         self.kept = list(dict.fromkeys([*self.kept, *(name for name in rows[0] if name not in own)]))
         self._rows.add((row["image_id"], row) for row in rows)

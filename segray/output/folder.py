@@ -125,7 +125,7 @@ class Output:
 
         Raises JobFailedError where another run has taken the lease.
         """
-        path = f"{self.root}/{name}"
+        path = self._path(name)
         aside = f"{self.root}/{UNPUBLISHED}/{self.generation}-{uuid.uuid4().hex}"
         self.fence()
         try:
@@ -158,13 +158,13 @@ class Output:
         Raises JobFailedError where the storage fails.
         """
         self.fence()
-        path = f"{self.root}/{name}"
+        path = self._path(name)
         self._request("write", path, lambda: put_atomically(self.filesystem, path, data))
 
     def put_file(self, name: str, path: Path) -> None:
         """Upload a local file as `put` does. Raises JobFailedError where the storage fails."""
         self.fence()
-        target = f"{self.root}/{name}"
+        target = self._path(name)
         self._request("write", target, lambda: put_file_atomically(self.filesystem, target, path))
 
     def replace(self, name: str, data: bytes, version: str | None) -> None:
@@ -213,7 +213,7 @@ class Output:
         A late delete must be harmless: no later run writes this name, or reads it.
         """
         self.fence()
-        self._remove(f"{self.root}/{name}")
+        self._remove(self._path(name))
 
     def retract(self, name: str) -> None:
         """Delete one object whose name later runs write, too: theirs stays. Do nothing if it is gone."""
@@ -248,6 +248,12 @@ class Output:
         for name in late:
             self.delete(name)
         return len(late)
+
+    def _path(self, name: str) -> str:
+        """Return the path of an object. Raises JobFailedError for a name that leads out of the output."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise JobFailedError(f"{name} is not in {self.root}: nothing is written or deleted there")
+        return f"{self.root}/{name}"
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError):

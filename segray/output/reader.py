@@ -17,7 +17,7 @@ from segray.sources.reader import open_source
 from segray.storage import StorageSettings, canonical_uri
 
 LEDGER = ("image_id", "uri", "height", "width")
-_LEDGER_MAY = ("member", "status", "error_type", "error")
+_LEDGER_MAY = ("member", "status", "error_type", "error", "tiles_rejected", "vanished")
 """Labels that another program wrote may lack them."""
 INSTANCE = ("image_id", "category_id", "category", "score", "box", "segmentation")
 _MAP_SUFFIXES = (".png", ".tif")
@@ -37,6 +37,10 @@ class Item:
     """Reason of the rejection; None unless rejected."""
     more: Mapping[str, Any] | None = None
     """Values of the further columns that `read_ledger` was asked for, where its file has them; None: none."""
+    tiles_rejected: int = 0
+    """Of a scene that was merged without them."""
+    vanished: bool = False
+    """Whether it is no longer in the sources of its run."""
 
 
 def run_record(output: str, storage: StorageSettings) -> dict[str, Any]:
@@ -70,10 +74,20 @@ def read_ledger(files: Sequence[Source], storage: StorageSettings, more: Sequenc
             (row["error_type"] or "unsupported") if row.get("status") == "rejected" else None,
             row["error"] if row.get("status") == "rejected" else None,
             {name: row[name] for name in more if name in row} if more else None,
+            row.get("tiles_rejected") or 0,
+            bool(row.get("vanished")),
         )
         for table in _row_groups(files, LEDGER, storage, further)
         for row in table.to_pylist()
     ]
+
+
+def present(items: list[Item], *, gone: bool = False) -> list[Item]:
+    """Return items without those that vanished: whose file has another item, or, if `gone`, all of them."""
+    if not any(item.vanished for item in items):
+        return items
+    others = {item.address for item in items if not item.vanished}
+    return [item for item in items if not item.vanished or not (gone or item.address in others)]
 
 
 def instances_of(

@@ -14,18 +14,21 @@ from segray.output.names import METRICS, RUN, SCORES
 from segray.sources.reader import open_source
 from segray.storage import StorageSettings, canonical_uri
 
+_RECORDS = {"evaluate": SCORES, "drift": "drift.json"}
 
-def read_record(output: str, storage: StorageSettings) -> dict[str, Any]:
-    """Return run.json of an output, else metrics.json or drift.json; {} where it has none, or is a file."""
-    for name in (RUN, SCORES, "drift.json"):
-        try:
-            data = read_if_there(f"{output.rstrip('/')}/{name}", storage, "output")
-        except (SettingsError, NotADirectoryError):
-            return {}
-        if data is not None:
-            record: dict[str, Any] = json.loads(data)
-            return record
-    return {}
+
+def read_record(output: str, verb: str, storage: StorageSettings) -> dict[str, Any]:
+    """Return the record of a verb in an output, which may hold another verb's, too.
+
+    It is run.json, of evaluate metrics.json, of drift drift.json; {} where there is none, or a file.
+    """
+    name = _RECORDS.get(verb, RUN)
+    try:
+        data = read_if_there(f"{output.rstrip('/')}/{name}", storage, "output")
+    except (SettingsError, NotADirectoryError):
+        return {}
+    record: dict[str, Any] = json.loads(data) if data is not None else {}
+    return record
 
 
 def read_table(output: str, table: str, storage: StorageSettings) -> pa.Table:

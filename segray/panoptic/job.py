@@ -76,6 +76,7 @@ def panoptic(settings: PanopticSettings) -> ExitCode:
     JobFailedError for later failures.
     """
     prepared = _prepare(settings)
+    _warn_of_unknown(prepared)
     try:
         record, did = _fused_runs(prepared)
     except (OSError, sqlite3.OperationalError) as error:
@@ -140,6 +141,18 @@ def _check_identity(prepared: Prepared) -> None:
     there = store.read_json(PLAN)
     if isinstance(there, dict):
         check_same(there, here, here, shown(prepared.settings.output), "made")
+
+
+def _warn_of_unknown(prepared: Prepared) -> None:
+    """Warn where things that were not found may be taken for stuff."""
+    run, settings, stuff = prepared.instances, prepared.settings, prepared.classes.stuff
+    if not run.categories and not settings.things and stuff:
+        names = ", ".join(name for _, name in stuff.values())
+        say(
+            f"instances: {shown(run.url)} does not record which categories there are: of the maps' classes, "
+            f"{names} are stuff; name those that are not with --things",
+            "warning",
+        )
 
 
 def _about(prepared: Prepared, both: int, alone: list[int]) -> list[str]:

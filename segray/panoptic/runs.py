@@ -29,6 +29,8 @@ class Run:
     """Of its run.json and its files: it changes with every run that wrote something."""
     ledger: Sequence[Source]
     plan: dict[str, Any]
+    categories: dict[int, str]
+    """All that its model knows, by id; empty where run.json does not say."""
 
 
 def find_run(url: str, setting: str, verbs: Sequence[str | None], storage: StorageSettings) -> Run:
@@ -44,13 +46,16 @@ def find_run(url: str, setting: str, verbs: Sequence[str | None], storage: Stora
         raise SettingsError(f"{setting}: {shown(url)} is not finished; run its command again to continue")
     if not ledger or (record is None and None not in verbs):
         raise SettingsError(f"{setting}: {shown(url)} is no finished output of {verbs[0]}")
-    verb = _json(record, f"{setting}: run.json of {shown(url)}").get("verb")
+    what = f"{setting}: {RUN} of {shown(url)}"
+    ran = _json(record, what)
+    verb = ran.get("verb")
     if verb not in verbs:
         raise SettingsError(f"{setting}: {shown(url)} is an output of {verb}, not of {verbs[0]}")
     files = [*ledger, *files_below(f"{url}/instances", (".parquet",), storage)]
     state = _digest(record or b"", *(f"{each.uri} {each.version}".encode() for each in files))
     parsed = _json(plan, f"{setting}: {PLAN} of {shown(url)}")
-    return Run(url, state if plan is None else _digest(plan), state, ledger, parsed)
+    identity = state if plan is None else _digest(plan)
+    return Run(url, identity, state, ledger, parsed, _recorded(ran, what))
 
 
 def map_classes(maps: Run) -> list[str]:
@@ -62,11 +67,11 @@ def map_classes(maps: Run) -> list[str]:
 
 
 def categories_of(run: Run, storage: StorageSettings) -> dict[int, str]:
-    """Return the categories that the instances of a run have, by id.
+    """Return the categories that a run's model knows and those that its instances have, by id.
 
     Raises SettingsError for a file that cannot be read, and where one id has two names.
     """
-    found: dict[int, str] = {}
+    found = dict(run.categories)
     for file in files_below(f"{run.url}/instances", (".parquet",), storage):
         for number, name in _pairs(file, storage):
             text = str(number) if name is None else name
@@ -97,6 +102,13 @@ def sources_of(instances: Run, maps: Run) -> dict[str, Any]:
     """Return addresses and digests of both runs, for identity and run.json."""
     runs = {"instances": instances, "maps": maps}
     return {name: {"run": canonical_uri(run.url), "digest": run.digest} for name, run in runs.items()}
+
+
+def _recorded(record: dict[str, Any], what: str) -> dict[int, str]:
+    try:
+        return {int(each["id"]): str(each["name"]) for each in record.get("categories") or ()}
+    except (TypeError, KeyError, ValueError) as error:
+        raise SettingsError(f"{what}: its categories are damaged") from error
 
 
 def _json(data: bytes | None, what: str) -> dict[str, Any]:

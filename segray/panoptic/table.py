@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.errors import ErrorType, SettingsError
+from segray.output.names import check_image_ids
 from segray.panoptic.runs import Run
 from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
@@ -87,13 +88,12 @@ class Table:
         """Add the ledger of a run; side: `instances` or `maps`. Raises SettingsError."""
         for file in run.ledger:
             for batch in _batches(file, _LEDGER, _LEDGER_MAY, side, storage):
+                rows = batch.to_pylist()
+                check_image_ids((row["image_id"] for row in rows), side, run.url)
                 self._db.executemany(
                     f"INSERT INTO items (image_id, uri, member, {side}) VALUES (?, ?, ?, ?) "
                     f"ON CONFLICT (image_id) DO UPDATE SET {side} = excluded.{side}",
-                    (
-                        (row["image_id"], row["uri"], row.get("member"), _state(row))
-                        for row in batch.to_pylist()
-                    ),
+                    ((row["image_id"], row["uri"], row.get("member"), _state(row)) for row in rows),
                 )
 
     def settle(self) -> None:
@@ -227,6 +227,8 @@ def _reason(sides: dict[str, Any]) -> tuple[ErrorType, str] | None:
             kind: ErrorType = sides[side].get("error_type") or "unsupported"
             return kind, f"rejected by {verb}: {sides[side].get('error')}"
     instances, maps = sides["instances"], sides["maps"]
+    if lost := instances.get("tiles_rejected"):  # else stuff would fill the holes
+        return "missing", f"annotate rejected {lost:,} of its tiles: use --retry-rejected"
     sizes = [(each.get("width"), each.get("height")) for each in (instances, maps)]
     if sizes[0] != sizes[1] or None in sizes[0]:
         text = " and ".join(f"{width} x {height}" for width, height in sizes)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -148,6 +149,7 @@ class Model:
     """Its name."""
 
     name = digest = "none"
+    categories = MappingProxyType[int, str]({})
     resized_to = band_ranges = None
 
 

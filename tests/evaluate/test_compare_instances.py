@@ -370,6 +370,15 @@ def test_equal_scores_stand_in_the_order_of_the_ids(tmp_path: Path, scene: Scene
     assert oracle(write(tmp_path / "turned.json", scene.truth), results, "segm") != expected
 
 
+def test_nothing_true_and_nothing_found(tmp_path: Path, scene: Scene) -> None:
+    scene.truth["annotations"].clear()
+    results = write(tmp_path / "results.json", [])
+    assert evaluate(*options(tmp_path, write(tmp_path / "truth.json", scene.truth)), results) == 0
+    record = metrics(tmp_path / "out")
+    assert record["counts"] == {"labels": 6, "compared": 6, "failed": 0, "extra": 0}
+    assert record["metrics"]["segm"]["ap"] is None
+
+
 def test_a_split_of_the_labels(tmp_path: Path, scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     for number, image in enumerate(scene.truth["images"]):
         image["split"] = "test" if number < 2 else "train"

@@ -191,3 +191,38 @@ def test_footprints_on_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     record = metrics(tmp_path / "out")
     assert record["instances"]["unknown_categories"] == {"tank": 1}
     assert record["instances"]["labels"] == 5
+
+
+def test_scenes_that_are_gone_and_scenes_with_holes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scene that changed since, its new version, one that was deleted, and one with a tile rejected."""
+    scene = Scene(*SIZE, 1024, 128, (1, 2, 3), crs=CRS, transform=PLACE)
+    names = ("kept", "old", "deleted", "holes")
+    rows = [ledger_row(f"{uri_of(tmp_path)}/{name}.tif", SIZE) for name in names]
+    for number, row in enumerate(rows):
+        row |= {"scene": scene.to_json(), "crs": CRS, "vanished": number in (1, 2), "tiles": 4}
+        row["tiles_rejected"] = int(number == 3)
+        row["found"] = [nested(ellipse(100, 90, 9, 14), (1, "roof"), 0.9, 0)]
+    rows[1]["uri"] = rows[0]["uri"]
+    write_annotated(str(tmp_path / "found"), [rows])
+    file = on_earth([rows[0]["found"][0]["segmentation"]], ["roof"], tmp_path / "footprints.geojson")
+    given = ("--predictions", tmp_path / "found", "--output", tmp_path / "out")
+    assert evaluate(*given, "--footprints", file) == 3
+    record = metrics(tmp_path / "out")
+    assert record["counts"] == {"labels": 2, "compared": 1, "failed": 1, "extra": 0}
+    (lost,) = record["failed"]
+    assert lost["name"].endswith("holes.tif")
+    assert lost["reason"] == "prediction: annotate rejected 1 of its tiles: use --retry-rejected"
+    assert record["instances"]["labels"] == 1
+    assert record["metrics"]["segm"]["ap"] == pytest.approx(1)
+    assert "2 that are no longer in the sources are left out" in capsys.readouterr().out
+
+    images = [
+        {"id": n, "file_name": f"{name}.tif", "height": SIZE[0], "width": SIZE[1]}
+        for n, name in ((1, "kept"), (2, "deleted"))
+    ]
+    truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "roof"}]}
+    labels = write(tmp_path / "truth.json", truth)
+    assert evaluate(*given, "--labels", labels) == 0, "a picture that is gone is still what the labels are of"
+    assert metrics(tmp_path / "out")["counts"] == {"labels": 2, "compared": 2, "failed": 0, "extra": 1}

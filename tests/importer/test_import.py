@@ -321,6 +321,15 @@ def test_settings_are_checked_at_once(run: Run, tmp_path: Path, capsys: pytest.C
     assert "no-run" in told
 
 
+def test_an_id_that_is_no_file_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path / "run")
+    file = export(run.folder, "coco", tmp_path / "one.json")
+    run.images[0]["image_id"] = "../../victim"
+    write(run)
+    assert bring(file, "coco", tmp_path / "labels", run.folder) == 2
+    assert f"run: {run.folder} has the image_id '../../victim'" in capsys.readouterr().err
+
+
 def test_another_import_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = export(run.folder, "coco", tmp_path / "one.json")
     assert bring(file, "coco", tmp_path / "labels", run.folder) == 0

@@ -179,6 +179,23 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+@pytest.mark.parametrize("name", ["../victim", "labels/../../victim", "/victim"])
+def test_nothing_outside_is_written_or_deleted(name: str, tmp_path: Path) -> None:
+    victim, store = tmp_path / "victim", open_store(tmp_path / "out")
+    victim.write_text("of somebody")
+    name = str(victim) if name == "/victim" else name
+    with pytest.raises(JobFailedError, match="is not in"):
+        store.put(name, b"ours")
+    with pytest.raises(JobFailedError, match="is not in"):
+        store.put_file(name, victim)
+    with pytest.raises(JobFailedError, match="is not in"):
+        store.write(name, b"ours")
+    with pytest.raises(JobFailedError, match="is not in"):
+        store.delete(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["victim"]
+    assert victim.read_text() == "of somebody"
+
+
 def test_a_folder_with_results_of_another_tool_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/photo.png").write_text("a photo")

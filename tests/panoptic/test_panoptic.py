@@ -329,6 +329,23 @@ def test_what_cannot_be_fused_is_rejected(tmp_path: Path, capsys: pytest.Capture
     assert len(rows(output, "images")) == 10
 
 
+def test_a_scene_with_rejected_tiles_is_rejected_until_they_are_tried_again(tmp_path: Path) -> None:
+    """Else stuff would fill the holes."""
+    run, output = made(tmp_path, count=3), tmp_path / "out"
+    run.images[0]["tiles_rejected"] = 2
+    write(run)
+    assert main(command(run, output)) == 3
+    image_id = run.images[0]["image_id"]
+    (bad,) = [row for row in rows(output, "images") if row["status"] == "rejected"]
+    assert (bad["image_id"], bad["error_type"]) == (image_id, "missing")
+    assert bad["error"] == "annotate rejected 2 of its tiles: use --retry-rejected"
+    assert not (output / f"panoptic/{image_id}.png").exists()
+    run.images[0]["tiles_rejected"] = 0
+    write(run)
+    assert main(command(run, output)) == 0
+    assert np.array_equal(ids_of_png(output / f"panoptic/{image_id}.png"), fused_by_loop(run, image_id)[0])
+
+
 def test_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, other = made(tmp_path), made(tmp_path / "other")
     for each in other.images:
@@ -362,6 +379,20 @@ def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "stuff_ids_from: category 3 of the instances, car, has an id of the stuff; set it above 3" in told
 
 
+@pytest.mark.parametrize("image_id", ["../../victim", "/victim", "a/b", "..", ""])
+def test_an_id_that_is_no_file_name_is_refused(
+    image_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, victim = made(tmp_path), tmp_path / "victim.png"
+    victim.write_bytes(b"of somebody")
+    write(run, extra=[{**run.images[0], "image_id": image_id, "status": "rejected"}])
+    assert main(command(run, tmp_path / "out", "--max-rejects", "1")) == 2
+    told = capsys.readouterr().err
+    assert f"instances: {run.instances} has the image_id {image_id!r}" in told
+    assert victim.exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_things_and_void_are_no_stuff(tmp_path: Path) -> None:
     run, output = made(tmp_path), tmp_path / "out"
     options = ("--things", "tree", "--void", "ROAD", "--min-score", "0.7", "--stuff-ids-from", "50")
@@ -371,6 +402,30 @@ def test_things_and_void_are_no_stuff(tmp_path: Path) -> None:
     scores = [row["score"] for row in segments if row["isthing"]]
     assert None in scores, "what a person drew stays"
     assert min(score for score in scores if score is not None) >= np.float32(0.7)
+
+
+def test_what_the_model_knows_is_a_thing_though_it_found_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output that was made before stays the same where the record does not say."""
+    run = made(tmp_path)
+    assert main(command(run, tmp_path / "before")) == 0
+    told = "does not record which categories there are: of the maps' classes, road, sky, tree are stuff"
+    assert told in capsys.readouterr().err
+    known = [{"id": number, "name": name} for number, name in ((1, "person"), (3, "car"), (9, "Tree"))]
+    (run.instances / "run.json").write_text(json.dumps({"verb": "annotate", "categories": known}))
+    assert main(command(run, tmp_path / "out")) == 0
+    assert told not in capsys.readouterr().err
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    kinds = {each["name"]: (each["id"], each["isthing"]) for each in record["categories"]}
+    assert kinds == {"person": (1, 1), "car": (3, 1), "Tree": (9, 1), "road": (1000, 0), "sky": (1002, 0)}
+    assert {row["category"] for row in rows(tmp_path / "out", "segments")} == {"person", "car", "road", "sky"}
+    write(run)
+    assert main(command(run, tmp_path / "before", "--things", "car")) == 0
+    assert "does not record" not in capsys.readouterr().err
+    (run.instances / "run.json").write_text(json.dumps({"verb": "annotate", "categories": [{"id": 1}]}))
+    assert main(command(run, tmp_path / "new")) == 2
+    assert "its categories are damaged" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
