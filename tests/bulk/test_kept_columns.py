@@ -14,7 +14,7 @@ from segray.cli import main
 from segray.output.lease import Lease
 from segray.output.reader import ledger_files, read_ledger
 from segray.output.store import STAGING, Store
-from segray.schema import QUALITY, TAKEN
+from segray.schema import BLURRED, QUALITY, TAKEN
 from segray.sources.item import Source
 from segray.storage import StorageSettings
 from tests.bulk.runs import FEW, MODELS, annotate, make_images, tables
@@ -23,7 +23,7 @@ from tests.bulk.test_kept_tiles import SCENE, Job, Joining
 from tests.output.test_store import rows
 
 SEEDED = ("--weights", MODELS + "seeded")
-LATER = [field.name for field in (*QUALITY, *TAKEN)]
+LATER = [field.name for field in (*QUALITY, *TAKEN, BLURRED)]
 """Columns that older versions did not write."""
 
 
@@ -82,7 +82,8 @@ def test_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = (sheet, loose, "--output", output, *SEEDED, "--keep-columns", "camera")
     assert annotate(*command) == 0
     ledger, instances = tables(output)
-    assert pq.ParquetFile(next(output.glob("images/*"))).schema_arrow.names[-8:] == [*LATER, "camera"]
+    names = pq.ParquetFile(next(output.glob("images/*"))).schema_arrow.names
+    assert names[-len(LATER) - 1 :] == [*LATER, "camera"]
     named = {row["uri"].removeprefix(f"file://{tmp_path}/"): row["camera"] for row in ledger}
     assert named == {"listed/0000.png": "left", "listed/0001.png": "right", "listed/0002.png": None,
                      "loose/0000.png": None, "loose/0001.png": None}  # fmt: skip

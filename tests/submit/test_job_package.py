@@ -16,16 +16,13 @@ from segray.annotate.settings import AnnotateSettings
 from segray.cli import main
 from segray.command_line import load_settings
 from segray.errors import SettingsError
-from segray.evaluate.settings import EvaluateSettings
-from segray.predict.settings import PredictSettings
-from segray.retrain.settings import RetrainSettings
 from segray.settings import WeightsAddress
 from segray.submit import slurm
 from segray.submit.job import split
 from segray.submit.job_package import ADDRESSES, SETTINGS, Order, members, order_of
 from segray.submit.settings import SubmitSettings
 from segray.submit.shell import asked
-from segray.train.settings import TrainSettings
+from segray.verbs import ON_DATA, VERBS
 
 RAY = ("--address", "http://head:8265")
 REMOTE = ("s3://bucket/photos", "--output", "s3://bucket/labels")
@@ -57,7 +54,7 @@ def _functions(annotation: Any) -> set[Any]:
 def test_every_setting_that_names_files_is_known() -> None:
     found = {
         name
-        for cls in (AnnotateSettings, PredictSettings, TrainSettings, EvaluateSettings, RetrainSettings)
+        for cls in (VERBS[name].settings_class() for name in ON_DATA)
         for name, annotation in get_type_hints(cls, include_extras=True).items()
         if is_address(annotation)
     }
