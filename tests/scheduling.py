@@ -36,6 +36,14 @@ LONGEST = (
     ("retrain/test_retrain_semantic",),
     ("retrain/test_retrain_kills", "retrain/test_retrain_resumed"),
     ("train/test_start", "data/test_label_listing"),
+    ("test_walkthrough",),
+    ("importer/test_import",),
+    ("selection/test_second_pass",),
+    ("panoptic/test_panoptic",),
+    ("preview/test_browser", "preview/test_figures", "preview/test_scenes"),
+    ("evaluate/test_evaluate_at_size",),
+    ("test_api", "export/test_open"),
+    ("predict/test_blur", "bulk/test_location"),
 )
 """Files of `tests`, longest first; those of a line share an output that takes a job to make, or a Ray."""
 _LINES = {f"tests/{name}.py": line for line, names in enumerate(LONGEST) for name in names}
