@@ -26,7 +26,7 @@ def read_coco(file: Inside, categories: Categories, rejects: Rejects, folder: Pa
     named = categories_of(list(_items(file, "categories")), file.name)
     categories.declare((number, name) for number, name in named.items())
     annotations = Pile(folder, f"annotations-{file.number}")
-    annotations.add((_key(each), each) for each in _items(file, "annotations"))
+    annotations.add((_key(each), _checked(each, file)) for each in _items(file, "annotations"))
     annotations.settle()
     if not named or not annotations.count():
         _check(file)
@@ -67,6 +67,13 @@ def _check(file: Inside) -> None:
         there = {prefix for prefix, event, _ in ijson.parse(stream) if event == "start_array"}
     if lost := [part for part in _PARTS if part not in there]:
         raise SettingsError(f"{file.name}: not COCO JSON: it has no list {', '.join(lost)}")
+
+
+def _checked(annotation: Any, file: Inside) -> Any:
+    """Return an annotation. Raises SettingsError for one of COCO-panoptic."""
+    if isinstance(annotation, dict) and "segments_info" in annotation:
+        raise SettingsError(f"{file.name}: COCO-panoptic, not COCO: its segments are in PNG files; not read")
+    return annotation
 
 
 def _key(annotation: Any) -> str:

@@ -1,5 +1,6 @@
 """The file to import, local or in a bucket; of a zip archive, the members that hold labels."""
 
+import codecs
 import hashlib
 import shutil
 import zipfile
@@ -34,13 +35,19 @@ class Inside:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Open it for reading and seeking."""
+        """Open it for reading, after the mark of UTF-8 that some editors write."""
         if self.member is None:
             with self.path.open("rb") as stream:
-                yield stream
+                yield _after_mark(stream)
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-            yield stream
+            yield _after_mark(stream)
+
+
+def _after_mark(stream: IO[bytes]) -> IO[bytes]:
+    if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        stream.seek(0)
+    return stream
 
 
 def local_file(source: Source, storage: StorageSettings, folder: Path) -> Path:

@@ -31,7 +31,7 @@ def read_labelstudio(file: Inside, rejects: Rejects) -> Iterator[Looked]:
         with file.open() as stream:
             if next(iter(ijson.parse(stream)))[1] != "start_array":
                 raise SettingsError(f"{file.name}: not Label Studio: a list of tasks is expected (JSON)")
-            stream.seek(0)
+        with file.open() as stream:
             for place, task in enumerate(ijson.items(stream, "item", use_float=True), start=1):
                 if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
                     raise SettingsError(

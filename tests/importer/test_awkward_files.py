@@ -260,3 +260,17 @@ def test_tables_of_masks_with_values_that_are_none(
     (folder / "classes.csv").write_text("value,category\n0,sky\n1,car\n")
     assert bring(folder, "masks", tmp_path / "labels", big.folder) == 2
     assert "is no pixel of 16 bits" in capsys.readouterr().err
+
+
+def test_a_mark_of_utf_8_is_passed_over_and_panoptic_is_no_coco(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    image = {"id": 1, "file_name": run.annotated[0]["uri"], **SIZE}
+    file = coco(tmp_path, [image], [{"image_id": 1, "bbox": [3, 2, 17, 6]}])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert bring(file, "coco", tmp_path / "labels", run.folder) == 0
+    assert counts(tmp_path / "labels")["instances"] == 1
+    file = coco(tmp_path, [image], [{"image_id": 1, "segments_info": [], "file_name": "a.png"}])
+    assert bring(file, "coco", tmp_path / "more", run.folder) == 2
+    assert "COCO-panoptic, not COCO" in capsys.readouterr().err
