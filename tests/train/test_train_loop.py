@@ -232,7 +232,7 @@ def test_checkpoints_are_as_far_apart_as_asked_for(
     life = Mortal()
     with pytest.raises(Killed):
         train(tmp_path, life, Mortal(STEPS + SCORED + 3), every_s=10.0)
-    assert life.done == 2 * 3  # model, metrics, checkpoint of the first epoch; each is counted twice
+    assert life.done == 2 * 4  # model, confusion, metrics, checkpoint of an epoch; each is counted twice
     loop = begin(tmp_path, Mortal(), every_s=10.0)
     assert (loop.training.epoch, loop.position) == (1, 0)
     assert_same(tmp_path, train(tmp_path, every_s=10.0), whole[0], whole[1])
