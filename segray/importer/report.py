@@ -18,6 +18,7 @@ REJECTS = "rejects.csv"
 
 
 def record_of(job: Import, tally: Counter[str], started: float) -> dict[str, Any]:
+    """Return the contents of run.json; started: by the monotonic clock, seconds."""
     rejects, total = job.rejects, job.images.table.count_images() if job.images.table else None
     seconds = max(time.monotonic() - started, 1e-3)
     usual = ("instances", "unchanged", "changed", "reclassified", "added", "removed")
@@ -46,6 +47,7 @@ def record_of(job: Import, tally: Counter[str], started: float) -> dict[str, Any
 
 
 def conclude(job: Import, record: dict[str, Any], done: str) -> ExitCode:
+    """Print what a record says, after the line `done`; return the exit code by `max_rejects`."""
     counts = Counter({name: value or 0 for name, value in record["counts"].items()})
     with_run = job.settings.run is not None
     lines = [done, *(map_lines(counts, with_run=with_run) if job.is_maps else _lines(counts, with_run))]

@@ -126,7 +126,7 @@ def _box(values: NDArray[np.float64]) -> Draw:
 
 def _ring(ring: NDArray[np.float64]) -> Draw:
     def draw(height: int, width: int) -> str:
-        if np.abs(ring).max() > 2:
+        if not np.abs(ring).max() <= 2:  # NaN neither
             raise ItemError("unsupported", f"coordinate {np.abs(ring).max():g}; they are shares of the sides")
         points = (ring * (width, height)).astype(np.int32)
         left, top = points.min(axis=0)
