@@ -18,6 +18,8 @@ from segray.models.smp_names import SMP_CLASSES, TIMM
 
 _COARSEST_STRIDE = 32
 """No encoder halves its maps more often than five times."""
+_ANY_GRID = {"dpt": {"dynamic_img_size": True}}
+"""Family -> what lets its encoder (timm's ViT) interpolate its position embeddings to the image's size."""
 
 
 def build_smp(
@@ -31,8 +33,8 @@ def build_smp(
     import segmentation_models_pytorch as smp
 
     family, _, encoder = arch.partition(":")
-    kind = getattr(smp, SMP_CLASSES[family])
-    build = partial(kind, encoder_name=encoder, in_channels=bands, classes=outputs, **settings)
+    kind, any_grid = getattr(smp, SMP_CLASSES[family]), _ANY_GRID.get(family, {})
+    build = partial(kind, encoder_name=encoder, in_channels=bands, classes=outputs, **settings, **any_grid)
     try:
         network = build(encoder_weights=None)
     except Exception as error:
