@@ -11,7 +11,7 @@ from segray.annotate.instances import Found, annotated_table, found_instances
 from segray.bulk.batches import Batches, images_of
 from segray.bulk.results import Outcome
 from segray.errors import ItemError
-from segray.masks.rle import encode_image_masks, encode_roi_masks
+from segray.masks.rle import encode_masks
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 
@@ -41,7 +41,8 @@ class Predictor:
         if is_plain_maskrcnn(model.module):
             self.detector = MaskRCNNDetector(model.module, where, precision, score_threshold, proposals)
         else:
-            self.detector = CustomDetector(model.module, model.name, where, score_threshold)
+            own = precision if model.card is not None else "fp32"  # a user's own model chooses itself
+            self.detector = CustomDetector(model.module, model.name, where, score_threshold, own)
         most = min(batch_size, getattr(model.module, "batch_size", batch_size))
         self.batches = Batches(most, self.detector.batch_key)
 
@@ -61,10 +62,9 @@ class Predictor:
         if isinstance(detections, ItemError):
             return detections
         try:
-            if detections.frame == "roi":
-                masks = encode_roi_masks(detections.masks, detections.boxes, height, width)
-            else:
-                masks = encode_image_masks(detections.masks, height, width)
+            masks = encode_masks(
+                detections.frame, detections.masks, detections.boxes, (height, width), detections.extent
+            )
         except ItemError as error:
             return error
         return found_instances(
