@@ -41,10 +41,11 @@ class Detections:
     """(n, 4) float32: x0, y0, x1, y1 in pixels of the image."""
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
-    masks: NDArray[Any]
-    """(n, m, m) float32 probabilities relative to the boxes, or (n, height, width) of the whole image."""
-    frame: Literal["roi", "image"]
-    """Whether the masks are relative to the boxes or to the image."""
+    masks: Any
+    """(n, m, m) float32 probabilities relative to the boxes, or (n, height, width) of the whole image; or
+    EncodedMasks."""
+    frame: Literal["roi", "image", "encoded"]
+    """Whether the masks are relative to the boxes or to the image, or are run lengths already."""
 
 
 def is_plain_maskrcnn(model: object) -> bool:
