@@ -58,7 +58,10 @@ def excited(network: Any) -> Any:
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.6 / parameter[0].numel() ** 0.5)
         for mlp in decoder.output_hypernetworks_mlps:
-            mlp.proj_out.weight.mul_(40)
+            mlp.proj_out.weight.mul_(250)
+            mlp.proj_out.bias.fill_(-20)
+        for up in (decoder.upscale_conv1, decoder.upscale_conv2):  # smooth: no chequers
+            up.weight.copy_(2 * up.weight.mean((2, 3), keepdim=True).expand_as(up.weight))
         decoder.iou_prediction_head.proj_out.weight.mul_(8)
     return network
 

@@ -1,17 +1,20 @@
-"""A custom model: any callable with the interface of torchvision's detectors."""
+"""A model with the interface of torchvision's detectors: of a model file, or a user's own callable."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from segray.annotate.detector import Detections
+from segray.annotate.detector import Detections, padded_size
 from segray.errors import JobFailedError
-from segray.models.device import arithmetic
+from segray.masks.interpolation import THRESHOLD
+from segray.masks.rle import MaskFrame
+from segray.models.device import Precision, arithmetic
 
 MOST_PIXELS = 2**30
 """A box coordinate beyond this is a fault of the model."""
@@ -21,23 +24,43 @@ class CustomDetector:
     """Calls the model with a list of (3, height, width) float32 images in 0..1 on the device.
 
     It returns a dict per image: `boxes` (n, 4) as x0, y0, x1, y1 in pixels, `labels` (n,), `scores` (n,),
-    `masks` (n, 1, height, width) of the whole image, or (n, 1, m, m) relative to the boxes: the latter if the
-    size is not the image's, or as its attribute `mask_frame` says ('roi' or 'image'). It chooses its own
-    precision. A model with the attribute `image_dtype` torch.uint8 gets the raw pixels, 0..255, in memory
-    that is reused for the next call.
+    `masks` as its attribute `mask_frame` says:
+
+        roi     (n, 1, m, m), relative to the boxes
+        image   (n, 1, height, width), bool, or numbers that are the instance's above 0.5
+        grid    (n, 1, rows, cols), numbers on a coarse grid over the image, the instance's above 0.5 after
+                bilinear interpolation; with `extent` (2,), the rows and columns of the grid that the image
+                takes up (the rest is padding), else all; see `encode_grid_masks`
+
+    Without the attribute: `image` if the size is the image's, else `roi`. `boxes` may be left out, but for
+    `roi`: they are then the masks', of a grid's to whole cells. A model with the attribute `image_dtype`
+    torch.uint8 gets the raw pixels, 0..255, in memory that is reused for the next call.
     """
 
-    def __init__(self, model: Any, name: str, device: torch.device, score_threshold: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        device: torch.device,
+        score_threshold: float,
+        precision: Precision = "fp32",
+    ) -> None:
+        """Store the model; precision: in which it is called (autocast); a user's own chooses itself."""
+        self.precision = precision
         self.model = model.eval().to(device) if isinstance(model, torch.nn.Module) else model
         self.name, self.device, self.score_threshold = name, device, score_threshold
         self.takes_bytes = getattr(model, "image_dtype", torch.float32) == torch.uint8
         self._rooms: list[Tensor] = []
-        self.frame: Literal["roi", "image"] | None = getattr(model, "mask_frame", None)
-        if self.frame not in (None, "roi", "image"):
-            raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not 'roi' or 'image'")
+        self.frame: MaskFrame | None = getattr(model, "mask_frame", None)
+        if self.frame not in (None, *get_args(MaskFrame)):
+            known = ", ".join(map(repr, get_args(MaskFrame)))
+            raise JobFailedError(f"{name}: mask_frame is {self.frame!r}, not one of {known}")
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size: only images of one size share a batch."""
+        """Return the size in the network, or the image's; only images of one key may share a batch."""
+        transform = getattr(self.model, "transform", None)
+        if type(transform) is GeneralizedRCNNTransform:
+            return padded_size(transform, height, width)
         return height, width
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
@@ -46,7 +69,7 @@ class CustomDetector:
         Raises JobFailedError where the model's results break its interface, ValueError where they have the
         right form but impossible numbers: that may be one image's fault.
         """
-        with arithmetic(self.device, "fp32"):
+        with arithmetic(self.device, self.precision):
             answer = self.model([self._tensor(place, image) for place, image in enumerate(images)])
         if not isinstance(answer, list | tuple) or len(answer) != len(images):
             raise JobFailedError(f"{self.name}: returned for {len(images)} images {_kind(answer)}")
@@ -75,33 +98,56 @@ class CustomDetector:
         return self._rooms[place][:size]
 
     def _detections(self, answer: Any, image: NDArray[np.uint8]) -> Detections:
-        scores, labels, boxes, masks = (
-            self._array(answer, key) for key in ("scores", "labels", "boxes", "masks")
-        )
-        n, (height, width) = len(scores), image.shape[:2]
-        if n == 0:  # whatever their other dimensions are
-            boxes, masks = np.zeros((0, 4)), np.zeros((0, 1, height, width), bool)
-        frame = self.frame or ("image" if masks.shape[2:] == (height, width) else "roi")
+        scores, labels, masks = (self._array(answer, key) for key in ("scores", "labels", "masks"))
+        n, size = len(scores), (image.shape[0], image.shape[1])
+        frame = self.frame or ("image" if n == 0 or masks.shape[2:] == size else "roi")
         self._expect(scores.shape == (n,), "scores: (n,)", scores)
         self._expect(labels.shape == (n,) and labels.dtype.kind in "iu", "labels: (n,), integers", labels)
-        self._expect(boxes.shape == (n, 4), "boxes: (n, 4)", boxes)
+        if n == 0:  # whatever the other dimensions are
+            masks, frame = np.zeros((0, 1, *size), bool), "image"
+        masks = self._masks(masks, frame, n, size)
+        extent = self._extent(answer, masks) if frame == "grid" else None
+        if n == 0 or (frame != "roi" and answer.get("boxes") is None):
+            boxes = boxes_of(masks[:, 0], size, extent)
+        else:
+            boxes = self._boxes(self._array(answer, "boxes"), n)
         if not np.isfinite(scores).all():
             raise ValueError("a score is not finite")
-        if not _are_boxes(boxes):
-            raise ValueError("a box is not finite, or not x0 <= x1, y0 <= y1")
-        if frame == "image":
-            self._expect(masks.shape == (n, 1, height, width), f"masks: (n, 1, {height}, {width})", masks)
-        else:
-            self._expect(masks.shape == (n, 1, *masks.shape[-1:] * 2), "masks: (n, 1, m, m)", masks)
-            masks = masks.astype(np.float32)
         keep = scores > self.score_threshold
         return Detections(
-            boxes=boxes[keep].astype(np.float32),
+            boxes=boxes[keep],
             scores=scores[keep].astype(np.float32),
             labels=labels[keep].astype(np.int64),
             masks=masks[keep, 0],
             frame=frame,
+            extent=extent,
         )
+
+    def _boxes(self, boxes: NDArray[Any], n: int) -> NDArray[np.float32]:
+        self._expect(boxes.shape == (n, 4), "boxes: (n, 4)", boxes)
+        if not _are_boxes(boxes):
+            raise ValueError("a box is not finite, or not x0 <= x1, y0 <= y1")
+        return boxes.astype(np.float32)
+
+    def _masks(self, masks: NDArray[Any], frame: MaskFrame, n: int, size: tuple[int, int]) -> NDArray[Any]:
+        if frame == "image":
+            self._expect(masks.shape == (n, 1, *size), f"masks: (n, 1, {size[0]}, {size[1]})", masks)
+            return masks
+        if frame == "grid":
+            is_grid = masks.ndim == 4 and masks.shape[:2] == (n, 1) and masks.size > 0
+            self._expect(is_grid, "masks: (n, 1, rows, cols)", masks)
+        else:
+            self._expect(masks.shape == (n, 1, *masks.shape[-1:] * 2), "masks: (n, 1, m, m)", masks)
+        return masks.astype(np.float32, copy=False)
+
+    def _extent(self, answer: Any, masks: NDArray[Any]) -> tuple[float, float] | None:
+        if answer.get("extent") is None:
+            return None
+        extent = self._array(answer, "extent")
+        cells = masks.shape[2:]
+        fits = extent.shape == (2,) and bool((extent > 0).all() and (extent <= cells).all())
+        self._expect(fits, f"extent: (2,), above 0, at most {cells}", extent)
+        return float(extent[0]), float(extent[1])
 
     def _array(self, answer: Any, key: str) -> NDArray[Any]:
         if not isinstance(answer, Mapping) or not isinstance(answer.get(key), Tensor):
@@ -115,6 +161,24 @@ class CustomDetector:
             raise JobFailedError(
                 f"{self.name}: the model must give {what}; it gave {given.dtype} {given.shape}"
             )
+
+
+def boxes_of(
+    masks: NDArray[Any], size: tuple[int, int], extent: tuple[float, float] | None = None
+) -> NDArray[np.float32]:
+    """Return the boxes (n, 4) of masks (n, rows, cols) over an image, x0, y0, x1, y1 in its pixels.
+
+    size: height and width of the image; extent: as in `encode_grid_masks`. A box is that of the cells above
+    0.5, clipped to the image; all zeros where there are none.
+    """
+    above = masks if masks.dtype == bool else masks > THRESHOLD
+    ends = []
+    for axis, pixels, covered in zip((2, 1), size, extent or masks.shape[1:], strict=True):
+        line = np.atleast_2d(above.any(axis=axis))
+        bounds = np.stack([line.argmax(1), line.shape[1] - line[:, ::-1].argmax(1)], axis=1)
+        ends.append(np.minimum(bounds * line.any(axis=1, keepdims=True) * (pixels / covered), pixels))
+    rows, cols = ends
+    return np.stack([cols[:, 0], rows[:, 0], cols[:, 1], rows[:, 1]], axis=1).astype(np.float32)
 
 
 def _are_boxes(boxes: NDArray[Any]) -> bool:

@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from segray.annotate.fpn import InPlacePyramid
 from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
+from segray.masks.rle import MaskFrame
 from segray.models.device import DTYPES, Precision, arithmetic
 
 try:
@@ -42,10 +43,11 @@ class Detections:
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
     masks: Any
-    """(n, m, m) float32 probabilities relative to the boxes, or (n, height, width) of the whole image; or
-    EncodedMasks."""
-    frame: Literal["roi", "image", "encoded"]
-    """Whether the masks are relative to the boxes or to the image, or are run lengths already."""
+    """(n, m, m) float32 probabilities relative to the boxes, (n, height, width) of the whole image, or
+    (n, rows, cols) on a coarse grid over it; or EncodedMasks, whose frame is the image."""
+    frame: MaskFrame
+    extent: tuple[float, float] | None = None
+    """Of `grid` masks, see `encode_grid_masks`."""
 
 
 def is_plain_maskrcnn(model: object) -> bool:
@@ -91,9 +93,7 @@ class MaskRCNNDetector:
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of an image inside the network; only equal ones may share a batch."""
-        step = self.model.transform.size_divisible
-        rows, cols = self._resized(height, width)
-        return math.ceil(rows / step) * step, math.ceil(cols / step) * step
+        return padded_size(self.model.transform, height, width)
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Return detections of each image (height, width, 3) uint8; the images have one `batch_key`."""
@@ -108,14 +108,6 @@ class MaskRCNNDetector:
             for each, size, image in zip(found, batch.image_sizes, images, strict=True):
                 each["boxes"] = resize_boxes(each["boxes"], list(size), list(image.shape[:2]))
             return _to_host(found)
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
-        transform = self.model.transform
-        if transform.fixed_size is not None:
-            return transform.fixed_size[1], transform.fixed_size[0]
-        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
-        return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
     def _set_scales(self, features: dict[str, Tensor], padded: Tensor) -> None:
         """Set what torchvision infers from the first image, unpadded, for all later ones.
@@ -142,8 +134,23 @@ class MaskRCNNDetector:
         """Return the image normalised and resized on the device: (3, height, width) float32."""
         pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float().div_(255)
         normal = self.model.transform.normalize(pixels)
-        size = self._resized(*image.shape[:2])
+        size = resized(self.model.transform, *image.shape[:2])
         return interpolate(normal[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def resized(transform: GeneralizedRCNNTransform, height: int, width: int) -> tuple[int, int]:
+    """Return torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
+    if transform.fixed_size is not None:
+        return transform.fixed_size[1], transform.fixed_size[0]
+    scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+    return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+
+
+def padded_size(transform: GeneralizedRCNNTransform, height: int, width: int) -> tuple[int, int]:
+    """Return height and width of an image in the network, resized and padded."""
+    step = transform.size_divisible
+    rows, cols = resized(transform, height, width)
+    return math.ceil(rows / step) * step, math.ceil(cols / step) * step
 
 
 def _pools(model: MaskRCNN) -> list[MultiScaleRoIAlign]:

@@ -16,7 +16,7 @@ from segray.annotate.settings import SamSettings
 from segray.bulk.batches import Batches, images_of
 from segray.bulk.results import Outcome
 from segray.errors import ItemError
-from segray.masks.rle import encode_image_masks, encode_roi_masks
+from segray.masks.rle import EncodedMasks, encode_masks
 from segray.models.device import Precision
 from segray.models.sam import SegmentAnything
 from segray.models.weights import LoadedModel
@@ -51,7 +51,8 @@ class Predictor:
             given = sam or SamSettings()
             self.detector = SamDetector(model.module, where, precision, score_threshold, given)
         else:
-            self.detector = CustomDetector(model.module, model.name, where, score_threshold)
+            own = precision if model.card is not None else "fp32"  # a user's own model chooses itself
+            self.detector = CustomDetector(model.module, model.name, where, score_threshold, own)
         self.refiner = SamMasks(model.refiner.module, where, precision) if model.refiner else None
         most = min(batch_size, getattr(model.module, "batch_size", batch_size))
         self.batches = Batches(most, self.detector.batch_key)
@@ -74,7 +75,7 @@ class Predictor:
         if refiner is None:
             return found
         return [
-            replace(each, masks=refiner.masks(image, each.boxes), frame="encoded")
+            replace(each, masks=refiner.masks(image, each.boxes), frame="image")
             for each, image in zip(found, images, strict=True)
         ]
 
@@ -82,12 +83,10 @@ class Predictor:
         if isinstance(detections, ItemError):
             return detections
         try:
-            if detections.frame == "encoded":
-                masks = detections.masks
-            elif detections.frame == "roi":
-                masks = encode_roi_masks(detections.masks, detections.boxes, height, width)
-            else:
-                masks = encode_image_masks(detections.masks, height, width)
+            masks = detections.masks
+            if not isinstance(masks, EncodedMasks):
+                size = height, width
+                masks = encode_masks(detections.frame, masks, detections.boxes, size, detections.extent)
         except ItemError as error:
             return error
         return found_instances(

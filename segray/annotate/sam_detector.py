@@ -86,7 +86,7 @@ class SamDetector(_Sam):
             scores=np.array([each.score for each in kept], np.float32),
             labels=np.ones(len(kept), np.int64),
             masks=encode_runs([each.runs for each in kept], height, width),
-            frame="encoded",
+            frame="image",
         )
 
 

@@ -3,11 +3,13 @@
 A RoI mask is resized to its box, clipped at the image's border and thresholded at 0.5, and its runs, in
 column order, are offset to their position in the image. Boxes and arithmetic are those of torchvision's
 `paste_masks_in_image`, the string is pycocotools'; results are identical to the two one after the other.
+A mask on a coarse grid over the image is brought to the image's pixels only where it may be above the
+threshold.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +20,11 @@ from torchvision.models.detection.roi_heads import expand_boxes
 
 from segray.errors import ItemError
 from segray.masks.coco_segmentation import MOST_PIXELS
+from segray.masks.interpolation import ROUNDING, THRESHOLD, Axis, Crop, above_threshold
 
-THRESHOLD = 0.5
+MaskFrame = Literal["roi", "image", "grid"]
+"""What masks are relative to: their boxes; the image, pixel by pixel; the image, on a coarse grid."""
 SMALL = 128  # up to this many rows plus columns torch resizes with a kernel that rounds differently
-_ROUNDING = np.float32(1e-6)  # above the error of a float32 sum of two products of numbers in 0..1
-
-Crop = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,26 @@ class EncodedMasks:
     """(n, 4): x, y, width, height in pixels of the image, half-open; pycocotools' `toBbox`."""
     truncated: NDArray[np.bool_]
     """(n,): the mask touches the image's border."""
+
+
+def encode_masks(
+    frame: MaskFrame,
+    masks: NDArray[Any],
+    boxes: NDArray[np.float32] | None,
+    size: tuple[int, int],
+    extent: tuple[float, float] | None = None,
+) -> EncodedMasks:
+    """Encode masks of any frame, see the three functions below.
+
+    boxes: of `roi` masks alone; size: height and width of the image; extent: of `grid` masks alone. Raises
+    ItemError (`too_large`) for an image with too many pixels for run lengths.
+    """
+    if frame == "image":
+        return encode_image_masks(masks, *size)
+    if frame == "grid":
+        return encode_grid_masks(masks, *size, extent)
+    assert boxes is not None
+    return encode_roi_masks(masks, boxes, *size)
 
 
 def encode_roi_masks(
@@ -80,6 +101,25 @@ def runs_of(crop: Crop, row_start: int, col_start: int, height: int) -> NDArray[
     …, in column-major order.
     """
     return _crop_edges(crop, row_start, col_start, height)
+
+
+def encode_grid_masks(
+    masks: NDArray[Any], height: int, width: int, extent: tuple[float, float] | None = None
+) -> EncodedMasks:
+    """Encode masks on a coarse grid that covers the image, one at a time.
+
+    masks: (n, rows, cols) numbers, thresholded at 0.5 after bilinear interpolation; height, width: of the
+    image; extent: rows and columns of the grid, from its upper left corner, that the image takes up, in
+    cells, also fractions, at most (rows, cols); None: all of them. A pixel (y, x) lies at row
+    (y + 0.5) * extent[0] / height - 0.5 of the grid, column likewise, clamped to the grid: as in torch's
+    `interpolate` with align_corners=False. Raises ItemError (`too_large`) for an image with too many pixels
+    for run lengths.
+    """
+    check_pixels(height, width)
+    rows, cols = extent or masks.shape[1:]
+    axes = Axis(masks.shape[1], rows, height), Axis(masks.shape[2], cols, width)
+    edges = [_grid_edges(np.asarray(mask, np.float32), *axes) for mask in masks]
+    return _encoded([_counts(each, height * width) for each in edges], height, width)
 
 
 def check_pixels(height: int, width: int) -> None:
@@ -132,39 +172,26 @@ def _small_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, c
 
 
 def _large_crop(mask: NDArray[np.float32], size: tuple[int, int], rows: slice, cols: slice) -> Crop:
-    """Return where a window of the mask (m, m), resized to `size` rows and columns, is above the threshold.
+    """Return where a window of a mask (m, m), resized to `size` rows and columns, is above the threshold."""
+    down, across = (Axis(len(mask), len(mask), pixels) for pixels in size)
+    return above_threshold(mask, down, across, rows, cols)
 
-    The arithmetic is torch's for outputs of more than 128 rows plus columns
-    (`upsample_generic_Nd_kernel_impl`): columns first, and a fused multiply-add for each pair of neighbours.
-    The fused one is slow in numpy, so it is used only where a plain one is close to the threshold.
+
+def _grid_edges(mask: NDArray[np.float32], down: Axis, across: Axis) -> NDArray[np.int64]:
+    """Return start, stop, start, … of the runs of a mask (rows, cols) on a grid.
+
+    An interpolated value is at most the largest of its four cells: pixels far from all cells above the
+    threshold are not computed.
     """
-    row0, row1, row_weight0, row_weight1 = _neighbours(mask.shape[0], size[0], rows)
-    col0, col1, col_weight0, col_weight1 = _neighbours(mask.shape[1], size[1], cols)
-    lines = _fused(mask[:, col0], col_weight0, mask[:, col1], col_weight1)
-    value = lines[row0]
-    value *= row_weight0[:, None]
-    value += lines[row1] * row_weight1[:, None]
-    full: Crop = value > THRESHOLD + _ROUNDING
-    row, col = np.divmod(np.flatnonzero(full != (value > THRESHOLD - _ROUNDING)), full.shape[1])
-    near = _fused(lines[row0[row], col], row_weight0[row], lines[row1[row], col], row_weight1[row])
-    full[row, col] = near > THRESHOLD
-    return full
-
-
-def _neighbours(source: int, target: int, window: slice) -> tuple[Any, Any, Any, Any]:
-    """Return, along one axis, the two source pixels of each target pixel of the window and their weights."""
-    half = np.float32(0.5)
-    scale = np.float32(source) / np.float32(target)
-    centre = scale * (np.arange(window.start, window.stop).astype(np.float32) + half) - half
-    centre = np.maximum(centre, np.float32(0))
-    first = np.minimum(centre.astype(np.int64), source - 1)
-    weight = np.clip(centre - first.astype(np.float32), np.float32(0), np.float32(1))
-    return first, np.minimum(first + 1, source - 1), np.float32(1) - weight, weight
-
-
-def _fused(a: Any, weight_a: Any, b: Any, weight_b: Any) -> NDArray[np.float32]:
-    summed: NDArray[np.float32] = (a.astype(np.float64) * weight_a + b * weight_b).astype(np.float32)
-    return summed
+    above = mask > THRESHOLD - ROUNDING
+    by_row, by_col = above.any(axis=1), above.any(axis=0)
+    if not by_row.any():
+        return np.zeros(0, np.int64)
+    rows, cols = down.reached(np.flatnonzero(by_row)), across.reached(np.flatnonzero(by_col))
+    if rows.stop <= rows.start or cols.stop <= cols.start:  # in the part that is not the image's
+        return np.zeros(0, np.int64)
+    crop = above_threshold(mask, down, across, rows, cols)
+    return _crop_edges(crop, rows.start, cols.start, down.pixels)
 
 
 def _crop_edges(crop: Crop, row_start: int, col_start: int, height: int) -> NDArray[np.int64]:

@@ -106,24 +106,24 @@ ARCHITECTURES = (
         "resnetmaskrcnn:ResNetSettings", "Li et al. 2021, https://arxiv.org/abs/2111.11429",
     ),
 )  # fmt: skip
-_PLAIN = tuple(row.name for row in ARCHITECTURES if row.task == "semantic" and row.name == row.arch)
+_PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
 _FAMILIES = {row.family: row for row in ARCHITECTURES if row.name != row.arch}
-INSTANCE_ARCHITECTURES = tuple(row.name for row in ARCHITECTURES if row.task == "instance")
 
 
-def _choices() -> str:
-    """Return the text of `--help` about `--arch`."""
+def _choices(task: Task) -> str:
+    """Return the text of `--help` about the values of `--arch` for a task."""
+    plain = ", ".join(row.name for row in _PLAIN.values() if row.task == task)
+    families = [row for row in _FAMILIES.values() if row.task == task]
+    if not families:
+        return plain
     libraries = dict[str, list[str]]()
-    for family, row in _FAMILIES.items():
-        libraries.setdefault(row.library.name, []).append(family)
-    families = " or ".join(f"{', '.join(names)} ({library})" for library, names in libraries.items())
-    return (
-        f"{', '.join(_PLAIN)}, or FAMILY:ENCODER of {families}, such as unet:resnet50; "
-        f"instances: {', '.join(INSTANCE_ARCHITECTURES)}"
-    )
+    for row in families:
+        libraries.setdefault(row.library.name, []).append(row.family)
+    names = " or ".join(f"{', '.join(each)} ({library})" for library, each in libraries.items())
+    return f"{plain}, or FAMILY:ENCODER of {names}, such as {families[0].arch}"
 
 
-CHOICES = _choices()
+CHOICES = f"{_choices('semantic')}; instances: {_choices('instance')}"
 
 
 def part_of(row_part: str) -> Any:
@@ -134,7 +134,12 @@ def part_of(row_part: str) -> Any:
 def architecture(arch: str) -> Architecture:
     """Return the row of a value of `--arch`. Raises SettingsError, one line, for unknown ones."""
     family, encoder = parsed(arch)
-    return _FAMILIES[family] if encoder else next(row for row in ARCHITECTURES if row.name == family)
+    return _FAMILIES[family] if encoder else _PLAIN[family]
+
+
+def task_of(arch: str) -> Task:
+    """Return the task of a value of `--arch`. Raises SettingsError, one line, for unknown ones."""
+    return architecture(arch).task
 
 
 def parsed(arch: str) -> tuple[str, str]:
@@ -142,14 +147,14 @@ def parsed(arch: str) -> tuple[str, str]:
 
     Raises SettingsError, one line, for unknown ones.
     """
-    if arch in (*_PLAIN, *INSTANCE_ARCHITECTURES):
+    if arch in _PLAIN:
         return arch, ""
     family, colon, encoder = arch.partition(":")
     if family not in _FAMILIES:
-        known = _FAMILIES if colon else (*_PLAIN, *INSTANCE_ARCHITECTURES, *_FAMILIES)
+        known = _FAMILIES if colon else (*_PLAIN, *_FAMILIES)
         raise SettingsError(
             f"unknown architecture {arch!r}{_near(family, known)}; known: {', '.join(_PLAIN)}, "
-            f"FAMILY:ENCODER with {', '.join(_FAMILIES)}; {', '.join(INSTANCE_ARCHITECTURES)}"
+            f"FAMILY:ENCODER with {', '.join(_FAMILIES)}"
         )
     if not encoder:
         raise SettingsError(f"architecture {arch!r} needs an encoder, such as {_FAMILIES[family].arch}")

@@ -42,10 +42,10 @@ class _Card:
 
 @dataclass(frozen=True)
 class ModelCard(_Card):
-    """Metadata of an instance model, a Mask R-CNN."""
+    """Metadata of an instance model."""
 
     arch: str
-    """One of `INSTANCE_ARCHITECTURES`."""
+    """A value of `--arch` whose row has the task `instance`."""
     arch_settings: dict[str, Any]
     """All fields of the architecture's settings class."""
     categories: dict[int, str]
@@ -96,18 +96,20 @@ class ModelFile:
     """The contents of a model file."""
 
     module: Any
-    """torchvision's MaskRCNN, with the file's resize and normalisation in `.transform`, or a semantic network
-    that takes normalised pixels; float32, on the CPU, in evaluation mode."""
+    """Instances: torchvision's MaskRCNN, or a network with its interface (`mask_frame`: see
+    `CustomDetector`), with the file's resize and normalisation in `.transform`. Semantic: a network that
+    takes normalised pixels. float32, on the CPU, in evaluation mode."""
     card: Card
     digest: str
     """sha256 of the file's bytes, hex."""
 
 
 def build_model(card: Card, *, pretrained: bool = False) -> Any:
-    """Return the network of `card` with random weights, in training mode; a MaskRCNN with the card's resize.
+    """Return the network of `card` with random weights, in training mode.
 
-    pretrained: start with the architecture's pretrained weights, see `Library.pretrained`. Raises
-    SettingsError for an architecture or settings that this version does not know.
+    An instance network has the card's resize and normalisation. pretrained: start with the architecture's
+    pretrained weights, see `Library.pretrained`. Raises SettingsError for an architecture or settings that
+    this version does not know.
     """
     if isinstance(card, SemanticCard):
         return build_semantic(card.arch, len(card.bands), card.outputs, card.arch_settings, pretrained)

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from segray.address import Address
 from segray.data import LookAlikes
 from segray.errors import SettingsError
-from segray.models.architectures import CHOICES, INSTANCE_ARCHITECTURES, parsed
+from segray.models.architectures import CHOICES, parsed, task_of
 from segray.scenes.scene import Tiling
 from segray.settings import SceneSettings, WeightsAddress
 from segray.train.choices import LossName, OptimizerName, ScheduleName
@@ -244,7 +244,7 @@ exit codes:
     @property
     def is_instance(self) -> bool:
         """Return whether an instance model is trained."""
-        return self.arch in INSTANCE_ARCHITECTURES
+        return task_of(self.arch) == "instance"
 
     @model_validator(mode="after")
     def _min_below_max(self) -> "TrainSettings":

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from segray.errors import SettingsError
-from segray.models.architectures import INSTANCE_ARCHITECTURES
+from segray.models.architectures import task_of
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def started(settings: TrainSettings, start: "Start") -> TrainSettings:
     taken: dict[str, Any] = {"arch": start.arch}
     if start.arch_settings is not None:
         taken["arch_settings"] = start.arch_settings | settings.arch_settings
-    if start.sizes is not None and start.arch in INSTANCE_ARCHITECTURES:
+    if start.sizes is not None and task_of(start.arch) == "instance":
         sizes = dict(zip(("min_size", "max_size"), start.sizes, strict=True))
         taken |= {name: size for name, size in sizes.items() if name not in given}
         least, most = taken.get("min_size", settings.min_size), taken.get("max_size", settings.max_size)

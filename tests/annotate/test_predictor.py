@@ -1,6 +1,7 @@
 """The model step against torchvision's own forward, and with models of one's own."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,30 @@ def test_mask_frame_decides_where_the_sizes_are_equal() -> None:
     (roi,) = predictor(model).predict(table_of([picture])).to_pylist()
     assert image["found"][0]["area"] == 28 * 28
     assert 13 * 13 <= roi["found"][0]["area"] <= 15 * 15
+
+
+class OnAGrid(OneSquare):
+    """The same quarter on a grid of stride 4, whose last cells are padding; no boxes."""
+
+    mask_frame = "grid"
+
+    def answer(self, image: Tensor) -> Answer:
+        height, width = image.shape[1:]
+        rows, cols = height / 4, width / 4
+        mask = torch.full((1, 1, math.ceil(rows) + 3, math.ceil(cols) + 5), 0.5)
+        mask[..., : round(rows / 2), : round(cols / 2)] = 0.9
+        answer = super().answer(image) | {"masks": mask, "extent": torch.tensor([rows, cols])}
+        return {name: value for name, value in answer.items() if name != "boxes"}
+
+
+def test_grid_masks_and_the_boxes_of_masks(pictures: list[Image]) -> None:
+    for row, image in zip(
+        predictor(OnAGrid()).predict(table_of(pictures)).to_pylist(), pictures, strict=True
+    ):
+        height, width, _ = image.shape
+        (found,) = row["found"]
+        for box in ("bbox", "box"):
+            np.testing.assert_allclose(found[box], [0, 0, width / 2, height / 2], atol=4)
 
 
 def test_foreign_model_below_the_threshold_and_without_instances(pictures: list[Image]) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from segray.errors import ItemError
-from segray.masks.rle import EncodedMasks, encode_image_masks, encode_roi_masks
+from segray.masks.rle import EncodedMasks, encode_grid_masks, encode_image_masks, encode_roi_masks
 
 Floats = NDArray[np.float32]
 
@@ -129,3 +129,53 @@ def test_more_pixels_than_run_lengths_can_count() -> None:
     with pytest.raises(ItemError, match="65536 x 65536 pixels") as caught:
         encode_roi_masks(mask, box, 65536, 65536)
     assert caught.value.error_type == "too_large"
+
+
+def grid_full(masks: Floats, height: int, width: int, extent: tuple[float, float]) -> NDArray[np.bool_]:
+    """The whole grid brought to the image's scale by torch, and the part that is the image."""
+    scale = (height / extent[0], width / extent[1])
+    grown = interpolate(torch.from_numpy(masks)[:, None], scale_factor=scale, mode="bilinear")
+    full: NDArray[np.bool_] = (grown[:, 0, :height, :width] > 0.5).numpy()
+    return full
+
+
+@pytest.mark.parametrize(
+    ("n", "height", "width", "grid", "extent"),
+    [
+        (60, 200, 150, (28, 28), (28.0, 28.0)),  # the grid is the image
+        (60, 171, 260, (64, 64), (42.75, 64.0)),  # below is padding, from within a cell
+        (60, 300, 131, (56, 56), (50.0, 22.5)),
+        (40, 61, 90, (120, 170), (119.5, 170.0)),  # the grid is finer than the image
+        (10, 1, 300, (2, 40), (0.5, 40.0)),
+    ],
+)
+def test_grid_masks_are_those_of_interpolate_and_encode(
+    n: int, height: int, width: int, grid: tuple[int, int], extent: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(height)
+    masks = blobs(rng, n, max(grid))[:, : grid[0], : grid[1]].copy()
+    for number, mask in enumerate(masks):  # many small ones, at every border and in every corner
+        row, col = rng.integers(-5, grid[0]), rng.integers(-5, grid[1])
+        inside = np.zeros(grid, bool)
+        inside[max(row, 0) : row + 9, max(col, 0) : col + 9] = True
+        mask[~inside & (number % 3 > 0)] = 0
+    full = grid_full(masks, height, width, extent)
+    found = encode_grid_masks(masks, height, width, None if extent == grid else extent)
+    assert_equal(found, full)
+    assert (found.area > 0).sum() > n / 4
+
+
+def test_grid_masks_take_the_memory_of_one() -> None:
+    """1,000 masks of an image of 16 megapixels: as bytes of whole images they would take 16 GB."""
+    masks = np.zeros((1000, 250, 250), np.float32)
+    masks[:, 100:102, 50:52] = 1
+    found = encode_grid_masks(masks, 4000, 4000)
+    (one,) = encode_image_masks(grid_full(masks[:1], 4000, 4000, (250.0, 250.0)), 4000, 4000).counts
+    assert set(found.counts) == {one}
+
+
+def test_no_grid_mask() -> None:
+    assert encode_grid_masks(np.zeros((0, 4, 4), np.float32), 9, 9).counts == []
+    too_many = np.zeros((1, 1, 1), np.float32)
+    with pytest.raises(ItemError, match="pixels"):
+        encode_grid_masks(too_many, 1 << 16, 1 << 16)

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, distributed
 
 from segray.evaluate.average_precision import InstanceScores
-from segray.masks.rle import encode_image_masks
+from segray.masks.rle import EncodedMasks, MaskFrame, encode_masks
 from segray.masks.types import Rle
 from segray.models.device import DTYPES
 from segray.models.modelfile import ModelCard, build_model, model_bytes
@@ -81,21 +81,26 @@ class InstanceTraining(Training):
                     scores.add_truth(
                         picture.name, rle, true["category"], crowd=true["crowd"], area=true["area"]
                     )
-                found = self.predict(picture.pixels)
-                masks = encode_image_masks(found["masks"].numpy(), *picture.size).counts
+                masks, labels, confidences = self.predict(picture.pixels)
                 for counts, label, score in zip(
-                    masks, found["labels"].tolist(), found["scores"].tolist(), strict=True
+                    masks.counts, labels.tolist(), confidences.tolist(), strict=True
                 ):
                     mask: Rle = {"size": list(picture.size), "counts": counts}
                     scores.add_prediction(picture.name, mask, ids[label - 1], score)
         return scores
 
     @torch.inference_mode()
-    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return `masks` (n, h, w) of probabilities, `labels`, `scores`, `boxes` of uint8 (3, h, w)."""
+    def predict(self, pixels: Tensor) -> tuple[EncodedMasks, Tensor, Tensor]:
+        """Return n masks, labels (n,) and scores (n,) of an image, uint8 (3, h, w)."""
         model = self.scored.eval()
         (found,) = model([pixels.to(self.device).float() / 255])
-        return {name: tensor.cpu() for name, tensor in (found | {"masks": found["masks"][:, 0]}).items()}
+        found = {name: tensor.cpu() for name, tensor in found.items()}
+        frame: MaskFrame = getattr(model, "mask_frame", "image")  # torchvision's own grow to the image
+        boxes = found["boxes"].numpy() if frame == "roi" else None
+        extent = tuple(found["extent"].tolist()) if "extent" in found else None
+        size = (pixels.shape[1], pixels.shape[2])
+        masks = encode_masks(frame, found["masks"][:, 0].numpy(), boxes, size, extent)
+        return masks, found["labels"], found["scores"]
 
     def model_file(self) -> bytes:
         """Return the scored network as bytes of `model.pt`, see `Training`."""
@@ -106,11 +111,13 @@ class InstanceTraining(Training):
         from segray.train.reporting.samples import outlined, write_panels
 
         (one,) = picture.pictures
-        found = self.predict(one.pixels)
-        sure = found["scores"] >= 0.5
-        truth = [coco_mask.decode({"size": one.size, "counts": true["counts"]}) > 0 for true in one.truth]
-        masks = (found["masks"][sure] > 0.5).numpy()
-        drawn = outlined(one.name, one.pixels.permute(1, 2, 0).numpy(), truth, list(masks))
+        found, _, scores = self.predict(one.pixels)
+        sure = [counts for counts, score in zip(found.counts, scores.tolist(), strict=True) if score >= 0.5]
+        truth, masks = (
+            [coco_mask.decode({"size": one.size, "counts": counts}) > 0 for counts in each]
+            for each in ([true["counts"] for true in one.truth], sure)
+        )
+        drawn = outlined(one.name, one.pixels.permute(1, 2, 0).numpy(), truth, masks)
         write_panels(filesystem, folder, one.name, drawn)
 
     def _backward(self, batch: InstanceBatch) -> Tensor:
