@@ -42,9 +42,9 @@ class Detections:
     """(n, 4) float32: x0, y0, x1, y1 in pixels of the image."""
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
-    masks: NDArray[Any]
+    masks: Any
     """(n, m, m) float32 probabilities relative to the boxes, (n, height, width) of the whole image, or
-    (n, rows, cols) on a coarse grid over it."""
+    (n, rows, cols) on a coarse grid over it; or EncodedMasks, whose frame is the image."""
     frame: MaskFrame
     extent: tuple[float, float] | None = None
     """Of `grid` masks, see `encode_grid_masks`."""

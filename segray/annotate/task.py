@@ -1,12 +1,12 @@
 """`segray annotate` as a bulk task: Mask R-CNN, instances, seams."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from segray.annotate.settings import AnnotateSettings
+from segray.annotate.settings import AnnotateSettings, SamSettings
 from segray.bulk.console import reading
 from segray.errors import ExitCode, SettingsError
 
@@ -28,41 +28,68 @@ class Annotate:
     merges_in_workers = False
 
     def check(self) -> None:
-        """Raise SettingsError for weights that do not exist."""
-        from segray.models.weights import check_weights
+        """Raise SettingsError for weights that do not exist, and for a refiner that is not SAM."""
+        from segray.models.weights import check_weights, is_sam
 
-        check_weights(self.settings.weights, self.settings.storage, "instance")
+        settings = self.settings
+        check_weights(settings.weights, settings.storage, "instance")
+        if settings.refine is None:
+            return
+        check_weights(settings.refine, settings.storage, "instance")
+        if not is_sam(settings.refine, settings.storage):
+            raise SettingsError(f"refine: {settings.refine} is not SAM; use a name such as sam2-tiny")
+        if is_sam(settings.weights, settings.storage):
+            raise SettingsError("refine: SAM's own masks are not refined; leave it out, or use other weights")
 
     def load(self) -> "LoadedModel":
-        """Return the model, loaded. Raises SettingsError."""
+        """Return the model, loaded, with its refiner where there is one. Raises SettingsError."""
         from segray.models.imports import import_torchvision
 
         import_torchvision()
         from segray.models.weights import load_weights
 
-        return load_weights(self.settings.weights, self.settings.storage, "instance")
+        settings = self.settings
+        model = load_weights(settings.weights, settings.storage, "instance")
+        if settings.refine is None:
+            return model
+        return replace(model, refiner=load_weights(settings.refine, settings.storage, "instance"))
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what instances depend on.
 
-        Raises SettingsError for `proposals` with a model that is not torchvision's Mask R-CNN.
+        Raises SettingsError for `proposals` with a model that is not torchvision's Mask R-CNN, and for
+        settings of SAM with another model.
         """
-        if self.settings.proposals is not None:
-            from segray.annotate.detector import is_plain_maskrcnn
+        from segray.annotate.detector import is_plain_maskrcnn
 
-            if not is_plain_maskrcnn(model.module):
-                raise SettingsError(f"proposals: {model.name} is not torchvision's Mask R-CNN: leave it out")
-        return {"score_threshold": self.settings.score_threshold, "proposals": self.settings.proposals}
+        settings, refiner = self.settings, model.refiner
+        if settings.proposals is not None and not is_plain_maskrcnn(model.module):
+            raise SettingsError(f"proposals: {model.name} is not torchvision's Mask R-CNN: leave it out")
+        if model.kind != "sam" and settings.sam != SamSettings():
+            raise SettingsError(f"sam: {model.name} is not SAM, whose settings these are: leave them out")
+        return {
+            "score_threshold": settings.score_threshold,
+            "proposals": settings.proposals,
+            "sam": settings.sam.model_dump() if model.kind == "sam" else None,
+            "refine": refiner and {"weights": refiner.name, "sha256": refiner.digest},
+        }
 
     def predictor(
-        self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
+        self,
+        model: "LoadedModel",
+        device: str,
+        precision: "Precision",
+        batch_size: int,
+        threads: int,
     ) -> "Predictor":
         """Return the model on its device."""
         from segray.annotate.predictor import Predictor
 
         settings = self.settings
         return Predictor(
-            model, device, precision, settings.score_threshold, batch_size, threads, settings.proposals
+            *(model, device, precision, settings.score_threshold, batch_size, threads),
+            proposals=settings.proposals,
+            sam=settings.sam,
         )
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:

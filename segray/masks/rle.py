@@ -89,6 +89,20 @@ def encode_image_masks(masks: NDArray[Any], height: int, width: int) -> EncodedM
     return _measured(objects, [int(np.count_nonzero(mask)) for mask in full], height, width)
 
 
+def encode_runs(runs: Sequence[NDArray[np.int64]], height: int, width: int) -> EncodedMasks:
+    """Encode masks given by their runs, see `runs_of`."""
+    return _encoded([_counts(each, height * width) for each in runs], height, width)
+
+
+def runs_of(crop: Crop, row_start: int, col_start: int, height: int) -> NDArray[np.int64]:
+    """Return the runs of a mask that a crop of the image holds, for `encode_runs`.
+
+    crop: bool (rows, cols), at this offset in an image of `height` rows. They are int64: start, stop, start,
+    …, in column-major order.
+    """
+    return _crop_edges(crop, row_start, col_start, height)
+
+
 def encode_grid_masks(
     masks: NDArray[Any], height: int, width: int, extent: tuple[float, float] | None = None
 ) -> EncodedMasks:

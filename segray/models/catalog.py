@@ -6,6 +6,7 @@ from typing import Any
 
 from segray.models import smp_names
 from segray.models.architectures import ARCHITECTURES, Architecture, Task
+from segray.models.sam_names import SAM_WEIGHTS, SamWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class NamedModel:
     name: str
     task: Task
     arch: str
-    """Its name in `ARCHITECTURES`."""
+    """Its name in `ARCHITECTURES`; of SAM, which cannot be trained here, transformers' type of the model."""
     parameters: int
     """Trainable and frozen parameters."""
     categories: int
@@ -25,7 +26,14 @@ class NamedModel:
     origin: str
     """Training data of the weights, and their published quality."""
     bundled: bool
-    """Whether it comes with segray; others are downloaded once, to torch's cache (TORCH_HOME)."""
+    """Whether it comes with segray; others are downloaded once, to torch's cache (TORCH_HOME), or
+    SAM's to Hugging Face's (HF_HOME)."""
+
+
+def _sam(weights: SamWeights) -> NamedModel:
+    origin = f"{weights.origin} (huggingface.co/{weights.repository})"
+    about = weights.name, "instance", weights.kind, weights.parameters, 1, weights.licence, origin
+    return NamedModel(*about, bundled=False)  # type: ignore[arg-type]
 
 
 NAMED_MODELS = (
@@ -70,6 +78,7 @@ NAMED_MODELS = (
         "BY 4.0; outlines (c) OpenStreetMap contributors, ODbL 1.0): test mask AP 55.5, of 12 buildings only",
         bundled=True,
     ),
+    *map(_sam, SAM_WEIGHTS.values()),
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segray.errors import SettingsError
 from segray.models.catalog import named_model
-from segray.models.weights import LoadedModel, load_weights
+from segray.models.weights import LoadedModel, is_sam, load_weights
 from segray.storage import StorageSettings
 
 
@@ -39,6 +39,8 @@ def load_start(spec: str, storage: StorageSettings) -> Start:
 
     Raises SettingsError as `load_weights` does, and for a factory's model that has no state dict.
     """
+    if is_sam(spec, storage):
+        raise SettingsError(f"start_from: {spec}: SAM has no classes to train, and is not trained here")
     model = load_weights(spec, storage)
     if not isinstance(model.module, nn.Module):
         raise SettingsError(f"start_from: {model.name} is no torch module: it has no weights to start from")

@@ -5,7 +5,7 @@ Nothing heavy is imported until a model is loaded, so that settings can be check
 
 import difflib
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,8 @@ from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.architectures import USES, Task
 from segray.models.catalog import NAMED_MODELS, named_model
+from segray.models.sam_files import check_sam, load_sam
+from segray.models.sam_names import SAM_WEIGHTS
 from segray.registry.address import is_registry, parse
 from segray.registry.registry import pinned, read_model
 from segray.retries import retrying
@@ -22,7 +24,7 @@ from segray.storage import StorageSettings, canonical_uri, open_filesystem, spli
 if TYPE_CHECKING:
     from segray.models.modelfile import Card
 
-WeightsKind = Literal["torchvision", "bundled", "file", "python"]
+WeightsKind = Literal["torchvision", "bundled", "sam", "file", "python"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class LoadedModel:
     """The value of `--weights`, without credentials."""
     kind: WeightsKind
     module: Any
-    """float32 on the CPU in evaluation mode. Instances: torchvision's MaskRCNN, or, from a factory, any
-    callable with the interface of torchvision's detectors. Semantic: float (n, bands, h, w), normalised, to
-    logits (n, outputs, h, w)."""
+    """float32 on the CPU in evaluation mode. Instances: torchvision's MaskRCNN, a SegmentAnything, or, from a
+    factory, any callable with the interface of torchvision's detectors. Semantic: float (n, bands, h, w),
+    normalised, to logits (n, outputs, h, w)."""
     categories: dict[int, str]
     """Category id -> name; of a semantic model its classes, from 0 up."""
     category_ids: tuple[int, ...] | None
@@ -47,6 +49,8 @@ class LoadedModel:
     card: "Card | None" = None
     """The card of a segray model file."""
     task: Task = "instance"
+    refiner: "LoadedModel | None" = None
+    """SAM that turns the boxes of an instance model into masks."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ class LoadedModel:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.kind != "python":
             return LoadedModel, tuple(getattr(self, each.name) for each in fields(self))
-        return _load_again, (self.name, str(Path.cwd()), self.digest, self.task)
+        return _load_again, (self.name, str(Path.cwd()), self.digest, self.task, self.refiner)
 
 
 def weights_kind(spec: str) -> WeightsKind:
@@ -91,7 +95,7 @@ def weights_kind(spec: str) -> WeightsKind:
         return "python"
     named = named_model(spec)
     if named is not None:
-        return "bundled" if named.bundled else "torchvision"
+        return "bundled" if named.bundled else "sam" if spec in SAM_WEIGHTS else "torchvision"
     protocol, path = split_protocol(spec)
     if protocol != "file" or "/" in path or Path(path).suffix or Path(path).is_file():
         return "file"
@@ -112,13 +116,22 @@ def check_weights(spec: str, storage: StorageSettings, task: Task | None = None)
     kind, named = weights_kind(spec), named_model(spec)
     if named is not None:
         _check_task(spec, named.task, task)
-    if kind != "file":
-        return kind
-    if is_registry(spec):
+    if kind == "file" and is_registry(spec):
         pinned(parse(spec), storage)
-    elif _asked(spec, storage, "info").get("type") == "directory":
-        raise SettingsError(f"weights {name_of(spec)}: a folder, not a file; use the model file in it")
+    elif kind == "sam" or (kind == "file" and _is_folder(spec, storage)):
+        _check_task(spec, "instance", task)
+        check_sam(spec, storage)
     return kind
+
+
+def is_sam(spec: str, storage: StorageSettings) -> bool:
+    """Return whether `spec` is a name of SAM's, or a folder, which only SAM has."""
+    kind = weights_kind(spec)
+    return kind == "sam" or (kind == "file" and not is_registry(spec) and _is_folder(spec, storage))
+
+
+def _is_folder(spec: str, storage: StorageSettings) -> bool:
+    return bool(_asked(spec, storage, "info").get("type") == "directory")
 
 
 def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> LoadedModel:
@@ -131,6 +144,9 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
     kind, named, spec = weights_kind(spec), named_model(spec), pinned_spec(spec, storage)
     if kind == "python":
         return _from_factory(spec, task or "instance")
+    if is_sam(spec, storage):
+        _check_task(spec, "instance", task)
+        return LoadedModel(name_of(spec), "sam", **load_sam(spec, storage))
     if named is None:
         return _from_bytes(name_of(spec), read_weights(spec, storage), task=task)
     _check_task(spec, named.task, task)
@@ -160,14 +176,14 @@ def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedMod
     return model
 
 
-def _load_again(spec: str, folder: str, digest: str, task: Task) -> LoadedModel:
+def _load_again(spec: str, folder: str, digest: str, task: Task, refiner: LoadedModel | None) -> LoadedModel:
     """Unpickle a `python:` model at the worker: import it there, and compare its digest."""
     model = _from_factory(spec, task, folder)
     if model.digest != digest:
         raise SettingsError(
             f"weights {spec}: another model than before; seed its weights, or give it an attribute `digest`"
         )
-    return model
+    return replace(model, refiner=refiner)
 
 
 def name_of(spec: str) -> str:

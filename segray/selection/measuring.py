@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segray.annotate.detector import Detections, MaskRCNNDetector
 from segray.annotate.instances import annotated_table
 from segray.annotate.predictor import Predictor
+from segray.annotate.settings import SamSettings
 from segray.bulk.batches import Batches, Image, images_of
 from segray.bulk.results import Outcome, results_table
 from segray.errors import ItemError
@@ -59,8 +60,9 @@ class MeasuringPredictor(Predictor):
         threads: int | None,
         proposals: int | None,
         writer: MeasuresWriter,
+        sam: SamSettings | None = None,
     ) -> None:
-        super().__init__(model, device, precision, score_threshold, batch_size, threads, proposals)
+        super().__init__(model, device, precision, score_threshold, batch_size, threads, proposals, sam)
         backbone: Any = None
         if isinstance(self.detector, MaskRCNNDetector):
             backbone = self.detector.model.backbone

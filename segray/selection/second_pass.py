@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NOT_FROM_THE_RUN = frozenset(
     {"output", "storage", "ray", "log_format", "metrics_port", "max_rejects", "score_threshold"}
-    | {"probabilities", "polygons", "tta", "retry_rejected", "blur", "blur_margin"}
+    | {"probabilities", "polygons", "tta", "retry_rejected", "blur", "blur_margin", "refine"}
 )
 """Settings of the run that the pass has itself, or has no use for."""
 
@@ -69,6 +69,7 @@ class MeasureInstances(Annotate):
         made = MeasuringPredictor(
             *(model, device, precision, settings.score_threshold, batch_size, threads, settings.proposals),
             self._writer(),
+            settings.sam,
         )
         made.flips_above = self.threshold if self.flips else None
         return made

@@ -93,7 +93,7 @@ def test_kinds(spec: str, kind: str) -> None:
 
 
 def test_unknown_name_and_bad_factory() -> None:
-    names = "coco-v2, coco-v1, nuclei-small, buildings-small"
+    names = "coco-v2, coco-v1, nuclei-small, buildings-small, sam2-tiny, .*, sam3"
     with pytest.raises(
         SettingsError,
         match=f"'coco-v3': unknown name; did you mean coco-v2.*known names: {names}; also a path",
