@@ -31,6 +31,7 @@ ADDRESSES = (
     "data",
     "root",
     "footprints",
+    "split_areas",
     "predictions",
     "labels",
     "instances",
