@@ -16,7 +16,7 @@ GIVEN = frozenset(
     {
         *("config", "print_config", "dry_run", "log_format", "metrics_port", "storage", "ray", "output"),
         *("data", "root", "min_score", "start_from", "val_share", "test_share", "split_seed"),
-        *("group_look_alikes", "sources", "weights", "device", "max_rejects", "footprints"),
+        *("group_look_alikes", "sources", "weights", "device", "max_rejects", "footprints", "split_areas"),
     }
 )
 """Settings of training, scoring and labelling that retrain has itself, or decides."""

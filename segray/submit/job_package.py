@@ -32,6 +32,7 @@ ADDRESSES = (
     "data",
     "root",
     "footprints",
+    "split_areas",
     "predictions",
     "labels",
     "instances",

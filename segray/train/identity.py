@@ -19,6 +19,7 @@ UNDECIDING = frozenset(
             "data",
             "root",
             "footprints",
+            "split_areas",
             "output",
             "start_from",
         ),  # the content of the data decides, not its location
@@ -29,7 +30,7 @@ UNDECIDING = frozenset(
 """Settings that may change when a run continues; every other one is part of its identity."""
 YOUNGER: dict[str, Any] = {
     **{"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None, "min_score": None},
-    **{"freeze": [], "freeze_epochs": None},
+    **{"freeze": [], "freeze_epochs": None, "window_overlap": None},
 }
 """Values of settings that older runs did not have, so that those runs can continue."""
 

@@ -1,8 +1,8 @@
-"""The instance task: COCO files, labels in annotate's format, and the checks of their settings."""
+"""The instance task: COCO files, annotate's format, scenes with footprints, and the checks of settings."""
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segray.data.coco_listing import CocoListing, list_coco
 from segray.data.dataset import Data, splits_json
 from segray.data.label_listing import holds_labels, list_labels
-from segray.data.pair_reader import CocoReading
+from segray.data.pair_reader import CocoReading, LabelReading
 from segray.data.pairs import Pairs
 from segray.errors import SettingsError
 from segray.log import say
@@ -20,6 +20,7 @@ from segray.train.warm_start import first_weights, has_frozen_norms
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from segray.data.scene_windows import Windows
     from segray.models.modelfile import ModelCard
     from segray.models.start_weights import Start
     from segray.train.tasks.instance_training import InstanceRecipe
@@ -40,6 +41,7 @@ class InstanceTask:
     """The task of instance models; see `TrainingTask`."""
 
     settings: TrainSettings
+    listed: Pairs
     categories: dict[int, str]
     arch_settings: dict[str, Any]
     start: "Start | None" = None
@@ -48,9 +50,14 @@ class InstanceTask:
     counted: ClassVar[str] = "instances"
 
     @classmethod
-    def list_data(cls, settings: TrainSettings) -> CocoListing:
-        """List a COCO file, or labels in annotate's format. Raises SettingsError."""
+    def list_data(cls, settings: TrainSettings) -> Pairs:
+        """List a COCO file, labels in annotate's format, or windows of scenes. Raises SettingsError."""
         data, storage = settings.data, settings.storage
+        if settings.footprints is not None:
+            from segray.data.scene_windows import list_windows
+            from segray.train.tasks.scenes import categories_of, window_settings
+
+            return list_windows(window_settings(settings), categories_of(settings))
         if not data.lower().endswith(".json") and holds_labels(data, storage):
             if settings.root is not None:
                 raise SettingsError("root: labels in annotate's format have full addresses of images")
@@ -62,7 +69,6 @@ class InstanceTask:
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "InstanceTask":
         """Return the task. Raises SettingsError with all settings that an instance model does not have."""
-        assert isinstance(listed, CocoListing)
         from segray.models.imports import import_torchvision
 
         import_torchvision()
@@ -75,6 +81,7 @@ class InstanceTask:
             f"{name}: is for semantic models, {settings.arch} is an instance model"
             for name in _SEMANTIC
             if getattr(settings, name) != defaults[name].default
+            and not (name == "classes" and settings.footprints is not None)
         ]
         given = settings.augment.model_dump(exclude={"preset", *APPLIED_TO_INSTANCES}, exclude_none=True)
         problems += [f"augment.{name}: is for semantic models" for name in given]
@@ -91,10 +98,11 @@ class InstanceTask:
             problems += error.lines
         if problems:
             raise SettingsError(*problems)
-        task = cls(settings, listed.categories, complete, start)
+        categories, summary = _about(listed)
+        task = cls(settings, listed, categories, complete, start)
         task._check_build()
         task._first_weights()  # raises, before anything is read
-        say(listed.summary())
+        say(summary)
         return task
 
     @property
@@ -113,16 +121,17 @@ class InstanceTask:
         start = {"start": self.start.digest} if self.start else {}
         return {"classes": categories, "arch_settings": self.arch_settings, **start}
 
-    def reading(self) -> CocoReading:
+    def reading(self) -> LabelReading:
         """Return how pairs are read, see `TrainingTask`."""
-        return CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
+        usual = CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
+        return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
 
     def transform(self, data: Data) -> "InstanceTransform":
         """Return the transform, see `TrainingTask`."""
         from segray.train.transforms.instance import CropSettings, InstanceTransform
 
         settings = self.settings
-        crop = CropSettings(settings.size, settings.min_size)
+        crop = CropSettings(settings.size, settings.min_size, whole=self._window)
         return InstanceTransform(crop, settings.augment, tuple(sorted(self.categories)), settings.seed)
 
     def repeats(self, data: Data) -> NDArray[np.float64] | None:
@@ -142,12 +151,20 @@ class InstanceTask:
         return InstanceRecipe(
             **recipe_fields(self.settings, data.sizes["train"], precision),
             card=self._card(mean, deviation),
+            window=self._window,
             start=self._first_weights(),
         )
 
     def files(self, data: Data) -> dict[str, bytes]:
         """Return further files, see `TrainingTask`."""
+        if self.settings.footprints is not None:
+            return {}
         return {"splits.json": splits_json(data.pairs, data.splits, self.categories)}
+
+    @property
+    def _window(self) -> int | None:
+        """Return the side of windows of scenes; None for images."""
+        return None if self.settings.footprints is None else self.settings.tiling.tile
 
     def _card(
         self, mean: tuple[float, ...] = (0.5,) * 3, deviation: tuple[float, ...] = (0.5,) * 3
@@ -175,6 +192,14 @@ class InstanceTask:
 
         names = [name for _, name in sorted(self.categories.items())]
         return first_weights(self.settings, self.start, build, ["\0background", *names], len(names) + 1)
+
+
+def _about(listed: Pairs) -> tuple[dict[int, str], str]:
+    """Return the categories by id, and a summary."""
+    if isinstance(listed, CocoListing):
+        return listed.categories, listed.summary()
+    windows = cast("Windows", listed)
+    return dict(enumerate(windows.names, start=1)), windows.summary
 
 
 def kind_repeats(data: Data) -> NDArray[np.float64]:

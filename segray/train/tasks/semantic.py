@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from segray.data.dataset import Data
 from segray.data.label_sample import decide_from
 from segray.data.labels import LabelRules, colour_rules
-from segray.data.pair_reader import Reading
+from segray.data.pair_reader import LabelReading, Reading
 from segray.data.pairs import Pairs, list_pairs
 from segray.errors import SettingsError
 from segray.log import say
@@ -19,7 +19,7 @@ from segray.train.warm_start import first_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segray.data.scene_windows import Windows, WindowSettings
+    from segray.data.scene_windows import Windows
     from segray.models.start_weights import Start
     from segray.train.tasks.semantic_training import SemanticRecipe
     from segray.train.transforms.semantic import SemanticTransform
@@ -48,8 +48,9 @@ class SemanticTask:
         if settings.footprints is None:
             return list_pairs(settings.data, settings.storage, settings.root)
         from segray.data.scene_windows import list_windows
+        from segray.train.tasks.scenes import window_settings
 
-        return list_windows(window_settings(settings, settings.footprints), names_of(settings))
+        return list_windows(window_settings(settings), names_of(settings))
 
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "SemanticTask":
@@ -86,7 +87,7 @@ class SemanticTask:
             **({"start": self.start.digest} if self.start else {}),
         }
 
-    def reading(self) -> Reading:
+    def reading(self) -> LabelReading:
         """Return how pairs are read, see `TrainingTask`."""
         usual = Reading(self.rules, self.settings.max_pixels, self.settings.storage)
         return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
@@ -149,22 +150,6 @@ class SemanticTask:
 def names_of(settings: TrainSettings) -> tuple[str, ...]:
     """Return the names of the classes, from 0 up."""
     return tuple(settings.classes or ("background", "foreground"))
-
-
-def window_settings(settings: TrainSettings, footprints: str) -> "WindowSettings":
-    """Return how scenes are cut into windows."""
-    from segray.data.scene_windows import WindowSettings
-
-    return WindowSettings(
-        settings.data,
-        footprints,
-        settings.footprints_layer,
-        settings.class_column,
-        settings.tiling,
-        settings.block,
-        (settings.split_seed, settings.val_share, settings.test_share),
-        settings.storage,
-    )
 
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:
