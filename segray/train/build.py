@@ -100,7 +100,6 @@ def recipe_fields(settings: TrainSettings, trained: int, precision: str) -> dict
         "precision": precision,
         "clip": settings.clip,
         "ema": settings.ema,
-        "pretrained": settings.pretrained,
         "accumulate": settings.accumulate,
         "frozen": tuple(settings.freeze),
         "frozen_epochs": settings.freeze_epochs,

@@ -13,6 +13,7 @@ from segray.train.settings import TrainSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from segray.models.encoder_start import EncoderStart
     from segray.models.start_weights import Start
 
 
@@ -42,22 +43,52 @@ def started(settings: TrainSettings, start: "Start") -> TrainSettings:
 
 def first_weights(
     settings: TrainSettings,
-    start: "Start | None",
+    start: "Start | EncoderStart | None",
     build: Callable[[int], Any],
     labels: Sequence[str],
     outputs: int,
 ) -> "dict[str, Tensor] | None":
-    """Return the start model's weights, fitted to the labels; None: random ones.
+    """Return the start model's weights, fitted to the labels, or those of its encoder; None: random ones.
 
     build: returns the network with so many outputs. Raises SettingsError for layers to freeze that do not
     exist, and for a start model that does not fit.
     """
     if start is None and not settings.freeze:
         return None
-    from segray.models.start_weights import fitted
+    from segray.models.start_weights import Start, fitted
 
     check_frozen(build(outputs), settings.freeze)
-    return None if start is None else fitted(start, labels, build, outputs)
+    if isinstance(start, Start):
+        return fitted(start, labels, build, outputs)
+    return None if start is None else start.state
+
+
+def first_encoder(settings: TrainSettings, build: Callable[[bool], Any]) -> "EncoderStart | None":
+    """Return the weights that the encoder alone starts with; None: there are none.
+
+    build: returns the network, with the pretrained weights if True. Raises SettingsError where they cannot be
+    had.
+    """
+    if not settings.pretrained:
+        return None
+    from segray.models.encoder_start import pretrained_start
+
+    return pretrained_start(settings.arch, lambda: build(True))
+
+
+def start_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
+    """Return what a run's identity holds of the weights that it starts with."""
+    begun = start or encoder
+    return {"start": begun.digest} if begun else {}
+
+
+def credits_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
+    """Return `source` and `licence` of a model card: those of the weights that the training starts with."""
+    begun = start or encoder
+    if begun is None or not (begun.source or begun.licence):
+        return {}
+    of = "encoder started from" if begun is encoder else "started from"
+    return {"source": f"{of} {begun.source}", "licence": f"starting weights: {begun.licence or 'unknown'}"}
 
 
 def has_frozen_norms(start: "Start | None") -> bool:
