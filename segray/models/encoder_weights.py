@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _ENCODER = re.compile(r"(network\.)?(encoder|backbone)\.(?!fpn\.)")
 _PREFIX = re.compile(r"((module|_orig_mod|model|network|encoder|backbone|body)\.)*")
+_FLAT = re.compile(r"_(\d+)(?=\.)")
 _BATCHES = "num_batches_tracked"
 
 
@@ -28,6 +29,11 @@ class Fitted:
 def in_encoder(name: str) -> bool:
     """Return whether a network's parameter belongs to its encoder (backbone), a feature pyramid not."""
     return _ENCODER.match(name) is not None
+
+
+def has_encoder(network: nn.Module) -> bool:
+    """Return whether a network has an encoder."""
+    return any(in_encoder(name) for name, _ in network.named_parameters())
 
 
 def encoder_state(network: nn.Module) -> dict[str, Tensor]:
@@ -51,14 +57,19 @@ def fit_encoder(network: nn.Module, weights: Mapping[str, Tensor]) -> Fitted:
     """
     own = encoder_state(network)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
+    known = {_nested(name): name for name in weights}
 
     def fit(theirs: str, ours: str) -> dict[str, str]:
         """Return name in the network -> name of the weight."""
-        pairs = {name: theirs + name.removeprefix(ours) for name in own if name.startswith(ours)}
+        pairs = {
+            name: known.get(_nested(theirs + name.removeprefix(ours)))
+            for name in own
+            if name.startswith(ours)
+        }
         return {
             name: found
             for name, found in pairs.items()
-            if found in weights and _fits(own[name], weights[found], is_first=name == first)
+            if found is not None and _fits(own[name], weights[found], is_first=name == first)
         }
 
     candidates = [fit(theirs, ours) for ours in _prefixes(own) for theirs in _prefixes(weights)]
@@ -88,10 +99,23 @@ def for_bands(weight: Tensor, bands: int) -> Tensor:
     return torch.cat([*kept, mean.expand(-1, further, -1, -1)], 1) * (known / bands)
 
 
+def moments_for(moments: tuple[float, ...], bands: int) -> tuple[float, ...]:
+    """Return the mean or the deviation of each of `bands`, as `for_bands` shares out the weights: further
+    bands, and all where there are fewer, have the mean of those that are known."""
+    mean = sum(moments) / len(moments)
+    kept = moments if bands >= len(moments) else ()
+    return (*kept, *[mean] * (bands - len(kept)))
+
+
 def _fits(ours: Tensor, theirs: Tensor, *, is_first: bool) -> bool:
     if is_first and theirs.ndim == ours.ndim:
         return ours.shape[:1] == theirs.shape[:1] and ours.shape[2:] == theirs.shape[2:]
     return ours.shape == theirs.shape
+
+
+def _nested(name: str) -> str:
+    """Return `stages.0.` for `stages_0.`, as timm names the stages of an encoder without its classifier."""
+    return _FLAT.sub(r".\1", name)
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

@@ -5,12 +5,16 @@ imported.
 """
 
 import hashlib
+import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from segray.errors import SettingsError
 
@@ -104,7 +108,7 @@ def packaged_state(encoder: str) -> Packaged:
 
     package, path = PACKAGES[encoder], packaged_file(encoder)
     if path is None:
-        raise SettingsError(f"pretrained: {encoder} needs the package {package.name}: {EXTRA}")
+        raise SettingsError(missing(encoder))
     where, data = f"pretrained: {package.name}", path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(path.stem.rpartition("-")[2]):
@@ -123,12 +127,53 @@ def package_origin(encoder: str) -> Origin:
 def origin_of(arch: str) -> Origin:
     """Return the origin of the weights that `--pretrained` starts with, where they can be had.
 
-    Imports the library of the encoder. Weights of unknown normalisation are taken to have ImageNet's.
+    timm is imported for its encoders. Of the other libraries all known weights have ImageNet's normalisation.
     """
     encoder = arch.partition(":")[2]
     if packaged_file(encoder):
         return package_origin(encoder)
-    return Origin("ImageNet", "")
+    if encoder in PACKAGES or encoder.startswith("tu-"):
+        import timm
+
+        name = PACKAGES[encoder].encoder if encoder in PACKAGES else encoder.removeprefix("tu-")
+        if (about := timm.models.get_pretrained_cfg(name)) is not None:
+            source = about.hf_hub_id or about.url or name
+            return Origin(f"timm: {source}", about.license or "", tuple(about.mean), tuple(about.std))
+    return Origin(f"{encoder or arch} of ImageNet", "")
+
+
+def check_pretrained(arch: str) -> None:
+    """Raise SettingsError where an encoder's package is not installed and its hub cannot be reached either.
+
+    Imports nothing, in contrast to fetching: the answer comes at once.
+    """
+    encoder = arch.partition(":")[2]
+    if encoder in PACKAGES and packaged_file(encoder) is None and not _hub_has(PACKAGES[encoder].encoder):
+        raise SettingsError(missing(encoder))
+
+
+def missing(encoder: str) -> str:
+    """Return the line that tells how to get an encoder's package."""
+    name = PACKAGES[encoder].name
+    return f"pretrained: {encoder} needs the package {name}, which is not installed: {EXTRA}"
+
+
+def _hub_has(name: str) -> bool:
+    """Return whether weights of timm are in the cache of Hugging Face's hub, or the hub can be reached."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    if any(cache.glob(f"models--timm--{name}*")):
+        return True
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if getproxies().get("https"):
+        return True  # known only when it is asked
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def renamed(state: "Mapping[str, Tensor]", repeats: tuple[int, ...]) -> "dict[str, Tensor]":

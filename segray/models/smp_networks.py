@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from segray.errors import SettingsError
 from segray.models.any_size import any_size
 from segray.models.encoder_weights import fit_encoder
-from segray.models.pretrained import in_words, packaged_file, packaged_state, with_weights
+from segray.models.pretrained import (
+    PACKAGES,
+    in_words,
+    missing,
+    packaged_file,
+    packaged_state,
+    with_weights,
+)
 from segray.models.smp_names import SMP_CLASSES, TIMM, library_name
 
 _COARSEST_STRIDE = 32
@@ -53,7 +60,7 @@ def _encoder_weights(
     if packaged_file(encoder):
         weights: Mapping[str, Tensor] = packaged_state(encoder).state
     else:
-        weights = _fetched(arch, library_name(encoder), settings).state_dict()
+        weights = _fetched(arch, encoder, settings).state_dict()
     fitted = fit_encoder(network, weights)
     if fitted.missing:
         raise SettingsError(f"{arch}: its pretrained weights do not fit, as {fitted.missing[0]}")
@@ -61,15 +68,19 @@ def _encoder_weights(
 
 
 def _fetched(arch: str, encoder: str, settings: Mapping[str, Any]) -> nn.Module:
-    """Return the encoder for red, green and blue with the library's weights, from its cache or its site."""
+    """Return the network for red, green and blue with the library's weights, from its cache or its site."""
     import segmentation_models_pytorch as smp
 
+    name = library_name(encoder)
     build = partial(
         getattr(smp, SMP_CLASSES[arch.partition(":")[0]]),
-        encoder_name=encoder, encoder_weights=_weights(arch, encoder), **settings,
+        encoder_name=name, encoder_weights=_weights(arch, name), **settings,
     )  # fmt: skip
     cache = "HF_HOME, by default ~/.cache/huggingface"
-    return with_weights(arch, build, "huggingface.co", cache)
+    try:
+        return with_weights(arch, build, "huggingface.co", cache)
+    except SettingsError as error:
+        raise SettingsError(*([missing(encoder)] if encoder in PACKAGES else []), *error.lines) from error
 
 
 def _stride(arch: str, network: Any, bands: int) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import SettingsError
 from segray.models.architectures import INSTANCE_ARCHITECTURES
+from segray.models.pretrained import check_pretrained
+from segray.models.weights import check_given
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -53,11 +55,15 @@ def first_weights(
     build: returns the network with so many outputs. Raises SettingsError for layers to freeze that do not
     exist, and for a start model that does not fit.
     """
-    if start is None and not settings.freeze:
+    if start is None and not settings.freeze and settings.encoder_lr_factor == 1:
         return None
+    from segray.models.encoder_weights import has_encoder
     from segray.models.start_weights import Start, fitted
 
-    check_frozen(build(outputs), settings.freeze)
+    network = build(outputs)
+    check_frozen(network, settings.freeze)
+    if settings.encoder_lr_factor != 1 and not has_encoder(network):
+        raise SettingsError(f"encoder_lr_factor: {settings.arch} has no encoder of its own")
     if isinstance(start, Start):
         return fitted(start, labels, build, outputs)
     return None if start is None else start.state
@@ -69,11 +75,20 @@ def first_encoder(settings: TrainSettings, build: Callable[[bool], Any]) -> "Enc
     build: returns the network, with the pretrained weights if True. Raises SettingsError where they cannot be
     had.
     """
-    if not settings.pretrained:
-        return None
-    from segray.models.encoder_start import pretrained_start
+    from segray.models import encoder_start
 
-    return pretrained_start(settings.arch, lambda: build(True))
+    if settings.encoder_weights is not None:
+        given = settings.encoder_weights, settings.storage
+        return encoder_start.given_start(settings.arch, *given, lambda: build(False))
+    return encoder_start.pretrained_start(settings.arch, lambda: build(True)) if settings.pretrained else None
+
+
+def check_encoder(settings: TrainSettings) -> None:
+    """Raise SettingsError, before torch is imported, where the encoder's weights are known to be missing."""
+    if settings.encoder_weights is not None:
+        check_given(settings.encoder_weights, settings.storage)
+    if settings.pretrained:
+        check_pretrained(settings.arch)
 
 
 def start_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
