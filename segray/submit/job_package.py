@@ -20,12 +20,13 @@ from segray.settings import JobSettings, printable
 from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
-MODELS = "weights", "start_from", "refine"
+MODELS = "weights", "start_from", "encoder_weights", "refine"
 """Settings with the same values as `--weights`."""
 ADDRESSES = (
     "sources",
     "weights",
     "start_from",
+    "encoder_weights",
     "refine",
     "registry",
     "if_drift",
