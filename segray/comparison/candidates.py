@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from segray.comparison.settings import CompareSettings
-from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.architectures import Task
 from segray.models.weights import (
@@ -129,14 +128,3 @@ def _parts(spec: str) -> list[str]:
     elif path.suffix in (".pt", ".pth"):
         path = path.with_suffix("")
     return [each for each in path.parts if each != "/"] or [spec]
-
-
-def check_apart(candidates: Sequence[Candidate]) -> None:
-    """Raise SettingsError where a model is given twice."""
-    seen: dict[str, str] = {}
-    for each in candidates:
-        if each.digest in seen:
-            raise SettingsError(
-                f"weights: {each.name} and {seen[each.digest]} are the same model; give it once"
-            )
-        seen[each.digest] = each.name

@@ -27,7 +27,7 @@ from segray.evaluate.compare_detector import DetectorEvaluation, find_detector
 from segray.evaluate.compare_instances import InstanceEvaluation
 from segray.evaluate.compare_pairs import Problem
 from segray.evaluate.instance_report import Compared
-from segray.evaluate.matching import Matches
+from segray.evaluate.matching import Kind
 from segray.evaluate.precision_recall import (
     BOUNDED,
     Category,
@@ -255,7 +255,7 @@ def _result(
     kinds = {kind: figures(each.items(), settings.detections) for kind, each in ranks.items()}
     categories, found = ranks["segm"], kinds["segm"]
     mean, each = resampling.drawn(categories)
-    f1 = _f1_of_images(matches, categories, len(compared.names))
+    f1 = _f1_of_images(categories, len(compared.names))
     names = compared.categories
     result = ModelResult(
         _overall(kinds),
@@ -282,12 +282,12 @@ def _result(
     }
 
 
-def _overall(kinds: dict[str, InstanceFigures]) -> dict[str, float]:
+def _overall(kinds: Mapping[Kind, InstanceFigures]) -> dict[str, float]:
     """Return the figures of masks, and AP of boxes."""
     return {**kinds["segm"].overall, "box_ap": kinds["bbox"].overall["ap"]}  # ap first
 
 
-def _f1_of_images(matches: Matches, categories: dict[int, Category], images: int) -> NDArray[np.float64]:
+def _f1_of_images(categories: dict[int, Category], images: int) -> NDArray[np.float64]:
     """Return F1 at IoU 0.5 of each image, (images,), above each category's best threshold; NaN: nothing."""
     false, missed, there = (np.zeros(images, np.int64) for _ in range(3))
     for category in categories.values():
@@ -296,4 +296,5 @@ def _f1_of_images(matches: Matches, categories: dict[int, Category], images: int
         there = there + category.truth_of_images(images)
     hits = there - missed
     whole = 2 * hits + false + missed
-    return np.divide(2 * hits, whole, out=np.full(images, np.nan), where=whole > 0)
+    share: NDArray[np.float64] = np.divide(2 * hits, whole, out=np.full(images, np.nan), where=whole > 0)
+    return share

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from segray.comparison.candidates import Candidate, check_apart, find_candidates
+from segray.comparison.candidates import Candidate, find_candidates
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.report import Compared, notes_of
 from segray.comparison.results import Results
@@ -106,7 +106,6 @@ def _prepare(settings: CompareSettings) -> Prepared:
     if problems:
         problems.attempt(lambda: _check_data(settings, task))
     else:
-        problems.attempt(lambda: check_apart(candidates))
         data = problems.attempt(lambda: _find_data(settings, task, candidates))
     if problems or lease is None or data is None:
         raise problems.error()

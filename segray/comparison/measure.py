@@ -1,10 +1,11 @@
 """The process that measures one model once: `python -m segray.comparison.measure ANSWER`, TASK on stdin.
 
-TASK is a pickled `Task`; the end of stdin ends the process. ANSWER is a file for a pickled `Measured`, or for
-the text of an error. Each measurement has a fresh process: the peak of its memory is the model's own, and no
-model finds caches that another one warmed.
+TASK is a pickled `Task`; the end of stdin ends the process. ANSWER is a file for JSON: a
+`Measured`, or an error. Each measurement has a fresh process: the peak of its memory is the model's own, and
+no model finds caches that another one warmed.
 """
 
+import json
 import os
 import pickle
 import resource
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -180,14 +181,14 @@ def main() -> int:
     """Measure what stdin says, and write the answer; return the exit code."""
     task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer: Measured | str
+    answer: dict[str, Any]
     try:
-        answer = measure(task)
+        answer = asdict(measure(task))
     except SegrayError as error:
-        answer = "; ".join(error.lines)
+        answer = {"error": "; ".join(error.lines)}
     except Exception as error:  # noqa: BLE001 - a model may raise anything
-        answer = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    Path(sys.argv[1]).write_bytes(pickle.dumps(answer))
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    Path(sys.argv[1]).write_text(json.dumps(answer))
     return 0
 
 

@@ -4,6 +4,7 @@ A measurement is a file in OUTPUT/_segray/measured, so that a killed run does no
 the machine hits all models of a round alike, and the median of the rounds is reported.
 """
 
+import json
 import pickle
 import platform
 import subprocess
@@ -165,8 +166,8 @@ def in_own_process(task: Task) -> Measured | str:
                 with suppress(BrokenPipeError):
                     process.stdin.close()
         if answer.exists():
-            found: Measured | str = pickle.loads(answer.read_bytes())
-            return found
+            found = json.loads(answer.read_text())
+            return str(found["error"]) if "error" in found else Measured(**found)
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         died = f"its process ended with code {process.returncode}"
         hint = " (killed: out of memory?)" if process.returncode == -9 else ""

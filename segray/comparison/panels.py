@@ -118,6 +118,10 @@ def _legend(maps: Sequence[Pixels], classes: Sequence[str], colours: NDArray[np.
     return [*entries, Entry(stripes(square), "void or no class")] if counts[VOID] else entries
 
 
+def _size(pixels: Pixels, side: int) -> tuple[int, int]:
+    return scaled_size(pixels.shape[0], pixels.shape[1], side)
+
+
 def _titles(candidates: Sequence[Candidate], image: ChosenImage) -> list[str]:
     both = zip(candidates, image.scores, strict=True)
     return ["truth", *(f"{each.name}  {'-' if np.isnan(score) else f'{score:.3f}'}" for each, score in both)]
@@ -126,7 +130,7 @@ def _titles(candidates: Sequence[Candidate], image: ChosenImage) -> list[str]:
 def drawn_of(
     data: SemanticData | InstanceData, candidates: Sequence[Candidate], results: Results
 ) -> list[Drawn]:
-    """Return what is drawn of the images that were chosen; those that cannot be read any more are left out."""
+    """Return what is drawn of the images that were chosen; one that cannot be read any more is left out."""
     if isinstance(data, SemanticData):
         return semantic_panels(data, candidates, results.images)
     return instance_panels(data, candidates, results)
@@ -142,7 +146,7 @@ def semantic_panels(
     drawn = list[Drawn]()
     for image, (_, example) in zip(images, data.examples(wanted), strict=True):
         if isinstance(example, Example):  # else it vanished since it was scored
-            size = scaled_size(*example.pixels.shape[:2], settings.panel_side)
+            size = _size(example.pixels, settings.panel_side)
             picture = resized(example.pixels, size, Image.Resampling.BOX)
             truth = resized(example.classes, size, Image.Resampling.NEAREST)
             drawn.append(Drawn(image, picture, truth, titles=_titles(candidates, image)))
@@ -155,7 +159,7 @@ def semantic_panels(
             found = np.full(each.truth.shape, VOID, np.uint8)
             if isinstance(example, Example):
                 _, classes = classifier.compared(example.pixels, example.classes, own_size=True)
-                found = resized(to_labels[classes.numpy()], each.truth.shape[:2], Image.Resampling.NEAREST)  # type: ignore[arg-type]
+                found = resized(to_labels[classes.numpy()], each.truth.shape[:2], Image.Resampling.NEAREST)
             each.found.append(found)
     return drawn
 
@@ -167,7 +171,7 @@ def instance_panels(data: InstanceData, candidates: Sequence[Candidate], results
     drawn = list[Drawn]()
     for image, (_, pixels) in zip(images, data.pixels([image.name for image in images]), strict=True):
         if not isinstance(pixels, ItemError):
-            size = scaled_size(*pixels.shape[:2], side)
+            size = _size(pixels, side)
             small = resized(pixels, size, Image.Resampling.BOX)
             drawn.append(Drawn(image, small, small, titles=_titles(candidates, image)))
     names = [each.image.name for each in drawn]

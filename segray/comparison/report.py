@@ -107,6 +107,7 @@ class Compared:
             **{"input_width": width, "input_height": height, "file_bytes": candidate.file_bytes},
             **{"images_per_s": cost.images_per_s, "images_per_s_low": min(cost.rates, default=None)},
             **{"images_per_s_high": max(cost.rates, default=None), "peak_bytes": cost.peak_bytes},
+            **{"loaded_bytes": cost.loaded_bytes},
         }
         for figure in _OF_CLASS[self.task]:
             row |= {f"{figure} {name}": figures[figure] for name, figures in result.classes.items()}
@@ -126,7 +127,7 @@ class Compared:
         titles = ["model", f"{TITLES[main]}{drawn}"]
         titles += [f"difference{drawn}"] * (len(self.candidates) > 1)
         titles += [TITLES[name] for name in others]
-        titles += ["parameters", "GFLOPs", "input", "file", "images/s", "peak memory"]
+        titles += ["parameters", "GFLOPs", "input", "file", "images/s", "peak memory (of it predicting)"]
         rows = [self._shown(number, main, others) for number in range(len(self.candidates))]
         kept = [at for at in range(len(titles)) if any(row[at] != "-" for row in rows)]
         return [[row[at] for at in kept] for row in (titles, *rows)]
@@ -147,7 +148,7 @@ class Compared:
             "-" if cost.images_per_s is None else f"{width}x{height}",
             _scaled(candidate.file_bytes, 1e6, " MB"),
             _scaled(cost.images_per_s, 1, ""),
-            _scaled(cost.peak_bytes, 1e6, " MB"),
+            _memory(cost),
         ]
 
     def of_classes(self) -> list[list[str]]:
@@ -189,6 +190,13 @@ def _scaled(value: float | None, unit: float, name: str) -> str:
     return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled)))}f}{name}" if scaled > 0 else f"0{name}"
 
 
+def _memory(cost: Cost) -> str:
+    if cost.peak_bytes is None or cost.loaded_bytes is None:
+        return "-"
+    predicting = max(0, cost.peak_bytes - cost.loaded_bytes)
+    return f"{_scaled(cost.peak_bytes, 1e6, ' MB')} ({_scaled(predicting, 1e6, ' MB')})"
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     if len(rows) < 2:
         return ""
@@ -210,11 +218,12 @@ def notes_of(
         threads = f", {conditions['threads']} threads" if conditions.get("threads") else ""
         memory = "resident memory of the process" if threads else "tensors on the GPU"
         lines.append(
-            f"images/s and peak memory ({memory}, as a model predicts): {conditions['device']}, "
+            f"images/s and peak memory ({memory}; in brackets what predicting adds to the loaded model): "
+            f"{conditions['device']}, "
             f"{conditions['precision']}{threads}, batches of {conditions['batch_size']} of the input size; "
-            f"median of {conditions['rounds']} rounds of {conditions['round_s']:g} s, models in turn, each in "
-            "a fresh process, without reading files. GFLOPs: one forward pass on one image of that size, 2 for "
-            "a multiplication with addition (torch.utils.flop_counter: convolutions, matrix products, "
+            f"median of {conditions['rounds']} rounds of {conditions['round_s']:g} s, models in turn, each "
+            "in a fresh process, without reading files. GFLOPs: one forward pass on one image of that size, "
+            "2 for a multiplication with addition (torch.utils.flop_counter: convolutions, matrix products, "
             "attention)."
         )
     return lines

@@ -73,7 +73,8 @@ def figures_of(sums: NDArray[np.floating | np.integer]) -> tuple[dict[str, Float
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    share: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return share
 
 
 def _mean(values: Floats) -> Floats:
@@ -105,7 +106,7 @@ class _Model:
         }
         drawn, iou = self.drawn.figures()
         return ModelResult(
-            {name: float(metrics[name]) for name in (*DRAWN, "mean_accuracy", "frequency_weighted_iou")},  # type: ignore[arg-type]
+            {name: float(metrics[name]) for name in (*DRAWN, "mean_accuracy", "frequency_weighted_iou")},
             of_classes,
             metrics,
             drawn,
