@@ -1,4 +1,4 @@
-"""`segray compare` of instance models: the figures of `evaluate`, and the images that all of them could do."""
+"""`segray compare` of instance models: the figures of `evaluate`, over the images that all could do."""
 
 import json
 from pathlib import Path
