@@ -11,7 +11,7 @@ import yaml
 from segray.comparison.candidates import Candidate, find_candidates
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.report import Compared, notes_of
-from segray.comparison.results import Results
+from segray.comparison.results import Cost, Results
 from segray.comparison.settings import CompareSettings
 from segray.data.instance_files import holds_labels
 from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
@@ -29,7 +29,6 @@ from segray.versions import versions
 
 if TYPE_CHECKING:
     from segray.comparison.instances import InstanceData
-    from segray.comparison.measuring import Cost
     from segray.comparison.semantic import SemanticData
 
 TABLE, MARKDOWN = "table.csv", "table.md"
@@ -214,9 +213,7 @@ def _results(prepared: Prepared, choice: ImageChoice) -> Results:
     return prepared.data.results(prepared.candidates, choice)
 
 
-def _measured(
-    prepared: Prepared, results: Results, choice: ImageChoice
-) -> "tuple[list[Cost], dict[str, Any]]":
+def _measured(prepared: Prepared, results: Results, choice: ImageChoice) -> tuple[list[Cost], dict[str, Any]]:
     """Return the cost of each model, and what it holds for."""
     from segray.comparison.measuring import Measuring, measured
 

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional
 
 from segray.comparison.candidates import Candidate
 from segray.comparison.measure import Measured, Task
+from segray.comparison.results import Cost
 from segray.comparison.settings import CompareSettings
 from segray.cpus import whole_cpus
 from segray.log import say
@@ -33,23 +34,6 @@ from segray.output.folder import Output
 
 Bytes = NDArray[np.uint8]
 FOLDER = "_segray/measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a model costs on this device; figures are None where it could not be measured."""
-
-    input: tuple[int, int]
-    """Height and width of the images."""
-    images_per_s: float | None = None
-    """Median of the rounds."""
-    rates: tuple[float, ...] = ()
-    """Of each round."""
-    peak_bytes: int | None = None
-    """The most of any round."""
-    loaded_bytes: int | None = None
-    gflops: float | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from segray.comparison.candidates import Candidate
-from segray.comparison.measuring import Cost
-from segray.comparison.results import ModelResult, Results, differences, intervals
+from segray.comparison.results import Cost, ModelResult, Results, differences, intervals
 from segray.models.architectures import Task
 
 TITLES = {

@@ -61,6 +61,23 @@ class Results:
     """Most frequent height and width of the images."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a model costs on this device; figures are None where it could not be measured."""
+
+    input: tuple[int, int]
+    """Height and width of the images."""
+    images_per_s: float | None = None
+    """Median of the rounds."""
+    rates: tuple[float, ...] = ()
+    """Of each round."""
+    peak_bytes: int | None = None
+    """The most of any round."""
+    loaded_bytes: int | None = None
+    gflops: float | None = None
+    error: str | None = None
+
+
 def most_frequent(sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
     """Return the size that most images have, of equally frequent ones the largest; (0, 0) without any."""
     return max(sizes, key=lambda each: (sizes[each], each)) if sizes else (0, 0)

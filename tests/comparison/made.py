@@ -34,15 +34,17 @@ def _save(path: Path, pixels: Any) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def write_model(path: Path, seed: int, width: int = 4, fit: str = "crop") -> Path:
+def write_model(
+    path: Path, seed: int, width: int = 4, fit: str = "crop", classes: tuple[str, ...] = CLASSES
+) -> Path:
     """A network with random weights, whose classes are about as frequent as each other."""
     settings = complete_settings("unet", {"width": width, "depth": 2, "norm": "batch"})
     torch.manual_seed(seed)
-    network = build_semantic("unet", 3, len(CLASSES), settings).eval()
+    network = build_semantic("unet", 3, len(classes), settings).eval()
     *_, bias = (each for name, each in network.named_parameters() if name.endswith("bias"))
     with torch.no_grad():
         bias.sub_(network(torch.rand(4, 3, 48, 48) - 0.5).mean((0, 2, 3)))
-    card = SemanticCard("unet", settings, 3, CLASSES, (0.5,) * 3, (0.3,) * 3, 48, fit)
+    card = SemanticCard("unet", settings, len(classes), classes, (0.5,) * 3, (0.3,) * 3, 48, fit)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model_bytes(card, network.state_dict()))
     return path

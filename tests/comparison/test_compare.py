@@ -212,16 +212,8 @@ def test_what_one_model_cannot_do_counts_for_none(
     data = made.write_data(tmp_path / "data")
     (data / "images/test/5.png").write_bytes(b"no picture")
     options = ["--data", data, "--output", tmp_path / "out", "--rounds", 0, "--panels", 1, "--draws", 0]
-    options += [
-        "--weights",
-        folder / "a/model.pt",
-        "--weights",
-        PICKY,
-        "--names",
-        "a",
-        "--names",
-        "by colour",
-    ]
+    options += ["--weights", folder / "a/model.pt", "--names", "a"]
+    options += ["--weights", PICKY, "--names", "by colour"]
     assert compare(*options) == 2
     assert "by colour has Roof,  ground ; set classes to those of the labels" in capsys.readouterr().err
     options += ["--classes", ",".join(made.CLASSES)]
