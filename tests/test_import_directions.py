@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
     "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "importer", "submit",
-    "schedule", "panoptic", "selection", "preview", "cli",
+    "schedule", "panoptic", "selection", "preview", "comparison", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -19,6 +19,7 @@ NEVER = {
     "models": JOBS | {"data", "output"},
     "bulk": JOBS - {"bulk"},
     "evaluate": JOBS - {"evaluate", "annotate", "bulk"},
+    "comparison": JOBS - {"comparison", "evaluate", "annotate", "bulk", "train"},
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
