@@ -6,6 +6,7 @@ from typing import Any
 
 from segray.models import smp_names
 from segray.models.architectures import ARCHITECTURES, Architecture, Task
+from segray.models.pretrained import PACKAGES, packaged_file
 from segray.models.sam_names import SAM_WEIGHTS, SamWeights
 
 
@@ -95,12 +96,13 @@ def named_model(name: str) -> NamedModel | None:
 def show(as_json: bool) -> int:
     """Print what can be loaded and what can be trained, for people or as JSON; return the exit code, 0.
 
-    JSON is a list of objects; `kind` distinguishes `weights`, for `--weights`, and `architecture`, for
-    `--arch`.
+    JSON is a list of objects; `kind` distinguishes `weights`, for `--weights`, `encoder`, whose pretrained
+    weights are a package, and `architecture`, for `--arch`.
     """
     if as_json:
         weights = [{"kind": "weights", **asdict(model)} for model in NAMED_MODELS]
-        print(json.dumps([*weights, *map(_architecture, ARCHITECTURES)], indent=2))
+        encoders = [_encoder(name) for name in PACKAGES]
+        print(json.dumps([*weights, *encoders, *map(_architecture, ARCHITECTURES)], indent=2))
         return 0
     print("weights, for --weights and --start-from")
     for model in NAMED_MODELS:
@@ -112,6 +114,15 @@ def show(as_json: bool) -> int:
     print(
         "(registry://BUCKET/PATH#MODEL@ALIAS, on disk registry:PATH#MODEL@ALIAS), and python:module:factory"
     )
+    print("\nencoders whose ImageNet weights are a package (extra `pretrained`), for --arch and --pretrained")
+    for name, package in PACKAGES.items():
+        where = "installed" if packaged_file(name) else "not installed"
+        _print(
+            name,
+            f"encoder, {package.parameters / 1e6:.1f} M parameters, {package.encoder} of timm, {where}",
+            f"{package.name}: {package.origin}",
+            f"licence: {package.licence}",
+        )
     print("\narchitectures, for train --arch; ENCODER: one of those in --json, or tu-NAME for one of timm")
     for row in ARCHITECTURES:
         size = f"{row.parameters / 1e6:.1f} M parameters" + f" as {row.arch}" * (row.arch != row.name)
@@ -122,6 +133,16 @@ def show(as_json: bool) -> int:
 
 def _print(name: str, *lines: str) -> None:
     print("\n".join(f"{title:26}{line}" for title, line in zip((name, "", ""), lines, strict=True)))
+
+
+def _encoder(name: str) -> dict[str, Any]:
+    """Return a row with the same keys as weights; `bundled` is whether its package is installed."""
+    package = PACKAGES[name]
+    return {
+        "kind": "encoder", "name": name, "task": None, "arch": package.encoder,
+        "parameters": package.parameters, "categories": None, "licence": package.licence,
+        "origin": f"{package.name}: {package.origin}", "bundled": packaged_file(name) is not None,
+    }  # fmt: skip
 
 
 def _architecture(row: Architecture) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segray.models.any_size import any_size
+from segray.models.encoder_weights import for_bands
 from segray.models.imports import import_torchvision
 from segray.models.pretrained import with_weights
 
@@ -39,15 +39,9 @@ def build_fcn(
 
 
 def _first_convolution(three: Tensor, bands: int, pretrained: bool) -> nn.Conv2d:
-    """Return ResNet's first convolution for `bands` instead of three: new weights, or pretrained ones
-    adapted.
-
-    As in segmentation-models-pytorch and timm: the three are summed for one band, else repeated in turn and
-    scaled by 3 / bands, so that the response keeps its scale.
-    """
+    """Return ResNet's first convolution for `bands` instead of three: new weights, or `for_bands`."""
     fitted = nn.Conv2d(bands, len(three), kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
     if pretrained:
-        turns = three[:, torch.arange(bands) % 3] * (3 / bands)
-        fitted.weight = nn.Parameter(three.sum(1, keepdim=True) if bands == 1 else turns)
+        fitted.weight = nn.Parameter(for_bands(three, bands))
     return fitted

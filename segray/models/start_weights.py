@@ -32,9 +32,13 @@ class Start:
     state: dict[str, Tensor]
     sizes: tuple[int, int] | None = None
     """Shorter and longer side of an instance model's images."""
-    source: str = ""
-    """Of the weights, as their card says."""
     licence: str = ""
+    """Of the weights, as far as it is known."""
+
+    @property
+    def source(self) -> str:
+        """Return the model's name: its own source is in its card."""
+        return self.name
 
 
 def load_start(spec: str, storage: StorageSettings) -> Start:
@@ -50,16 +54,18 @@ def load_start(spec: str, storage: StorageSettings) -> Start:
     card, named, labels = model.card, named_model(model.name), _labels(model)
     arch = card.arch if card else named.arch if named else _torchvision_arch(model.module)
     settings = card.arch_settings if card else None
+    licence = card.licence if card else named.licence if named else ""
     state = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu()
         for name, tensor in model.module.state_dict().items()
     }
     if card is not None and card.task == "semantic":
-        return Start(model.name, model.digest, arch, settings, labels, model.mean, model.std, state)
+        moments = model.mean, model.std
+        return Start(model.name, model.digest, arch, settings, labels, *moments, state, licence=licence)
     transform = getattr(model.module, "transform", None)
     mean, std = (tuple(getattr(transform, name, ())) for name in ("image_mean", "image_std"))
     sizes = (card.min_size, card.max_size) if card else None
-    return Start(model.name, model.digest, arch, settings, labels, mean, std, state, sizes)
+    return Start(model.name, model.digest, arch, settings, labels, mean, std, state, sizes, licence)
 
 
 def _labels(model: LoadedModel) -> tuple[str | None, ...]:

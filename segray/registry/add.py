@@ -158,7 +158,7 @@ def _card(about: Mapping[str, Any], run: Mapping[str, Any], metrics: Mapping[str
         f"- Weights and data: {about['source'] or 'unknown'}",
         f"- Trained on: {counted or 'unknown'}"
         + (f" (sha256 of the data {data['digest'][:16]})" if data.get("digest") else ""),
-        f"- Started from: {settings.get('start_from', 'random weights') if settings else 'unknown'}",
+        f"- Started from: {_start(settings) if settings else 'unknown'}",
         f"- Epochs: {run.get('epochs', 'unknown')}; finished {run.get('finished_at', 'unknown')}",
         "",
         "## Scores",
@@ -166,6 +166,12 @@ def _card(about: Mapping[str, Any], run: Mapping[str, Any], metrics: Mapping[str
         *_scores(metrics),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _start(settings: Mapping[str, Any]) -> str:
+    if settings.get("pretrained"):
+        return "pretrained weights of the encoder, see above"
+    return str(settings.get("start_from") or settings.get("encoder_weights") or "random weights")
 
 
 def _scores(metrics: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from segray.models.encoder_start import EncoderStart
     from segray.models.start_weights import Start
 
+_STARTED = "starting weights: "
+
 
 def started(settings: TrainSettings, start: "Start") -> TrainSettings:
     """Return the settings with the architecture of the start model.
@@ -97,13 +99,14 @@ def start_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str,
     return {"start": begun.digest} if begun else {}
 
 
-def credits_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
+def credits_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, Any]:
     """Return `source` and `licence` of a model card: those of the weights that the training starts with."""
     begun = start or encoder
-    if begun is None or not (begun.source or begun.licence):
+    if begun is None:
         return {}
     of = "encoder started from" if begun is encoder else "started from"
-    return {"source": f"{of} {begun.source}", "licence": f"starting weights: {begun.licence or 'unknown'}"}
+    licence = (begun.licence or "unknown").removeprefix(_STARTED)
+    return {"source": f"{of} {begun.source}", "licence": _STARTED + licence}
 
 
 def has_frozen_norms(start: "Start | None") -> bool:

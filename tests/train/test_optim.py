@@ -96,7 +96,7 @@ def test_momentum_written_out() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = network()
     model[0].requires_grad_(False)
-    groups = decayed_groups(model, 0.5)
+    groups = decayed_groups([each for each in model.parameters() if each.requires_grad], 0.5)
     assert [len(group["params"]) for group in groups] == [1, 6]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
     held = {id(parameter) for group in groups for parameter in group["params"]}
