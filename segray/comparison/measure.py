@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from segray.errors import SegrayError
 from segray.evaluate.compare_model import Classifier
@@ -129,6 +128,8 @@ def gflops_of(task: Task) -> float | None:
     normalisation, activations, pooling, interpolation, RoI alignment or NMS. For an instance model they
     depend on the image: how many regions its second stage gets. None where none was counted.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads much of torch, after memory was measured
+
     model = load_weights(task.spec, task.storage, task.kind)
     pixels = torch.from_numpy(np.ascontiguousarray(task.images[0].transpose(2, 0, 1))).float() / 255
     with torch.no_grad(), FlopCounterMode(display=False) as counter:  # inference mode hides operators

@@ -4,6 +4,7 @@ A measurement is a file in OUTPUT/_segray/measured, so that a killed run does no
 the machine hits all models of a round alike, and the median of the rounds is reported.
 """
 
+import gc
 import json
 import pickle
 import platform
@@ -100,6 +101,9 @@ class Measuring:
 def measured(measuring: Measuring, candidates: Sequence[Candidate], store: Output) -> list[Cost]:
     """Measure all models; those of the rounds that are there already are not measured again."""
     settings = measuring.settings
+    if settings.rounds and measuring.device == "cuda":  # what this process still holds is not theirs
+        gc.collect()
+        torch.cuda.empty_cache()
     others = tuple(each.digest for each in candidates)
     rounds: list[list[Measured | str]] = [[] for _ in candidates]
     for number in range(settings.rounds):

@@ -122,9 +122,8 @@ def _size(pixels: Pixels, side: int) -> tuple[int, int]:
     return scaled_size(pixels.shape[0], pixels.shape[1], side)
 
 
-def _titles(candidates: Sequence[Candidate], image: ChosenImage) -> list[str]:
-    both = zip(candidates, image.scores, strict=True)
-    return ["truth", *(f"{each.name}  {'-' if np.isnan(score) else f'{score:.3f}'}" for each, score in both)]
+def _titled(candidate: Candidate, figure: str, score: float) -> str:
+    return f"{candidate.name}: {figure} {'-' if np.isnan(score) else f'{score:.3f}'}"
 
 
 def drawn_of(
@@ -149,7 +148,9 @@ def semantic_panels(
             size = _size(example.pixels, settings.panel_side)
             picture = resized(example.pixels, size, Image.Resampling.BOX)
             truth = resized(example.classes, size, Image.Resampling.NEAREST)
-            drawn.append(Drawn(image, picture, truth, titles=_titles(candidates, image)))
+            both = zip(candidates, image.scores, strict=True)
+            titles = ["truth", *(_titled(each, "mIoU", score) for each, score in both)]
+            drawn.append(Drawn(image, picture, truth, titles=titles))
     for candidate in candidates:
         model = load_weights(candidate.spec, settings.storage, "semantic")
         classifier = Classifier(model, data.device, data.precision)
@@ -173,7 +174,7 @@ def instance_panels(data: InstanceData, candidates: Sequence[Candidate], results
         if not isinstance(pixels, ItemError):
             size = _size(pixels, side)
             small = resized(pixels, size, Image.Resampling.BOX)
-            drawn.append(Drawn(image, small, small, titles=_titles(candidates, image)))
+            drawn.append(Drawn(image, small, small))
     names = [each.image.name for each in drawn]
     for number, candidate in enumerate(candidates):
         least = {each["id"]: each["score"] for each in results.models[number].more["thresholds"]}
@@ -181,10 +182,11 @@ def instance_panels(data: InstanceData, candidates: Sequence[Candidate], results
         for each in drawn:
             if not number:
                 each.truth = _outlined(each.picture, truth[each.image.name])
-                each.titles[0] = f"truth: {len(truth[each.image.name]):,}"
+                each.titles.append(f"truth: {len(truth[each.image.name]):,}")
             masks = found[each.image.name]
             each.found.append(_outlined(each.picture, masks))
-            each.titles[number + 1] += f": {len(masks):,}"
+            score = each.image.scores[number]
+            each.titles.append(f"{_titled(candidate, 'F1', score)}, {len(masks):,} found")
     return drawn
 
 

@@ -6,6 +6,7 @@ each draw the weighted sums of hits, true and predicted pixels of each class.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +98,9 @@ class _Model:
         return figures_of(counts)[0]["miou"]
 
     def result(self, classes: Sequence[str]) -> ModelResult:
-        figures = self.total.compute()
+        figures: Any = self.total.compute()
         metrics = {name: value for name, value in figures.items() if name != "per_class"}
-        columns = {name: figures["per_class"][name] for name in ("iou", "dice", "recall", "precision")}  # type: ignore[literal-required]
+        columns = {name: figures["per_class"][name] for name in ("iou", "dice", "recall", "precision")}
         of_classes = {
             name: {column: values[number] for column, values in columns.items()}
             for number, name in enumerate(classes)
