@@ -90,7 +90,7 @@ def _figures(name: str, given: Sequence[str], *, quick: bool) -> Iterator[Figure
 def loaded(given: Sequence[str], void: list[int]) -> tuple[LoadedModel, list[Example]]:
     """The model, and the images of a split with their labels."""
     weights, data, split = given
-    settings = EvaluateSettings(weights=weights, data=data, split=split, output="unused", void=void)  # type: ignore[arg-type]
+    settings = EvaluateSettings(weights=weights, data=data, split=split, output="unused", void=void)
     found = find_model(settings, weights, data)
     reader = Reader(found.rules, settings.max_pixels, settings.storage)
     examples = [each for each in reader.read(found.chosen.pairs) if not isinstance(each, ItemError)]

@@ -188,7 +188,7 @@ def test_they_are_part_of_a_runs_identity(tmp_path: Path) -> None:
 
 
 def replace_crf(**values: float) -> CrfSettings:
-    return CrfSettings(**values)  # type: ignore[arg-type]
+    return CrfSettings(**values)
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
