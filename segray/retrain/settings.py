@@ -134,8 +134,9 @@ exit codes:
         ]
         if self.label:
             problems += _problems("label", AnnotateSettings, self.label, {}, GIVEN - LABELS)
-        if self.start == "champion" and self.train.get("pretrained"):
-            problems.append("train.pretrained: the challenger starts from the champion; set start: scratch")
+        for name in ("pretrained", "encoder_weights"):
+            if self.start == "champion" and self.train.get(name):
+                problems.append(f"train.{name}: the challenger starts from the champion; set start: scratch")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -20,12 +20,13 @@ from segray.settings import JobSettings, printable
 from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
-MODELS = "weights", "start_from"
+MODELS = "weights", "start_from", "encoder_weights"
 """Settings with the same values as `--weights`."""
 ADDRESSES = (
     "sources",
     "weights",
     "start_from",
+    "encoder_weights",
     "registry",
     "if_drift",
     "data",

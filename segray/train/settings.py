@@ -98,7 +98,16 @@ exit codes:
         description=CHOICES,
     )
     arch_settings: dict[str, Any] = Field({}, description="architecture settings, such as width and depth")
-    pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
+    pretrained: bool = Field(
+        False,
+        description="start the encoder with weights from ImageNet: those of efficientnet-lite0, -lite1 and "
+        "-lite2 are packages (extra `pretrained`), others are downloaded",
+    )
+    encoder_weights: WeightsAddress | None = Field(
+        None,
+        description="start the encoder with these weights: file or URL of a state dict (.pth, .safetensors) "
+        "or of a segray model, or a model of a registry",
+    )
     start_from: WeightsAddress | None = Field(
         None,
         description="start from this model, any value of --weights; its architecture is used, and of "
@@ -146,6 +155,12 @@ exit codes:
         {}, description="constants: betas and eps (adamw, adam), momentum and nesterov (sgd)"
     )
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
+    encoder_lr_factor: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the encoder as a factor of `lr`: 0.1 keeps more of its starting "
+        "weights",
+    )
     weight_decay: float = Field(0.01, ge=0, description="weight decay, except for biases and norms")
     clip: float = Field(1.0, gt=0, description="maximum norm of the gradient (clipping)")
     schedule: ScheduleName = Field("cosine", description="schedule of the learning rate, over all steps")
@@ -235,11 +250,21 @@ exit codes:
     def _frozen_know_something(self) -> "TrainSettings":
         if self.start_from is not None and self.pretrained:
             raise ValueError("pretrained: start_from has weights already; use one of the two")
-        if self.freeze and self.start_from is None and not self.pretrained:
-            raise ValueError("freeze: random weights would never be trained; use start_from or pretrained")
+        if self.encoder_weights is not None and (self.start_from is not None or self.pretrained):
+            other = "pretrained" if self.pretrained else "start_from"
+            raise ValueError(f"encoder_weights: {other} has weights already; use one of the two")
+        if self.freeze and self.start_from is None and not self.begins_encoder:
+            raise ValueError(
+                "freeze: random weights would never be trained; use start_from, pretrained or encoder_weights"
+            )
         if self.freeze_epochs is not None and not self.freeze:
             raise ValueError("freeze_epochs: set with freeze which layers")
         return self
+
+    @property
+    def begins_encoder(self) -> bool:
+        """Return whether the encoder, and no more of the network, starts with given weights."""
+        return self.pretrained or self.encoder_weights is not None
 
     @property
     def is_instance(self) -> bool:

@@ -15,11 +15,18 @@ from segray.data.pairs import Pairs
 from segray.errors import SettingsError
 from segray.log import say
 from segray.train.settings import TrainSettings
-from segray.train.warm_start import first_weights, has_frozen_norms
+from segray.train.warm_start import (
+    credits_of,
+    first_encoder,
+    first_weights,
+    has_frozen_norms,
+    start_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from segray.models.encoder_start import EncoderStart
     from segray.models.modelfile import ModelCard
     from segray.models.start_weights import Start
     from segray.train.tasks.instance_training import InstanceRecipe
@@ -32,7 +39,6 @@ _SEMANTIC = (
 """Settings of semantic training alone."""
 _COLOURED = 2 / 255
 """Images whose bands differ by more in their means count as coloured."""
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class InstanceTask:
     arch_settings: dict[str, Any]
     start: "Start | None" = None
     """Model to start training from."""
+    encoder: "EncoderStart | None" = None
+    """Weights that the encoder alone starts with."""
     best: ClassVar[str] = "ap"
     counted: ClassVar[str] = "instances"
 
@@ -93,6 +101,7 @@ class InstanceTask:
             raise SettingsError(*problems)
         task = cls(settings, listed.categories, complete, start)
         task._check_build()
+        task = replace(task, encoder=first_encoder(settings, task._built))
         task._first_weights()  # raises, before anything is read
         say(listed.summary())
         return task
@@ -110,8 +119,8 @@ class InstanceTask:
     def resolved(self) -> dict[str, Any]:
         """Return resolved settings, see `TrainingTask`."""
         categories = {str(number): name for number, name in self.categories.items()}
-        start = {"start": self.start.digest} if self.start else {}
-        return {"classes": categories, "arch_settings": self.arch_settings, **start}
+        begun = start_of(self.start, self.encoder)
+        return {"classes": categories, "arch_settings": self.arch_settings, **begun}
 
     def reading(self) -> CocoReading:
         """Return how pairs are read, see `TrainingTask`."""
@@ -135,10 +144,9 @@ class InstanceTask:
         from segray.train.tasks.instance_training import InstanceRecipe
 
         mean, deviation = data.mean, data.deviation
-        if self.settings.pretrained:
-            mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if self.start is not None and self.start.mean:
-            mean, deviation = self.start.mean, self.start.std
+        begun = self.start or self.encoder
+        if begun is not None and begun.mean:
+            mean, deviation = begun.mean, begun.std
         return InstanceRecipe(
             **recipe_fields(self.settings, data.sizes["train"], precision),
             card=self._card(mean, deviation),
@@ -156,7 +164,10 @@ class InstanceTask:
 
         settings = self.settings
         sizes = settings.min_size, settings.max_size
-        return ModelCard(settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes)
+        return ModelCard(
+            settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes,
+            **credits_of(self.start, self.encoder),
+        )  # fmt: skip
 
     def _check_build(self) -> None:
         """Raise SettingsError for settings that the architecture does not have."""
@@ -167,6 +178,11 @@ class InstanceTask:
         with torch.device("meta"):
             build_model(self._card())
 
+    def _built(self, pretrained: bool) -> Any:
+        from segray.models.modelfile import build_model
+
+        return build_model(self._card(), pretrained=pretrained)
+
     def _first_weights(self) -> "dict[str, Tensor] | None":
         from segray.models.modelfile import build_model
 
@@ -174,7 +190,9 @@ class InstanceTask:
             return build_model(replace(self._card(), categories=dict.fromkeys(range(1, outputs), "")))
 
         names = [name for _, name in sorted(self.categories.items())]
-        return first_weights(self.settings, self.start, build, ["\0background", *names], len(names) + 1)
+        return first_weights(
+            self.settings, self.start or self.encoder, build, ["\0background", *names], len(names) + 1
+        )
 
 
 def kind_repeats(data: Data) -> NDArray[np.float64]:

@@ -46,7 +46,7 @@ class InstanceTraining(Training):
 
     def __init__(self, recipe: InstanceRecipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe.card, pretrained=recipe.pretrained)
+        model = build_model(recipe.card)
         if recipe.start is not None:
             begin_with(model, recipe.start)
         model.to(device)

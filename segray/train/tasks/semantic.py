@@ -14,12 +14,13 @@ from segray.data.pairs import Pairs, list_pairs
 from segray.errors import SettingsError
 from segray.log import say
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
-from segray.train.warm_start import first_weights
+from segray.train.warm_start import credits_of, first_encoder, first_weights, start_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from segray.data.scene_windows import Windows, WindowSettings
+    from segray.models.encoder_start import EncoderStart
     from segray.models.start_weights import Start
     from segray.train.tasks.semantic_training import SemanticRecipe
     from segray.train.transforms.semantic import SemanticTransform
@@ -39,6 +40,8 @@ class SemanticTask:
     arch_settings: dict[str, Any]
     start: "Start | None" = None
     """Model to start training from."""
+    encoder: "EncoderStart | None" = None
+    """Weights that the encoder alone starts with."""
     best: ClassVar[str] = "miou"
     counted: ClassVar[str] = "class_pixels"
 
@@ -72,7 +75,8 @@ class SemanticTask:
         complete = complete_settings(settings.arch, settings.arch_settings)
         if settings.activation_checkpointing:
             check_recomputing(settings.arch)
-        task = cls(settings, listed, rules, names, loss, outputs, complete, start)
+        encoder = first_encoder(settings, lambda pretrained: _built(settings.arch, 1, complete, pretrained))
+        task = cls(settings, listed, rules, names, loss, outputs, complete, start, encoder)
         task._first_weights()  # raises, before anything is read
         return task
 
@@ -83,7 +87,7 @@ class SemanticTask:
             "values": self.rules.values,
             "loss": self.loss,
             "arch_settings": self.arch_settings,
-            **({"start": self.start.digest} if self.start else {}),
+            **start_of(self.start, self.encoder),
         }
 
     def reading(self) -> Reading:
@@ -119,6 +123,7 @@ class SemanticTask:
             deviation,
             settings.size,
             settings.fit,
+            **credits_of(self.start, self.encoder),
         )
         return SemanticRecipe(
             **recipe_fields(settings, data.sizes["train"], precision),
@@ -134,16 +139,21 @@ class SemanticTask:
         return {}
 
     def _moments(self, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (data.mean, data.deviation) if self.start is None else (self.start.mean, self.start.std)
+        begun = self.start or self.encoder
+        return (data.mean, data.deviation) if begun is None else (begun.mean, begun.std)
 
     def _first_weights(self) -> "dict[str, Tensor] | None":
-        from segray.models.semantic import build_semantic
-
         def build(outputs: int) -> Any:
-            return build_semantic(self.settings.arch, 3, outputs, self.arch_settings, False)
+            return _built(self.settings.arch, outputs, self.arch_settings)
 
         labels = self.names if self.outputs > 1 else self.names[1:]
-        return first_weights(self.settings, self.start, build, labels, self.outputs)
+        return first_weights(self.settings, self.start or self.encoder, build, labels, self.outputs)
+
+
+def _built(arch: str, outputs: int, settings: dict[str, Any], pretrained: bool = False) -> Any:
+    from segray.models.semantic import build_semantic
+
+    return build_semantic(arch, 3, outputs, settings, pretrained)
 
 
 def names_of(settings: TrainSettings) -> tuple[str, ...]:
