@@ -37,6 +37,7 @@ class Library:
 OWN = Library("segray", "Apache-2.0", "")
 SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
+TRANSFORMERS = Library("transformers", "Apache-2.0", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def _smp(family: str, parameters: int, origin: str) -> Architecture:
 
 
 _UNET = "Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597"
+_MASK2FORMER = "Cheng et al. 2022, https://arxiv.org/abs/2112.01527, on a Swin-T"
 _MASK_RCNN = "He et al. 2017, https://arxiv.org/abs/1703.06870"
 ARCHITECTURES = (
     Architecture(
@@ -104,6 +106,14 @@ ARCHITECTURES = (
     Architecture(
         "maskrcnn_resnet50_fpn_v2", "instance", TORCHVISION, 45_880_411, "resnetmaskrcnn:build_resnet50_v2",
         "resnetmaskrcnn:ResNetSettings", "Li et al. 2021, https://arxiv.org/abs/2111.11429",
+    ),
+    Architecture(
+        "mask2former", "instance", TRANSFORMERS, 47_402_876, "mask2former:build_mask2former_instances",
+        "mask2former:Mask2FormerSettings", _MASK2FORMER,
+    ),
+    Architecture(
+        "mask2former-semantic", "semantic", TRANSFORMERS, 47_403_133, "mask2former:build_mask2former_maps",
+        "mask2former:Mask2FormerSettings", _MASK2FORMER,
     ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
