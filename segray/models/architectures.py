@@ -39,6 +39,7 @@ SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of Im
 OWN_ON_RESNET = Library("segray", "Apache-2.0", "the ResNet's, of ImageNet (download.pytorch.org)")
 OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download.pytorch.org)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
+TRANSFORMERS = Library("transformers", "Apache-2.0", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def _smp(family: str, parameters: int, origin: str, example: str = "resnet50") -
 
 
 _UNET = "Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597"
+_MASK2FORMER = "Cheng et al. 2022, https://arxiv.org/abs/2112.01527, on a Swin-T"
 _MASK_RCNN = "He et al. 2017, https://arxiv.org/abs/1703.06870"
 ARCHITECTURES = (
     Architecture(
@@ -127,6 +129,14 @@ ARCHITECTURES = (
     Architecture(
         "maskrcnn_resnet50_fpn_v2", "instance", TORCHVISION, 45_880_411, "resnetmaskrcnn:build_resnet50_v2",
         "resnetmaskrcnn:ResNetSettings", "Li et al. 2021, https://arxiv.org/abs/2111.11429",
+    ),
+    Architecture(
+        "mask2former", "instance", TRANSFORMERS, 47_402_876, "mask2former:build_mask2former_instances",
+        "mask2former:Mask2FormerSettings", _MASK2FORMER,
+    ),
+    Architecture(
+        "mask2former-semantic", "semantic", TRANSFORMERS, 47_403_133, "mask2former:build_mask2former_maps",
+        "mask2former:Mask2FormerSettings", _MASK2FORMER,
     ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}

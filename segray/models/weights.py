@@ -13,7 +13,6 @@ from segray.errors import SettingsError
 from segray.models import bundled_models
 from segray.models.architectures import USES, Task
 from segray.models.catalog import NAMED_MODELS, named_model
-from segray.models.sam_files import check_sam, load_sam
 from segray.models.sam_names import SAM_WEIGHTS
 from segray.registry.address import is_registry, parse
 from segray.registry.registry import pinned, read_model
@@ -120,6 +119,8 @@ def check_weights(spec: str, storage: StorageSettings, task: Task | None = None)
         pinned(parse(spec), storage)
     elif kind == "sam" or (kind == "file" and _is_folder(spec, storage)):
         _check_task(spec, "instance", task)
+        from segray.models.sam_files import check_sam
+
         check_sam(spec, storage)
     return kind
 
@@ -158,6 +159,8 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
         return _from_factory(spec, task or "instance")
     if is_sam(spec, storage):
         _check_task(spec, "instance", task)
+        from segray.models.sam_files import load_sam
+
         return LoadedModel(name_of(spec), "sam", **load_sam(spec, storage))
     if named is None:
         return _from_bytes(name_of(spec), read_weights(spec, storage), task=task)
