@@ -18,6 +18,7 @@ from segray.models.weights import (
     pinned_spec,
     read_weights,
 )
+from segray.registry.address import is_registry
 from segray.run import Problems
 from segray.storage import StorageSettings
 
@@ -111,7 +112,8 @@ def _file_bytes(model: LoadedModel, spec: str, storage: StorageSettings) -> int 
 def names_apart(specs: Sequence[str]) -> list[str]:
     """Return for each address the shortest end that no other has; `model.pt` counts as its folder.
 
-    `out/a/model.pt` and `out/b/model.pt` become `a` and `b`. The same address twice gets a number.
+    `out/a/model.pt` and `out/b/model.pt` become `a` and `b`, `registry://bucket/models#cells@champion`
+    becomes `cells@champion`, `python:mine:make` `make`. The same address twice gets a number.
     """
     parts = [_parts(spec) for spec in specs]
     for length in range(1, max(map(len, parts)) + 1):
@@ -122,6 +124,10 @@ def names_apart(specs: Sequence[str]) -> list[str]:
 
 
 def _parts(spec: str) -> list[str]:
+    if spec.startswith("python:"):
+        return re.split(r"[:.]", spec)[1:]
+    if is_registry(spec):
+        spec = spec.replace("#", "/")
     path = PurePosixPath(name_of(spec).partition("://")[2] or name_of(spec))
     if path.name == "model.pt" and len(path.parts) > 1:
         path = path.parent
