@@ -8,6 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from segray.comparison.settings import CompareSettings
+from segray.errors import SettingsError
+from segray.evaluate.categories import plain_name, some
+from segray.log import say
 from segray.models import bundled_models
 from segray.models.architectures import Task
 from segray.models.weights import (
@@ -134,3 +137,25 @@ def _parts(spec: str) -> list[str]:
     elif path.suffix in (".pt", ".pth"):
         path = path.with_suffix("")
     return [each for each in path.parts if each != "/"] or [spec]
+
+
+def lacking(candidates: Sequence[Candidate], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a line, printed as a warning, for each model that does not have all classes of the labels.
+
+    Names are compared without case and surplus spaces. Raises SettingsError with a line for each model that
+    has none of them.
+    """
+    lines, problems = list[str](), list[str]()
+    for each in candidates:
+        there = {*map(plain_name, each.classes)}
+        lost = [name for name in classes if plain_name(name) not in there]
+        if len(lost) == len(classes):
+            both = f"its classes are {some(each.classes)}, those of the labels {some(classes)}"
+            problems.append(f"weights {each.name}: {both}: none in common")
+        elif lost:
+            lines.append(f"{each.name} lacks {some(lost)}: scored 0 where they occur.")
+    if problems:
+        raise SettingsError(*problems)
+    for line in lines:
+        say(line, "warning")
+    return tuple(lines)

@@ -220,7 +220,7 @@ def test_what_one_model_cannot_do_counts_for_none(
     options += ["--classes", ",".join(made.CLASSES)]
     assert compare(*options) == 3
     told = capsys.readouterr()
-    assert "by colour lacks tree: scored 0 there" in told.err
+    assert "by colour lacks tree: scored 0 where they occur" in told.err
     assert "2 in no score" in told.out
     scores = scores_of(tmp_path / "out")
     reasons = {each["name"]: each["reason"] for each in scores["failed"]}
