@@ -8,6 +8,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from segray.comparison.settings import CompareSettings
+from segray.errors import SettingsError
+from segray.evaluate.categories import plain_name, some
+from segray.log import say
 from segray.models import bundled_models
 from segray.models.architectures import Task
 from segray.models.weights import (
@@ -18,6 +21,7 @@ from segray.models.weights import (
     pinned_spec,
     read_weights,
 )
+from segray.registry.address import is_registry
 from segray.run import Problems
 from segray.storage import StorageSettings
 
@@ -111,7 +115,8 @@ def _file_bytes(model: LoadedModel, spec: str, storage: StorageSettings) -> int 
 def names_apart(specs: Sequence[str]) -> list[str]:
     """Return for each address the shortest end that no other has; `model.pt` counts as its folder.
 
-    `out/a/model.pt` and `out/b/model.pt` become `a` and `b`. The same address twice gets a number.
+    `out/a/model.pt` and `out/b/model.pt` become `a` and `b`, `registry://bucket/models#cells@champion`
+    becomes `cells@champion`, `python:mine:make` `make`. The same address twice gets a number.
     """
     parts = [_parts(spec) for spec in specs]
     for length in range(1, max(map(len, parts)) + 1):
@@ -122,9 +127,35 @@ def names_apart(specs: Sequence[str]) -> list[str]:
 
 
 def _parts(spec: str) -> list[str]:
+    if spec.startswith("python:"):
+        return re.split(r"[:.]", spec)[1:]
+    if is_registry(spec):
+        spec = spec.replace("#", "/")
     path = PurePosixPath(name_of(spec).partition("://")[2] or name_of(spec))
     if path.name == "model.pt" and len(path.parts) > 1:
         path = path.parent
     elif path.suffix in (".pt", ".pth"):
         path = path.with_suffix("")
     return [each for each in path.parts if each != "/"] or [spec]
+
+
+def lacking(candidates: Sequence[Candidate], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a line, printed as a warning, for each model that does not have all classes of the labels.
+
+    Names are compared without case and surplus spaces. Raises SettingsError with a line for each model that
+    has none of them.
+    """
+    lines, problems = list[str](), list[str]()
+    for each in candidates:
+        there = {*map(plain_name, each.classes)}
+        lost = [name for name in classes if plain_name(name) not in there]
+        if len(lost) == len(classes):
+            both = f"its classes are {some(each.classes)}, those of the labels {some(classes)}"
+            problems.append(f"weights {each.name}: {both}: none in common")
+        elif lost:
+            lines.append(f"{each.name} lacks {some(lost)}: scored 0 where they occur.")
+    if problems:
+        raise SettingsError(*problems)
+    for line in lines:
+        say(line, "warning")
+    return tuple(lines)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.comparison.candidates import Candidate
+from segray.comparison.candidates import Candidate, lacking
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.results import ModelResult, Results, most_frequent
 from segray.comparison.settings import CompareSettings
@@ -70,6 +70,8 @@ class InstanceData:
     """Addresses."""
     device: str
     precision: Precision
+    lacks: tuple[str, ...]
+    """Lines on categories that models do not have."""
 
     @cached_property
     def digest(self) -> str:
@@ -96,7 +98,8 @@ class InstanceData:
         """Return lines on how the images are compared."""
         return [
             f"At most {self.settings.detections} instances of an image and category count, those with a "
-            f"score of {self.settings.score_threshold:g} or more."
+            f"score of {self.settings.score_threshold:g} or more.",
+            *self.lacks,
         ]
 
     def results(self, candidates: Sequence[Candidate], choice: ImageChoice) -> Results:
@@ -180,7 +183,9 @@ def find_instance_data(settings: CompareSettings, candidates: Sequence[Candidate
         _evaluating(settings, candidates[0].spec, FOLDER), candidates[0].spec, settings.data
     )
     precision = resolve_precision(settings.precision, device)
-    return InstanceData(settings, tuple(found.images or ()), device, precision)
+    named = [each for each in candidates if each.classes]  # a factory may have numbers alone
+    lacks = lacking(named, found.categories())
+    return InstanceData(settings, tuple(found.images or ()), device, precision, lacks)
 
 
 def _evaluating(settings: CompareSettings, weights: str, folder: str) -> EvaluateSettings:

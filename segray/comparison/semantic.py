@@ -4,12 +4,13 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.comparison.candidates import Candidate
+from segray.comparison.candidates import Candidate, lacking
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.results import Results
 from segray.comparison.score_file import ImageScore, write_scores
@@ -26,7 +27,6 @@ from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.labels import Chosen, choose, label_rules, split_sizes
 from segray.evaluate.report import Progress
 from segray.evaluate.settings import EvaluateSettings
-from segray.log import say
 from segray.models.device import Precision, is_out_of_memory, resolve_device
 from segray.models.weights import load_weights
 from segray.output.folder import Output
@@ -52,8 +52,10 @@ class SemanticData:
     """Whether all models are compared at the images' own size."""
     device: str
     precision: Precision
+    lacks: tuple[str, ...]
+    """Lines on classes that models do not have."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Return the sha256 over addresses and versions of the files, hex."""
         found = hashlib.sha256()
@@ -69,7 +71,7 @@ class SemanticData:
 
     def notes(self) -> list[str]:
         """Return lines on how the images are compared."""
-        lines = [f"{self.reason}."]
+        lines = [f"{self.reason}.", *self.lacks]
         if self.own_size:
             lines.append("All models are compared at the images' own size.")
         return lines
@@ -140,18 +142,11 @@ def _reason(error: Exception) -> str:
 
 
 def class_map(model: Sequence[str], labels: Sequence[str]) -> Bytes:
-    """Return (256,) uint8: class of the labels for each class of a model, by name; VOID for those they lack.
-
-    Names are compared without case and surplus spaces. Raises SettingsError where none is in common.
-    """
+    """Return (256,) uint8: class of the labels for each class of a model, by name; else VOID."""
     numbers = {plain_name(name): number for number, name in enumerate(labels)}
     found = np.full(256, VOID, np.uint8)
     for number, name in enumerate(model):
         found[number] = numbers.get(plain_name(name), VOID)
-    if (found == VOID).all():
-        raise SettingsError(
-            f"its classes are {', '.join(model)}, those of the labels {', '.join(labels)}: none in common"
-        )
     return found
 
 
@@ -171,8 +166,7 @@ def find_semantic(settings: CompareSettings, candidates: Sequence[Candidate]) ->
         )
     own = _evaluating(settings, candidates[0].spec)
     rules, classes, reason = label_rules(own, [pair.label for pair in listed.pairs], names)
-    for each in candidates:
-        _check_classes(each, classes)
+    lacks = lacking(candidates, classes)
     device = resolve_device(settings.device)
     own_size = settings.pixels == "image"
     if settings.pixels == "auto":
@@ -186,6 +180,7 @@ def find_semantic(settings: CompareSettings, candidates: Sequence[Candidate]) ->
         own_size,
         device,
         scoring_precision(settings.precision, device),
+        lacks,
     )
 
 
@@ -201,22 +196,6 @@ def _classes(settings: CompareSettings, candidates: Sequence[Candidate]) -> tupl
                 f"{', '.join(other.classes)}; set classes to those of the labels, from 0 up"
             )
     return first.classes
-
-
-def _check_classes(candidate: Candidate, classes: Sequence[str]) -> None:
-    """Report classes that a model lacks. Raises SettingsError where it has none of the labels'."""
-    try:
-        class_map(candidate.classes, classes)
-    except SettingsError as error:
-        raise SettingsError(f"weights {candidate.name}: {error}") from error
-    if lacks := lacking(candidate, classes):
-        say(f"{candidate.name} lacks {', '.join(lacks)}: scored 0 there", "warning")
-
-
-def lacking(candidate: Candidate, classes: Sequence[str]) -> list[str]:
-    """Return the classes of the labels that a model does not have."""
-    there = {*map(plain_name, candidate.classes)}
-    return [name for name in classes if plain_name(name) not in there]
 
 
 def _evaluating(settings: CompareSettings, weights: str) -> EvaluateSettings:

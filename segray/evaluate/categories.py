@@ -1,6 +1,7 @@
 """Map the category of a prediction to that of the labels, by name or by number."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from segray.errors import SettingsError
 
@@ -35,7 +36,7 @@ class CategoryMap:
         """Raise SettingsError where predictions have categories of which the labels have none."""
         if self.unknown and not self.known:
             names = [name if self.by == "name" else str(number) for number, name in self._truth.items()]
-            both = f"predictions hold {_some(list(self.unknown))}, labels {_some(names)}"
+            both = f"predictions hold {some(list(self.unknown))}, labels {some(names)}"
             advice = "; set categories to id to compare their numbers" if self.by == "name" else ""
             raise SettingsError(f"categories: {both}: no {self.by} in common{advice}")
 
@@ -45,5 +46,6 @@ def plain_name(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names as text, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

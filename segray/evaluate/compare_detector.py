@@ -67,6 +67,11 @@ class DetectorEvaluation:
             raise JobFailedError(f"annotating ended with exit code {code}; run the command again")
         return record
 
+    def categories(self) -> list[str]:
+        """Return the names of the labels' categories; not of footprints."""
+        opened = CocoLabels if self.labels.lower().endswith(".json") else TableLabels
+        return list(opened(self.labels, self.settings.storage, None, None).categories.values())
+
     def instances(self) -> InstanceEvaluation:
         """Return the comparison of what was annotated with the labels."""
         return find_instances(self.settings, self._output, self.labels)

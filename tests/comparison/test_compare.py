@@ -16,6 +16,7 @@ from PIL import Image
 
 import segray
 from segray.cli import main
+from segray.comparison.candidates import names_apart
 from segray.comparison.measure import Task, gflops_of
 from segray.data.labels import LabelRules
 from segray.data.pair_reader import Example, Reader
@@ -219,7 +220,7 @@ def test_what_one_model_cannot_do_counts_for_none(
     options += ["--classes", ",".join(made.CLASSES)]
     assert compare(*options) == 3
     told = capsys.readouterr()
-    assert "by colour lacks tree: scored 0 there" in told.err
+    assert "by colour lacks tree: scored 0 where they occur" in told.err
     assert "2 in no score" in told.out
     scores = scores_of(tmp_path / "out")
     reasons = {each["name"]: each["reason"] for each in scores["failed"]}
@@ -251,6 +252,20 @@ def test_models_of_other_sizes_are_compared_at_the_images_own(folder: Path, tmp_
     assert "at the images' own size" in (tmp_path / "out/table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("specs", "names"),
+    [
+        (["/x/a/model.pt", "s3://bucket/b/model.pt"], ["a", "b"]),
+        (["/x/a/model.pt", "/y/a/model.pt"], ["x/a", "y/a"]),
+        (["nuclei-small", "/x/mine.pt", "python:my.module:make"], ["nuclei-small", "mine", "make"]),
+        (["registry://bucket/models#cells@champion", "m.pth"], ["cells@champion", "m"]),
+        (["/x/a/model.pt"] * 2, ["a (1)", "a (2)"]),
+    ],
+)
+def test_names(specs: list[str], names: list[str]) -> None:
+    assert names_apart(specs) == names
+
+
 def test_everything_wrong_is_told_at_once(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,3 +281,16 @@ def test_everything_wrong_is_told_at_once(
     assert compare(*options, tmp_path / "broken.pt") == 2
     assert "broken.pt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores are there, the command fails, and run.json is not written."""
+    options = ["--data", folder / "data", "--output", tmp_path / "out", "--rounds", 1, "--panels", 0]
+    options += ["--weights", PICKY, "--classes", "ground,tree,roof", "--random-panels", 0, "--draws", 0]
+    assert compare(*options, "--input-size", "90x17") == 1
+    assert "picky could not be measured: ValueError: too wide for me" in capsys.readouterr().err
+    assert "| picky |" in (tmp_path / "out/table.md").read_text()
+    assert not (tmp_path / "out/run.json").exists()
+    assert compare(*options, "--rounds", 0) == 3

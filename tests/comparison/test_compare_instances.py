@@ -72,6 +72,16 @@ def test_the_figures_of_evaluate(output: Path) -> None:
     assert good["parameters"] == bad["parameters"] == 4_157_339
 
 
+def test_a_model_of_other_things_is_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", NUCLEI, "--split", "all", "--output", tmp_path / "out"]
+    assert main(["compare", *map(str, options), "--weights", "nuclei-small,buildings-small"]) == 2
+    told = capsys.readouterr().err
+    assert "weights buildings-small: its classes are building, those of the labels nucleus: none in" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_panels_have_outlines(output: Path) -> None:
     """Of truth and of both models on the same picture."""
     scores = json.loads((output / "metrics.json").read_text())
