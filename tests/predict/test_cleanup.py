@@ -76,6 +76,16 @@ def test_a_known_map() -> None:
     assert not CleanUp(0, 0, NAMES)
 
 
+def test_of_holes_in_holes_the_outer_region_wins() -> None:
+    labels = np.ones((15, 15), np.uint8)
+    labels[4:11, 4:11] = 2
+    labels[6:9, 6:9] = 0
+    assert (CleanUp(0, 49, NAMES).array(labels) == 1).all()
+    inner = CleanUp(0, 48, NAMES).array(labels)
+    assert (inner[4:11, 4:11] == 2).all()
+    assert (inner != 2).sum() == 15 * 15 - 49
+
+
 def test_no_small_region_stays_next_to_a_large_one() -> None:
     labels, least = noise(1), 12
     found = CleanUp(least, 0, NAMES).array(labels)

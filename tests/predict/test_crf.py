@@ -66,13 +66,14 @@ def normal(squares: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_mean_field_is_that_of_all_pairs(classes: int) -> None:
-    """The lattice is an approximation: of the share of pixels below a hundredth on the mean."""
+    """Weights so small that no pixel is certain; the lattice is an approximation."""
+    weak = CRF.model_copy(update={"iterations": 2, "w1": 1.0, "w2": 0.5})
     given = listed(pixels_of(40, 48), shares_of(40, 48, classes))
-    found, expected = mean_field(*given, CRF), by_all_pairs(*given, CRF)
-    assert torch.allclose(found.sum(1), torch.ones(len(found)), atol=1e-5)
-    assert (found - expected).abs().mean() < 0.01
-    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.995
-    assert (given[0].argmax(1) == expected.argmax(1)).float().mean() < 0.95  # it had something to do
+    found, expected = mean_field(*given, weak), by_all_pairs(*given, weak)
+    assert (found - expected).abs().mean() < 0.003
+    assert (found - expected).abs().max() < 0.04
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.997
+    assert (given[0] - expected).abs().mean() > 0.05  # it had something to do
 
 
 def test_labels_follow_the_edge_of_the_image() -> None:
