@@ -17,43 +17,72 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+TIMM_BLOCKS = frozenset(
+    {
+        *("BasicBlock", "Bottleneck", "ConvBnAct", "DepthwiseSeparableConv", "InvertedResidual"),
+        *("ConvNormAct", "EdgeResidual", "EfficientNetFeatures", "MobileNetV3Features"),
+    }
+)
+"""Classes of timm whose children run in their order where a norm follows a convolution."""
+
 
 def fold_batch_norms(network: nn.Module) -> None:
     """Fuse, in place, each batch norm that is known to follow a convolution directly.
 
-    network: in evaluation mode. Known: neighbours in a `Sequential` and the blocks of torchvision's ResNet.
+    network: in evaluation mode. Known: neighbours in a `Sequential`, the blocks of torchvision's ResNet, and
+    blocks and stems of timm's ResNets, EfficientNets and MobileNets, whose norms may include an activation.
     Others are not changed, nor are modules that are used twice.
     """
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     for owner in list(network.modules()):
         for conv_name, norm_name in _followers(owner):
             conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
-            if type(conv) is nn.Conv2d and _is_affine(norm) and uses[id(conv)] == uses[id(norm)] == 1:
+            if _is_convolution(conv) and _is_affine(norm) and uses[id(conv)] == uses[id(norm)] == 1:
                 _fold(conv, norm)
-                setattr(owner, norm_name, nn.Identity())
+                setattr(owner, norm_name, getattr(norm, "act", nn.Identity()))
 
 
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast, in place, what autocast would cast in each call: weights of convolutions and linear maps."""
     for module in network.modules():
-        if type(module) in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear):
+        if _is_convolution(module) or type(module) in (nn.ConvTranspose2d, nn.Linear):
             module.to(dtype)
 
 
-def _followers(owner: nn.Module) -> Iterator[tuple[str, str]]:
+def _followers(owner: Any) -> Iterator[tuple[str, str]]:
     """Yield names of children of which the second alone gets the output of the first."""
     names = [name for name, _ in owner.named_children()]
-    if isinstance(owner, IntermediateLayerGetter):  # runs its children in order, and returns some outputs
+    if isinstance(owner, IntermediateLayerGetter) or _is_feature_list(owner):
+        # runs its children in order, and returns some outputs
         yield from (pair for pair in pairwise(names) if pair[0] not in owner.return_layers)
     elif type(owner).forward is nn.Sequential.forward:
         yield from pairwise(names)
     elif type(owner) in (BasicBlock, Bottleneck):
         yield from ((name, name.replace("conv", "bn")) for name in names if name.startswith("conv"))
+    elif _is_of_timm(owner) and type(owner).__name__ in TIMM_BLOCKS:
+        yield from pairwise(names)
 
 
 def _is_affine(norm: nn.Module) -> bool:
     """Return whether it is the affine map above: a batch norm that uses batch statistics is not."""
-    return type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None)
+    if type(norm) is FrozenBatchNorm2d or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None):
+        return True
+    known = type(norm).__name__ in ("BatchNormAct2d", "FrozenBatchNormAct2d", "FrozenBatchNorm2d")
+    return _is_of_timm(norm) and known and norm.running_mean is not None
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Return whether it is a convolution, perhaps timm's that pads as TensorFlow does before it."""
+    same = type(module).__name__ == "Conv2dSame" and _is_of_timm(module)
+    return type(module) is nn.Conv2d or same
+
+
+def _is_feature_list(module: nn.Module) -> bool:
+    return type(module).__name__ == "FeatureListNet" and _is_of_timm(module)
+
+
+def _is_of_timm(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("timm.")
 
 
 @torch.no_grad()

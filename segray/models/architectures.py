@@ -5,7 +5,7 @@ Plain values; neither torch nor the libraries that build a network are imported 
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -34,12 +34,14 @@ class Library:
     """Source of the weights that `--pretrained` starts with; empty: there are none."""
 
 
+_TIMM_WEIGHTS = "mostly of ImageNet (packages of the extra `pretrained`, else huggingface.co)"
 OWN = Library("segray", "Apache-2.0", "")
 SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
 OWN_ON_RESNET = Library("segray", "Apache-2.0", "the ResNet's, of ImageNet (download.pytorch.org)")
 OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download.pytorch.org)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 TRANSFORMERS = Library("transformers", "Apache-2.0", "")
+ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,18 @@ class Architecture:
     """Parameters of `arch` with its default settings, three bands and one class besides background."""
     build: str
     """`module:function` in this package. A semantic one takes (arch, bands, outputs, settings, pretrained),
-    see `build_semantic`; an instance one (classes without background, settings, pretrained)."""
+    see `build_semantic`; an instance one (classes without background, settings, pretrained), before them the
+    encoder, where there are several."""
     settings: str
     """`module:class` of its settings, a dataclass of plain values; empty: see `_defaults`."""
     origin: str
     """Publication."""
     encoders: tuple[str, ...] = ()
-    """Known encoders; empty: those of segmentation-models-pytorch."""
-    pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings whose defaults differ with pretrained weights."""
+    """Known encoders; empty: those of segmentation-models-pytorch, of an instance network those of timm."""
     example: str = "resnet50"
     """The encoder of `arch`, where there are several."""
+    pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings whose defaults differ with pretrained weights."""
 
     @property
     def family(self) -> str:
@@ -131,6 +134,15 @@ ARCHITECTURES = (
         "resnetmaskrcnn:ResNetSettings", "Li et al. 2021, https://arxiv.org/abs/2111.11429",
     ),
     Architecture(
+        "maskrcnn_resnet101_fpn", "instance", TORCHVISION, 62_967_643, "resnetmaskrcnn:build_resnet101",
+        "resnetmaskrcnn:ResNetSettings", _MASK_RCNN,
+        pretrained_settings={"norm": "frozen", "trainable_layers": 3},
+    ),
+    Architecture(
+        "maskrcnn:ENCODER", "instance", ON_TIMM, 22_570_267, "encoder_maskrcnn:build_encoder_maskrcnn",
+        "encoder_maskrcnn:MaskRCNNSettings", _MASK_RCNN, example="efficientnet-lite0",
+    ),
+    Architecture(
         "mask2former", "instance", TRANSFORMERS, 47_402_876, "mask2former:build_mask2former_instances",
         "mask2former:Mask2FormerSettings", _MASK2FORMER,
     ),
@@ -192,10 +204,17 @@ def parsed(arch: str) -> tuple[str, str]:
         )
     if not encoder:
         raise SettingsError(f"architecture {arch!r} needs an encoder, such as {_FAMILIES[family].arch}")
-    encoders = _FAMILIES[family].encoders or smp_names.encoders(encoder)
+    encoders = encoders_of(_FAMILIES[family], encoder)
     if encoder not in encoders:
         raise SettingsError(f"{family} has no encoder {encoder!r}{_near(encoder, encoders)}")
     return family, encoder
+
+
+def encoders_of(row: Architecture, asked: str = "") -> Sequence[str]:
+    """Return the names of a family's encoders; `asked`: see `smp_names.encoders`."""
+    if row.encoders:
+        return row.encoders
+    return smp_names.encoders(asked) if row.library is SMP else smp_names.timm_encoders(asked)
 
 
 def complete_settings(arch: str, settings: Mapping[str, Any], *, pretrained: bool = False) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The table of named weights, which `segray models` prints. Imports nothing heavy."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from segray.models import smp_names
-from segray.models.architectures import ARCHITECTURES, Architecture, Task
+from segray.models.architectures import ARCHITECTURES, Architecture, Task, encoders_of
 from segray.models.pretrained import PACKAGES, packaged_file
 from segray.models.sam_names import SAM_WEIGHTS, SamWeights
 
@@ -123,7 +124,8 @@ def show(as_json: bool) -> int:
             f"{package.name}: {package.origin}",
             f"licence: {package.licence}",
         )
-    print("\narchitectures, for train --arch; ENCODER: one of those in --json, or tu-NAME for one of timm")
+    print("\narchitectures, for train --arch; ENCODER: one of those in --json, or tu-NAME for one of timm;")
+    print("of an instance network NAME, as timm has it")
     for row in ARCHITECTURES:
         size = f"{row.parameters / 1e6:.1f} M parameters" + f" as {row.arch}" * (row.arch != row.name)
         about = f"{row.library.name} ({row.library.licence}): {row.origin}"
@@ -147,7 +149,9 @@ def _encoder(name: str) -> dict[str, Any]:
 
 def _architecture(row: Architecture) -> dict[str, Any]:
     """Return a row with the same keys as weights; `encoders` lacks those of timm, more than a thousand."""
-    offered = row.encoders or smp_names.encoders() if row.name != row.arch else ()
+    offered: Sequence[str] = encoders_of(row) if row.name != row.arch else ()
+    if row.task == "instance" and not row.encoders:
+        offered = tuple(PACKAGES)  # all of timm's others are known by their names there
     return {
         "kind": "architecture", "name": row.name, "task": row.task, "arch": row.arch,
         "parameters": row.parameters, "categories": None, "licence": row.library.licence,

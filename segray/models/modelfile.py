@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.models.architectures import architecture, part_of
+from segray.models.architectures import architecture, parsed, part_of
 from segray.models.checks import check_archive, check_normalisation, weights_in
 from segray.models.semantic import build_semantic
 
@@ -118,7 +118,10 @@ def build_model(card: Card, *, pretrained: bool = False) -> Any:
         raise SettingsError(f"{card.arch} is a {row.task} architecture, not one for instances")
     try:
         settings = part_of(row.settings)(**card.arch_settings)
-        model = part_of(row.build)(len(card.categories), settings, pretrained)
+        _, encoder = parsed(card.arch)
+        model = part_of(row.build)(
+            *([encoder] if encoder else []), len(card.categories), settings, pretrained
+        )
     except (TypeError, ValueError) as error:
         raise SettingsError(f"settings that {card.arch} does not take: {error}") from error
     model.transform.min_size = (card.min_size,)

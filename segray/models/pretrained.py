@@ -131,10 +131,13 @@ def origin_of(arch: str) -> Origin:
 
     timm is imported for its encoders. Of the other libraries all known weights have ImageNet's normalisation.
     """
+    from segray.models.architectures import task_of
+
     encoder = arch.partition(":")[2]
     if packaged_file(encoder):
         return package_origin(encoder)
-    if encoder in PACKAGES or encoder.startswith("tu-"):
+    is_of_timm = encoder.startswith("tu-") or (encoder and task_of(arch) == "instance")
+    if encoder in PACKAGES or is_of_timm:
         import timm
 
         name = PACKAGES[encoder].encoder if encoder in PACKAGES else encoder.removeprefix("tu-")

@@ -1,10 +1,10 @@
-"""torchvision's Mask R-CNN on a ResNet-50 with a feature pyramid, for custom categories."""
+"""torchvision's Mask R-CNN on a ResNet with a feature pyramid, for custom categories."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -29,16 +29,25 @@ def build_resnet50(classes: int, settings: ResNetSettings, pretrained: bool = Fa
     `classes` counts the categories without background. pretrained: the ResNet has ImageNet's weights. Raises
     ValueError for settings out of range, OSError where the weights cannot be fetched.
     """
+    return _begun(_built("resnet50", classes, settings), pretrained)
+
+
+def build_resnet101(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
+    """Build the same network on a ResNet-101; torchvision has the parts, but no function of its own."""
+    return _begun(_built("resnet101", classes, settings), pretrained, resnet101, ResNet101_Weights)
+
+
+def _built(resnet: str, classes: int, settings: ResNetSettings) -> MaskRCNN:
     if settings.norm not in ("batch", "frozen"):
         raise ValueError(f"norm is {settings.norm!r}, but must be batch or frozen")
     backbone = resnet_fpn_backbone(
-        backbone_name="resnet50",
+        backbone_name=resnet,
         weights=None,
         norm_layer=FrozenBatchNorm2d if settings.norm == "frozen" else nn.BatchNorm2d,
         trainable_layers=settings.trainable_layers,
     )
     model = MaskRCNN(backbone, classes + 1, box_detections_per_img=settings.detections_per_image)
-    return _begun(_in_float32(model, classes, rpn_depth=1), pretrained)
+    return _in_float32(model, classes, rpn_depth=1)
 
 
 def build_resnet50_v2(classes: int, settings: ResNetSettings, pretrained: bool = False) -> MaskRCNN:
@@ -57,10 +66,12 @@ def build_resnet50_v2(classes: int, settings: ResNetSettings, pretrained: bool =
     return _begun(_in_float32(model, classes, rpn_depth=2), pretrained)
 
 
-def _begun(model: MaskRCNN, pretrained: bool) -> MaskRCNN:
+def _begun(
+    model: MaskRCNN, pretrained: bool, resnet: Any = resnet50, weights: Any = ResNet50_Weights
+) -> MaskRCNN:
     """Return the model, with torchvision's ImageNet weights in its ResNet if asked; torch.hub caches them."""
     if pretrained:
-        state = resnet50(weights=ResNet50_Weights.IMAGENET1K_V1).state_dict()
+        state = resnet(weights=weights.IMAGENET1K_V1).state_dict()
         body = model.backbone.body
         body.load_state_dict({name: state[name] for name in body.state_dict()})
     return model

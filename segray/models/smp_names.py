@@ -60,6 +60,12 @@ def library_name(encoder: str) -> str:
     return TIMM + PACKAGES[encoder].encoder if encoder in PACKAGES else encoder
 
 
+def timm_encoders(asked: str = "") -> list[str]:
+    """Return the names of timm's encoders as they are there, those of `PACKAGES` first; asked: see above."""
+    names = [name.removeprefix(TIMM) for name in encoders(TIMM + asked) if name.startswith(TIMM)]
+    return [*PACKAGES, *names]
+
+
 def settings_of(family: str) -> dict[str, Any]:
     """Return the settings of a family and their defaults: keyword arguments of its class."""
     names = _known() if _is_current() else _offered()

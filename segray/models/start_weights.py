@@ -85,7 +85,9 @@ def _torchvision_arch(module: Any) -> str | None:
     if not hasattr(module, "roi_heads"):
         return None
     version = "" if hasattr(module.roi_heads.box_head, "fc6") else "_v2"
-    return "maskrcnn_resnet50_fpn" + version
+    layers = getattr(getattr(module.backbone, "body", None), "layer3", ())
+    resnet = "resnet101" if len(layers) == 23 else "resnet50"
+    return f"maskrcnn_{resnet}_fpn{version}"
 
 
 def fitted(

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import (
     MaskRCNN,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
-    maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
 )
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from segray.errors import SettingsError
 from segray.models.catalog import bundled
@@ -76,7 +76,7 @@ def maskrcnn_from(name: str, checkpoint: Any) -> MaskRCNN:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        arch = "maskrcnn_resnet50_fpn" + _version(state)
+        arch = _arch(state)
         misfit = str(error).splitlines()[1].strip()[:200]  # the first that it lists
         raise SettingsError(f"weights {name}: do not fit torchvision's {arch}: {misfit}") from error
     return model.eval()
@@ -104,13 +104,29 @@ def _version(state: Mapping[str, Tensor]) -> str:
     return "" if "roi_heads.box_head.fc6.weight" in state else "_v2"
 
 
+def _resnet(state: Mapping[str, Tensor]) -> str:
+    """Return which ResNet it is: the third stage of ResNet-101 has 23 blocks, not 6."""
+    return "resnet101" if "backbone.body.layer3.22.conv1.weight" in state else "resnet50"
+
+
+def _arch(state: Mapping[str, Tensor]) -> str:
+    return f"maskrcnn_{_resnet(state)}_fpn{_version(state)}"
+
+
 def _network(state: Mapping[str, Tensor]) -> MaskRCNN:
     classes = state[_CLASSES].shape[0]
     if _version(state):
         return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes)
     if any(key.endswith("num_batches_tracked") for key in state):
-        return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes)
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
-    model = MaskRCNN(backbone, num_classes=classes)
-    overwrite_eps(model, 0.0)  # as torchvision does for COCO's weights, which frozen statistics come from
+        return MaskRCNN(_backbone(state, nn.BatchNorm2d), num_classes=classes)
+    model = MaskRCNN(_backbone(state, FrozenBatchNorm2d), num_classes=classes)
+    if _resnet(state) == "resnet50":
+        overwrite_eps(model, 0.0)  # as torchvision does for COCO's weights, which frozen statistics come from
     return model
+
+
+def _backbone(state: Mapping[str, Tensor], norm: type[nn.Module]) -> nn.Module:
+    backbone: nn.Module = resnet_fpn_backbone(
+        backbone_name=_resnet(state), weights=None, norm_layer=norm, trainable_layers=5
+    )
+    return backbone
