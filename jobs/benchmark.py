@@ -90,6 +90,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `jobs` is a pack
 
 from jobs.benchmarks import (
     accuracy,
+    after,
     annotate,
     ddp,
     evaluate,
@@ -127,6 +128,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "evaluate": evaluate.figures,
     "plain": plain.figures,
     "selection": selection.figures,
+    "after": after.figures,
 }
 
 
@@ -148,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.photos,
             given.price_per_hour,
             given.labelled,
+            given.people,
+            given.streets,
         )
         figures, unequal = _measure(given.parts or list(PARTS), options)
     if given.json:
@@ -207,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=Path, help="folder of pictures to use instead of the bundled ones")
     parser.add_argument("--price-per-hour", type=float, default=0.1, help="of this machine, in dollars")
     parser.add_argument("--labelled", type=Path, help="labelled nuclei images, for `accuracy`")
+    for name in ("people", "streets"):
+        words = ("MODEL", "DATA", "SPLIT")
+        parser.add_argument(f"--{name}", nargs=3, metavar=words, help="semantic model and data, for `after`")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     return parser
 

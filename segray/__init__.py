@@ -10,6 +10,7 @@ from typing import Any
 from segray.api import (
     Result,
     annotate,
+    compare,
     drift,
     evaluate,
     export,
@@ -25,6 +26,7 @@ from segray.api import (
 __all__ = [
     "Result",
     "annotate",
+    "compare",
     "drift",
     "evaluate",
     "export",

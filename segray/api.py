@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from segray.annotate.settings import AnnotateSettings
+    from segray.comparison.settings import CompareSettings
     from segray.drift.settings import DriftSettings
     from segray.evaluate.settings import EvaluateSettings
     from segray.export.settings import ExportSettings
@@ -122,6 +123,11 @@ def train(*, settings: TrainSettings | None = None, **options: Any) -> Result:
 def evaluate(*, settings: EvaluateSettings | None = None, **options: Any) -> Result:
     """Score predictions or a model: `segray evaluate`; the scores are in `record`. Raises SegrayError."""
     return _run("evaluate", settings, options)
+
+
+def compare(*, settings: CompareSettings | None = None, **options: Any) -> Result:
+    """Compare models on the same images: `segray compare`; the table is table.csv. Raises SegrayError."""
+    return _run("compare", settings, options)
 
 
 def panoptic(*, settings: PanopticSettings | None = None, **options: Any) -> Result:

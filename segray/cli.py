@@ -26,6 +26,8 @@ verbs:
       label maps with such a model: PNG for images, COG for scenes
   evaluate --output URL
       scores of predictions against labels, or of a model over data
+  compare --data D --weights A,B,... --output URL
+      models side by side: scores, differences, FLOPs, speed, memory, panels
   panoptic --instances RUN --maps RUN --output URL
       instances and label maps of the same images in one: COCO-panoptic
   retrain --config FILE

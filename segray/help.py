@@ -19,6 +19,7 @@ _METAVARS = {
 _NO_DEFAULT = re.compile(r" ?\(default: (None|\[\]|\{\}|False)\)$")
 _HEADINGS = {
     "augment": "augmentation",
+    "crf": "dense CRF",
     "ray": "Ray: where the job runs",
     "storage": "storage: how URLs are opened",
     "storage.lease": "storage: one run at a time",

@@ -87,7 +87,7 @@ def _read(store: Store, run: str, plan: Any, record: Any) -> Status:
     live = {} if found is None else told_in(found.data)
     verb = _verb(plan, record)
     holder = None if found is None or lease.released else _holder(lease, found.data)
-    count = {"train": _epochs, "retrain": _rounds}.get(verb, _items)
+    count = {"train": _epochs, "retrain": _rounds, "compare": _models}.get(verb, _items)
     counts, rate = count(store, record, live)
     is_over = not counts["left"] if verb == "retrain" else isinstance(record, dict)
     state = _state(is_over, found is not None, lease)
@@ -127,6 +127,8 @@ def _progress(found: Status) -> Sequence[str]:
         ended = f"; last round: {last} {counts['model']}@{counts['version']}" if counts["version"] else ""
         return [*head, f"  {counts['done']:,} of {counts['total']:,} rounds done{ended}"]
     of = "" if counts["total"] is None else f" of {counts['total']:,}"
+    if found.verb == "compare":
+        return [*head, f"  {counts['done']:,}{of} models scored"]
     parts = [f"{counts['done']:,}{of} items", f"{counts['rejected']:,} rejected"]
     parts += [f"{counts['instances']:,} instances"] if found.verb == "annotate" else []
     left = counts["left"]
@@ -206,6 +208,20 @@ def _rounds(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, 
     last = record if isinstance(record, dict) else {}
     ended = {name: last.get(name) for name in ("model", "version", "promoted")}
     return {"done": over, "total": begun, "left": begun - over, **ended}, None
+
+
+def _models(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Return (counts, None) of a comparison: models that are scored, and images in no score."""
+    if isinstance(record, dict):
+        known = record["counts"]
+        return {
+            "done": known["models"],
+            "total": known["models"],
+            "left": 0,
+            "rejected": known["rejected"],
+        }, None
+    done, total = live.get("done", 0), live.get("total")
+    return {"done": done, "total": total, "left": None if total is None else total - done}, None
 
 
 def _epochs(store: Store, record: Any, live: dict[str, Any]) -> tuple[dict[str, Any], float | None]:

@@ -43,6 +43,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train.settings:TrainSettings", "train.job:train", "the data and the output"),
     "predict": Verb("predict.settings:PredictSettings", "predict.task:predict", _SOURCES),
     "evaluate": Verb("evaluate.settings:EvaluateSettings", "evaluate.job:evaluate", "what is to be compared"),
+    "compare": Verb(
+        "comparison.settings:CompareSettings", "comparison.job:compare", "the models, the data and the output"
+    ),
     "panoptic": Verb(
         "panoptic.settings:PanopticSettings", "panoptic.job:panoptic", "both runs and the output"
     ),

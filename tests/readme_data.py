@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tests.comparison.made import write_model
 from tests.scenes.made import town, write
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
         shutil.copytree(ROOT / "tests/data" / name, folder / "tests/data" / name)
     _nuclei(folder / "nuclei")
     shutil.copy(ROOT / "segray/models/bundled/nuclei-small.pt", folder / "my-model.pt")
+    write_model(folder / "out/other/model.pt", 1, classes=("background", "foreground"))
     _retraining(folder / "retrain.yaml")
     images = sorted(NUCLEI.glob("images/*.png"))
     _photos(folder, images)

@@ -40,6 +40,7 @@ LONGEST = (
     ("importer/test_import",),
     ("selection/test_second_pass",),
     ("panoptic/test_panoptic",),
+    ("comparison/test_compare",),
     ("preview/test_browser", "preview/test_figures", "preview/test_scenes"),
     ("evaluate/test_evaluate_at_size",),
     ("test_api", "export/test_open"),

@@ -18,6 +18,10 @@ CASES = {
     f"predict {NUCLEI}/images --weights nuclei-small": ["weights nuclei-small: finds instances"],
     f"predict {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
     f"evaluate --weights no.pt --data {NUCLEI}": ["weights {here}/no.pt: no such file"],
+    f"compare --weights no.pt,nuclei-small --data {NUCLEI}/images": [
+        "weights {here}/no.pt: no such file",
+        "weights nuclei-small: finds instances",
+    ],
     "train --data nowhere": ["nowhere: the file is not there"],
     "train --data nowhere --arch compact-maskrcnn": ["nowhere/instances.json: the file is not there"],
     f"train --data {NUCLEI} --arch unett": ["arch: unknown architecture 'unett'; did you mean unet?"],

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "segray"
 JOBS = {
     "annotate", "predict", "train", "evaluate", "bulk", "retrain", "drift", "export", "importer", "submit",
-    "schedule", "panoptic", "selection", "preview", "cli",
+    "schedule", "panoptic", "selection", "preview", "comparison", "cli",
 }  # fmt: skip
 NEVER = {
     "masks": JOBS | {"data", "output", "models", "registry", "sources", "settings"},
@@ -19,6 +19,7 @@ NEVER = {
     "models": JOBS | {"data", "output"},
     "bulk": JOBS - {"bulk"},
     "evaluate": JOBS - {"evaluate", "annotate", "bulk"},
+    "comparison": JOBS - {"comparison", "evaluate", "annotate", "bulk", "train"},
     "annotate": JOBS - {"annotate", "bulk"},
     "predict": JOBS - {"predict", "bulk"},
     "train": JOBS - {"train", "evaluate"},
@@ -31,7 +32,7 @@ NEVER = {
 """What the files of a room do not import, not even inside a function."""
 
 RAY = {
-    "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.scene_windows",
+    "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.window_reader",
     "evaluate.shards_on_ray", "own_ray", "prometheus", "ray_private", "submit.following",
     "submit.ray_cluster", "train.loader", "train.process_group", "train.sampler", "train.trainer",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings
 
 from segray.annotate.settings import AnnotateSettings
 from segray.command_line import load_settings
+from segray.comparison.settings import CompareSettings
 from segray.errors import SettingsError
 from segray.evaluate.settings import EvaluateSettings
 from segray.panoptic.settings import PanopticSettings
@@ -103,7 +104,8 @@ SETTING = re.compile(r"# ( *\w+: .*)|# ( *\w+:)$")
 
 
 @pytest.mark.parametrize(
-    "kind", [AnnotateSettings, PredictSettings, EvaluateSettings, PanopticSettings, SelectSettings]
+    "kind",
+    [AnnotateSettings, PredictSettings, EvaluateSettings, CompareSettings, PanopticSettings, SelectSettings],
 )
 def test_the_file_to_copy_holds_every_setting_and_its_default(kind: type[BaseSettings]) -> None:
     """What is commented out and not marked as an example is the default."""

@@ -33,6 +33,9 @@ class Options:
     price_per_hour: float = 0.1
     labelled: Path | None = None
     """A folder of images with COCO labels that the bundled model was tested on."""
+    people: Sequence[str] | None = None
+    """Model, data and split of `after`."""
+    streets: Sequence[str] | None = None
 
     def rounds(self, usual: int) -> int:
         """How often the arms take turns."""

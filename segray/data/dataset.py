@@ -82,14 +82,14 @@ def assign_splits(
     """Assign the pairs that could be read to the splits; photos that look alike stay together.
 
     rows: FIGURES of `listed.pairs`. rule: None for windows, whose blocks were split when they were listed;
-    those without a labelled pixel are left out. oversample: see `repeat_factors`. Raises SettingsError when
+    those without a label are left out. oversample: see `repeat_factors`. Raises SettingsError when
     no pair is left to train or to validate with.
     """
     good = pc.is_null(rows["error_type"])
     bad = zip(listed.pairs, rows["error"].to_pylist(), good.to_pylist(), strict=True)
     rejected = [(one.uri, one.error) for one in listed.rejected]
     rejected += [(pair.image.uri, str(error)) for pair, error, is_good in bad if not is_good]
-    used = good if rule is not None else pc.and_(good, _labelled(rows["counts"]))
+    used = good if rule is not None else pc.and_(good, _labelled(listed, rows["counts"]))
     pairs = list(compress(listed.pairs, used.to_pylist()))
     kept = rows.filter(used)
     digests = kept["digest"].to_pylist()
@@ -136,8 +136,8 @@ def _most_alike(pairs: Sequence[Pair], groups: NDArray[np.int64]) -> int:
     return max(Counter(free).values(), default=0)
 
 
-def _labelled(counts: pa.ChunkedArray) -> pa.Array:
-    return pa.array([bool(each) and any(each) for each in counts.to_pylist()])
+def _labelled(listed: Pairs, counts: pa.ChunkedArray) -> pa.Array:
+    return pa.array([listed.has_label(each) for each in counts.to_pylist()], pa.bool_())
 
 
 def _matrix(lists: pa.ChunkedArray) -> NDArray[np.int64]:

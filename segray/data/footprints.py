@@ -72,19 +72,19 @@ class Footprints:
     def classes(self, scene: Scene, window: Window) -> NDArray[np.uint8]:
         """Return (height, width) uint8: the class of the polygon that covers the pixel's centre, else 0."""
         shape = window.height, window.width
-        rows = self.near(scene, window)
-        found = self._table.take(pa.array(rows))
-        polygons = on_scene(shapely.from_wkb(found["shape"].to_numpy()), self._crs, scene)
-        drawn = [
-            (polygon, number)
-            for polygon, number in zip(polygons, found["class"].to_pylist(), strict=True)
-            if not polygon.is_empty
-        ]
+        drawn = self.shapes(scene, window)
         if not drawn:
             return np.zeros(shape, np.uint8)
         place = Affine.translation(window.col_start, window.row_start)
         pixels: NDArray[np.uint8] = rasterize(drawn, out_shape=shape, transform=place, dtype="uint8")
         return pixels
+
+    def shapes(self, scene: Scene, window: Window) -> list[tuple[MultiPolygon, int]]:
+        """Return the polygons near a window, in pixels of the scene, with their classes, in order of rank."""
+        found = self._table.take(pa.array(self.near(scene, window)))
+        polygons = on_scene(shapely.from_wkb(found["shape"].to_numpy()), self._crs, scene)
+        pairs = zip(polygons, found["class"].to_pylist(), strict=True)
+        return [(polygon, number) for polygon, number in pairs if not polygon.is_empty]
 
     def near(self, scene: Scene, window: Window) -> NDArray[np.int64]:
         """Return (n,) int64: rows whose boxes touch a box around the window, those of lower rank first."""

@@ -19,3 +19,8 @@ def holds_instances(labels: str, storage: StorageSettings) -> bool:
     if labels.lower().endswith(".json"):
         return True
     return bool(files_below(f"{labels.rstrip('/')}/instances", (".parquet",), storage))
+
+
+def holds_labels(data: str, storage: StorageSettings) -> bool:
+    """Return whether `data` is COCO JSON, a folder with `instances.json`, or tables of `annotate`'s shape."""
+    return holds_coco(data, storage) or holds_instances(data, storage)

@@ -77,6 +77,10 @@ class Pairs:
     ignored: int
     """Files of a folder that have no image suffix or lie outside its images and labels."""
 
+    def has_label(self, counts: list[int] | None) -> bool:
+        """Return whether a pair with these counts of `scan.FIGURES` is used."""
+        return True
+
     def counts(self) -> dict[str, int]:
         """Return `pairs`, each reason that occurs and `ignored`, with their counts."""
         reasons = Counter(one.reason for one in self.rejected)

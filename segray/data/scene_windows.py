@@ -1,16 +1,14 @@
-"""Scenes and footprints -> windows, which are trained on like pairs: a part of a scene and its rasterised
-labels.
+"""Scenes and footprints -> windows, which are trained on like pairs: a part of a scene and its label.
 
-A scene is cut into squares of `window` pixels from its first pixel on, the last ones moved back to end with
-it. Where two squares share pixels, each has a label for its own half and void for the other, so no pixel is
-learned or scored twice. A window's address is that of its scene with `#xywh=x,y,width,height`, in pixels of
-the scene as it is read (as in W3C's Media Fragments).
+The label is the class of each pixel, or an instance a footprint; `window_cuts` says how scenes are cut for
+either, `window_reader` how windows are read.
 
 Neighbours look alike, so not windows but blocks of `block` x `block` of them are split into train, val and
 test, by a hash of the seed, of the scene's content, and of the block's position in it; no pixel is in two
 blocks. A scene's content is identified by its size and its first and last 64 KiB: in most files, they hold
-the sizes of all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. Scenes of the
-same location are not recognised: put them below one of these folders.
+the sizes of all compressed blocks. Scenes below folders `train/`, `val/` or `test/` stay there. With areas of
+splits, in a file of their own, they decide, and the rest of the scenes is left out. Scenes of the same
+location are not recognised: put them below one of these folders, or use areas.
 
 Each footprint that touches a scene takes about 0.3 KB in the driver and, once a machine, in shared memory; a
 million of them are fine. Processes that read windows hold none.
@@ -18,27 +16,27 @@ million of them are fine. Processes that read windows hold none.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import shapely
-from numpy.typing import NDArray
 
-from segray.data.footprints import Footprints, areas_of, boxes_around, footprint_table
+from segray.data.footprint_pieces import VISIBLE
+from segray.data.footprints import areas_of, boxes_around, footprint_table
 from segray.data.pair_folders import SPLIT_NAMES, folder_uri
-from segray.data.pair_reader import Example, Reading, digest_of
-from segray.data.pairs import FRAGMENT, Pair, Pairs, Rejected
+from segray.data.pair_reader import CocoReading, LabelReading, Reading, digest_of
+from segray.data.pairs import Pair, Pairs, Rejected
+from segray.data.split_areas import COLUMN, SplitAreas
 from segray.data.splits import SplitRule
 from segray.data.vector_files import FeatureFile, find_file, open_features
+from segray.data.window_cuts import Cut, InstanceCuts, Part, blocks_of, cuts_of, parts_of
+from segray.data.window_reader import InstanceWindowReading, WindowReading, address_of, shared
 from segray.errors import ItemError, SettingsError
-from segray.palette import VOID
 from segray.scenes.crs import can_place
-from segray.scenes.nodata import nodata_mask
-from segray.scenes.scene import Scene, Tiling, scene_from
+from segray.scenes.scene import Scene, Tiling
 from segray.sources.byte_ranges import FileRanges
 from segray.sources.file_headers import has_scene_name
 from segray.sources.item import Source
@@ -49,8 +47,8 @@ from segray.tile_overlap import Window
 
 _ENDS = 64 << 10
 """Bytes at both ends of a scene that identify it."""
-_OPEN = 8
-"""Files whose ranges a reader keeps cached."""
+_MOST = 255
+"""Classes of footprints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,118 +67,60 @@ class WindowSettings:
     """Side, in windows, of a block that stays in one split."""
     shares: tuple[int, float, float]
     """Seed of the split, shares of val and of test."""
+    areas: str | None
+    """File of areas that decide the split instead."""
+    instances: InstanceCuts | None
+    """For instance models; None: the label is the class of each pixel."""
     storage: StorageSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Windows(Pairs):
-    """All windows that were listed, as pairs, each with the split of its block."""
+    """All windows that were listed, as pairs, each with its split."""
 
     scenes: dict[str, str]
     """Address of a scene -> `Scene.to_json`."""
     footprints: pa.Table
     """Schema FOOTPRINTS: those that touch a scene."""
+    names: tuple[str, ...]
+    """Names of the classes: from 0 up, or those of instances from 1 up."""
+    instances: bool
     summary: str
     """One-line summary."""
 
-    def reading(self, usual: Reading) -> "WindowReading":
+    def reading(self, usual: Reading | CocoReading) -> LabelReading:
         """Return how they are read, in any process; what readers need goes to Ray's shared memory."""
-        shared = ray.put((self.scenes, self.footprints))
-        return WindowReading(usual.rules, usual.max_pixels, usual.storage, shared)
+        kept = shared(self.scenes, self.footprints)
+        if isinstance(usual, CocoReading):
+            return InstanceWindowReading(usual.categories, usual.max_pixels, usual.storage, kept)
+        return WindowReading(usual.rules, usual.max_pixels, usual.storage, kept)
+
+    def has_label(self, counts: list[int] | None) -> bool:
+        """Return whether a window with these counts is used: not without data, nor without a class."""
+        return counts is not None if self.instances else bool(counts) and any(counts or ())
 
 
-@dataclass(frozen=True)
-class WindowReading(Reading):
-    """How windows are read, in any process; see `Reading`."""
-
-    shared: Any
-    """Reference to the scenes and the footprints."""
-
-    def reader(self) -> "WindowReader":
-        """Return a reader for this process."""
-        scenes, footprints = ray.get(self.shared)
-        return WindowReader(scenes, Footprints(footprints), self.storage)
-
-
-class WindowReader:
-    """Reads windows; scenes are decoded in a child process that a hostile file may kill."""
-
-    def __init__(self, scenes: Mapping[str, str], footprints: Footprints, storage: StorageSettings) -> None:
-        self._scenes, self._footprints, self._storage = scenes, footprints, storage
-        self._sandbox = DecodeSandbox()
-        self._files: dict[str, FileRanges] = {}
-
-    def read(self, pairs: Sequence[Pair]) -> list[Example | ItemError]:
-        """Return each window, or why it cannot be used; one without data has neither pixels nor classes."""
-        return [self._read(pair.image) for pair in pairs]
-
-    def _read(self, source: Source) -> Example | ItemError:
-        uri = source.uri.rpartition(FRAGMENT)[0]
-        scene = scene_from(self._scenes[uri])
-        index = index_of(source.uri, scene)
-        try:
-            room = self._sandbox.room()
-            decoded = self._sandbox.window(self._file(source, uri), scene, index, room)
-        except ItemError as error:
-            return error
-        window = scene.grid.window(index)
-        if decoded is None:
-            pixels = np.zeros((window.height, window.width, 3), np.uint8)
-            classes = np.full(pixels.shape[:2], VOID, np.uint8)
-        else:
-            pixels, classes = decoded.pixels.copy(), own_classes(self._footprints, scene, index)
-            if decoded.nodata is not None:
-                classes[nodata_mask(decoded.nodata, *classes.shape)] = VOID
-        return Example(pixels, classes, digest_of(pixels.tobytes()), digest_of(classes.tobytes()))
-
-    def _file(self, source: Source, uri: str) -> FileRanges:
-        if uri not in self._files:
-            if len(self._files) >= _OPEN:
-                del self._files[next(iter(self._files))]
-            self._files[uri] = FileRanges(uri, source.version, source.address, source.size, self._storage)
-        return self._files[uri]
-
-
-def own_classes(footprints: Footprints, scene: Scene, index: int) -> NDArray[np.uint8]:
-    """Return the classes (height, width) uint8 of a window: void outside its own part of the scene."""
-    window, core = scene.grid.window(index), scene.grid.core(index)
-    rows = slice(core.row_start - window.row_start, core.row_stop - window.row_start)
-    cols = slice(core.col_start - window.col_start, core.col_stop - window.col_start)
-    classes = np.full((window.height, window.width), VOID, np.uint8)
-    classes[rows, cols] = footprints.classes(scene, core)
-    return classes
-
-
-def index_of(uri: str, scene: Scene) -> int:
-    """Return the index of the window in the scene's grid, from its address."""
-    x, y, *_ = map(int, uri.rpartition(FRAGMENT)[2].split(","))
-    return -(-y // scene.tile) * scene.grid.cols + -(-x // scene.tile)
-
-
-def list_windows(settings: WindowSettings, names: Sequence[str]) -> Windows:
+def list_windows(settings: WindowSettings, names: Sequence[str] | None) -> Windows:
     """List the scenes in `settings.data`, reading their headers alone, and the footprints on them.
 
-    names: of the classes. Raises SettingsError for what cannot be read, and where no footprint lies on any
-    scene.
+    names: of the classes, see `Windows.names`; None: the values of the class column. Raises SettingsError for
+    what cannot be read, and where no footprint lies on any scene.
     """
     scenes, rejected, ignored = _scenes(settings)
     source = find_file(settings.footprints, settings.storage)
     with open_features(source, settings.class_column, settings.storage, settings.layer) as file:
         usable, unplaced = _placeable(scenes, file.crs)
-        table, lines, unreadable = _touching(file, usable, names if settings.class_column else None)
-    if not table.num_rows:
-        raise SettingsError(_nothing(source, usable, [*rejected, *unplaced], lines))
-    summary = f"{table.num_rows:,} footprints on {len(usable):,} scenes"
-    summary += f" ({lines:,} lines and points left out: buffer them first)" if lines else ""
-    if unreadable:
-        summary += (
-            f" ({len(unreadable):,} that cannot be read left out, the first is number {unreadable[0]:,})"
-        )
-    label = replace(source, version=f"{source.version} {_drawing(settings, names)}" if source.version else "")
-    pairs = _split([pair for one in usable for pair in _pairs(one, label, settings)], settings)
+        found = _touching(file, usable, settings, names)
+    if not found.table.num_rows:
+        raise SettingsError(_nothing(source, usable, [*rejected, *unplaced], found.lines))
+    drawing = _drawing(settings, found.names)
+    label = replace(source, version=f"{source.version} {drawing}" if source.version else "")
+    pairs, left_out = _pairs(usable, label, settings)
+    summary = f"{found.told(len(usable))}{_told_of_areas(settings, left_out)}"
     rejected = sorted([*rejected, *unplaced], key=lambda one: one.uri)
     known = {one.source.uri: one.scene.to_json() for one in usable}
-    return Windows(pairs, rejected, ignored, known, table, summary)
+    for_instances = settings.instances is not None
+    return Windows(pairs, rejected, ignored, known, found.table, found.names, for_instances, summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +185,37 @@ def _placeable(scenes: list[_Listed], crs: str) -> tuple[list[_Listed], list[Rej
     return usable, rejected
 
 
-def _touching(
-    file: FeatureFile, scenes: list[_Listed], names: Sequence[str] | None
-) -> tuple[pa.Table, int, list[int]]:
-    """Return (FOOTPRINTS of the areas that touch a scene, geometries without an area, unreadable ones'
-    numbers).
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The footprints on the scenes."""
 
-    names: of the classes that values name; None: all are class 1.
-    """
+    table: pa.Table
+    """Schema FOOTPRINTS."""
+    names: tuple[str, ...]
+    lines: int
+    """Geometries without an area."""
+    unreadable: list[int]
+    """Numbers of geometries in the file."""
+
+    def told(self, scenes: int) -> str:
+        """Return a summary."""
+        text = f"{self.table.num_rows:,} footprints on {scenes:,} scenes"
+        text += f" ({self.lines:,} lines and points left out: buffer them first)" if self.lines else ""
+        if not self.unreadable:
+            return text
+        first = f"the first is number {self.unreadable[0]:,}"
+        return f"{text} ({len(self.unreadable):,} that cannot be read left out, {first})"
+
+
+def _touching(
+    file: FeatureFile, scenes: list[_Listed], settings: WindowSettings, names: Sequence[str] | None
+) -> _Found:
+    """Return the areas of the file that touch a scene."""
     boxes = [
         boxes_around(one.scene, Window(0, one.scene.height, 0, one.scene.width), file.crs) for one in scenes
     ]
     tree = shapely.STRtree(shapely.box(*np.concatenate([np.zeros((0, 4)), *boxes]).T))
-    shapes, classes, others, unknown = list[Any](), list[int](), 0, Counter[str]()
-    unreadable, seen = list[int](), 0
+    shapes, values, others, unreadable, seen = list[Any](), list[Any](), 0, list[int](), 0
     for some in file.batches:
         unreadable += [seen + row + 1 for row in some.unreadable]
         seen += len(some.values)
@@ -266,17 +223,30 @@ def _touching(
             area = areas_of(some.shapes[row])
             if area.is_empty:
                 others += 1
-            elif names is None or some.values[row] in names:
-                shapes.append(area)
-                classes.append(1 if names is None else names.index(some.values[row]))
             else:
-                unknown[str(some.values[row])] += 1
+                shapes.append(area)
+                values.append(some.values[row])
+    names, classes = _classes(values, settings, names)
+    table = footprint_table(np.array([*shapes, None], object)[:-1], classes, file.crs)
+    return _Found(table, names, others, unreadable)
+
+
+def _classes(
+    values: list[Any], settings: WindowSettings, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return the names of the classes, and the class of each value. Raises SettingsError."""
+    if settings.class_column is None:
+        return tuple(names or ()), [1] * len(values)
+    texts = ["" if value is None else str(value) for value in values]
+    names = tuple(sorted({*texts} - {""})) if names is None else tuple(names)
+    if len(names) > _MOST:
+        raise SettingsError(f"class_column: {len(names)} classes of footprints; at most {_MOST}")
+    numbers = {name: number for number, name in enumerate(names, settings.instances is not None)}
+    unknown = Counter(str(value) for value, text in zip(values, texts, strict=True) if text not in numbers)
     if unknown:
         found = ", ".join(f"{value} ({count:,})" for value, count in unknown.most_common(8))
-        raise SettingsError(
-            f"classes: footprints have values that are not among {', '.join(names or ())}: {found}"
-        )
-    return footprint_table(np.array([*shapes, None], object)[:-1], classes, file.crs), others, unreadable
+        raise SettingsError(f"classes: footprints have values that are not among {', '.join(names)}: {found}")
+    return names, [numbers[text] for text in texts]
 
 
 def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], lines: int) -> str:
@@ -292,26 +262,48 @@ def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], li
 
 
 def _drawing(settings: WindowSettings, names: Sequence[str]) -> str:
-    return digest_of(repr((settings.class_column, [*names], settings.tiling)).encode())[:16]
+    instances = () if settings.instances is None else (VISIBLE,)
+    return digest_of(repr((settings.class_column, [*names], settings.tiling, *instances)).encode())[:16]
 
 
-def _pairs(one: _Listed, label: Source, settings: WindowSettings) -> Iterator[tuple[Pair, str]]:
-    """Yield the windows of a scene, each with the digest of its block."""
-    grid = one.scene.grid
-    rows, cols = (length // one.scene.tile for length in (one.scene.height, one.scene.width))
-    for index, window in enumerate(grid):
-        row, col = divmod(index, grid.cols)
-        # a window that was moved back stays with the neighbour it overlaps
-        place = [min(each, max(whole - 1, 0)) // settings.block for each, whole in ((row, rows), (col, cols))]
-        fragment = f"{FRAGMENT}{window.col_start},{window.row_start},{window.width},{window.height}"
-        image = replace(one.source, uri=one.source.uri + fragment)
-        item = hashlib.sha256(image.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        yield (
-            Pair(item, one.name + fragment, image, label, one.split),
-            digest_of(f"{one.identity}:{place}".encode()),
-        )
+def _told_of_areas(settings: WindowSettings, left_out: int) -> str:
+    return f"; {left_out:,} windows across the edge of an area left out" if settings.areas else ""
 
 
-def _split(windows: list[tuple[Pair, str]], settings: WindowSettings) -> list[Pair]:
-    rule = SplitRule.of((pair for pair, _ in windows), *settings.shares)
-    return [replace(pair, split=rule.split_by(pair.split, block)) for pair, block in windows]
+def _pairs(scenes: list[_Listed], label: Source, settings: WindowSettings) -> tuple[list[Pair], int]:
+    """Return the windows of all scenes, and how many were left out. Raises SettingsError."""
+    parts = [(one, _parts_of(one, areas, settings)) for areas in [_areas(settings)] for one in scenes]
+    named = {part.split for _, some in parts for part in some}
+    if settings.areas is not None and (lacking := {"train", "val"} - named):
+        uri, split = canonical_uri(settings.areas), " or ".join(sorted(lacking))
+        raise SettingsError(f"split_areas: {uri}: no area with {COLUMN} {split} lies on the scenes")
+    rule, left_out, pairs = SplitRule.of_named(named, *settings.shares), 0, list[Pair]()
+    for one, some in parts:
+        found = list[tuple[Cut, str]]()
+        for part in some:
+            split = rule.split_by(part.split, digest_of(f"{one.identity}:{part.key}".encode()))
+            cuts, crossing = cuts_of(part, split, one.scene.tile, settings.instances)
+            found += [(cut, split) for cut in cuts]
+            left_out += crossing
+        found.sort(key=lambda each: (each[0][0].row_start, each[0][0].col_start))
+        pairs += [_pair(one, label, cut, split) for cut, split in found]
+    return pairs, left_out
+
+
+def _areas(settings: WindowSettings) -> SplitAreas | None:
+    return None if settings.areas is None else SplitAreas(settings.areas, settings.storage)
+
+
+def _parts_of(one: _Listed, areas: SplitAreas | None, settings: WindowSettings) -> list[Part]:
+    if areas is None:
+        return list(blocks_of(one.scene, settings.block, one.split))
+    return list(parts_of(areas.on(one.scene)))
+
+
+def _pair(one: _Listed, label: Source, cut: Cut, split: str) -> Pair:
+    window, own = cut
+    image = replace(one.source, uri=one.source.uri + address_of(window))
+    item = hashlib.sha256(image.uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    if own != window:
+        label = replace(label, uri=label.uri + address_of(own))
+    return Pair(item, one.name + address_of(window), image, label, split)

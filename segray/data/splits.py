@@ -12,7 +12,7 @@ images move no other. Photos that look alike share a split, unless `group_look_a
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,13 @@ class SplitRule:
         cls, pairs: Iterable[Pair], seed: int, val_share: float = 0.12, test_share: float = 0.18
     ) -> "SplitRule":
         """Return the rule for all the pairs of a listing."""
-        named = {pair.split for pair in pairs}
+        return cls.of_named({pair.split for pair in pairs}, seed, val_share, test_share)
+
+    @classmethod
+    def of_named(
+        cls, named: Collection[str | None], seed: int, val_share: float = 0.12, test_share: float = 0.18
+    ) -> "SplitRule":
+        """Return the rule for data that name these splits."""
         return cls(seed, val_share, test_share, "train" in named and "val" not in named)
 
     def split(self, pair: Pair, content: bytes) -> str:

@@ -67,6 +67,29 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """The settings that name an attribute and a layer, for error messages."""
+
+    column: str = "class_column"
+    layer: str | None = "footprints_layer"
+    """None: there is no such setting, the file has one layer."""
+
+    def no_column(self, column: str, names: list[str]) -> str:
+        """Return the message for a missing attribute."""
+        return f"{self.column}: it has no column {column}; there are {', '.join(names[:20]) or 'none'}"
+
+    def no_layer(self, layers: list[str]) -> str:
+        """Return the message for a file with none or several layers, of which none was chosen."""
+        if not layers:
+            return "it has no layer of features"
+        advice = "write a file with one" if self.layer is None else "choose one with --footprints-layer"
+        return f"it has {len(layers)} layers of features; {advice}: {', '.join(layers[:20])}"
+
+
+_OF_FOOTPRINTS = Named()
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureFile:
     """The file, before its rows are read."""
 
@@ -85,7 +108,11 @@ def find_file(address: str, storage: StorageSettings) -> Source:
 
 @contextmanager
 def open_features(
-    source: Source, column: str | None, storage: StorageSettings, layer: str | None = None
+    source: Source,
+    column: str | None,
+    storage: StorageSettings,
+    layer: str | None = None,
+    named: Named = _OF_FOOTPRINTS,
 ) -> Iterator[FeatureFile]:
     """Open a vector file; `column`: attribute to read, if any; `layer`: of a file with several.
 
@@ -102,14 +129,17 @@ def open_features(
             _refuse_other_kinds(source, start)
             suffix = next((each for magic, each in _OGR.items() if start.startswith(magic)), None)
             if suffix is not None:
-                with local_copy(source, stream, suffix, storage) as path, _layer(path, column, layer) as file:
+                with (
+                    local_copy(source, stream, suffix, storage) as path,
+                    _layer(path, column, layer, named) as file,
+                ):
                     yield file
             elif layer is not None:
                 raise SettingsError("footprints_layer: only a GeoPackage has layers")
             elif start.startswith(b"PAR1"):
-                yield _parquet(pq.ParquetFile(stream), column)
+                yield _parquet(pq.ParquetFile(stream), column, named)
             else:
-                yield _geojson(stream.read(), column)
+                yield _geojson(stream.read(), column, named)
     except SettingsError as error:
         raise SettingsError(*(f"{source.uri}: {line}" for line in error.lines)) from error
     except (pa.ArrowException, DataSourceError, DataLayerError, shapely.GEOSException, CRSError) as error:
@@ -131,7 +161,7 @@ def _refuse_other_kinds(source: Source, start: bytes) -> None:
             raise SettingsError(f"{kind} is not read: {advice}")
 
 
-def _geojson(data: bytes, column: str | None) -> FeatureFile:
+def _geojson(data: bytes, column: str | None, named: Named) -> FeatureFile:
     try:
         content = _json(data)
         features, crs = content["features"], content.get("crs")
@@ -143,7 +173,7 @@ def _geojson(data: bytes, column: str | None) -> FeatureFile:
             "not GeoJSON (features), GeoParquet, GeoPackage, Shapefile or FlatGeobuf: " + fault(error)
         ) from error
     if column is not None and not any(column in row for row in rows):
-        raise SettingsError(_no_column(column, sorted({name for row in rows[:100] for name in row})))
+        raise SettingsError(named.no_column(column, sorted({name for row in rows[:100] for name in row})))
     values = [None if column is None else row.get(column) for row in rows]
     return FeatureFile(_checked(name), iter([_features(shapely.from_geojson, geometries, values)]))
 
@@ -183,7 +213,7 @@ def _geometry(feature: Any) -> str | None:
     return None if geometry is None else json.dumps(geometry)
 
 
-def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
+def _parquet(file: pq.ParquetFile, column: str | None, named: Named) -> FeatureFile:
     metadata = (file.schema_arrow.metadata or {}).get(b"geo")
     if metadata is None:
         raise SettingsError("Parquet without the metadata `geo`: not GeoParquet")
@@ -197,7 +227,9 @@ def _parquet(file: pq.ParquetFile, column: str | None) -> FeatureFile:
     if encoding != "WKB":
         raise SettingsError(f"geometry is encoded as {encoding}; only WKB is read")
     if column is not None and column not in file.schema_arrow.names:
-        raise SettingsError(_no_column(column, [each for each in file.schema_arrow.names if each != name]))
+        raise SettingsError(
+            named.no_column(column, [each for each in file.schema_arrow.names if each != name])
+        )
     wanted = [name] if column is None else [name, column]
 
     def batches() -> Iterator[Features]:
@@ -280,7 +312,7 @@ def _shapefile(source: Source, folder: str, storage: StorageSettings) -> None:
 
 
 @contextmanager
-def _layer(path: str, column: str | None, layer: str | None) -> Iterator[FeatureFile]:
+def _layer(path: str, column: str | None, layer: str | None, named: Named) -> Iterator[FeatureFile]:
     """Yield the polygons of a file that GDAL reads; a row without a geometry counts as unreadable."""
     import pyogrio
 
@@ -288,12 +320,7 @@ def _layer(path: str, column: str | None, layer: str | None) -> Iterator[Feature
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="pyogrio")
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         if layer is None and len(layers) != 1:
-            found = ", ".join(layers[:20])
-            raise SettingsError(
-                f"it has {len(layers)} layers of features; choose one with --footprints-layer: {found}"
-                if layers
-                else "it has no layer of features"
-            )
+            raise SettingsError(named.no_layer(layers))
         if layer is not None and layer not in layers:
             raise SettingsError(
                 f"footprints_layer: it has no layer {layer}; there are {', '.join(layers[:20])}"
@@ -301,7 +328,7 @@ def _layer(path: str, column: str | None, layer: str | None) -> Iterator[Feature
         name = layer or layers[0]
         fields = [str(field) for field in pyogrio.read_info(path, layer=name)["fields"]]
         if column is not None and column not in fields:
-            raise SettingsError(_no_column(column, fields))
+            raise SettingsError(named.no_column(column, fields))
         wanted = [] if column is None else [column]
         with pyogrio.open_arrow(path, layer=name, columns=wanted, batch_size=_BATCH, use_pyarrow=True) as (
             about,
@@ -322,7 +349,3 @@ def _checked(crs: Any) -> str:
     if not crs:
         raise SettingsError("its CRS is marked as unknown: write the file with one")
     return CRS.from_user_input(crs).to_wkt() if crs != CRS84 else CRS84
-
-
-def _no_column(column: str, names: list[str]) -> str:
-    return f"class_column: it has no column {column}; there are {', '.join(names[:20]) or 'none'}"

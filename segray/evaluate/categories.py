@@ -18,13 +18,13 @@ class CategoryMap:
         self.unknown: Counter[str] = Counter()
         """Number of predicted instances by category that the labels lack."""
         self._truth = truth
-        self._ids = {_plain(name): number for number, name in truth.items()}
+        self._ids = {plain_name(name): number for number, name in truth.items()}
         if by == "name" and len(self._ids) < len(truth):
             raise SettingsError("labels: two categories have the same name; set categories to id")
 
     def of(self, number: int, name: str | None) -> int | None:
         """Return the label category of a prediction; None for one that the labels lack."""
-        found = self._ids.get(_plain(name or "")) if self.by == "name" else number
+        found = self._ids.get(plain_name(name or "")) if self.by == "name" else number
         if found not in self._truth:
             self.unknown[name or str(number)] += 1
             return None
@@ -40,7 +40,8 @@ class CategoryMap:
             raise SettingsError(f"categories: {both}: no {self.by} in common{advice}")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name as names are compared: without case and surplus spaces."""
     return " ".join(name.split()).casefold()
 
 

@@ -1,6 +1,7 @@
 """An instance model over data: `annotate` into OUTPUT/predictions, then compare as any output of annotate.
 
     --data COCO            the images of its split, by a manifest in OUTPUT/_segray
+    --data LABELS          those of labels of annotate's shape
     --data SCENES          with --footprints: every scene
 
 The predictions stay: `preview`, `export` and `evaluate --predictions` take them, and the same command again
@@ -9,6 +10,7 @@ continues them, or scores them without the model.
 
 import io
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +20,10 @@ from segray.annotate.task import Annotate
 from segray.atomic import put_atomically
 from segray.bulk.job import done
 from segray.data.coco_listing import coco_file_of
+from segray.data.instance_files import holds_coco
 from segray.errors import ExitCode, JobFailedError, NothingToDoError
-from segray.evaluate.compare_instances import find_instances
-from segray.evaluate.instance_labels import CocoLabels
+from segray.evaluate.compare_instances import InstanceEvaluation, find_instances
+from segray.evaluate.instance_labels import CocoLabels, TableLabels
 from segray.evaluate.report import Outcome
 from segray.evaluate.settings import EvaluateSettings
 from segray.models.weights import check_weights
@@ -52,12 +55,21 @@ class DetectorEvaluation:
 
     def run(self) -> Outcome:
         """Annotate, then compare. Raises JobFailedError, and SettingsError as `annotate` does."""
+        record = self.annotated()
+        outcome = self.instances().run()
+        more = {"weights": record.get("weights", self.weights), PREDICTIONS: self._output}
+        return replace(outcome, more={**outcome.more, **more})
+
+    def annotated(self) -> dict[str, Any]:
+        """Annotate what is missing; return the contents of run.json. Raises as `run` does."""
         code, record = done(Annotate(self._annotating()))
         if code != ExitCode.DONE:
             raise JobFailedError(f"annotating ended with exit code {code}; run the command again")
-        outcome = find_instances(self.settings, self._output, self.labels).run()
-        more = {"weights": record.get("weights", self.weights), PREDICTIONS: self._output}
-        return replace(outcome, more={**outcome.more, **more})
+        return record
+
+    def instances(self) -> InstanceEvaluation:
+        """Return the comparison of what was annotated with the labels."""
+        return find_instances(self.settings, self._output, self.labels)
 
     @property
     def _output(self) -> str:
@@ -92,13 +104,24 @@ def find_detector(settings: EvaluateSettings, weights: str, data: str) -> Detect
     check_weights(weights, settings.storage, "instance")
     if settings.footprints is not None:
         return DetectorEvaluation(settings, weights, data, settings.footprints, None)
-    file, base = coco_file_of(data, settings.storage, settings.root)
-    every = CocoLabels(file.address, settings.storage, None, None).images.values()
     split = settings.split or "test"
-    chosen = [image for image in every if split in ("all", image.split)]
-    if not chosen:
-        advice = "use the splits.json of the training, another split, or all"
-        raise NothingToDoError(f"data: none of {len(every):,} images has the split {split}; {advice}")
-    images = [absolute(image.name, base) for image in chosen]
+    labels, images = _labelled(settings, data, split)
     own = settings.model_copy(update={"split": split, "root": None})
-    return DetectorEvaluation(own, weights, data, file.address, images)
+    return DetectorEvaluation(own, weights, data, labels, images)
+
+
+def _labelled(settings: EvaluateSettings, data: str, split: str) -> tuple[str, list[str]]:
+    """Return the address of the labels, and the addresses of the images of the split."""
+    if not holds_coco(data, settings.storage):
+        table = TableLabels(data, settings.storage, None if split == "all" else split, None)
+        images, number, advice = [each.name for each in table.images.values()], len(table.images), "use all"
+        labels = data
+    else:
+        file, base = coco_file_of(data, settings.storage, settings.root)
+        every = CocoLabels(file.address, settings.storage, None, None).images.values()
+        images = [absolute(each.name, base) for each in every if split in ("all", each.split)]
+        number, advice = len(every), "use the splits.json of the training, another split, or all"
+        labels = file.address
+    if not images:
+        raise NothingToDoError(f"data: none of {number:,} images has the split {split}; {advice}")
+    return labels, images

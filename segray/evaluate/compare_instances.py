@@ -9,10 +9,11 @@ So memory holds one shard's masks at a time, or a few on each machine, however m
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class InstanceEvaluation:
         return Wanted(numbers, sizes, self.predictions.masks)
 
     @cached_property
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Return the names of the images that are compared, in the labels."""
         return [self.labels.images[image_id].name for image_id in self.wanted.numbers]
 
     def about(self) -> list[str]:
@@ -75,6 +77,10 @@ class InstanceEvaluation:
 
     def run(self) -> Outcome:
         """Read all instances, and score those of images that can be compared."""
+        return outcome_of(self.settings, self.compared())
+
+    def compared(self) -> Compared:
+        """Read all instances, and match those of images that can be compared."""
         with self._shards() as shards:
             self.categories.check()
             digests, parts = [0, 0], [_nothing(self._kinds)]
@@ -85,7 +91,13 @@ class InstanceEvaluation:
                 digests = [(one + other) % DIGESTS for one, other in both]
         matches = Matches.joined(parts)
         parts.clear()
-        return outcome_of(self.settings, self._compared(matches, digests))
+        return self._compared(matches, digests)
+
+    def instance_rows(self, images: Container[int]) -> Iterator[dict[str, Any]]:
+        """Yield the rows (schema ROWS) of true and predicted instances of some images, by their index."""
+        predictions = self.predictions.rows(self.wanted, self.paired, self.categories)
+        for rows in chain(self.labels.rows(self.wanted), predictions):
+            yield from (row for row in rows.to_pylist() if row["image"] in images)
 
     def scored(self) -> tuple[InstanceScores, list[Problem], CategoryMap]:
         """Return (truth and predictions of comparable images, problems of the others, the category map).
@@ -137,7 +149,7 @@ class InstanceEvaluation:
             yield shards
 
     def _shard(self, images: range) -> Shard:
-        return Shard.of(images, self._names, self.wanted.sizes, self.wanted.broken, self._kinds)
+        return Shard.of(images, self.names, self.wanted.sizes, self.wanted.broken, self._kinds)
 
     def _scored(self, shards: Shards) -> Iterator[ShardScores]:
         """Yield the scores of all shards, in any order."""
@@ -155,7 +167,7 @@ class InstanceEvaluation:
 
     def _problems(self) -> list[Problem]:
         broken = self.wanted.broken
-        found = [Problem(self._names[index], reason) for index, reason in broken.items()]
+        found = [Problem(self.names[index], reason) for index, reason in broken.items()]
         return sorted([*self.paired.problems, *found], key=lambda problem: problem.name)
 
     def _compared(self, matches: Matches, digests: list[int]) -> Compared:
@@ -166,7 +178,7 @@ class InstanceEvaluation:
         return Compared(
             matches,
             kept,
-            self._names,
+            self.names,
             list(self.paired.names.values()),
             self.groups,
             self.labels.categories,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from segray.data.labels import LabelRules, nearest_pixels
@@ -51,20 +52,10 @@ def classified(
     An image goes through the model alone and at its own size or, for a model that was trained on resized
     images, at their size, with its label. Raises JobFailedError for an image that does not fit into memory.
     """
-    where = torch.device(device)
-    network = model.module
-    if isinstance(network, torch.nn.Module):
-        network = network.to(where).to(memory_format=torch.channels_last)
-    mean, deviation = (
-        torch.tensor(each, device=where).reshape(1, 3, 1, 1) for each in (model.mean, model.std)
-    )
+    classifier = Classifier(model, device, precision)
     for name, pixels, classes in pictures:
-        image, truth = framed(pixels, classes, model.resized_to)
         try:
-            with arithmetic(where, precision):
-                normal = image[None].to(where).float().div_(255).sub_(mean).div_(deviation)
-                logits = network(normal.contiguous(memory_format=torch.channels_last))
-                found = classes_of(logits)[0].cpu()
+            truth, found = classifier.compared(pixels, classes)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -73,6 +64,42 @@ def classified(
                 f"{name}: {size} pixels do not fit into memory; set max_pixels lower and run again"
             ) from error
         yield name, truth, found
+
+
+class Classifier:
+    """A semantic model on its device: bytes of images to bytes of classes."""
+
+    def __init__(self, model: LoadedModel, device: str, precision: Precision) -> None:
+        """Move the model to the device; device and precision: resolved."""
+        self.resized_to, self._precision = model.resized_to, precision
+        self._where, self._network = torch.device(device), model.module
+        if isinstance(self._network, torch.nn.Module):
+            self._network = self._network.to(self._where).to(memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(each, device=self._where).reshape(1, 3, 1, 1) for each in (model.mean, model.std)
+        )
+
+    def compared(self, pixels: Bytes, classes: Bytes, *, own_size: bool = False) -> tuple[Tensor, Tensor]:
+        """Return true and predicted classes of an image, uint8 (height, width) on the CPU.
+
+        Both are resized as the model's training images were; own_size: at the image's own size instead.
+        """
+        image, truth = framed(pixels, classes, self.resized_to)
+        if own_size:
+            truth = torch.from_numpy(np.ascontiguousarray(classes))
+        return truth, self.classes(image[None], tuple(truth.shape))[0]
+
+    def classes(self, images: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+        """Return the classes of images of the network's size, uint8 (n, height, width) on the CPU.
+
+        images: uint8 (n, 3, h, w); size: height and width of the result, default those of the images.
+        """
+        with arithmetic(self._where, self._precision):
+            normal = images.to(self._where).float().div_(255).sub_(self._mean).div_(self._std)
+            logits = self._network(normal.contiguous(memory_format=torch.channels_last))
+            if size is not None and logits.shape[-2:] != size:
+                logits = interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+            return classes_of(logits).cpu()
 
 
 def framed(pixels: Bytes, classes: Bytes, side: int | None) -> tuple[Tensor, Tensor]:
@@ -157,7 +184,12 @@ def find_model(settings: EvaluateSettings, weights: str, data: str) -> ModelEval
         raise NothingToDoError(f"data: none in the split {split}: they are {split_sizes(listed)}; {advice}")
     rules, _, reason = label_rules(settings, [pair.label for pair in listed.pairs], model.classes)
     device = resolve_device(settings.device)
-    precision: Precision = "bf16" if settings.precision == "bf16" else "fp32"
-    if settings.precision == "auto" and device == "cuda":
-        precision = resolve_precision("auto", device)
+    precision = scoring_precision(settings.precision, device)
     return ModelEvaluation(settings, model, chosen, rules, reason, device, precision)
+
+
+def scoring_precision(precision: str, device: str) -> Precision:
+    """Return the precision, as in training: `auto` is bf16 where the GPU multiplies it, else fp32."""
+    if precision == "auto" and device == "cuda":
+        return resolve_precision("auto", device)
+    return "bf16" if precision == "bf16" else "fp32"

@@ -1,8 +1,9 @@
 """Footprints on scenes as true instances: polygons of a vector file, as masks in pixels of each scene.
 
-A pixel belongs to a footprint where its centre does, as in training. Scenes are those of the predictions;
-their grids come from the run's ledger, or from the scene's header where it was small enough to be read whole.
-All footprints of the file are in memory, about 0.3 KB each, and the masks of one scene at a time.
+What a scene has of a footprint, and when that counts, is as in training: see `data.footprint_pieces`. Scenes
+are those of the predictions; their grids come from the run's ledger, or from the scene's header where it was
+small enough to be read whole. All footprints of the file are in memory, about 0.3 KB each, and the masks of
+one scene at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,22 +11,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import shapely
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
-from rasterio.features import rasterize
-from rasterio.transform import Affine
 from shapely.geometry import MultiPolygon
 
 from segray.data.coco_file import ImageId, TrueImage
-from segray.data.footprints import Footprints, areas_of, footprint_table, on_scene
+from segray.data.footprint_pieces import VISIBLE, pieces_on
+from segray.data.footprints import Footprints, areas_of, footprint_table
 from segray.data.vector_files import FeatureFile, find_file, open_features
 from segray.errors import ItemError, SettingsError
 from segray.evaluate.instance_labels import Wanted
 from segray.evaluate.instance_predictions import OutputPredictions
 from segray.evaluate.instance_rows import RowList
 from segray.evaluate.settings import EvaluateSettings
-from segray.masks.spans import Spans, counts_of, encoded, moved, spans_of
 from segray.output.reader import Item
 from segray.scenes.crs import can_place
 from segray.scenes.scene import Scene, scene_from
@@ -48,7 +44,7 @@ class FootprintLabels:
             number: TrueImage(f"{rank:09d} {item.address}", item.address, item.size or (0, 0))
             for rank, (number, item) in enumerate(sorted(self._scenes.items()))
         }
-        self._empty = self._others = 0
+        self._empty = self._others = self._cut = 0
         source = find_file(url, settings.storage)
         with open_features(
             source, settings.class_column, settings.storage, settings.footprints_layer
@@ -114,6 +110,8 @@ class FootprintLabels:
         lines = [f"{self._others:,} lines, points and unreadable geometries left out"] * bool(self._others)
         lines += [f"{self._left_out:,} footprints of other classes left out"] * bool(self._left_out)
         lines += [f"{self._empty:,} footprints cover no pixel's centre"] * bool(self._empty)
+        cut = f"{self._cut:,} footprints of which less than {VISIBLE:.0%} lies in a scene are ignored"
+        lines += [cut] * bool(self._cut)
         return lines
 
     def _scene(self, item: Item, sandbox: DecodeSandbox) -> Scene:
@@ -136,35 +134,10 @@ class FootprintLabels:
         return found
 
     def _add(self, rows: RowList, image: int, scene: Scene, footprints: Footprints) -> None:
-        near = footprints.near(scene, Window(0, scene.height, 0, scene.width))
-        found = self._table.take(pa.array(near))
-        shapes = on_scene(shapely.from_wkb(found["shape"].to_numpy()), self._crs, scene)
-        masks, classes = list[Spans](), list[int]()
-        for shape, number in zip(shapes, found["class"].to_pylist(), strict=True):
-            mask = spans_on(shape, scene.height, scene.width)
-            if len(mask):
-                masks.append(mask)
-                classes.append(number)
-            elif shape.intersects(shapely.box(0, 0, scene.width, scene.height)):
-                self._empty += 1
-        texts = encoded(masks, scene.height, scene.width)
-        for number, (counts, category) in enumerate(zip(texts, classes, strict=True)):
-            rows.add(image, category, counts, None, name=f"footprint {number}")
-
-
-def spans_on(shape: MultiPolygon, height: int, width: int) -> Spans:
-    """Return the pixels (n, 3) of a scene whose centres are in a shape of its pixels; see `masks.spans`."""
-    nothing: NDArray[np.int64] = np.zeros((0, 3), np.int64)
-    if shape.is_empty:
-        return nothing
-    low, high = np.array(shape.bounds).reshape(2, 2)
-    left, top = np.clip(np.floor(low), 0, (width, height)).astype(int)
-    right, bottom = np.clip(np.ceil(high), 0, (width, height)).astype(int)
-    if right <= left or bottom <= top:
-        return nothing
-    size = (int(bottom - top), int(right - left))
-    crop = rasterize([(shape, 1)], out_shape=size, transform=Affine.translation(left, top), dtype="uint8")
-    if not crop.any():
-        return nothing
-    (counts,) = counts_of([coco_mask.encode(np.asfortranarray(crop))["counts"].decode()])
-    return moved(spans_of(counts, size[0]), int(top), int(left))
+        whole = Window(0, scene.height, 0, scene.width)
+        for number, piece in enumerate(pieces_on(footprints, scene, whole)):
+            if piece.counts:
+                name = f"footprint {number}"
+                rows.add(image, piece.category, piece.counts, None, crowd=piece.ignored, name=name)
+            self._empty += not piece.counts
+            self._cut += piece.ignored and bool(piece.counts)

@@ -2,7 +2,7 @@
 
 import time
 
-from segray.data.instance_files import holds_coco, holds_instances
+from segray.data.instance_files import holds_instances, holds_labels
 from segray.data.panoptic_set import is_panoptic
 from segray.errors import ExitCode, NothingToDoError, SettingsError
 from segray.evaluate.report import Evaluation, metrics_record, problem_lines, summary_lines
@@ -43,7 +43,7 @@ def evaluate(settings: EvaluateSettings) -> ExitCode:
 def find(settings: EvaluateSettings) -> Evaluation:
     """Return what is to be compared, by the settings: a model, panoptic, instances or label maps."""
     if settings.weights is not None and settings.data is not None:
-        if settings.footprints is not None or holds_coco(settings.data, settings.storage):
+        if settings.footprints is not None or holds_labels(settings.data, settings.storage):
             from segray.evaluate.compare_detector import find_detector
 
             return find_detector(settings, settings.weights, settings.data)

@@ -152,8 +152,11 @@ class Category:
         true, ignored = (self._bit(bit(0, 0)) for bit in (true_bit, ignored_bit))
         false = np.bincount(image[sure & ~true & ~ignored], minlength=images)
         found = np.bincount(image[sure & true], minlength=images)
-        there = np.bincount(self._truth_image[bits(self._truth_sizes[:, None], 0)], minlength=images)
-        return false, there - found
+        return false, self.truth_of_images(images) - found
+
+    def truth_of_images(self, images: int) -> Ints:
+        """Return the number of true instances that count in each image, int64 (images,)."""
+        return np.bincount(self._truth_image[bits(self._truth_sizes[:, None], 0)], minlength=images)
 
 
 def ranked(matches: Matches, kind: Kind, detections: int) -> Iterator[tuple[int, Category]]:
@@ -237,6 +240,13 @@ class Resampling:
         self, categories: Mapping[int, Category], level: float = 0.95
     ) -> tuple[dict[str, list[float]], dict[int, dict[str, list[float]]]]:
         """Return low and high of each of BOUNDED, and of each category's: percentiles of the draws."""
+        mean, found = self.drawn(categories)
+        return _named_bounds(mean, level), {
+            number: _named_bounds(each, level) for number, each in found.items()
+        }
+
+    def drawn(self, categories: Mapping[int, Category]) -> tuple[Floats, dict[int, Floats]]:
+        """Return the BOUNDED figures of each draw, and each category's, (4, draws); NaN without truth."""
         found = {number: np.full((len(BOUNDED), self.draws), np.nan) for number in categories}
         step = max(1, _DRAWN // max(1, len(self.hashes)))
         for start in range(0, self.draws, step):
@@ -253,17 +263,20 @@ class Resampling:
         number_known = known.sum(axis=0)
         mean = np.full(every.shape[1:], np.nan)
         np.divide(np.where(known, every, 0).sum(axis=0), number_known, out=mean, where=number_known > 0)
-        return _bounds(mean, level), {number: _bounds(each, level) for number, each in found.items()}
+        return mean, found
 
 
-def _bounds(drawn: Floats, level: float) -> dict[str, list[float]]:
-    ends = [50 * (1 - level), 50 * (1 + level)]
-    rows = [row[~np.isnan(row)] for row in drawn]
-    nothing = [float("nan")] * 2
-    return {
-        name: np.percentile(row, ends).tolist() if len(row) else nothing
-        for name, row in zip(BOUNDED, rows, strict=True)
-    }
+def bounds(drawn: Floats, level: float = 0.95) -> list[float]:
+    """Return the low and high percentile of a figure's draws, (draws,); NaN where none is known."""
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return [float("nan")] * 2
+    found: list[float] = np.percentile(known, [50 * (1 - level), 50 * (1 + level)]).tolist()
+    return found
+
+
+def _named_bounds(drawn: Floats, level: float) -> dict[str, list[float]]:
+    return {name: bounds(row, level) for name, row in zip(BOUNDED, drawn, strict=True)}
 
 
 def image_hash(name: str) -> int:

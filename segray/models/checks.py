@@ -43,6 +43,17 @@ def check_archive(name: str, data: bytes) -> None:
         )
 
 
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put the state dict
+
+
+def unwrapped(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state dict in a checkpoint of a training script, or what is given."""
+    for wrapper in _WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+    return checkpoint
+
+
 def weights_in(name: str, state_dict: Any) -> dict[str, Tensor]:
     """Return a state dict's tensors, of any shape.
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from segray.models.pretrained import PACKAGES
+
 SMP_CLASSES = {
     "unet": "Unet",
     "unetplusplus": "UnetPlusPlus",
@@ -18,6 +20,11 @@ SMP_CLASSES = {
     "deeplabv3plus": "DeepLabV3Plus",
     "pspnet": "PSPNet",
     "fpn": "FPN",
+    "linknet": "Linknet",
+    "manet": "MAnet",
+    "upernet": "UPerNet",
+    "segformer": "Segformer",
+    "dpt": "DPT",
 }
 """Our name of a family -> its class in segmentation-models-pytorch."""
 SMP_NAMES = Path(__file__).with_name("smp_names.json")
@@ -31,15 +38,26 @@ _NOT_SETTINGS = (
 
 
 def encoders(asked: str = "") -> list[str]:
-    """Return the names of all encoders, those of timm with the prefix tu-.
+    """Return the names of all encoders, those of `PACKAGES` first, those of timm with the prefix tu-.
 
     `asked` is among them if it is an encoder of timm with the name of its weights (tu-NAME.WEIGHTS).
     """
     names = _known()["encoders"]
     bare = asked.partition(".")[0]
-    if bare not in names and not _is_current():
+    if bare not in (*PACKAGES, *names) and not _is_current():
         names = _offered()["encoders"]
-    return [*names, asked] if asked.startswith(TIMM) and bare in names else list(names)
+    more = [asked] if asked.startswith(TIMM) and bare in names else []
+    return [*PACKAGES, *names, *more]
+
+
+def library_name(encoder: str) -> str:
+    """Return the library's name of an encoder: those of `PACKAGES` are timm's there.
+
+    Of the two that the library has, `tu-tf_efficientnet_lite0` and `timm-tf_efficientnet_lite0`, it is to
+    remove the latter. The former has no convolution of 1280 channels on which no logit depends (0.4 M
+    parameters), its map of stride 2 comes after a block more, and timm pads as in training.
+    """
+    return TIMM + PACKAGES[encoder].encoder if encoder in PACKAGES else encoder
 
 
 def settings_of(family: str) -> dict[str, Any]:

@@ -9,15 +9,25 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segray.errors import SettingsError
 from segray.models.any_size import any_size
-from segray.models.pretrained import in_words, with_weights
-from segray.models.smp_names import SMP_CLASSES, TIMM
+from segray.models.encoder_weights import fit_encoder
+from segray.models.pretrained import (
+    PACKAGES,
+    in_words,
+    missing,
+    packaged_file,
+    packaged_state,
+    with_weights,
+)
+from segray.models.smp_names import SMP_CLASSES, TIMM, library_name
 
 _COARSEST_STRIDE = 32
 """No encoder halves its maps more often than five times."""
+_ANY_GRID = {"dpt": {"dynamic_img_size": True}}
+"""Family -> what lets its encoder (timm's ViT) interpolate its position embeddings to the image's size."""
 
 
 def build_smp(
@@ -31,8 +41,9 @@ def build_smp(
     import segmentation_models_pytorch as smp
 
     family, _, encoder = arch.partition(":")
-    kind = getattr(smp, SMP_CLASSES[family])
-    build = partial(kind, encoder_name=encoder, in_channels=bands, classes=outputs, **settings)
+    kind, any_grid = getattr(smp, SMP_CLASSES[family]), _ANY_GRID.get(family, {})
+    given = {"encoder_name": library_name(encoder), "in_channels": bands, "classes": outputs}
+    build = partial(kind, **given, **settings, **any_grid)
     try:
         network = build(encoder_weights=None)
     except Exception as error:
@@ -40,10 +51,38 @@ def build_smp(
         raise SettingsError(f"{arch} cannot be built with these settings: {reason}") from error
     stride = _stride(arch, network, bands)
     if pretrained:
-        cache = "HF_HOME, by default ~/.cache/huggingface"
-        build = partial(build, encoder_weights=_weights(arch, encoder))
-        network = with_weights(arch, build, "huggingface.co", cache)
+        network.load_state_dict(_encoder_weights(arch, encoder, network, settings), strict=False)
     return any_size(network, stride)
+
+
+def _encoder_weights(
+    arch: str, encoder: str, network: nn.Module, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the pretrained weights of the network's encoder, by the network's names."""
+    if packaged_file(encoder):
+        weights: Mapping[str, Tensor] = packaged_state(encoder).state
+    else:
+        weights = _fetched(arch, encoder, settings).state_dict()
+    fitted = fit_encoder(network, weights)
+    if fitted.missing:
+        raise SettingsError(f"{arch}: its pretrained weights do not fit, as {fitted.missing[0]}")
+    return fitted.state
+
+
+def _fetched(arch: str, encoder: str, settings: Mapping[str, Any]) -> nn.Module:
+    """Return the network for red, green and blue with the library's weights, from its cache or its site."""
+    import segmentation_models_pytorch as smp
+
+    name = library_name(encoder)
+    build = partial(
+        getattr(smp, SMP_CLASSES[arch.partition(":")[0]]),
+        encoder_name=name, encoder_weights=_weights(arch, name), **settings,
+    )  # fmt: skip
+    cache = "HF_HOME, by default ~/.cache/huggingface"
+    try:
+        return with_weights(arch, build, "huggingface.co", cache)
+    except SettingsError as error:
+        raise SettingsError(*([missing(encoder)] if encoder in PACKAGES else []), *error.lines) from error
 
 
 def _stride(arch: str, network: Any, bands: int) -> int:

@@ -32,6 +32,9 @@ class Start:
     state: dict[str, Tensor]
     sizes: tuple[int, int] | None = None
     """Shorter and longer side of an instance model's images."""
+    source: str = ""
+    """Of the weights, as their card says."""
+    licence: str = ""
 
 
 def load_start(spec: str, storage: StorageSettings) -> Start:

@@ -19,7 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.errors import SettingsError
 from segray.models.catalog import bundled
-from segray.models.checks import weights_in
+from segray.models.checks import unwrapped, weights_in
 
 PUBLISHED = {
     "coco-v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
@@ -28,7 +28,6 @@ PUBLISHED = {
 COCO_LABELS = 91
 """Outputs of a network for COCO: background and ids 1 to 90, ten of which have no category."""
 NETWORK_TIMEOUT_S = 10.0
-_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put the state dict
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 _CLASSES = "roi_heads.box_predictor.cls_score.weight"
 _MASKS = "roi_heads.mask_predictor.mask_fcn_logits.weight"
@@ -91,10 +90,8 @@ def categories_of(model: MaskRCNN) -> dict[int, str]:
 
 
 def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-    return {_bare(str(key)): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    state = unwrapped(checkpoint)
+    return {_bare(str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _bare(key: str) -> str:

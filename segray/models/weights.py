@@ -135,6 +135,18 @@ def _is_folder(spec: str, storage: StorageSettings) -> bool:
     return bool(_asked(spec, storage, "info").get("type") == "directory")
 
 
+def check_given(spec: str, storage: StorageSettings) -> None:
+    """Raise SettingsError, without torch, for `encoder_weights` that are no file, or a missing one."""
+    try:
+        kind = check_weights(spec, storage)
+    except SettingsError as error:
+        raise SettingsError(*(f"encoder_{line}" for line in error.lines)) from error
+    if kind != "file":
+        raise SettingsError(
+            f"encoder_weights: {spec} is no file of weights; use start_from, or a file's path"
+        )
+
+
 def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> LoadedModel:
     """Load the model that `spec` names; of any task unless one is given.
 

@@ -10,6 +10,7 @@ from segray.bulk.merge_tiles import all_rejected, item_of, merged_or_rejected, w
 from segray.bulk.results import Outcome, results_table
 from segray.output.folder import Output
 from segray.predict.blend import blended
+from segray.predict.cleanup import CleanUp
 from segray.predict.maps import TOGETHER, Maps, growing, png
 from segray.predict.predictor import Labelled
 from segray.predict.settings import PredictSettings
@@ -35,6 +36,8 @@ def _joined(
         windows = Windows(store, image_id)
         with growing(scene, names, settings.probabilities) as maps:
             maps.write(blended(scene.grid, windows.read, len(names), TOGETHER))
+            if clean_up := CleanUp(settings.smallest_area, settings.close_holes, names):
+                clean_up.file(maps.plain("labels"))
             _write(maps, store, image_id, scene, len(names))
             if settings.polygons:
                 from segray.predict.polygons import write_polygons

@@ -12,13 +12,12 @@ from shapely.geometry import shape
 
 from segray.output.folder import Output
 from segray.palette import VOID
+from segray.predict.cleanup import BACKGROUND
 from segray.scenes.geoparquet import geoparquet_metadata, hilbert_order
 from segray.scenes.georeference import Place, placed
 from segray.scenes.scene import Scene
 from segray.schema import GEOMETRY_BBOX
 
-BACKGROUND = "background"
-"""A class of this name has no polygons."""
 POLYGONS = pa.schema(
     [
         pa.field("image_id", pa.string()),

@@ -20,10 +20,12 @@ from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 from segray.output.folder import Output
 from segray.predict.blur import copy_name, encoded_copy, hidden
+from segray.predict.cleanup import CleanUp
 from segray.predict.maps import as_bytes, plain_tiff, png
 from segray.predict.network import Network
+from segray.predict.refine import Refinement
 from segray.predict.settings import PredictSettings
-from segray.predict.windowed import labels_by_windows
+from segray.predict.windowed import labels_by_windows, labels_of, slid
 from segray.predict.windows import packed_window, window_name
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
@@ -81,6 +83,8 @@ class MapPredictor:
             torch.set_num_threads(threads)
         self.model, self.settings = model, settings
         self.network = Network(model, device, precision, settings.tta)
+        self._refinement = Refinement(settings, self.network.device)
+        self._clean_up = CleanUp(settings.smallest_area, settings.close_holes, model.classes)
         self._pictures = Batches(batch_size, lambda height, width: (height, width))
         self._tiles = Batches(batch_size, lambda height, width: (height, width))
         self._store = store
@@ -112,9 +116,11 @@ class MapPredictor:
         borders = {row: self._border(table, row) for row in windows}
         bordered = {row: borders[row].around(image) for row, image in windows.items()}
         for row, found in self._tiles.run(bordered, self._probabilities):
-            outcomes[row] = found if isinstance(found, ItemError) else Labelled()
-            if not isinstance(found, ItemError):
-                writing.append(self._threads.submit(self._write_window, table, row, borders[row].cut(found)))
+            nodata = _nodata(table, row)
+            refined = self._refined(windows[row], borders[row], found, nodata)
+            outcomes[row] = refined if isinstance(refined, ItemError) else Labelled()
+            if not isinstance(refined, ItemError):
+                writing.append(self._threads.submit(self._write_window, table, row, refined, nodata))
         for each in writing:
             each.result()
         return results_table(table, outcomes)
@@ -144,10 +150,29 @@ class MapPredictor:
             borders = {number: border_of(scene, number) for number in windows}
             bordered = {number: borders[number].around(window) for number, window in windows.items()}
             for number, found in self._tiles.run(bordered, self._probabilities):
-                yield number, found if isinstance(found, ItemError) else borders[number].cut(found)
+                yield number, self._refined(windows[number], borders[number], found)
 
         classes, wanted = len(self.model.classes), self.settings.probabilities
-        return labels_by_windows(image, scene, predict, classes, self._tiles.size, wanted)
+        labels, shares = labels_by_windows(image, scene, predict, classes, self._tiles.size, wanted)
+        return self._clean_up.array(labels), shares
+
+    def _refined(
+        self,
+        image: Image,
+        border: _Border,
+        found: NDArray[np.uint16] | ItemError,
+        nodata: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.uint16] | ItemError:
+        """Return what the network found in a window with its border: without it, and refined."""
+        if isinstance(found, ItemError):
+            return found
+        cut = border.cut(found)
+        if not self._refinement:
+            return cut
+        try:
+            return self._refinement.window(image, cut, nodata)
+        except ItemError as error:
+            return error
 
     def _copy(
         self, table: pa.Table, row: int, image: Image, labels: NDArray[np.uint8]
@@ -161,11 +186,27 @@ class MapPredictor:
 
     def _maps(self, images: Sequence[Image]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]:
         """Return labels (h, w), and probabilities (classes, h, w) where requested."""
-        if not self.settings.probabilities:
-            return [(labels, None) for labels in self.network.labels(images)]
-        return list(zip(*self.network.labels_and_probabilities(images), strict=True))
+        found: list[tuple[NDArray[np.uint8], NDArray[np.uint16] | None]]
+        if self._refinement or self.settings.sliding_window:
+            refine = self._refinement.image
+            pairs = zip(images, self._probabilities(images), strict=True)
+            shares = [refine(image, each) if self._refinement else each for image, each in pairs]
+            found = [(labels_of(each), each) for each in shares]
+        elif self.settings.probabilities:
+            found = list(zip(*self.network.labels_and_probabilities(images), strict=True))
+        else:
+            found = [(labels, None) for labels in self.network.labels(images)]
+        wanted = self.settings.probabilities
+        return [(self._clean_up.array(labels), shares if wanted else None) for labels, shares in found]
 
     def _probabilities(self, images: Sequence[Image]) -> list[NDArray[np.uint16]]:
+        """Return probabilities (classes, h, w), of the sliding window where it is set."""
+        classes, together, side = len(self.model.classes), self._pictures.size, self.settings.sliding_window
+        if side:
+            return [slid(image, side, self._network, classes, together) for image in images]
+        return self._network(images)
+
+    def _network(self, images: Sequence[Image]) -> list[NDArray[np.uint16]]:
         return list(self.network.labels_and_probabilities(images)[1])
 
     def _border(self, table: pa.Table, row: int) -> _Border:
@@ -180,11 +221,18 @@ class MapPredictor:
             self._store.put(f"probabilities/{image_id}.tif", data)
         self._store.put(f"labels/{image_id}.png", png(labels, len(self.model.classes)))
 
-    def _write_window(self, table: pa.Table, row: int, found: NDArray[np.uint16]) -> None:
+    def _write_window(
+        self, table: pa.Table, row: int, found: NDArray[np.uint16], nodata: NDArray[np.bool_] | None
+    ) -> None:
         image_id, tile = table["image_id"][row].as_py(), table["tile"][row].as_py()
-        packed = table["nodata"][row].as_py()
-        nodata = None if packed is None else nodata_mask(packed, *found.shape[1:])
         self._store.put(window_name(image_id, tile, self._store.generation), packed_window(found, nodata))
+
+
+def _nodata(table: pa.Table, row: int) -> NDArray[np.bool_] | None:
+    """Return where a tile has no data (h, w)."""
+    packed = table["nodata"][row].as_py()
+    shape = table["height"][row].as_py(), table["width"][row].as_py()
+    return None if packed is None else nodata_mask(packed, *shape)
 
 
 def border_of(scene: Scene, tile: int) -> _Border:

@@ -3,11 +3,26 @@
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from segray.bulk.settings import BulkSettings
 from segray.scenes.scene import Tiling
 from segray.settings import WeightsAddress
+
+
+class CrfSettings(BaseModel):
+    """A dense CRF after the network, by mean field; the names are those of its paper, see `predict.crf`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iterations: int = Field(
+        0, ge=0, le=100, description="dense CRF: rounds of mean field, usually 5; 0: no CRF"
+    )
+    w1: float = Field(10.0, ge=0, description="weight of the appearance kernel: near and of similar colour")
+    theta_alpha: float = Field(80.0, ge=1, description="its standard deviation in position, pixels")
+    theta_beta: float = Field(13.0, ge=1, description="its standard deviation in colour, of 0 to 255")
+    w2: float = Field(3.0, ge=0, description="weight of the smoothness kernel: near")
+    theta_gamma: float = Field(3.0, ge=0.5, description="its standard deviation in position, pixels")
 
 
 class PredictSettings(BulkSettings):
@@ -19,7 +34,8 @@ class PredictSettings(BulkSettings):
     """
 
     basic = (
-        *("sources", "output", "weights", "tta", "probabilities", "polygons", "blur", "max_rejects"),
+        *("sources", "output", "weights", "tta", "sliding_window", "crf.iterations", "superpixels"),
+        *("smallest_area", "close_holes", "probabilities", "polygons", "blur", "max_rejects"),
         *BulkSettings.basic[1:],
     )
     examples = """examples:
@@ -39,6 +55,30 @@ exit codes:
     tta: Literal["none", "flip", "d4"] = Field(
         "none",
         description="mean over image and mirror image, or over all 8 flips and rotations",
+    )
+    sliding_window: int | None = Field(
+        None,
+        ge=32,
+        description="side in pixels of windows, overlapping by half, that the model sees of each image "
+        "and of each tile of a scene; default all at once",
+    )
+    crf: CrfSettings = CrfSettings()
+    superpixels: int | None = Field(
+        None,
+        ge=2,
+        description="side in pixels of SLIC superpixels, each of which gets the mean of its probabilities "
+        "(extra `superpixels`)",
+    )
+    compactness: float = Field(
+        10.0, gt=0, description="of superpixels: 1 follows every edge of colour, 100 makes them square"
+    )
+    smallest_area: int = Field(
+        0, ge=0, description="regions of fewer pixels take the class of their largest neighbour"
+    )
+    close_holes: int = Field(
+        0,
+        ge=0,
+        description="holes of at most this many pixels take the class around them; not in `background`",
     )
     probabilities: bool = Field(
         False, description="also write probabilities/<image_id>.tif, a byte a class: 255 is certain"

@@ -31,8 +31,12 @@ class Predict:
     merges_in_workers = True
 
     def check(self) -> None:
-        """Raise SettingsError for weights that do not exist."""
+        """Raise SettingsError for weights that do not exist, and for a library that is missing."""
         from segray.models.weights import check_weights
+        from segray.predict.superpixels import check_installed
+
+        if self.settings.superpixels:
+            check_installed()
 
         check_weights(self.settings.weights, self.settings.storage, "semantic")
 
@@ -48,16 +52,36 @@ class Predict:
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what a map depends on, and which files are written.
 
-        Raises SettingsError for a class to blur that the model does not have.
+        Raises SettingsError for a class to blur that the model does not have, and for a sliding window with
+        a model of whole images.
         """
+        if self.settings.sliding_window and model.resized_to:
+            side = model.resized_to
+            raise SettingsError(
+                f"sliding_window: {model.name} was trained on whole images brought to {side} x {side} pixels "
+                "(fit: resize), not on parts of them; leave it out"
+            )
         blur = self.settings.blur
         if unknown := [name for name in blur if name not in model.classes]:
             there = ", ".join(model.classes)
             raise SettingsError(f"blur: {model.name} has no class {', '.join(unknown)}; it has: {there}")
         hiding = {"blur": sorted(blur) or None, "blur_margin": self.settings.blur_margin if blur else None}
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
+        hiding |= self._after_network()
         # maps 2: windows in 16 bits; those left by an older version are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted, **hiding}
+
+    def _after_network(self) -> dict[str, Any]:
+        """Return the settings of the steps that are asked for, None for others: older outputs have none."""
+        settings = self.settings
+        return {
+            "sliding_window": settings.sliding_window,
+            "crf": settings.crf.model_dump() if settings.crf.iterations else None,
+            "superpixels": settings.superpixels,
+            "compactness": settings.compactness if settings.superpixels else None,
+            "smallest_area": settings.smallest_area or None,
+            "close_holes": settings.close_holes or None,
+        }
 
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int

@@ -1,10 +1,11 @@
-"""Probabilities of an image that is too large for one call of the network, in memory: its windows, blended.
+"""Probabilities of an image in overlapping windows, in memory, blended into one map.
 
-For `--blur`: windows that wait in the output until their item is complete, as those of scenes do, would put
-pixels there that nobody has blurred yet. Windows are compressed, the map is made block by block.
+For the sliding window, for what follows the network (`refine`), and for `--blur` of large images: windows
+that wait in the output until their item is complete, as those of scenes do, would put pixels there that
+nobody has blurred yet. Windows are compressed, the map is made block by block.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,29 @@ from segray.predict.blend import blended
 from segray.predict.maps import TOGETHER
 from segray.predict.windows import packed_window, unpacked_window
 from segray.scenes.scene import Scene
+from segray.tile_overlap import Grid, Window
 
 Predict = Callable[[Mapping[int, Image]], Iterator[tuple[int, NDArray[np.uint16] | ItemError]]]
 """Windows by number -> number and probabilities (classes, h, w) uint16, or why there are none."""
+Network = Callable[[Sequence[Image]], Sequence[NDArray[np.uint16]]]
+"""Images of one shape -> probabilities (classes, h, w) uint16 of each."""
+
+
+def slid(image: Image, side: int, network: Network, classes: int, together: int) -> NDArray[np.uint16]:
+    """Return probabilities (classes, h, w) of an image in windows of `side` pixels that overlap by half.
+
+    together: windows given to the network at a time.
+    """
+    grid = Grid(image.shape[0], image.shape[1], side, side // 2)
+    if len(grid) == 1:
+        return network([image])[0]
+
+    def found() -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        for first in range(0, len(grid), together):
+            numbers = range(first, min(first + together, len(grid)))
+            yield from zip(numbers, network([_cut(image, grid, each) for each in numbers]), strict=True)
+
+    return assembled(grid, found(), classes)
 
 
 def labels_by_windows(
@@ -28,25 +49,48 @@ def labels_by_windows(
 
     together: windows predicted at a time. Raises ItemError where one has no result.
     """
-    packed = dict[int, bytes]()
-    numbers = range(len(scene.grid))
-    for first in numbers[::together]:
-        some = {number: _cut(image, scene, number) for number in numbers[first : first + together]}
-        for number, found in predict(some):
-            if isinstance(found, ItemError):
-                raise found
-            packed[number] = packed_window(found, None)
+
+    def each_window() -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        numbers = range(len(scene.grid))
+        for first in numbers[::together]:
+            some = {each: _cut(image, scene.grid, each) for each in numbers[first : first + together]}
+            for number, found in predict(some):
+                if isinstance(found, ItemError):
+                    raise found
+                yield number, found
+
     labels = np.empty(image.shape[:2], np.uint8)
     kept = np.empty((classes, *image.shape[:2]), np.uint16) if probabilities else None
-    blocks = blended(scene.grid, lambda number: unpacked_window(packed[number]), classes, TOGETHER)
-    for block, values in blocks:
+    for block, values in _blocks(scene.grid, each_window(), classes):
         part = np.s_[block.row_start : block.row_stop, block.col_start : block.col_stop]
-        labels[part] = np.where(values.any(0), values.argmax(0), VOID)
+        labels[part] = labels_of(values)
         if kept is not None:
             kept[:, *part] = values
     return labels, kept
 
 
-def _cut(image: Image, scene: Scene, number: int) -> Image:
-    window = scene.grid.window(number)
+def labels_of(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Return the most probable classes (h, w); void where all of (classes, h, w) are 0."""
+    return np.where(values.any(0), values.argmax(0), VOID).astype(np.uint8)
+
+
+def assembled(
+    grid: Grid, windows: Iterable[tuple[int, NDArray[np.uint16]]], classes: int
+) -> NDArray[np.uint16]:
+    """Return the probabilities (classes, h, w) of all windows of a grid, by number, blended."""
+    whole = np.empty((classes, grid.height, grid.width), np.uint16)
+    for block, values in _blocks(grid, windows, classes):
+        whole[:, block.row_start : block.row_stop, block.col_start : block.col_stop] = values
+    return whole
+
+
+def _blocks(
+    grid: Grid, windows: Iterable[tuple[int, NDArray[np.uint16]]], classes: int
+) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
+    packed = {number: packed_window(found, None) for number, found in windows}
+    return blended(grid, lambda number: unpacked_window(packed[number]), classes, TOGETHER)
+
+
+def _cut(image: Image, grid: Grid, number: int) -> Image:
+    window = grid.window(number)
     return image[window.row_start : window.row_stop, window.col_start : window.col_stop]

@@ -57,6 +57,10 @@ def _of(verb: str, runs: int) -> Pages:
         from segray.preview.evaluation import evaluation_pages
 
         return evaluation_pages
+    if verb == "compare":
+        from segray.preview.comparison import comparison_pages
+
+        return comparison_pages
     if verb == "retrain":
         from segray.preview.retraining import retraining_pages
 

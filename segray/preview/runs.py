@@ -12,7 +12,7 @@ from segray.output.io import read_if_there
 from segray.output.names import PLAN, RUN, SCORES
 from segray.storage import StorageSettings, shown
 
-VERBS = ("annotate", "import", "predict", "train", "evaluate", "retrain")
+VERBS = ("annotate", "import", "predict", "train", "evaluate", "retrain", "compare")
 """An import has the tables of annotate."""
 
 

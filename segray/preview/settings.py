@@ -10,10 +10,10 @@ from segray.settings import CommonSettings
 class PreviewSettings(CommonSettings):
     """Look at a run in a browser: pictures with outlines or label maps, figures, reasons of rejects.
 
-    RUN is a finished output of annotate, predict, train, evaluate or retrain. The pages open from disk,
-    without a server, and request nothing from the internet. Pictures are read again from the sources; one
-    that is gone costs that picture. Of two runs of annotate or predict, the images on which they differ most
-    are shown side by side.
+    RUN is a finished output of annotate, predict, train, evaluate, compare or retrain. The pages open from
+    disk, without a server, and request nothing from the internet. Pictures are read again from the sources;
+    one that is gone costs that picture. Of two runs of annotate or predict, the images on which they differ
+    most are shown side by side.
     """
 
     basic = ("run", "output", "images", "side", *CommonSettings.basic)

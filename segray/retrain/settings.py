@@ -16,7 +16,7 @@ GIVEN = frozenset(
     {
         *("config", "print_config", "dry_run", "log_format", "metrics_port", "storage", "ray", "output"),
         *("data", "root", "min_score", "start_from", "val_share", "test_share", "split_seed"),
-        *("group_look_alikes", "sources", "weights", "device", "max_rejects", "footprints"),
+        *("group_look_alikes", "sources", "weights", "device", "max_rejects", "footprints", "split_areas"),
     }
 )
 """Settings of training, scoring and labelling that retrain has itself, or decides."""
@@ -134,8 +134,9 @@ exit codes:
         ]
         if self.label:
             problems += _problems("label", AnnotateSettings, self.label, {}, GIVEN - LABELS)
-        if self.start == "champion" and self.train.get("pretrained"):
-            problems.append("train.pretrained: the challenger starts from the champion; set start: scratch")
+        for name in ("pretrained", "encoder_weights"):
+            if self.start == "champion" and self.train.get(name):
+                problems.append(f"train.{name}: the challenger starts from the champion; set start: scratch")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -141,14 +141,15 @@ class _Scenes:
         """Return the scene's description; with `window` in the request: read its pixels into the target."""
         from segray.scenes.nodata import packed_nodata
         from segray.scenes.scene import Tiling, scene_from
+        from segray.tile_overlap import Window
 
         reader = self._open(request["key"], request["size"])
         if "tiling" in request:
             scene = reader.describe(Tiling(**request["tiling"]))
             return {"found": None if scene is None else scene.to_json()}
         scene = scene_from(request["scene"])
-        window, *ahead = (scene.grid.window(tile) for tile in (request["window"], *request["ahead"]))
-        found = reader.window(scene, window, ahead)
+        window = Window(*request["window"])
+        found = reader.window(scene, window, [scene.grid.window(tile) for tile in request["ahead"]])
         answer: dict[str, Any] = {"height": window.height, "width": window.width, "empty": found is None}
         if found is not None:
             pixels, valid = found

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from segray.sources.decoder_process import READY
 from segray.sources.label_image import Stored
 from segray.sources.shared_memory import SharedFile, shared_file
 from segray.sources.taken import Taken
+from segray.tile_overlap import Window
 
 T = TypeVar("T")
 
@@ -171,13 +172,15 @@ class DecodeSandbox:
         return Decoded(pixels if room is not None else pixels.copy(), 1, note=scene.told)
 
     def window(
-        self, file: "ByteRanges", scene: Scene, index: int, room: Room, ahead: Sequence[int] = ()
+        self, file: "ByteRanges", scene: Scene, part: int | Window, room: Room, ahead: Sequence[int] = ()
     ) -> Decoded | None:
         """Return a tile, its pixels in `room` behind its `used` bytes; None where the tile holds no data.
 
-        ahead: the tiles that come next. Raises ItemError as `decode` does, and what reading `file` raises.
+        part: index of a tile, or any window of the scene. ahead: the tiles that come next. Raises ItemError
+        as `decode` does, and what reading `file` raises.
         """
-        return self._twice(lambda child: child.window(file, scene, (index, *ahead), self.timeout_s, room))
+        window = scene.grid.window(part) if isinstance(part, int) else part
+        return self._twice(lambda child: child.window(file, scene, (window, *ahead), self.timeout_s, room))
 
     def _decode(self, data: bytes | memoryview, max_pixels: int, room: Room) -> Decoded:
         request = {"max_pixels": max_pixels, "location": self._location}
@@ -311,15 +314,15 @@ class _Child:
         return None if answer["found"] is None else scene_from(answer["found"])
 
     def window(
-        self, file: ByteRanges, scene: Scene, tiles: Sequence[int], timeout_s: float, room: Room
+        self, file: ByteRanges, scene: Scene, tiles: tuple[Any, ...], timeout_s: float, room: Room
     ) -> Decoded | None:
-        """Read the first tile into `room`, behind its `used` bytes."""
-        index, *ahead = tiles
+        """Read a window, the first of `tiles`, into `room`, behind its `used` bytes; the rest come next."""
+        window, *ahead = tiles
         request: dict[str, Any] = {
             "scene": scene.to_json(),
-            "pixels": min(scene.tile**2, scene.height * scene.width),
+            "pixels": window.height * window.width,
         }
-        request |= {"window": index, "ahead": ahead}
+        request |= {"window": astuple(window), "ahead": ahead}
         request |= {"target": room.number, "offset": room.used}
         answer = self._ask_of_scene(request, file, timeout_s)
         if answer["empty"]:

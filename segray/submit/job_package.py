@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +21,20 @@ from segray.settings import JobSettings, printable
 from segray.storage import StorageSettings, canonical_uri, shown, split_protocol
 from segray.submit.settings import SubmitSettings
 
-MODELS = "weights", "start_from", "refine"
+MODELS = "weights", "start_from", "encoder_weights", "refine"
 """Settings with the same values as `--weights`."""
 ADDRESSES = (
     "sources",
     "weights",
     "start_from",
+    "encoder_weights",
     "refine",
     "registry",
     "if_drift",
     "data",
     "root",
     "footprints",
+    "split_areas",
     "predictions",
     "labels",
     "instances",
@@ -48,7 +51,7 @@ SETTINGS = "segray-job.yaml"
 MOST_BYTES = 500_000_000
 """Maximum package size: Ray keeps packages in its head's memory and accepts 512 MiB."""
 
-Verb = Literal["annotate", "train", "predict", "evaluate", "panoptic", "retrain", "select"]
+Verb = Literal["annotate", "train", "predict", "evaluate", "compare", "panoptic", "retrain", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +212,21 @@ class _Packing:
         if name != "output" and folder is not None and path.is_relative_to(folder):
             return str(path.relative_to(folder))
         if name in MODELS and self._submit.where == "address":
-            self.files[f"weights/{path.name}"] = path
-            return f"weights/{path.name}"
+            return self._send_weights(path)
         advice = "put it into a bucket, or set --shared-filesystem if all nodes have it under that path"
         if name != "output" and self._submit.where == "address":
             advice += ", or --package FOLDER to send a folder with it"
         self.problems.append(f"{name}: {path} is on this machine only; {advice}")
         return str(path)
+
+    def _send_weights(self, path: Path) -> str:
+        """Send a model file, under a name that no other one has: trainings call all of theirs model.pt."""
+        numbered = (f"weights/{number}/{path.name}" for number in count(2))
+        name = next(
+            each for each in chain([f"weights/{path.name}"], numbered) if self.files.get(each, path) == path
+        )
+        self.files[name] = path
+        return name
 
     def _send_module(self, name: str, module: str) -> None:
         """Send a module of the working directory; an installed one must be installed on the nodes, too."""

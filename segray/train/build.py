@@ -65,7 +65,12 @@ def check_constants(settings: TrainSettings, loss: str | None = None, classes: i
 
 def optimizer_of(settings: TrainSettings) -> OptimizerSettings:
     """Return the optimiser's settings. Raises SettingsError for unknown constants or wrong types."""
-    fixed = {"name": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    fixed = {
+        "name": settings.optimizer,
+        "lr": settings.lr,
+        "encoder_lr_factor": settings.encoder_lr_factor,
+        "weight_decay": settings.weight_decay,
+    }
     return _made(OptimizerSettings, "optimizer_settings", settings.optimizer_settings, fixed)
 
 
@@ -100,7 +105,6 @@ def recipe_fields(settings: TrainSettings, trained: int, precision: str) -> dict
         "precision": precision,
         "clip": settings.clip,
         "ema": settings.ema,
-        "pretrained": settings.pretrained,
         "accumulate": settings.accumulate,
         "frozen": tuple(settings.freeze),
         "frozen_epochs": settings.freeze_epochs,

@@ -19,8 +19,10 @@ UNDECIDING = frozenset(
             "data",
             "root",
             "footprints",
+            "split_areas",
             "output",
             "start_from",
+            "encoder_weights",
         ),  # the content of the data decides, not its location
         *("device", "workers", "min_workers", "loaders", "max_failures", "checkpoint_every_s", "max_rejects"),
         "epochs",  # a run may be extended
@@ -29,7 +31,7 @@ UNDECIDING = frozenset(
 """Settings that may change when a run continues; every other one is part of its identity."""
 YOUNGER: dict[str, Any] = {
     **{"class_weights": "auto", "group_look_alikes": "loose", "footprints_layer": None, "min_score": None},
-    **{"freeze": [], "freeze_epochs": None},
+    **{"freeze": [], "freeze_epochs": None, "window_overlap": None, "encoder_lr_factor": 1.0},
 }
 """Values of settings that older runs did not have, so that those runs can continue."""
 

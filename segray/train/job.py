@@ -40,7 +40,7 @@ from segray.train.reporting.events import SCORES
 from segray.train.resources import Shares, multiply_bfloat16, share_out
 from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
-from segray.train.warm_start import started
+from segray.train.warm_start import check_encoder, started
 from segray.versions import versions
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _prepare(settings: TrainSettings, ray: RayStart) -> Prepared:
     settings, start = begun or (settings, None)
     kind = kind_of(settings)
     found = None if begun is None else attempt(lambda: kind.list_data(settings))
+    attempt(lambda: check_encoder(settings))
     attempt(ray.check)
     if problems or lock is None or not found:
         if settings.device == "cuda":

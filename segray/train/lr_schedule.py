@@ -59,7 +59,7 @@ class LearningRate:
         """Set the rate of a step, counted from 0, in all groups of parameters."""
         factor = rate(self._settings, step, self._total_steps) * plateau_factor(self._plateau)
         for group in optimizer.param_groups:
-            group["lr"] = self._highest * factor
+            group["lr"] = self._highest * factor * group.get("scale", 1.0)
 
     def observe(self, metric: Any) -> None:
         """Record the metric of a validation, the same in each process; only `plateau` steps by it."""

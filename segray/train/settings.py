@@ -17,6 +17,8 @@ WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Class weightings, besides numbers."""
 INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds", "min_score")
 """Settings of instance models alone."""
+FOOTPRINTS_ONLY = ("class_column", "footprints_layer", "split_areas", "window", "window_overlap")
+"""Settings of footprints on scenes alone, for semantic and instance models."""
 
 
 class TrainSettings(SceneSettings):
@@ -32,8 +34,8 @@ class TrainSettings(SceneSettings):
     """
 
     basic = (
-        *("data", "output", "root", "footprints", "classes", "void", "arch", "pretrained", "epochs"),
-        *("batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
+        *("data", "output", "root", "footprints", "split_areas", "classes", "void", "arch", "pretrained"),
+        *("epochs", "batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
         *SceneSettings.basic[1:],
     )
     usage = "--data URL --output URL"
@@ -61,7 +63,9 @@ exit codes:
         "a higher score than this; default from those with a null score alone",
     )
     classes: list[str] | None = Field(
-        None, description="names of the classes, from 0 up; default background and foreground for 0/255 masks"
+        None,
+        description="names of the classes, from 0 up; default background and foreground for 0/255 masks; "
+        "instances on scenes: categories of footprints, from 1 up, default all values of class_column",
     )
     values: Literal["auto", "indices", "binary"] = Field(
         "auto", description="values of labels: class indices, or 0 and 255"
@@ -75,7 +79,7 @@ exit codes:
         None,
         description="polygons that are rasterised as labels of the scenes in `data`: GeoJSON, GeoParquet, "
         "GeoPackage, Shapefile or FlatGeobuf, in any CRS; pixels without one are class 0, nodata "
-        "pixels are ignored",
+        "pixels are ignored; for instance models one polygon is one instance",
     )
     footprints_layer: str | None = Field(
         None, description="layer with the footprints, for a GeoPackage with several"
@@ -84,11 +88,22 @@ exit codes:
         None,
         description="attribute of the footprints that names one of `classes`; default: all are class 1",
     )
+    split_areas: Address | None = Field(
+        None,
+        description="polygons, in the formats of footprints, with an attribute `split`: windows wholly in "
+        "one go to its train, val or test, and the rest of the scenes is left out",
+    )
     window: int | None = Field(
         None,
         ge=16,
         description="side of the windows that scenes are cut into; default twice `size`, or `size`"
-        " where `fit` is resize",
+        " where `fit` is resize; instance models: default `min_size`, and it is resized to that",
+    )
+    window_overlap: int | None = Field(
+        None,
+        ge=0,
+        description="instance models: pixels that windows to train with share with their neighbours; "
+        "default a quarter of `window`",
     )
     block: int = Field(
         4, ge=1, description="blocks of this many windows a side stay in one of train, val and test"
@@ -98,7 +113,16 @@ exit codes:
         description=CHOICES,
     )
     arch_settings: dict[str, Any] = Field({}, description="architecture settings, such as width and depth")
-    pretrained: bool = Field(False, description="start the encoder with weights from ImageNet")
+    pretrained: bool = Field(
+        False,
+        description="start the encoder with weights from ImageNet: those of efficientnet-lite0, -lite1 and "
+        "-lite2 are packages (extra `pretrained`), others are downloaded",
+    )
+    encoder_weights: WeightsAddress | None = Field(
+        None,
+        description="start the encoder with these weights: file or URL of a state dict (.pth, .safetensors) "
+        "or of a segray model, or a model of a registry",
+    )
     start_from: WeightsAddress | None = Field(
         None,
         description="start from this model, any value of --weights; its architecture is used, and of "
@@ -146,6 +170,12 @@ exit codes:
         {}, description="constants: betas and eps (adamw, adam), momentum and nesterov (sgd)"
     )
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
+    encoder_lr_factor: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the encoder as a factor of `lr`: 0.1 keeps more of its starting "
+        "weights",
+    )
     weight_decay: float = Field(0.01, ge=0, description="weight decay, except for biases and norms")
     clip: float = Field(1.0, gt=0, description="maximum norm of the gradient (clipping)")
     schedule: ScheduleName = Field("cosine", description="schedule of the learning rate, over all steps")
@@ -235,11 +265,21 @@ exit codes:
     def _frozen_know_something(self) -> "TrainSettings":
         if self.start_from is not None and self.pretrained:
             raise ValueError("pretrained: start_from has weights already; use one of the two")
-        if self.freeze and self.start_from is None and not self.pretrained:
-            raise ValueError("freeze: random weights would never be trained; use start_from or pretrained")
+        if self.encoder_weights is not None and (self.start_from is not None or self.pretrained):
+            other = "pretrained" if self.pretrained else "start_from"
+            raise ValueError(f"encoder_weights: {other} has weights already; use one of the two")
+        if self.freeze and self.start_from is None and not self.begins_encoder:
+            raise ValueError(
+                "freeze: random weights would never be trained; use start_from, pretrained or encoder_weights"
+            )
         if self.freeze_epochs is not None and not self.freeze:
             raise ValueError("freeze_epochs: set with freeze which layers")
         return self
+
+    @property
+    def begins_encoder(self) -> bool:
+        """Return whether the encoder, and no more of the network, starts with given weights."""
+        return self.pretrained or self.encoder_weights is not None
 
     @property
     def is_instance(self) -> bool:
@@ -261,27 +301,38 @@ exit codes:
     @property
     def tiling(self) -> Tiling:
         """Return how scenes are cut into windows."""
-        side = self.window or self.size * (2 if self.fit == "crop" else 1)
-        return Tiling(side, 0, self.band_numbers, self.resolution, self.scaling)
+        usual = self.min_size if self.is_instance else self.size * (2 if self.fit == "crop" else 1)
+        return Tiling(self.window or usual, 0, self.band_numbers, self.resolution, self.scaling)
 
     @model_validator(mode="after")
     def _footprints_or_pairs(self) -> "TrainSettings":
-        names = ("class_column", "footprints_layer", "window", "bands", "resolution")
-        alone = dict.fromkeys(names) | {"scaling": "auto"}
+        names = *FOOTPRINTS_ONLY, "bands", "resolution", "scaling"
         if self.footprints is None:
-            wrong = [name for name, usual in alone.items() if getattr(self, name) != usual]
-            if wrong:
+            if wrong := self._given(names):
                 raise ValueError(f"{', '.join(wrong)}: for scenes, set their footprints too")
             return self
+        if wrong := self._given(("root", "void", "values", "colours", "min_score", "balance_kinds")):
+            raise ValueError(f"{', '.join(wrong)}: not for footprints")
         if self.is_instance:
-            raise ValueError(f"footprints: are for semantic models, {self.arch} is an instance model")
-        if self.root or self.void or self.values != "auto" or self.colours:
-            raise ValueError("root, void, values and colours: for label images, not for footprints")
+            return self._one_category()
+        if self.window_overlap is not None:
+            raise ValueError(f"window_overlap: is for instance models, {self.arch} is a semantic one")
         if self.class_column and not self.classes:
             raise ValueError("class_column: set classes, the one without footprints first")
         if not self.class_column and self.classes and len(self.classes) != 2:
             raise ValueError("classes: footprints without a class_column have two, background and foreground")
         return self
+
+    def _one_category(self) -> "TrainSettings":
+        if not self.class_column and self.classes and len(self.classes) != 1:
+            raise ValueError("classes: footprints without a class_column are instances of one category")
+        if self.window_overlap is not None and self.window_overlap >= self.tiling.tile:
+            raise ValueError(f"window_overlap: must be below window ({self.tiling.tile})")
+        return self
+
+    def _given(self, names: tuple[str, ...]) -> list[str]:
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].get_default()]
 
     @field_validator("classes")
     @classmethod

@@ -45,8 +45,6 @@ class Recipe(ABC):
     """Maximum norm of the gradient."""
     ema: float
     """Decay of the averaged weights; 0: no average."""
-    pretrained: bool = False
-    """Start with ImageNet's weights in the encoder."""
     accumulate: int = 1
     """Parts in which each process computes its images of a global batch: memory holds one part's maps."""
     start: dict[str, Tensor] | None = None

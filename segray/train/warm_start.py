@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from segray.errors import SettingsError
 from segray.models.architectures import task_of
+from segray.models.pretrained import check_pretrained
+from segray.models.weights import check_given
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from segray.models.encoder_start import EncoderStart
     from segray.models.start_weights import Start
 
 
@@ -42,22 +45,65 @@ def started(settings: TrainSettings, start: "Start") -> TrainSettings:
 
 def first_weights(
     settings: TrainSettings,
-    start: "Start | None",
+    start: "Start | EncoderStart | None",
     build: Callable[[int], Any],
     labels: Sequence[str],
     outputs: int,
 ) -> "dict[str, Tensor] | None":
-    """Return the start model's weights, fitted to the labels; None: random ones.
+    """Return the start model's weights, fitted to the labels, or those of its encoder; None: random ones.
 
     build: returns the network with so many outputs. Raises SettingsError for layers to freeze that do not
     exist, and for a start model that does not fit.
     """
-    if start is None and not settings.freeze:
+    if start is None and not settings.freeze and settings.encoder_lr_factor == 1:
         return None
-    from segray.models.start_weights import fitted
+    from segray.models.encoder_weights import has_encoder
+    from segray.models.start_weights import Start, fitted
 
-    check_frozen(build(outputs), settings.freeze)
-    return None if start is None else fitted(start, labels, build, outputs)
+    network = build(outputs)
+    check_frozen(network, settings.freeze)
+    if settings.encoder_lr_factor != 1 and not has_encoder(network):
+        raise SettingsError(f"encoder_lr_factor: {settings.arch} has no encoder of its own")
+    if isinstance(start, Start):
+        return fitted(start, labels, build, outputs)
+    return None if start is None else start.state
+
+
+def first_encoder(settings: TrainSettings, build: Callable[[bool], Any]) -> "EncoderStart | None":
+    """Return the weights that the encoder alone starts with; None: there are none.
+
+    build: returns the network, with the pretrained weights if True. Raises SettingsError where they cannot be
+    had.
+    """
+    from segray.models import encoder_start
+
+    if settings.encoder_weights is not None:
+        given = settings.encoder_weights, settings.storage
+        return encoder_start.given_start(settings.arch, *given, lambda: build(False))
+    return encoder_start.pretrained_start(settings.arch, lambda: build(True)) if settings.pretrained else None
+
+
+def check_encoder(settings: TrainSettings) -> None:
+    """Raise SettingsError, before torch is imported, where the encoder's weights are known to be missing."""
+    if settings.encoder_weights is not None:
+        check_given(settings.encoder_weights, settings.storage)
+    if settings.pretrained:
+        check_pretrained(settings.arch)
+
+
+def start_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
+    """Return what a run's identity holds of the weights that it starts with."""
+    begun = start or encoder
+    return {"start": begun.digest} if begun else {}
+
+
+def credits_of(start: "Start | None", encoder: "EncoderStart | None") -> dict[str, str]:
+    """Return `source` and `licence` of a model card: those of the weights that the training starts with."""
+    begun = start or encoder
+    if begun is None or not (begun.source or begun.licence):
+        return {}
+    of = "encoder started from" if begun is encoder else "started from"
+    return {"source": f"{of} {begun.source}", "licence": f"starting weights: {begun.licence or 'unknown'}"}
 
 
 def has_frozen_norms(start: "Start | None") -> bool:

@@ -291,7 +291,7 @@ def test_labels_in_colour_are_counted_as_the_numbers_they_stand_for(folder: Path
     reader = Reader(task.rules, MAX_PIXELS, StorageSettings())
     found = [figures(each, COUNTS) for each in reader.read(listed.pairs)]
     assert [row.get("counts") for row in found] == rows["counts"].to_pylist()
-    with pytest.raises(ValueError, match="root, void, values and colours: for label images"):
+    with pytest.raises(ValueError, match="colours: not for footprints"):
         TrainSettings(**given, footprints="f.gpkg")
 
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from segray.data.footprints import Footprints
 from segray.data.pairs import Pair
-from segray.data.scene_windows import WindowReader, Windows, list_windows
+from segray.data.scene_windows import Windows, list_windows
+from segray.data.window_reader import ClassWindows
 from segray.errors import ItemError, SettingsError
 from segray.train.settings import TrainSettings
-from segray.train.tasks.semantic import window_settings
+from segray.train.tasks.scenes import window_settings
 from tests.train import grounds
 from tests.train.squares import lines, train
 
@@ -42,11 +43,11 @@ def settings(data: Path, footprints: Path, **more: Any) -> TrainSettings:
 
 def listed(data: Path, footprints: Path, **more: Any) -> Windows:
     found = settings(data, footprints, **more)
-    return list_windows(window_settings(found, str(footprints)), found.classes or NAMES)
+    return list_windows(window_settings(found), found.classes or NAMES)
 
 
-def reader(windows: Windows) -> WindowReader:
-    return WindowReader(windows.scenes, Footprints(windows.footprints), settings(Path(), Path()).storage)
+def reader(windows: Windows) -> ClassWindows:
+    return ClassWindows(windows.scenes, Footprints(windows.footprints), settings(Path(), Path()).storage)
 
 
 def corner(pair: Pair) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from segray.address import absolute_address
 from segray.annotate.settings import AnnotateSettings
 from segray.cli import main
 from segray.command_line import load_settings
+from segray.comparison.settings import CompareSettings
 from segray.errors import SettingsError
 from segray.settings import WeightsAddress
 from segray.submit import slurm
@@ -156,6 +157,20 @@ def test_a_model_file_goes_with_the_job(tmp_path: Path) -> None:
     assert annotate(*REMOTE, "--weights", f"{tmp_path}/model.pt").digest != before
     (line,) = problems(*REMOTE, "--weights", f"{tmp_path}/model.pt", submit=("--slurm",))
     assert line.startswith("weights: ")
+
+
+def test_models_of_one_name_go_under_two(tmp_path: Path) -> None:
+    """As those of several trainings, which `compare` takes."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.pt").write_bytes(name.encode())
+    models = [f"{tmp_path}/{name}/model.pt" for name in "aba"]
+    given = ["--data", "s3://b/splits.csv", "--output", "s3://b/out", "--weights", ",".join(models)]
+    settings = load_settings(CompareSettings, [*given, "--weights", "nuclei-small"], "segray compare")
+    order = order_of("compare", settings, load_settings(SubmitSettings, RAY, "segray submit"))
+    sent = yaml.safe_load(order.settings)["weights"]
+    assert sent == ["weights/model.pt", "weights/2/model.pt", "weights/model.pt", "nuclei-small"]
+    assert [path.read_bytes() for _, path in members(order.files)] == [b"b", b"a"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.submit.slurm_cluster import Slurm, slurm_cluster
-from tests.submit.test_ray_cluster import PHOTOS, ROOT, SLOW, ended, wait_for
+from tests.submit.test_ray_cluster import PHOTOS, ROOT, ended, slow_model, wait_for
 
 SIZE = ("--slurm", "--shared-filesystem", "--nodes", "2", "--cpus", "1", "--memory-gib", "4")
 
@@ -42,7 +42,7 @@ def submit(slurm: Slurm, tmp_path: Path) -> Submit:
 
 
 def test_a_job_that_loses_a_node_is_done_in_the_end(slurm: Slurm, submit: Submit, tmp_path: Path) -> None:
-    (tmp_path / "slow_model.py").write_text(SLOW)
+    (tmp_path / "slow_model.py").write_text(slow_model(tmp_path / "gate"))
     (tmp_path / "photos").mkdir()
     photos = sorted(PHOTOS.glob("*.png"))[:6]
     for photo in photos:
@@ -58,6 +58,7 @@ def test_a_job_that_loses_a_node_is_done_in_the_end(slurm: Slurm, submit: Submit
     assert ended(other)[0] == 2
     slurm.lose("n1")  # the driver's
     slurm.start("n1")
+    (tmp_path / "gate").touch()
     wait_for(lambda: "PENDING" in slurm.run("squeue", "--noheader", "--format=%T"))
     (job,) = slurm.run("squeue", "--noheader", "--format=%i").splitlines()
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # else after two minutes

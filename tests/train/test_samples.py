@@ -14,10 +14,8 @@ from PIL import Image
 
 from segray.palette import palette
 from segray.storage import open_filesystem
-from segray.train.reporting import samples
+from segray.train.reporting.canvas import MARGIN, TITLE, scaled_size
 from segray.train.reporting.samples import (
-    MARGIN,
-    TITLE,
     WRONG,
     Sample,
     chosen,
@@ -143,7 +141,7 @@ def test_a_small_picture_grows_by_a_whole_number() -> None:
 @pytest.mark.parametrize("classes", [1, 255])
 def test_odd_sizes(size: tuple[int, int], classes: int) -> None:
     truth = np.full(size, classes - 1, np.uint8)
-    height, width = samples.scaled_size(*size)
+    height, width = scaled_size(*size)
     assert max(height, width) <= 512
     assert min(height, width) >= 1
     names = [f"{index} é 道\n" * 9 for index in range(classes)]

@@ -12,30 +12,34 @@ from dataclasses import dataclass
 
 import fsspec
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segray.atomic import put_atomically
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.palette import VOID, palette
 from segray.sources.names import is_image_name
-from segray.train.reporting.lettering import class_names, end_of, font, lettered
+from segray.train.reporting.canvas import (
+    CELL,
+    GAP,
+    LINE,
+    MARGIN,
+    SWATCH,
+    TITLE,
+    Entry,
+    Mask,
+    Pixels,
+    canvas,
+    flow,
+    resized,
+    scaled_size,
+    stripes,
+    with_outlines,
+)
+from segray.train.reporting.lettering import class_names, lettered
 
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
-SIDE = 512
-"""Maximum length of a panel's longer side, in pixels."""
-SMALL = 256
-"""An image whose longer side is at most half of this is enlarged, by a whole number."""
 WRONG = (230, 25, 35)
-VOID_LEVELS = (150, 190)
-"""Void is striped in these greys; no class has them, because VOC's colours are multiples of 32."""
-MARGIN, GAP, TITLE = 16, 10, 62
-"""Pixels around everything, between panels, and above them (the item's name and each panel's)."""
-CELL, LINE, SWATCH, LISTED = 150, 26, 16, 40
-"""Minimum width of a panel's column, height of a legend's line, side of its square, maximum classes in it."""
-_INK, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
+LISTED = 40
+"""Maximum classes in a legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +109,18 @@ def panels(sample: Sample, classes: Sequence[str]) -> Pixels:
     drawn = _drawn(sample, len(classes))
     column = max(drawn[0].shape[1], CELL) + GAP
     legend = _legend(sample, classes, scores)
-    places, lines = _flow([each.width for each in legend], 4 * column - GAP)
+    places, lines = flow([each.width for each in legend], 4 * column - GAP)
     figures = scores.compute()
     known = figures["pixels"] > 0
     wrong = f"error: {1 - figures['pixel_accuracy']:.1%} wrong" if known else "error"
     titles = ("picture", "truth", "prediction", wrong)
     note = f"mIoU {figures['miou']:.3f}" if known else ""
     below = MARGIN + (lines - 1) * LINE + SWATCH
-    canvas = _canvas(sample.name, [*zip(titles, drawn, strict=True)], 3, note, below)
-    draw, top = ImageDraw.Draw(canvas), TITLE + drawn[0].shape[0] + MARGIN
+    drawing = canvas(shown_name(sample.name), [*zip(titles, drawn, strict=True)], 3, note, below)
+    draw, top = ImageDraw.Draw(drawing), TITLE + drawn[0].shape[0] + MARGIN
     for entry, (left, line) in zip(legend, places, strict=True):
-        entry.draw(canvas, draw, MARGIN + left, top + line * LINE)
-    return np.asarray(canvas)
+        entry.draw(drawing, draw, MARGIN + left, top + line * LINE)
+    return np.asarray(drawing)
 
 
 def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[Mask]) -> Pixels:
@@ -127,40 +131,14 @@ def outlined(name: str, picture: Pixels, truth: Sequence[Mask], found: Sequence[
 
 def side_by_side(name: str, picture: Pixels, panels: Sequence[tuple[str, Sequence[Mask]]]) -> Pixels:
     """Return uint8 (height, width, 3): the image once per panel, each with its title and outlined masks."""
-    small = _resized(picture, scaled_size(*picture.shape[:2]), Image.Resampling.BOX)
-    drawn = [(text, _with_outlines(small.copy(), masks)) for text, masks in panels]
-    return np.asarray(_canvas(name, drawn, len(panels)))
+    small = resized(picture, scaled_size(*picture.shape[:2]), Image.Resampling.BOX)
+    drawn = [(text, with_outlines(small.copy(), masks)) for text, masks in panels]
+    return np.asarray(canvas(shown_name(name), drawn, len(panels)))
 
 
-def _canvas(
-    name: str, panels: Sequence[tuple[str, Pixels]], titled: int, note: str = "", below: int = 0
-) -> Image.Image:
-    """Return panels of one size in a row, each in a column of its own under its title, below the item's name.
-
-    titled: columns over which the name may extend, before its note; below: pixels left free under the panels.
-    """
-    height, width = panels[0][1].shape[:2]
-    column = max(width, CELL) + GAP
-    size = 2 * MARGIN + len(panels) * column - GAP, TITLE + height + below + MARGIN
-    canvas = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    title = end_of(lettered(name, file_name(name)), 16, titled * column)
-    _write(draw, (MARGIN, 20), title, 16, _INK)
-    _write(draw, (MARGIN + round(font(16).getlength(f"{title}  ")), 20), note, 14, _PALE)
-    for number, (text, pixels) in enumerate(panels):
-        left = MARGIN + number * column
-        _write(draw, (left, 46), text, 14, _PALE)
-        canvas.paste(Image.fromarray(pixels), (left, TITLE))
-    return canvas
-
-
-def scaled_size(height: int, width: int) -> tuple[int, int]:
-    """Return height and width of a panel: at most `SIDE` per side; small ones enlarged by a whole number."""
-    longer = max(height, width)
-    if longer <= SIDE:
-        factor = max(1, SMALL // longer)
-        return height * factor, width * factor
-    return max(1, round(height * SIDE / longer)), max(1, round(width * SIDE / longer))
+def shown_name(name: str) -> str:
+    """Return an item's name on one line, as the font can draw it."""
+    return lettered(name, file_name(name))
 
 
 def _digest(name: str) -> str:
@@ -169,75 +147,27 @@ def _digest(name: str) -> str:
 
 def _drawn(sample: Sample, classes: int) -> list[Pixels]:
     size = scaled_size(*sample.truth.shape)
-    picture = _resized(sample.picture, size, Image.Resampling.BOX)  # the mean over each new pixel's area
+    picture = resized(sample.picture, size, Image.Resampling.BOX)  # the mean over each new pixel's area
     truth, prediction = (
-        _resized(each, size, Image.Resampling.NEAREST) for each in (sample.truth, sample.prediction)
+        resized(each, size, Image.Resampling.NEAREST) for each in (sample.truth, sample.prediction)
     )
     colours = palette(classes)
     error = np.repeat((picture.mean(axis=2, keepdims=True) * 0.5).astype(np.uint8), 3, axis=2)
     error[truth != prediction] = WRONG
     drawn = [picture, colours[truth], colours[prediction], error]
     for panel, void in zip(drawn[1:], (truth == VOID, prediction == VOID, truth == VOID), strict=True):
-        panel[void] = _stripes(size)[void]
+        panel[void] = stripes(size)[void]
     return drawn
 
 
-def _with_outlines(pixels: Pixels, masks: Sequence[Mask]) -> Pixels:
-    colours = palette(VOID)[1:VOID]
-    for number, mask in enumerate(masks):
-        resized = Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
-        pixels[_outline(np.asarray(resized))] = colours[number % len(colours)]
-    return pixels
-
-
-def _outline(mask: Mask) -> Mask:
-    """Return the mask's pixels next to one outside it; the image's border counts as outside."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    edge: Mask = mask & ~inner
-    return edge
-
-
-def _resized(pixels: Pixels, size: tuple[int, int], how: Image.Resampling) -> Pixels:
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], how)).copy()
-
-
-def _stripes(size: tuple[int, int]) -> Pixels:
-    rows, columns = np.indices(size)
-    levels = np.where((rows + columns) // 4 % 2, *VOID_LEVELS).astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=2)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A colour square and its text."""
-
-    square: Pixels
-    text: str
-    figure: str = ""
-
-    @property
-    def width(self) -> int:
-        return SWATCH + 8 + round(font(14).getlength(f"{self.text} {self.figure}")) + 22
-
-    def draw(self, canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
-        """Draw square, name and figure, in pixels of the canvas from its upper left corner."""
-        canvas.paste(Image.fromarray(self.square), (left, top))
-        draw.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), outline=_PALE)
-        left += SWATCH + 8
-        _write(draw, (left, top + SWATCH // 2), self.text, 14, _INK)
-        left += round(font(14).getlength(f"{self.text} "))
-        _write(draw, (left, top + SWATCH // 2), self.figure, 14, _PALE)
-
-
-def _legend(sample: Sample, classes: Sequence[str], scores: SemanticScores) -> list[_Entry]:
+def _legend(sample: Sample, classes: Sequence[str], scores: SemanticScores) -> list[Entry]:
     """Return the classes that occur, with their IoU in this image; only the largest, if they are many."""
     counts = np.bincount(np.concatenate((sample.truth, sample.prediction), axis=None), minlength=256)
     largest = sorted(np.flatnonzero(counts[: len(classes)]).tolist(), key=lambda index: -int(counts[index]))
     names, colours, ious = class_names(classes), palette(len(classes)), scores.compute()["per_class"]["iou"]
     square = (SWATCH, SWATCH)
     entries = [
-        _Entry(
+        Entry(
             np.full((*square, 3), colours[index]),
             names[index],
             "" if np.isnan(ious[index]) else f"{ious[index]:.2f}",
@@ -245,25 +175,7 @@ def _legend(sample: Sample, classes: Sequence[str], scores: SemanticScores) -> l
         for index in sorted(largest[:LISTED])
     ]
     if len(largest) > LISTED:
-        entries.append(_Entry(np.full((*square, 3), 255, np.uint8), f"and {len(largest) - LISTED} more"))
+        entries.append(Entry(np.full((*square, 3), 255, np.uint8), f"and {len(largest) - LISTED} more"))
     if counts[VOID]:
-        entries.append(_Entry(_stripes(square), "void"))
-    return [*entries, _Entry(np.full((*square, 3), WRONG, np.uint8), "wrong")]
-
-
-def _flow(widths: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
-    """Return (left, line) of each entry, flowed in lines like words, and the number of lines."""
-    places, left, line = [], 0, 0
-    for width in widths:
-        if left and left + width > room:
-            left, line = 0, line + 1
-        places.append((left, line))
-        left += width
-    return places, line + 1
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, ink: tuple[int, int, int]
-) -> None:
-    """Draw text from `at` to the right, vertically centred there."""
-    draw.text(at, text, font=font(size), fill=ink, anchor="lm")
+        entries.append(Entry(stripes(square), "void"))
+    return [*entries, Entry(np.full((*square, 3), WRONG, np.uint8), "wrong")]

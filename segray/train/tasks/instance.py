@@ -1,8 +1,8 @@
-"""The instance task: COCO files, labels in annotate's format, and the checks of their settings."""
+"""The instance task: COCO files, annotate's format, scenes with footprints, and the checks of settings."""
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,24 @@ from numpy.typing import NDArray
 from segray.data.coco_listing import CocoListing, list_coco
 from segray.data.dataset import Data, splits_json
 from segray.data.label_listing import holds_labels, list_labels
-from segray.data.pair_reader import CocoReading
+from segray.data.pair_reader import CocoReading, LabelReading
 from segray.data.pairs import Pairs
 from segray.errors import SettingsError
 from segray.log import say
 from segray.train.settings import TrainSettings
-from segray.train.warm_start import first_weights, has_frozen_norms
+from segray.train.warm_start import (
+    credits_of,
+    first_encoder,
+    first_weights,
+    has_frozen_norms,
+    start_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from segray.data.scene_windows import Windows
+    from segray.models.encoder_start import EncoderStart
     from segray.models.modelfile import ModelCard
     from segray.models.start_weights import Start
     from segray.train.tasks.instance_training import InstanceRecipe
@@ -32,7 +40,6 @@ _SEMANTIC = (
 """Settings of semantic training alone."""
 _COLOURED = 2 / 255
 """Images whose bands differ by more in their means count as coloured."""
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,25 @@ class InstanceTask:
     """The task of instance models; see `TrainingTask`."""
 
     settings: TrainSettings
+    listed: Pairs
     categories: dict[int, str]
     arch_settings: dict[str, Any]
     start: "Start | None" = None
     """Model to start training from."""
+    encoder: "EncoderStart | None" = None
+    """Weights that the encoder alone starts with."""
     best: ClassVar[str] = "ap"
     counted: ClassVar[str] = "instances"
 
     @classmethod
-    def list_data(cls, settings: TrainSettings) -> CocoListing:
-        """List a COCO file, or labels in annotate's format. Raises SettingsError."""
+    def list_data(cls, settings: TrainSettings) -> Pairs:
+        """List a COCO file, labels in annotate's format, or windows of scenes. Raises SettingsError."""
         data, storage = settings.data, settings.storage
+        if settings.footprints is not None:
+            from segray.data.scene_windows import list_windows
+            from segray.train.tasks.scenes import categories_of, window_settings
+
+            return list_windows(window_settings(settings), categories_of(settings))
         if not data.lower().endswith(".json") and holds_labels(data, storage):
             if settings.root is not None:
                 raise SettingsError("root: labels in annotate's format have full addresses of images")
@@ -62,7 +77,6 @@ class InstanceTask:
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "InstanceTask":
         """Return the task. Raises SettingsError with all settings that an instance model does not have."""
-        assert isinstance(listed, CocoListing)
         from segray.models.imports import import_torchvision
 
         import_torchvision()
@@ -75,6 +89,7 @@ class InstanceTask:
             f"{name}: is for semantic models, {settings.arch} is an instance model"
             for name in _SEMANTIC
             if getattr(settings, name) != defaults[name].default
+            and not (name == "classes" and settings.footprints is not None)
         ]
         given = settings.augment.model_dump(exclude={"preset", *APPLIED_TO_INSTANCES}, exclude_none=True)
         problems += [f"augment.{name}: is for semantic models" for name in given]
@@ -91,10 +106,12 @@ class InstanceTask:
             problems += error.lines
         if problems:
             raise SettingsError(*problems)
-        task = cls(settings, listed.categories, complete, start)
+        categories, summary = _about(listed)
+        task = cls(settings, listed, categories, complete, start)
         task._check_build()
+        task = replace(task, encoder=first_encoder(settings, task._built))
         task._first_weights()  # raises, before anything is read
-        say(listed.summary())
+        say(summary)
         return task
 
     @property
@@ -110,19 +127,20 @@ class InstanceTask:
     def resolved(self) -> dict[str, Any]:
         """Return resolved settings, see `TrainingTask`."""
         categories = {str(number): name for number, name in self.categories.items()}
-        start = {"start": self.start.digest} if self.start else {}
-        return {"classes": categories, "arch_settings": self.arch_settings, **start}
+        begun = start_of(self.start, self.encoder)
+        return {"classes": categories, "arch_settings": self.arch_settings, **begun}
 
-    def reading(self) -> CocoReading:
+    def reading(self) -> LabelReading:
         """Return how pairs are read, see `TrainingTask`."""
-        return CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
+        usual = CocoReading(self.categories, self.settings.max_pixels, self.settings.storage)
+        return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
 
     def transform(self, data: Data) -> "InstanceTransform":
         """Return the transform, see `TrainingTask`."""
         from segray.train.transforms.instance import CropSettings, InstanceTransform
 
         settings = self.settings
-        crop = CropSettings(settings.size, settings.min_size)
+        crop = CropSettings(settings.size, settings.min_size, whole=self._window)
         return InstanceTransform(crop, settings.augment, tuple(sorted(self.categories)), settings.seed)
 
     def repeats(self, data: Data) -> NDArray[np.float64] | None:
@@ -135,19 +153,26 @@ class InstanceTask:
         from segray.train.tasks.instance_training import InstanceRecipe
 
         mean, deviation = data.mean, data.deviation
-        if self.settings.pretrained:
-            mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if self.start is not None and self.start.mean:
-            mean, deviation = self.start.mean, self.start.std
+        begun = self.start or self.encoder
+        if begun is not None and begun.mean:
+            mean, deviation = begun.mean, begun.std
         return InstanceRecipe(
             **recipe_fields(self.settings, data.sizes["train"], precision),
             card=self._card(mean, deviation),
+            window=self._window,
             start=self._first_weights(),
         )
 
     def files(self, data: Data) -> dict[str, bytes]:
         """Return further files, see `TrainingTask`."""
+        if self.settings.footprints is not None:
+            return {}
         return {"splits.json": splits_json(data.pairs, data.splits, self.categories)}
+
+    @property
+    def _window(self) -> int | None:
+        """Return the side of windows of scenes; None for images."""
+        return None if self.settings.footprints is None else self.settings.tiling.tile
 
     def _card(
         self, mean: tuple[float, ...] = (0.5,) * 3, deviation: tuple[float, ...] = (0.5,) * 3
@@ -156,7 +181,10 @@ class InstanceTask:
 
         settings = self.settings
         sizes = settings.min_size, settings.max_size
-        return ModelCard(settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes)
+        return ModelCard(
+            settings.arch, self.arch_settings, self.categories, mean, deviation, *sizes,
+            **credits_of(self.start, self.encoder),
+        )  # fmt: skip
 
     def _check_build(self) -> None:
         """Raise SettingsError for settings that the architecture does not have."""
@@ -167,6 +195,11 @@ class InstanceTask:
         with torch.device("meta"):
             build_model(self._card())
 
+    def _built(self, pretrained: bool) -> Any:
+        from segray.models.modelfile import build_model
+
+        return build_model(self._card(), pretrained=pretrained)
+
     def _first_weights(self) -> "dict[str, Tensor] | None":
         from segray.models.modelfile import build_model
 
@@ -174,7 +207,17 @@ class InstanceTask:
             return build_model(replace(self._card(), categories=dict.fromkeys(range(1, outputs), "")))
 
         names = [name for _, name in sorted(self.categories.items())]
-        return first_weights(self.settings, self.start, build, ["\0background", *names], len(names) + 1)
+        return first_weights(
+            self.settings, self.start or self.encoder, build, ["\0background", *names], len(names) + 1
+        )
+
+
+def _about(listed: Pairs) -> tuple[dict[int, str], str]:
+    """Return the categories by id, and a summary."""
+    if isinstance(listed, CocoListing):
+        return listed.categories, listed.summary()
+    windows = cast("Windows", listed)
+    return dict(enumerate(windows.names, start=1)), windows.summary
 
 
 def kind_repeats(data: Data) -> NDArray[np.float64]:

@@ -32,6 +32,13 @@ class InstanceRecipe(Recipe):
     """The recipe of a detector with masks."""
 
     card: ModelCard
+    window: int | None = None
+    """Pixels that become `card.min_size`: windows of scenes have one scale; None: the shorter side does."""
+
+    def shorter(self, height: int, width: int) -> int:
+        """Return the pixels to which the shorter side of an image is resized."""
+        least = self.card.min_size
+        return least if self.window is None else max(1, round(min(height, width) * least / self.window))
 
     def training(self, device: torch.device) -> "InstanceTraining":
         """Return the training of this process, see `Recipe`."""
@@ -46,7 +53,7 @@ class InstanceTraining(Training):
 
     def __init__(self, recipe: InstanceRecipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe.card, pretrained=recipe.pretrained)
+        model = build_model(recipe.card)
         if recipe.start is not None:
             begin_with(model, recipe.start)
         model.to(device)
@@ -92,7 +99,8 @@ class InstanceTraining(Training):
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> tuple[EncodedMasks, Tensor, Tensor]:
         """Return n masks, labels (n,) and scores (n,) of an image, uint8 (3, h, w)."""
-        model = self.scored.eval()
+        model: Any = self.scored.eval()
+        model.transform.min_size = (self.recipe.shorter(*pixels.shape[1:]),)
         (found,) = model([pixels.to(self.device).float() / 255])
         found = {name: tensor.cpu() for name, tensor in found.items()}
         frame: MaskFrame = getattr(model, "mask_frame", "image")  # torchvision's own grow to the image

@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 from segray.data.dataset import Data
 from segray.data.label_sample import decide_from
 from segray.data.labels import LabelRules, colour_rules
-from segray.data.pair_reader import Reading
+from segray.data.pair_reader import LabelReading, Reading
 from segray.data.pairs import Pairs, list_pairs
 from segray.errors import SettingsError
 from segray.log import say
 from segray.train.settings import INSTANCE_ONLY, TrainSettings
-from segray.train.warm_start import first_weights
+from segray.train.warm_start import credits_of, first_encoder, first_weights, start_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segray.data.scene_windows import Windows, WindowSettings
+    from segray.data.scene_windows import Windows
+    from segray.models.encoder_start import EncoderStart
     from segray.models.start_weights import Start
     from segray.train.tasks.semantic_training import SemanticRecipe
     from segray.train.transforms.semantic import SemanticTransform
@@ -39,6 +40,8 @@ class SemanticTask:
     arch_settings: dict[str, Any]
     start: "Start | None" = None
     """Model to start training from."""
+    encoder: "EncoderStart | None" = None
+    """Weights that the encoder alone starts with."""
     best: ClassVar[str] = "miou"
     counted: ClassVar[str] = "class_pixels"
 
@@ -48,8 +51,9 @@ class SemanticTask:
         if settings.footprints is None:
             return list_pairs(settings.data, settings.storage, settings.root)
         from segray.data.scene_windows import list_windows
+        from segray.train.tasks.scenes import window_settings
 
-        return list_windows(window_settings(settings, settings.footprints), names_of(settings))
+        return list_windows(window_settings(settings), names_of(settings))
 
     @classmethod
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "SemanticTask":
@@ -72,7 +76,8 @@ class SemanticTask:
         complete = complete_settings(settings.arch, settings.arch_settings)
         if settings.activation_checkpointing:
             check_recomputing(settings.arch)
-        task = cls(settings, listed, rules, names, loss, outputs, complete, start)
+        encoder = first_encoder(settings, lambda pretrained: _built(settings.arch, 1, complete, pretrained))
+        task = cls(settings, listed, rules, names, loss, outputs, complete, start, encoder)
         task._first_weights()  # raises, before anything is read
         return task
 
@@ -83,10 +88,10 @@ class SemanticTask:
             "values": self.rules.values,
             "loss": self.loss,
             "arch_settings": self.arch_settings,
-            **({"start": self.start.digest} if self.start else {}),
+            **start_of(self.start, self.encoder),
         }
 
-    def reading(self) -> Reading:
+    def reading(self) -> LabelReading:
         """Return how pairs are read, see `TrainingTask`."""
         usual = Reading(self.rules, self.settings.max_pixels, self.settings.storage)
         return usual if self.settings.footprints is None else cast("Windows", self.listed).reading(usual)
@@ -119,6 +124,7 @@ class SemanticTask:
             deviation,
             settings.size,
             settings.fit,
+            **credits_of(self.start, self.encoder),
         )
         return SemanticRecipe(
             **recipe_fields(settings, data.sizes["train"], precision),
@@ -134,37 +140,26 @@ class SemanticTask:
         return {}
 
     def _moments(self, data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (data.mean, data.deviation) if self.start is None else (self.start.mean, self.start.std)
+        begun = self.start or self.encoder
+        return (data.mean, data.deviation) if begun is None else (begun.mean, begun.std)
 
     def _first_weights(self) -> "dict[str, Tensor] | None":
-        from segray.models.semantic import build_semantic
-
         def build(outputs: int) -> Any:
-            return build_semantic(self.settings.arch, 3, outputs, self.arch_settings, False)
+            return _built(self.settings.arch, outputs, self.arch_settings)
 
         labels = self.names if self.outputs > 1 else self.names[1:]
-        return first_weights(self.settings, self.start, build, labels, self.outputs)
+        return first_weights(self.settings, self.start or self.encoder, build, labels, self.outputs)
+
+
+def _built(arch: str, outputs: int, settings: dict[str, Any], pretrained: bool = False) -> Any:
+    from segray.models.semantic import build_semantic
+
+    return build_semantic(arch, 3, outputs, settings, pretrained)
 
 
 def names_of(settings: TrainSettings) -> tuple[str, ...]:
     """Return the names of the classes, from 0 up."""
     return tuple(settings.classes or ("background", "foreground"))
-
-
-def window_settings(settings: TrainSettings, footprints: str) -> "WindowSettings":
-    """Return how scenes are cut into windows."""
-    from segray.data.scene_windows import WindowSettings
-
-    return WindowSettings(
-        settings.data,
-        footprints,
-        settings.footprints_layer,
-        settings.class_column,
-        settings.tiling,
-        settings.block,
-        (settings.split_seed, settings.val_share, settings.test_share),
-        settings.storage,
-    )
 
 
 def _rules(settings: TrainSettings, listed: Pairs) -> tuple[LabelRules, str]:

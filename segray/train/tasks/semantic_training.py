@@ -55,7 +55,7 @@ class SemanticTraining(Training):
 
     def __init__(self, recipe: SemanticRecipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe.card, pretrained=recipe.pretrained).to(device)
+        model = build_model(recipe.card).to(device)
         if recipe.start is not None:
             begin_with(model, recipe.start)
         freeze_unused(model, len(recipe.card.bands))

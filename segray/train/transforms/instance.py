@@ -38,6 +38,12 @@ class CropSettings:
     """Shorter side of a whole image after the model's own resize: the scale that training is centred on."""
     smallest_area: int = 30
     """Instances with fewer pixels left in the crop are not targets."""
+    whole: int | None = None
+    """Pixels that become `resize_to`, for windows of scenes, which have one scale; None: the shorter side."""
+
+    def scale(self, height: int, width: int) -> float:
+        """Return the factor on an image of this size."""
+        return self.resize_to / (self.whole or min(height, width))
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class InstanceTransform:
                 torch.from_numpy(_chw(example.pixels)), torch.from_numpy(maps), transform
             )
         target = target_of(layers, labels, self.crop.smallest_area, torch.from_numpy(layer_of))
-        pixel = self.crop.resize_to / min(example.pixels.shape[:2])
+        pixel = self.crop.scale(*example.pixels.shape[:2])
         return pixels, target | {"boxes": pasted_boxes(target["boxes"], pixel=pixel)}
 
     def scoring(self, example: CocoExample) -> Arrays:
@@ -179,8 +185,7 @@ class ScaledCrop(v2.Transform):  # type: ignore[misc]
         """Draw the window, always inside the image, so that nothing needs padding."""
         height, width = functional.get_size(flat_inputs[0])
         settings = self.settings
-        base = settings.resize_to / min(height, width)
-        scale = base * math.exp(_uniform(*map(math.log, self.scale)))
+        scale = settings.scale(height, width) * math.exp(_uniform(*map(math.log, self.scale)))
         stretch = math.exp(_uniform(-1, 1) * math.log(self.stretch) / 2)
         window_height = min(height, max(8, round(settings.crop / scale * stretch)))
         window_width = min(width, max(8, round(settings.crop / scale / stretch)))

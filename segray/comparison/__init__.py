@@ -1,0 +1,1 @@
+"""Several models over the same labelled images: scores, differences, cost, panels."""

@@ -1,0 +1,300 @@
+"""Instance models over COCO JSON or labels of annotate's shape: each annotates into a folder of its own.
+
+    OUTPUT/predictions/NAME-KEY    what `annotate` found: `preview`, `export` and `evaluate` take it
+
+The same steps as `segray evaluate --weights`, and so the same figures; but an image that one of the models
+could not do counts for none.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.comparison.candidates import Candidate
+from segray.comparison.choose_images import ImageChoice
+from segray.comparison.results import ModelResult, Results, most_frequent
+from segray.comparison.settings import CompareSettings
+from segray.data.coco_listing import coco_file_of
+from segray.data.instance_files import holds_coco
+from segray.errors import ItemError, SettingsError
+from segray.evaluate.compare_detector import DetectorEvaluation, find_detector
+from segray.evaluate.compare_instances import InstanceEvaluation
+from segray.evaluate.compare_pairs import Problem
+from segray.evaluate.instance_report import Compared
+from segray.evaluate.matching import Kind
+from segray.evaluate.precision_recall import (
+    BOUNDED,
+    Category,
+    InstanceFigures,
+    Resampling,
+    figures,
+    image_hash,
+    ranked,
+)
+from segray.evaluate.settings import EvaluateSettings
+from segray.log import say
+from segray.models.device import Precision, resolve_device, resolve_precision
+from segray.output.folder import Output
+from segray.output.reader import ledger_files
+from segray.scenes.scene import Tiling
+from segray.settings import without_environment
+from segray.sources.byte_ranges import MemoryRanges
+from segray.sources.decode_step import decode_image
+from segray.sources.item import Source
+from segray.sources.manifest import absolute, look_up_rows
+from segray.sources.read_step import read_all
+from segray.sources.sandbox import DecodeSandbox
+
+FOLDER = "predictions"
+_SAME = (
+    *("data", "split", "root", "detections", "score_threshold", "annotate", "device", "precision"),
+    *("max_pixels", "draws", "seed", "storage", "ray"),
+)
+Bytes = NDArray[np.uint8]
+Masks = dict[str, list[dict[str, Any]]]
+"""Image -> masks as COCO run lengths."""
+
+
+@dataclass(frozen=True)
+class InstanceData:
+    """The images of the split, and how they are annotated."""
+
+    settings: CompareSettings
+    images: tuple[str, ...]
+    """Addresses."""
+    device: str
+    precision: Precision
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the sha256 over the images' addresses and the version of the labels, hex."""
+        settings = self.settings
+        if holds_coco(settings.data, settings.storage):
+            file, _ = coco_file_of(settings.data, settings.storage, settings.root)
+            files = [file]
+        else:
+            files = list(ledger_files(settings.data, settings.storage))
+        names = [*self.images, *(f"{file.uri}\0{file.version}" for file in files)]
+        return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+    @property
+    def number(self) -> int:
+        """Return the number of images of the split."""
+        return len(self.images)
+
+    @property
+    def classes(self) -> None:
+        """Return None: instances are outlined, whatever their class."""
+
+    def notes(self) -> list[str]:
+        """Return lines on how the images are compared."""
+        return [
+            f"At most {self.settings.detections} instances of an image and category count, those with a "
+            f"score of {self.settings.score_threshold:g} or more."
+        ]
+
+    def results(self, candidates: Sequence[Candidate], choice: ImageChoice) -> Results:
+        """Return the figures of all models, whose predictions are there."""
+        return instance_results(self, candidates, choice)
+
+    def folder_of(self, candidate: Candidate) -> str:
+        """Return the name of a model's folder in the output."""
+        settings = self.settings
+        how = (settings.score_threshold, settings.annotate, self.device, self.precision, settings.max_pixels)
+        return f"{FOLDER}/{candidate.slug}-{candidate.key(*how)}"
+
+    def evaluation(self, candidate: Candidate) -> DetectorEvaluation:
+        """Return what `segray evaluate` would do with one model."""
+        own = _evaluating(self.settings, candidate.spec, self.folder_of(candidate))
+        return find_detector(own, candidate.spec, self.settings.data)
+
+    def score(self, candidate: Candidate, _: Output) -> None:
+        """Annotate what is missing."""
+        self.evaluation(candidate).annotated()
+
+    def address_of(self, name: str) -> str:
+        """Return the address of an image, by its name in the labels."""
+        settings = self.settings
+        if not holds_coco(settings.data, settings.storage):
+            return name  # tables name images by their addresses
+        _, base = coco_file_of(settings.data, settings.storage, settings.root)
+        return absolute(name, base)
+
+    def pixels(self, names: Sequence[str]) -> Iterator[tuple[str, Bytes | ItemError]]:
+        """Yield the pixels of some images, uint8 (height, width, 3), one after the other."""
+        settings = self.settings
+        rows: list[tuple[int, str | None]] = [
+            (number, self.address_of(name)) for number, name in enumerate(names, 2)
+        ]
+        nowhere = Source("", "", "file", "", -1)
+        sources = look_up_rows(rows, nowhere, "/", settings.storage)
+        with DecodeSandbox() as sandbox:
+            for name, source in zip(names, sources, strict=True):
+                yield name, _decoded(source, sandbox, settings)
+
+    def masks(
+        self, candidate: Candidate, names: Sequence[str], least: Mapping[int, float]
+    ) -> tuple[Masks, Masks]:
+        """Return true and predicted masks of some images; least: score of each category's predictions."""
+        evaluation = self.evaluation(candidate).instances()
+        numbers = {evaluation.names.index(name): name for name in names}
+        truth: Masks = {name: [] for name in names}
+        found: Masks = {name: [] for name in names}
+        for row in evaluation.instance_rows(numbers):
+            name = numbers[row["image"]]
+            if row["counts"] is None:
+                continue
+            mask = {"size": list(evaluation.wanted.sizes[row["image"]]), "counts": row["counts"]}
+            if np.isnan(row["score"]):
+                truth[name].append(mask)
+            elif row["score"] >= least.get(row["category"], np.inf):
+                found[name].append(mask)
+        return truth, found
+
+
+def _decoded(source: Source, sandbox: DecodeSandbox, settings: CompareSettings) -> Bytes | ItemError:
+    """Return an image's pixels, or why there are none."""
+    try:
+        (data,) = read_all([source], settings.storage)
+        if isinstance(data, ItemError):
+            raise data
+        file = MemoryRanges(source.uri, memoryview(data))
+        return decode_image(sandbox, file, settings.max_pixels, Tiling()).pixels
+    except ItemError as error:
+        return error
+
+
+def find_instance_data(settings: CompareSettings, candidates: Sequence[Candidate]) -> InstanceData:
+    """List the data.
+
+    Raises SettingsError for what is missing, NothingToDoError for a split without an image.
+    """
+    device = resolve_device(settings.device)
+    found = find_detector(
+        _evaluating(settings, candidates[0].spec, FOLDER), candidates[0].spec, settings.data
+    )
+    precision = resolve_precision(settings.precision, device)
+    return InstanceData(settings, tuple(found.images or ()), device, precision)
+
+
+def _evaluating(settings: CompareSettings, weights: str, folder: str) -> EvaluateSettings:
+    given = {name: getattr(settings, name) for name in _SAME}
+    output = f"{settings.output.rstrip('/')}/{folder}"
+    made: EvaluateSettings = without_environment(
+        EvaluateSettings, {**given, "weights": weights, "output": output}
+    )
+    return made
+
+
+def instance_results(data: InstanceData, candidates: Sequence[Candidate], choice: ImageChoice) -> Results:
+    """Return the figures of the models over the images that all of them could do."""
+    evaluations = [data.evaluation(each).instances() for each in candidates]
+    sizes = dict(zip(evaluations[0].names, evaluations[0].wanted.sizes, strict=True))
+    found = [_compared(own, each.name) for own, each in zip(evaluations, candidates, strict=True)]
+    common = set.intersection(*({*_kept(each)} for each in found))
+    problems = _problems([each.name for each in candidates], found, common)
+    results, alone = list[ModelResult](), list[NDArray[np.float64]]()
+    names = sorted(common)
+    for each in found:
+        result, f1 = _result(each, common, data.settings)
+        results.append(result)
+        alone.append(np.array([f1[name] for name in names]))
+    if names:
+        choice.offer(names, np.stack(alone, axis=1))
+    size = most_frequent(Counter(sizes[name] for name in names))
+    return Results(results, len(common), problems, choice.chosen(), size)
+
+
+def _compared(evaluation: InstanceEvaluation, name: str) -> Compared:
+    say(f"{name}: matching with the labels")
+    try:
+        return evaluation.compared()
+    except SettingsError as error:  # no category in common
+        raise SettingsError(*(f"weights {name}: {line}" for line in error.lines)) from error
+
+
+def _kept(compared: Compared) -> Iterator[str]:
+    return (name for name, kept in zip(compared.names, compared.kept.tolist(), strict=True) if kept)
+
+
+def _problems(names: Sequence[str], found: Sequence[Compared], common: set[str]) -> list[Problem]:
+    """Return one problem for each image that is in no score, with what each model says of it."""
+    reasons: dict[str, dict[str, str]] = {}
+    for name, each in zip(names, found, strict=True):
+        for problem in each.problems:
+            reasons.setdefault(problem.name, {})[name] = problem.reason
+    lines = []
+    for image, by_model in sorted(reasons.items()):
+        if image in common:
+            continue
+        same = len(by_model) == len(names) and len({*by_model.values()}) == 1
+        text = (
+            next(iter(by_model.values()))
+            if same
+            else "; ".join(f"{name}: {reason}" for name, reason in by_model.items())
+        )
+        lines.append(Problem(image, text))
+    return lines
+
+
+def _result(
+    compared: Compared, common: set[str], settings: CompareSettings
+) -> tuple[ModelResult, dict[str, float]]:
+    """Return a model's figures over the common images, and its F1 on each of them."""
+    kept = np.array([name in common for name in compared.names], bool) & compared.kept
+    matches = compared.matches.of_images(kept)
+    hashes = np.array([image_hash(name) for name in compared.names], np.uint64)
+    resampling = Resampling(hashes, settings.draws, settings.seed)
+    ranks = {kind: dict(ranked(matches, kind, settings.detections)) for kind in matches.states}
+    kinds = {kind: figures(each.items(), settings.detections) for kind, each in ranks.items()}
+    categories, found = ranks["segm"], kinds["segm"]
+    mean, each = resampling.drawn(categories)
+    f1 = _f1_of_images(categories, len(compared.names))
+    names = compared.categories
+    result = ModelResult(
+        _overall(kinds),
+        {
+            names[number]: found.per_category[number]
+            for number in sorted(found.per_category)
+            if number in names and categories[number].truth(0)[0]
+        },
+        {kind: value.overall for kind, value in kinds.items()},
+        dict(zip(BOUNDED, mean, strict=True)),
+        {names[number]: dict(zip(BOUNDED, rows, strict=True)) for number, rows in each.items()},
+        {
+            "predictions": len(matches.score),
+            "unknown_categories": dict(compared.unknown),
+            "thresholds": [
+                {"class": names[number], "id": number, **asdict(category.best_f1())}
+                for number, category in categories.items()
+                if number in names
+            ],
+        },
+    )
+    return result, {
+        name: float(value) for name, value, use in zip(compared.names, f1, kept, strict=True) if use
+    }
+
+
+def _overall(kinds: Mapping[Kind, InstanceFigures]) -> dict[str, float]:
+    """Return the figures of masks, and AP of boxes."""
+    return {**kinds["segm"].overall, "box_ap": kinds["bbox"].overall["ap"]}  # ap first
+
+
+def _f1_of_images(categories: dict[int, Category], images: int) -> NDArray[np.float64]:
+    """Return F1 at IoU 0.5 of each image, (images,), above each category's best threshold; NaN: nothing."""
+    false, missed, there = (np.zeros(images, np.int64) for _ in range(3))
+    for category in categories.values():
+        wrong, lost = category.errors(category.best_f1().score, images)
+        false, missed = false + wrong, missed + lost
+        there = there + category.truth_of_images(images)
+    hits = there - missed
+    whole = 2 * hits + false + missed
+    share: NDArray[np.float64] = np.divide(2 * hits, whole, out=np.full(images, np.nan), where=whole > 0)
+    return share
