@@ -21,6 +21,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.comparison.made import write_model
+from tests.sam_models import save
 from tests.scenes.made import town, write
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
     put("photos/one.png", images[1].read_bytes())
     put("shards/0.tar", _tar(images[2:3]))
     _coco_weights(folder / "torch")
+    save(folder / "sam2", "sam2")
 
 
 def _nuclei(folder: Path) -> None:

@@ -89,7 +89,9 @@ class Mask2FormerInstances(nn.Module):
     def _loss(self, pixels: Tensor, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
         height, width = pixels.shape[-2:]
         masks = [
-            pad(each["masks"].float(), (0, width - each["masks"].shape[2], 0, height - each["masks"].shape[1]))
+            pad(
+                each["masks"].float(), (0, width - each["masks"].shape[2], 0, height - each["masks"].shape[1])
+            )
             for each in targets
         ]
         labels = [each["labels"] - 1 for each in targets]
@@ -190,7 +192,7 @@ def _network(classes: int, bands: int, settings: Mask2FormerSettings) -> Any:
         decoder_layers=settings.decoder_layers + 1,  # the last one of theirs is the prediction alone
         num_queries=settings.queries,
         train_num_points=settings.points,
-        num_labels=classes,
+        num_labels=classes,  # type: ignore[call-arg]
     )
     network: Any = transformers.Mask2FormerForUniversalSegmentation(config)
     unused = network.model.pixel_level_module.encoder.swin.layernorm  # DDP would wait for its gradient
