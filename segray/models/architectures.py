@@ -36,7 +36,7 @@ class Library:
 
 _TIMM_WEIGHTS = "mostly of ImageNet (packages of the extra `pretrained`, else huggingface.co)"
 OWN = Library("segray", "Apache-2.0", "")
-SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
+SMP = Library("segmentation-models-pytorch", "MIT", f"the encoder's, {_TIMM_WEIGHTS}")
 OWN_ON_RESNET = Library("segray", "Apache-2.0", "the ResNet's, of ImageNet (download.pytorch.org)")
 OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download.pytorch.org)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from segray.errors import SettingsError
 from segray.models.any_size import any_size
-from segray.models.first_convolution import for_bands
+from segray.models.encoder_weights import for_bands
 from segray.models.imports import import_torchvision
 from segray.models.pretrained import with_weights
 from segray.models.recompute import recomputed
