@@ -39,6 +39,7 @@ OWN = Library("segray", "Apache-2.0", "")
 SMP = Library("segmentation-models-pytorch", "MIT", f"the encoder's, {_TIMM_WEIGHTS}")
 OWN_ON_RESNET = Library("segray", "Apache-2.0", "the ResNet's, of ImageNet (download.pytorch.org)")
 OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download.pytorch.org)")
+TIMM = Library("timm", "Apache-2.0", "the backbone's, of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 TRANSFORMERS = Library("transformers", "Apache-2.0", "")
 ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
@@ -119,6 +120,11 @@ ARCHITECTURES = (
     Architecture(
         "transunet", "semantic", OWN_ON_RESNET, 101_924_369, "transunet:build_transunet",
         "transunet:TransUNetSettings", "Chen et al. 2021, https://arxiv.org/abs/2102.04306",
+    ),
+    Architecture(
+        "hrnet:ENCODER", "semantic", TIMM, 9_636_241, "hrnet:build_hrnet", "",
+        "Wang et al. 2019, https://arxiv.org/abs/1908.07919",
+        ("w18", "w30", "w32", "w40", "w44", "w48", "w64", "w18_small", "w18_small_v2"), example="w18",
     ),
     Architecture(
         "compact-maskrcnn", "instance", OWN, 4_157_339, "maskrcnn:build_compact_maskrcnn",

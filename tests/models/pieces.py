@@ -25,10 +25,11 @@ def write_pieces(folder: Path) -> Path:
         by_image.setdefault(each["image_id"], []).append(each["segmentation"])
     small = [each for each in content["images"] if each["height"] == each["width"] == 256]
     others = [each for each in content["images"] if each not in small]
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (image, split) in enumerate(zip(small + others, SPLITS, strict=False)):
         masks = np.stack([coco_mask.decode(each) for each in by_image[image["id"]]]).astype(bool)
-        window = _fullest(masks.any(axis=0))
+        window = _fullest(np.asarray(masks.any(axis=0), bool))
         pixels = np.asarray(Image.open(NUCLEI / "images" / image["file_name"]).convert("RGB"))[window]
         inside = [mask[window] for mask in masks if mask[window].sum() > 40]
         name = f"{split}/{number}.png"

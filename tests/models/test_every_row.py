@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from segray.annotate.settings import AnnotateSettings
 from segray.annotate.task import Annotate
@@ -60,6 +61,7 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
         "transunet",
         {"encoder": "resnet18", "width": 24, "layers": 2, "heads": 3, "mlp": 48, "grid": 4},
     ),
+    "hrnet:ENCODER": ("hrnet:w18_small", {}),
     "compact-maskrcnn": ("compact-maskrcnn", {"widths": [8, 16, 24, 32], "fpn_width": 16, "box_width": 32}),
 }
 """Name of a row -> a value of `--arch` and settings that make it small."""
@@ -67,6 +69,7 @@ SMALL = {
     "epochs": EPOCHS, "batch_size": 2, "size": SIDE, "augment": {"preset": "off"}, "precision": "fp32",
     "lr": 1e-4,
 }  # fmt: skip
+PROPOSALS = 16
 FOR_INSTANCES = {"min_size": SIDE, "max_size": SIDE}
 
 
@@ -127,10 +130,21 @@ class Feed:
                 yield self.transform.collate([(pair.name, self.transform.scoring(self.examples[pair.item]))])
 
 
-class Undrawn(Loop):
-    """Without curves and TensorBoard's events, which do not depend on the network."""
+def fewer_proposals(model: Any) -> None:
+    """Let a two-stage detector look at few regions: the second stage of a thousand takes 20 s."""
+    if isinstance(model, GeneralizedRCNN):
+        for limits in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):
+            limits.update(training=PROPOSALS, testing=PROPOSALS)
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = PROPOSALS
+
+
+class Brief(Loop):
+    """Without curves, TensorBoard's events and checkpoints, which take longer than the training here."""
 
     def _draw_history(self) -> None:
+        pass
+
+    def _save(self) -> None:
         pass
 
 
@@ -144,10 +158,11 @@ def test_it_is_trained_saved_loaded_and_used(
     task = kind.of(settings, listed)
     feed = Feed(task, listed, read)
     training = task.recipe(feed.data, "fp32").training(torch.device("cpu"))
+    fewer_proposals(training.model)
     first = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     store = Output(settings.output, StorageSettings())
     shown = [feed.transform.collate([("shown", feed.transform.scoring(read[kind.__name__][0]))])]
-    Undrawn(training, store, 0, 1e9, shown).run(feed.batches(settings), len(feed.trained), len(feed.scored))
+    Brief(training, store, 0, 1e9, shown).run(feed.batches(settings), len(feed.trained), len(feed.scored))
 
     lines = [json.loads(line) for line in (store.read(METRICS) or b"").splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
@@ -187,6 +202,7 @@ def annotated(weights: Path, feed: Feed, folder: Path) -> None:
     task = Annotate(settings)
     model = task.load()
     assert model.categories == {1: "nucleus"}
+    fewer_proposals(model.module)
     pixels = feed.examples[feed.scored[0].item].pixels
     done = task.predictor(model, "cpu", "fp32", 1, 1).predict(decoded(picture_row("a", pixels)))
     assert done["status"].to_pylist() == ["annotated"], done["error"].to_pylist()
