@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segray.address import Address
 from segray.bulk.settings import BulkSettings
 from segray.settings import JobSettings, WeightsAddress
 
@@ -52,5 +53,8 @@ exit codes:
     )
     refine: WeightsAddress | None = Field(
         None, description="SAM that turns the boxes found into masks: a name such as sam2-tiny, or a folder"
+    )
+    boxes: Address | None = Field(
+        None, description="COCO file whose boxes `refine` turns into masks, in place of a model's"
     )
     sam: SamSettings = SamSettings()

@@ -32,13 +32,16 @@ class Annotate:
         from segray.models.weights import check_weights, is_sam
 
         settings = self.settings
-        check_weights(settings.weights, settings.storage, "instance")
+        if settings.boxes is None:
+            check_weights(settings.weights, settings.storage, "instance")
+        elif "weights" in settings.model_fields_set or settings.refine is None:
+            raise SettingsError("boxes: with --refine, which makes their masks, and without --weights")
         if settings.refine is None:
             return
         check_weights(settings.refine, settings.storage, "instance")
         if not is_sam(settings.refine, settings.storage):
             raise SettingsError(f"refine: {settings.refine} is not SAM; use a name such as sam2-tiny")
-        if is_sam(settings.weights, settings.storage):
+        if settings.boxes is None and is_sam(settings.weights, settings.storage):
             raise SettingsError("refine: SAM's own masks are not refined; leave it out, or use other weights")
 
     def load(self) -> "LoadedModel":
@@ -49,10 +52,12 @@ class Annotate:
         from segray.models.weights import load_weights
 
         settings = self.settings
-        model = load_weights(settings.weights, settings.storage, "instance")
-        if settings.refine is None:
-            return model
-        return replace(model, refiner=load_weights(settings.refine, settings.storage, "instance"))
+        refiner = load_weights(settings.refine, settings.storage, "instance") if settings.refine else None
+        if settings.boxes is not None and refiner is not None:
+            from segray.annotate.box_prompts import load_boxes
+
+            return load_boxes(settings.boxes, settings.storage, refiner)
+        return replace(load_weights(settings.weights, settings.storage, "instance"), refiner=refiner)
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what instances depend on.
@@ -83,6 +88,10 @@ class Annotate:
         threads: int,
     ) -> "Predictor":
         """Return the model on its device."""
+        if self.settings.boxes is not None:
+            from segray.annotate.box_prompts import BoxPredictor
+
+            return BoxPredictor(model, device, precision, threads)  # type: ignore[return-value]
         from segray.annotate.predictor import Predictor
 
         settings = self.settings

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NOT_FROM_THE_RUN = frozenset(
     {"output", "storage", "ray", "log_format", "metrics_port", "max_rejects", "score_threshold"}
-    | {"probabilities", "polygons", "tta", "retry_rejected", "blur", "blur_margin", "refine"}
+    | {"probabilities", "polygons", "tta", "retry_rejected", "blur", "blur_margin", "refine", "boxes"}
 )
 """Settings of the run that the pass has itself, or has no use for."""
 

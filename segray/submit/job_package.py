@@ -29,6 +29,7 @@ ADDRESSES = (
     "start_from",
     "encoder_weights",
     "refine",
+    "boxes",
     "registry",
     "if_drift",
     "data",
