@@ -20,7 +20,7 @@ class CrfSettings(BaseModel):
     )
     w1: float = Field(10.0, ge=0, description="weight of the appearance kernel: near and of similar colour")
     theta_alpha: float = Field(80.0, ge=1, description="its standard deviation in position, pixels")
-    theta_beta: float = Field(13.0, ge=1, description="its standard deviation in colour, of 0 to 255")
+    theta_beta: float = Field(7.0, ge=1, description="its standard deviation in colour, of 0 to 255")
     w2: float = Field(3.0, ge=0, description="weight of the smoothness kernel: near")
     theta_gamma: float = Field(3.0, ge=0.5, description="its standard deviation in position, pixels")
 
