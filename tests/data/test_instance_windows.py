@@ -227,7 +227,13 @@ def test_settings_that_do_not_fit(place: Path, more: dict[str, Any], words: str)
 
 def test_a_start_model_decides_the_kind(place: Path) -> None:
     """Whose architecture the settings take over: before, they do not know what they are for."""
-    more = {"data": "d", "footprints": "f", "output": "o", "start_from": "nuclei-small", "window_overlap": 3}
+    more: dict[str, Any] = {
+        "data": "d",
+        "footprints": "f",
+        "output": "o",
+        "start_from": "nuclei-small",
+        "window_overlap": 3,
+    }
     given = TrainSettings(**more)
     with pytest.raises(SettingsError, match="window_overlap: is for instance models, unet is a semantic"):
         window_settings(given)
