@@ -313,22 +313,27 @@ exit codes:
             return self
         if wrong := self._given(("root", "void", "values", "colours", "min_score", "balance_kinds")):
             raise ValueError(f"{', '.join(wrong)}: not for footprints")
-        if self.is_instance:
-            return self._one_category()
-        if self.window_overlap is not None:
-            raise ValueError(f"window_overlap: is for instance models, {self.arch} is a semantic one")
-        if self.class_column and not self.classes:
-            raise ValueError("class_column: set classes, the one without footprints first")
-        if not self.class_column and self.classes and len(self.classes) != 2:
-            raise ValueError("classes: footprints without a class_column have two, background and foreground")
+        is_known = self.start_from is None or "arch" in self.model_fields_set
+        if is_known and (problem := self.footprint_problem):
+            raise ValueError(problem)
         return self
 
-    def _one_category(self) -> "TrainSettings":
-        if not self.class_column and self.classes and len(self.classes) != 1:
-            raise ValueError("classes: footprints without a class_column are instances of one category")
-        if self.window_overlap is not None and self.window_overlap >= self.tiling.tile:
-            raise ValueError(f"window_overlap: must be below window ({self.tiling.tile})")
-        return self
+    @property
+    def footprint_problem(self) -> str | None:
+        """Return which settings of footprints do not fit the kind of model; None if all do."""
+        number = len(self.classes or ())
+        if self.is_instance:
+            if not self.class_column and number > 1:
+                return "classes: footprints without a class_column are instances of one category"
+            too_wide = self.window_overlap is not None and self.window_overlap >= self.tiling.tile
+            return f"window_overlap: must be below window ({self.tiling.tile})" if too_wide else None
+        if self.window_overlap is not None:
+            return f"window_overlap: is for instance models, {self.arch} is a semantic one"
+        if self.class_column and not number:
+            return "class_column: set classes, the one without footprints first"
+        if not self.class_column and number not in (0, 2):
+            return "classes: footprints without a class_column have two, background and foreground"
+        return None
 
     def _given(self, names: tuple[str, ...]) -> list[str]:
         fields = type(self).model_fields

@@ -225,6 +225,23 @@ def test_settings_that_do_not_fit(place: Path, more: dict[str, Any], words: str)
         settings(place, **more)
 
 
+def test_a_start_model_decides_the_kind(place: Path) -> None:
+    """Whose architecture the settings take over: before, they do not know what they are for."""
+    more: dict[str, Any] = {
+        "data": "d",
+        "footprints": "f",
+        "output": "o",
+        "start_from": "nuclei-small",
+        "window_overlap": 3,
+    }
+    given = TrainSettings(**more)
+    with pytest.raises(SettingsError, match="window_overlap: is for instance models, unet is a semantic"):
+        window_settings(given)
+    found = window_settings(given.model_copy(update={"arch": "compact-maskrcnn"}))
+    assert found.instances is not None
+    assert found.instances.overlap == 3
+
+
 def test_windows_have_one_scale_whatever_their_size() -> None:
     assert CropSettings(32, 48, whole=SIDE).scale(40, 64) == 0.75
     assert CropSettings(32, 48).scale(32, 64) == 1.5

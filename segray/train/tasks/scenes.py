@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from segray.errors import SettingsError
 from segray.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -13,10 +14,12 @@ CATEGORY = "footprint"
 
 
 def window_settings(settings: TrainSettings) -> "WindowSettings":
-    """Return how scenes are cut into windows, and split."""
+    """Return how scenes are cut into windows, and split. Raises SettingsError for what fits no such model."""
     from segray.data.scene_windows import WindowSettings
 
     assert settings.footprints is not None
+    if problem := settings.footprint_problem:  # a start model may have decided the architecture since
+        raise SettingsError(problem)
     return WindowSettings(
         settings.data,
         settings.footprints,
