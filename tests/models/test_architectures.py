@@ -9,6 +9,7 @@ import torch
 
 from segray.models.architectures import ARCHITECTURES, CHOICES, Architecture, complete_settings, parsed
 from segray.models.catalog import NAMED_MODELS, show
+from segray.models.encoder_weights import has_encoder
 from segray.models.modelfile import Card, ModelCard, SemanticCard, build_model
 from segray.models.sam_names import SAM_WEIGHTS
 
@@ -26,6 +27,10 @@ def test_every_row_is_built_and_has_its_parameters(row: Architecture) -> None:
         network = build_model(card(row))
     assert sum(each.numel() for each in network.parameters()) == row.parameters
     assert network.training
+    if row.task == "semantic" and row.library.pretrained:
+        assert has_encoder(network), (
+            "train takes the pretrained weights of what is called encoder or backbone"
+        )
 
 
 def test_the_network_of_a_named_model_is_in_the_table() -> None:
