@@ -7,7 +7,15 @@ import sys
 import pytest
 import torch
 
-from segray.models.architectures import ARCHITECTURES, CHOICES, Architecture, complete_settings, parsed
+from segray.errors import SettingsError
+from segray.models.architectures import (
+    ARCHITECTURES,
+    CHOICES,
+    Architecture,
+    check_recomputing,
+    complete_settings,
+    parsed,
+)
 from segray.models.catalog import NAMED_MODELS, show
 from segray.models.encoder_weights import has_encoder
 from segray.models.modelfile import Card, ModelCard, SemanticCard, build_model
@@ -37,6 +45,17 @@ def test_the_network_of_a_named_model_is_in_the_table() -> None:
     rows = {row.arch: row for row in ARCHITECTURES}
     for model in NAMED_MODELS:
         assert model.name in SAM_WEIGHTS or rows[model.arch].task == model.task
+
+
+@pytest.mark.parametrize("arch", ["unet", "segnet", "attention_unet", "transunet", "fpn:resnet50"])
+def test_recomputing_is_supported(arch: str) -> None:
+    check_recomputing(arch)
+
+
+@pytest.mark.parametrize("arch", ["hrnet:w18", "segformer:mit_b0", "mask2former-semantic"])
+def test_recomputing_is_refused(arch: str) -> None:
+    with pytest.raises(SettingsError, match=f"activation_checkpointing: {arch} is not supported; unet, "):
+        check_recomputing(arch)
 
 
 def test_help_names_every_row() -> None:
