@@ -38,6 +38,7 @@ _TIMM_WEIGHTS = "mostly of ImageNet (packages of the extra `pretrained`, else hu
 OWN = Library("segray", "Apache-2.0", "")
 SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
+OWN_ON_TIMM = Library("segray on timm", "Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 
 
@@ -118,6 +119,10 @@ ARCHITECTURES = (
     Architecture(
         "maskrcnn:ENCODER", "instance", ON_TIMM, 22_570_267, "encoder_maskrcnn:build_encoder_maskrcnn",
         "encoder_maskrcnn:MaskRCNNSettings", _MASK_RCNN, example="efficientnet-lite0",
+    ),
+    Architecture(
+        "solov2:ENCODER", "instance", OWN_ON_TIMM, 46_228_801, "solov2:build_solov2", "solov2:SOLOv2Settings",
+        "Wang et al. 2020, https://arxiv.org/abs/2003.10152",
     ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
