@@ -42,6 +42,7 @@ OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download
 TIMM = Library("timm", "Apache-2.0", "the backbone's, of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 TRANSFORMERS = Library("transformers", "Apache-2.0", "")
+OWN_ON_TIMM = Library("segray on timm", "Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 
 
@@ -147,6 +148,10 @@ ARCHITECTURES = (
     Architecture(
         "maskrcnn:ENCODER", "instance", ON_TIMM, 22_570_267, "encoder_maskrcnn:build_encoder_maskrcnn",
         "encoder_maskrcnn:MaskRCNNSettings", _MASK_RCNN, example="efficientnet-lite0",
+    ),
+    Architecture(
+        "solov2:ENCODER", "instance", OWN_ON_TIMM, 46_228_801, "solov2:build_solov2", "solov2:SOLOv2Settings",
+        "Wang et al. 2020, https://arxiv.org/abs/2003.10152",
     ),
     Architecture(
         "mask2former", "instance", TRANSFORMERS, 47_402_876, "mask2former:build_mask2former_instances",

@@ -149,9 +149,10 @@ def _encoder(name: str) -> dict[str, Any]:
 
 def _architecture(row: Architecture) -> dict[str, Any]:
     """Return a row with the same keys as weights; `encoders` lacks those of timm, more than a thousand."""
-    offered: Sequence[str] = encoders_of(row) if row.name != row.arch else ()
-    if row.task == "instance" and not row.encoders:
-        offered = tuple(PACKAGES)  # all of timm's others are known by their names there
+    offered: Sequence[str] = ()
+    if row.name != row.arch:
+        of_timm = row.task == "instance" and not row.encoders
+        offered = tuple(PACKAGES) if of_timm else encoders_of(row)
     return {
         "kind": "architecture", "name": row.name, "task": row.task, "arch": row.arch,
         "parameters": row.parameters, "categories": None, "licence": row.library.licence,
