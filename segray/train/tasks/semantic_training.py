@@ -185,7 +185,7 @@ def freeze_unused(network: nn.Module, bands: int) -> None:
 
     DDP would wait for their gradients. Found with one small image in evaluation mode.
     """
-    parameters = list(network.parameters())
+    parameters = [each for each in network.parameters() if each.requires_grad]
     picture = torch.zeros(1, bands, 64, 64, device=parameters[0].device)
     network.eval()
     logits = network(picture).sum()
