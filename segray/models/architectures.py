@@ -37,6 +37,9 @@ class Library:
 _TIMM_WEIGHTS = "mostly of ImageNet (packages of the extra `pretrained`, else huggingface.co)"
 OWN = Library("segray", "Apache-2.0", "")
 SMP = Library("segmentation-models-pytorch", "MIT", "the encoder's, mostly of ImageNet (huggingface.co)")
+OWN_ON_RESNET = Library("segray", "Apache-2.0", "the ResNet's, of ImageNet (download.pytorch.org)")
+OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download.pytorch.org)")
+TIMM = Library("timm", "Apache-2.0", "the backbone's, of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 OWN_ON_TIMM = Library("segray on timm", "Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
@@ -62,10 +65,10 @@ class Architecture:
     """Publication."""
     encoders: tuple[str, ...] = ()
     """Known encoders; empty: those of segmentation-models-pytorch, of an instance network those of timm."""
-    example: str = "resnet50"
-    """The encoder of `arch`, where there are several."""
     pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings whose defaults differ with pretrained weights."""
+    example: str = "resnet50"
+    """The encoder of `arch`, where there are several."""
 
     @property
     def family(self) -> str:
@@ -78,8 +81,9 @@ class Architecture:
         return self.name.replace(_ENCODER, f":{self.example}")
 
 
-def _smp(family: str, parameters: int, origin: str) -> Architecture:
-    return Architecture(family + _ENCODER, "semantic", SMP, parameters, "smp_networks:build_smp", "", origin)
+def _smp(family: str, parameters: int, origin: str, example: str = "resnet50") -> Architecture:
+    name, build = family + _ENCODER, "smp_networks:build_smp"
+    return Architecture(name, "semantic", SMP, parameters, build, "", origin, example=example)
 
 
 _UNET = "Ronneberger, Fischer and Brox 2015, https://arxiv.org/abs/1505.04597"
@@ -94,9 +98,32 @@ ARCHITECTURES = (
     _smp("deeplabv3plus", 26_677_585, "Chen et al. 2018, https://arxiv.org/abs/1802.02611"),
     _smp("pspnet", 24_300_993, "Zhao et al. 2017, https://arxiv.org/abs/1612.01105"),
     _smp("fpn", 26_116_033, "Lin et al. 2017, https://arxiv.org/abs/1612.03144"),
+    _smp("linknet", 31_177_777, "Chaurasia and Culurciello 2017, https://arxiv.org/abs/1707.03718"),
+    _smp("manet", 147_439_993, "Fan et al. 2020, https://doi.org/10.1109/ACCESS.2020.3025372"),
+    _smp("upernet", 37_284_673, "Xiao et al. 2018, https://arxiv.org/abs/1807.10221"),
+    _smp("segformer", 3_714_401, "Xie et al. 2021, https://arxiv.org/abs/2105.15203", "mit_b0"),
+    _smp("dpt", 121_778_153, "Ranftl, Bochkovskiy and Koltun 2021, https://arxiv.org/abs/2103.13413",
+         "tu-vit_base_patch16_224"),
     Architecture(
         "fcn:ENCODER", "semantic", TORCHVISION, 32_946_753, "fcn:build_fcn", "",
         "Long, Shelhamer and Darrell 2015, https://arxiv.org/abs/1411.4038", ("resnet50", "resnet101"),
+    ),
+    Architecture(
+        "segnet", "semantic", OWN_ON_VGG, 29_443_585, "segnet:build_segnet", "segnet:SegNetSettings",
+        "Badrinarayanan, Kendall and Cipolla 2015, https://arxiv.org/abs/1511.00561",
+    ),
+    Architecture(
+        "attention_unet", "semantic", OWN, 33_109_700, "attention_unet:build_attention_unet",
+        "attention_unet:AttentionUNetSettings", "Oktay et al. 2018, https://arxiv.org/abs/1804.03999",
+    ),
+    Architecture(
+        "transunet", "semantic", OWN_ON_RESNET, 101_924_369, "transunet:build_transunet",
+        "transunet:TransUNetSettings", "Chen et al. 2021, https://arxiv.org/abs/2102.04306",
+    ),
+    Architecture(
+        "hrnet:ENCODER", "semantic", TIMM, 9_636_241, "hrnet:build_hrnet", "",
+        "Wang et al. 2019, https://arxiv.org/abs/1908.07919",
+        ("w18", "w30", "w32", "w40", "w44", "w48", "w64", "w18_small", "w18_small_v2"), example="w18",
     ),
     Architecture(
         "compact-maskrcnn", "instance", OWN, 4_157_339, "maskrcnn:build_compact_maskrcnn",
@@ -126,6 +153,7 @@ ARCHITECTURES = (
     ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
+_OWN = tuple(row.name for row in _PLAIN.values() if row.task == "semantic")
 _FAMILIES = {row.family: row for row in ARCHITECTURES if row.name != row.arch}
 
 
@@ -221,8 +249,8 @@ def check_recomputing(arch: str) -> None:
     encoder = arch.partition(":")[2]
     if encoder and not encoder.startswith(_RESIDUAL):
         raise SettingsError(
-            f"activation_checkpointing: {arch} is not supported; unet is, and FAMILY:ENCODER with an encoder "
-            "whose name begins with resnet or resnext"
+            f"activation_checkpointing: {arch} is not supported; {', '.join(_OWN)} are, and FAMILY:ENCODER "
+            "with an encoder whose name begins with resnet or resnext"
         )
 
 

@@ -10,7 +10,6 @@ from segray.errors import SettingsError
 from segray.models.any_size import SameSize
 from segray.models.architectures import architecture, complete_settings, part_of
 from segray.models.recompute import recomputed
-from segray.models.unet import UNet
 
 
 def build_semantic(
@@ -42,11 +41,12 @@ def classes_of(logits: Tensor) -> Tensor:
 def recompute_blocks(network: nn.Module) -> None:
     """Let the blocks of a network from `build_semantic` be computed again in the backward pass, in place.
 
-    Our own U-Net: the double convolutions. ResNets: each residual block, and the decoder blocks of the
-    families that have some. Values, gradients, statistics and the names of the weights do not change.
+    Our own networks: the convolutions of a level, the layers of a transformer. ResNets: each residual block,
+    and the decoder blocks of the families that have some. Values, gradients, statistics and the names of the
+    weights do not change.
     """
     inner: Any = network.network if isinstance(network, SameSize) else network
-    if isinstance(inner, UNet):
+    if hasattr(inner, "checkpointing"):
         inner.checkpointing = True
         return
     for block in _blocks(inner):

@@ -20,6 +20,11 @@ SMP_CLASSES = {
     "deeplabv3plus": "DeepLabV3Plus",
     "pspnet": "PSPNet",
     "fpn": "FPN",
+    "linknet": "Linknet",
+    "manet": "MAnet",
+    "upernet": "UPerNet",
+    "segformer": "Segformer",
+    "dpt": "DPT",
 }
 """Our name of a family -> its class in segmentation-models-pytorch."""
 SMP_NAMES = Path(__file__).with_name("smp_names.json")

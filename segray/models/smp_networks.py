@@ -26,6 +26,8 @@ from segray.models.smp_names import SMP_CLASSES, TIMM, library_name
 
 _COARSEST_STRIDE = 32
 """No encoder halves its maps more often than five times."""
+_ANY_GRID = {"dpt": {"dynamic_img_size": True}}
+"""Family -> what lets its encoder (timm's ViT) interpolate its position embeddings to the image's size."""
 
 
 def build_smp(
@@ -40,8 +42,8 @@ def build_smp(
 
     family, _, encoder = arch.partition(":")
     name = library_name(encoder)
-    kind = getattr(smp, SMP_CLASSES[family])
-    build = partial(kind, encoder_name=name, in_channels=bands, classes=outputs, **settings)
+    kind, any_grid = getattr(smp, SMP_CLASSES[family]), _ANY_GRID.get(family, {})
+    build = partial(kind, encoder_name=name, in_channels=bands, classes=outputs, **settings, **any_grid)
     try:
         network = build(encoder_weights=None)
     except Exception as error:

@@ -8,7 +8,7 @@ large image needs a mirrored border (`any_size`).
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +44,23 @@ class UNetSettings:
     """Groups of "group" normalisation; divides `width`."""
     checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping its maps: less memory, more time."""
+    arch: ClassVar[str] = "unet"
 
     def __post_init__(self) -> None:
         """Raise SettingsError, one line, for an invalid value."""
         for name, value in asdict(self).items():
             if name in ("width", "depth", "groups") and (type(value) is not int or value < 1):
-                raise SettingsError(f"unet: {name} must be a whole number from 1, not {value!r}")
+                raise SettingsError(f"{self.arch}: {name} must be a whole number from 1, not {value!r}")
             if name in _CHOICES and value not in _CHOICES[name]:
-                raise SettingsError(f"unet: {name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+                raise SettingsError(
+                    f"{self.arch}: {name} must be one of {', '.join(_CHOICES[name])}, not {value!r}"
+                )
             if name in ("bias", "checkpointing") and type(value) is not bool:
-                raise SettingsError(f"unet: {name} must be true or false, not {value!r}")
+                raise SettingsError(f"{self.arch}: {name} must be true or false, not {value!r}")
         if self.norm == "group" and self.width % self.groups:
-            raise SettingsError(f"unet: groups must divide width; {self.groups} does not divide {self.width}")
+            raise SettingsError(
+                f"{self.arch}: groups must divide width; {self.groups} does not divide {self.width}"
+            )
 
 
 class UNet(nn.Module):
@@ -93,10 +98,18 @@ class UNet(nn.Module):
             skips.append(maps)
             maps = _halved(maps)
         maps = self._through(self.bottom, maps)
-        for enlarge, block, skip in zip(self.enlarge, self.up, reversed(skips), strict=True):
+        for level, (enlarge, block) in enumerate(zip(self.enlarge, self.up, strict=True)):
+            skip = self._skip(level, skips.pop(), maps)
             maps = self._through(block, self._joined(skip, enlarge(maps)))
         logits: Tensor = self.head(maps)
         return logits
+
+    def _skip(self, level: int, skip: Tensor, maps: Tensor) -> Tensor:
+        """Return what is joined of a skip (n, c, h, w); maps (n, 2 c, h / 2, w / 2): those from below.
+
+        level: 0 for the deepest.
+        """
+        return skip
 
     def _joined(self, skip: Tensor, maps: Tensor) -> Tensor:
         """Concatenate, skip first, after the sides are made equal."""

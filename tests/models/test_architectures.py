@@ -21,7 +21,7 @@ def card(row: Architecture) -> Card:
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
 def test_every_row_is_built_and_has_its_parameters(row: Architecture) -> None:
-    with torch.device("meta"):
+    with torch.device("cpu" if "mit_" in row.arch else "meta"):  # its code reads a tensor
         network = build_model(card(row))
     assert sum(each.numel() for each in network.parameters()) == row.parameters
     assert network.training

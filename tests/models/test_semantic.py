@@ -31,6 +31,10 @@ SMP: dict[str, tuple[Any, int]] = {
     "deeplabv3plus:resnet18": (smp.DeepLabV3Plus, 16),
     "pspnet:resnet18": (smp.PSPNet, 8),
     "fpn:resnet18": (smp.FPN, 32),
+    "linknet:resnet18": (smp.Linknet, 32),
+    "manet:resnet18": (smp.MAnet, 32),
+    "upernet:resnet18": (smp.UPerNet, 32),
+    "segformer:mit_b0": (smp.Segformer, 32),
     "unet:tu-hrnet_w18_small": (smp.Unet, 32),
     "pspnet:tu-hrnet_w18_small": (smp.PSPNet, 32),  # its own word is 8, which HRNet cannot do
 }
@@ -99,6 +103,24 @@ def test_one_image_of_any_size_trains(arch: str) -> None:
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
     assert all(module.training for module in model.modules())
     assert logits_of(model.eval(), image(1, 40)).isfinite().all()
+
+
+def test_dpt_takes_any_size() -> None:
+    """Its ViT interpolates position embeddings that were learnt for 224 x 224."""
+    narrow: dict[str, Any] = {"decoder_intermediate_channels": [8, 8, 8, 8], "decoder_fusion_channels": 8}
+    model: Any = built("dpt:tu-vit_tiny_patch16_224", **narrow)
+    network = smp.DPT(
+        "tu-vit_tiny_patch16_224", encoder_weights=None, in_channels=4, classes=2,
+        decoder_intermediate_channels=(8, 8, 8, 8), decoder_fusion_channels=8,
+    ).eval()  # fmt: skip
+    network.load_state_dict(model.network.state_dict())
+    with torch.no_grad():
+        fits = image(224, 224)
+        torch.testing.assert_close(model.eval()(fits), network(fits))
+    logits = model.train()(image(33, 9))
+    logits.square().mean().backward()
+    assert logits.shape == (1, 2, 33, 9)
+    assert model.network.encoder.model.pos_embed.grad.abs().sum() > 0
 
 
 def test_pooled_branch_keeps_its_statistics_for_one_item() -> None:
@@ -189,9 +211,10 @@ def test_another_version_of_the_libraries_is_asked_itself(
     [
         (
             "unett:resnet18",
-            "unknown architecture 'unett:resnet18'; did you mean unet.; known",
+            "unknown architecture 'unett:resnet18'; did you mean .*unet.*; known",
         ),
-        ("hrnet", "unknown architecture 'hrnet'; .*known: unet, compact-mask.*FAMILY:ENCODER with .*fcn"),
+        ("dpt:resnet50", "dpt:resnet50 cannot be built .*Only Timm encoders"),
+        ("resnet50", "unknown architecture 'resnet50'; .*known: unet, .*FAMILY:ENCODER with .*fcn"),
         ("", "unknown architecture"),
         ("unett", "unknown architecture 'unett'; did you mean unet"),
         ("compact-maskrcn", "unknown architecture 'compact-maskrcn'; did you mean compact-maskrcnn"),
