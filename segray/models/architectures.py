@@ -161,7 +161,7 @@ ARCHITECTURES = (
     ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
-_OWN = tuple(row.name for row in _PLAIN.values() if row.task == "semantic")
+_OWN = tuple(row.name for row in _PLAIN.values() if row.task == "semantic" and row.library.name == OWN.name)
 _FAMILIES = {row.family: row for row in ARCHITECTURES if row.name != row.arch}
 
 
@@ -254,8 +254,7 @@ def complete_settings(arch: str, settings: Mapping[str, Any], *, pretrained: boo
 
 def check_recomputing(arch: str) -> None:
     """Raise SettingsError for an architecture that `recompute_blocks` does not support."""
-    encoder = arch.partition(":")[2]
-    if encoder and not encoder.startswith(_RESIDUAL):
+    if arch not in _OWN and not arch.partition(":")[2].startswith(_RESIDUAL):
         raise SettingsError(
             f"activation_checkpointing: {arch} is not supported; {', '.join(_OWN)} are, and FAMILY:ENCODER "
             "with an encoder whose name begins with resnet or resnext"

@@ -77,15 +77,14 @@ class TransUNet(nn.Module):
         super().__init__()
         self.checkpointing = False
         """Whether layers and blocks are computed again in the backward pass, see `recompute_blocks`."""
-        encoder = _resnet(settings.encoder)
-        root: nn.Conv2d = encoder.conv1
+        self.encoder: Any = _resnet(settings.encoder)
+        del self.encoder.layer4, self.encoder.avgpool, self.encoder.fc
+        root = self.encoder.conv1
         if bands != 3:
             root = nn.Conv2d(bands, root.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(root.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
-        self.root = nn.Sequential(root, encoder.bn1, encoder.relu)
-        self.pool = encoder.maxpool
-        self.stages = nn.ModuleList([encoder.layer1, encoder.layer2, encoder.layer3])
-        wide = encoder.layer1[-1]
+            self.encoder.conv1 = root
+        wide = self.encoder.layer1[-1]
         first = wide.conv3.out_channels if hasattr(wide, "conv3") else wide.conv2.out_channels
         self.transformer = Transformer(4 * first, settings)
         self.neck = _convolution(settings.width, 2 * settings.decoder_channels[0])
@@ -99,11 +98,12 @@ class TransUNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (n, outputs, h, w) of images (n, bands, h, w)."""
-        maps = self.root(images)
+        encoder = self.encoder
+        maps = encoder.relu(encoder.bn1(encoder.conv1(images)))
         skips = [maps]
-        maps = self.pool(maps)
-        for stage in self.stages:
-            for block in stage.children():
+        maps = encoder.maxpool(maps)
+        for stage in (encoder.layer1, encoder.layer2, encoder.layer3):
+            for block in stage:
                 maps = self._through(block, maps)
             skips.append(maps)
         maps = self.transformer(skips.pop(), self.checkpointing)
@@ -176,13 +176,10 @@ def build_transunet(
 
 def _begin_with_resnet(network: TransUNet, name: str, bands: int) -> nn.Module:
     """Load the weights of torchvision's ResNet, in place."""
-    encoder = _resnet(name, weights="IMAGENET1K_V1")
-    root: Any = network.root
-    with torch.no_grad():
-        root[0].weight.copy_(for_bands(encoder.conv1.weight, bands))
-    root[1].load_state_dict(encoder.bn1.state_dict())
-    for own, theirs in zip(network.stages, (encoder.layer1, encoder.layer2, encoder.layer3), strict=True):
-        own.load_state_dict(theirs.state_dict())
+    theirs: Mapping[str, Tensor] = _resnet(name, weights="IMAGENET1K_V1").state_dict()
+    state = {key: theirs[key] for key in network.encoder.state_dict()}
+    state["conv1.weight"] = for_bands(state["conv1.weight"], bands)
+    network.encoder.load_state_dict(state)
     return network
 
 

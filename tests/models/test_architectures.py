@@ -7,8 +7,17 @@ import sys
 import pytest
 import torch
 
-from segray.models.architectures import ARCHITECTURES, CHOICES, Architecture, complete_settings, parsed
+from segray.errors import SettingsError
+from segray.models.architectures import (
+    ARCHITECTURES,
+    CHOICES,
+    Architecture,
+    check_recomputing,
+    complete_settings,
+    parsed,
+)
 from segray.models.catalog import NAMED_MODELS, show
+from segray.models.encoder_weights import has_encoder
 from segray.models.modelfile import Card, ModelCard, SemanticCard, build_model
 from segray.models.sam_names import SAM_WEIGHTS
 
@@ -26,12 +35,27 @@ def test_every_row_is_built_and_has_its_parameters(row: Architecture) -> None:
         network = build_model(card(row))
     assert sum(each.numel() for each in network.parameters()) == row.parameters
     assert network.training
+    if row.task == "semantic" and row.library.pretrained:
+        assert has_encoder(network), (
+            "train takes the pretrained weights of what is called encoder or backbone"
+        )
 
 
 def test_the_network_of_a_named_model_is_in_the_table() -> None:
     rows = {row.arch: row for row in ARCHITECTURES}
     for model in NAMED_MODELS:
         assert model.name in SAM_WEIGHTS or rows[model.arch].task == model.task
+
+
+@pytest.mark.parametrize("arch", ["unet", "segnet", "attention_unet", "transunet", "fpn:resnet50"])
+def test_recomputing_is_supported(arch: str) -> None:
+    check_recomputing(arch)
+
+
+@pytest.mark.parametrize("arch", ["hrnet:w18", "segformer:mit_b0", "mask2former-semantic"])
+def test_recomputing_is_refused(arch: str) -> None:
+    with pytest.raises(SettingsError, match=f"activation_checkpointing: {arch} is not supported; unet, "):
+        check_recomputing(arch)
 
 
 def test_help_names_every_row() -> None:

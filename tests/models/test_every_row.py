@@ -39,6 +39,10 @@ from tests.models.pieces import SIDE, SPLITS, write_pieces
 EPOCHS = 2
 PROPOSALS = 16
 THIN = {"decoder_channels": [16, 16, 8, 8, 4]}
+TINY_SWIN: dict[str, Any] = {
+    "embed_width": 8, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 4, "width": 32, "queries": 8,
+    "decoder_heads": 2, "feedforward": 32, "pixel_decoder_layers": 1, "decoder_layers": 2, "points": 64,
+}  # fmt: skip
 NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {"width": 4, "depth": 3}),
     "unet:ENCODER": ("unet:resnet18", THIN),
@@ -63,6 +67,20 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "resnet18", "width": 24, "layers": 2, "heads": 3, "mlp": 48, "grid": 4},
     ),
     "hrnet:ENCODER": ("hrnet:w18_small", {}),
+    "mask2former": ("mask2former", TINY_SWIN),
+    "mask2former-semantic": ("mask2former-semantic", TINY_SWIN),
+    "solov2:ENCODER": (
+        "solov2:efficientnet-lite0",
+        {
+            "fpn_width": 32,
+            "head_width": 32,
+            "head_depth": 1,
+            "mask_width": 32,
+            "kernel_width": 32,
+            "grids": [12, 8, 8, 6, 4],
+        },
+    ),
+    "maskrcnn:ENCODER": ("maskrcnn:efficientnet-lite0", {"fpn_width": 32, "proposals": 16}),
     "compact-maskrcnn": ("compact-maskrcnn", {"widths": [8, 16, 24, 32], "fpn_width": 16, "box_width": 32}),
     "maskrcnn:ENCODER": (
         "maskrcnn:efficientnet-lite0",

@@ -61,12 +61,12 @@ class Plain:
     def __call__(self, x: Tensor, blocks: tuple[int, ...], positions: Tensor) -> Tensor:
         """Logits; `positions`: (1, width, h / 16, w / 16)."""
         weights = self.weights
-        x = weights.norm("root.1", weights.convolution("root.0", x, 2, 3)).clamp(min=0)
+        x = weights.norm("encoder.bn1", weights.convolution("encoder.conv1", x, 2, 3)).clamp(min=0)
         maps = [x]
         x = functional.max_pool2d(x, 3, stride=2, padding=1)
         for stage, count in enumerate(blocks):
             for block in range(count):
-                x = self.residual(f"stages.{stage}.{block}", x, 2 if stage and not block else 1)
+                x = self.residual(f"encoder.layer{stage + 1}.{block}", x, 2 if stage and not block else 1)
             maps.append(x)
         x = weights.convolution("transformer.embed", maps.pop()) + positions
         n, width, rows, cols = x.shape
@@ -141,15 +141,15 @@ def test_pretrained_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, build = torchvision.models.resnet18(), torchvision.models.resnet18
     monkeypatch.setattr(torchvision.models, "resnet18", lambda weights=None: theirs if weights else build())
     model: Any = build_semantic("transunet", 4, 1, asdict(NARROW), pretrained=True).network
-    assert torch.equal(model.stages[2][1].conv2.weight, theirs.layer3[1].conv2.weight)
-    torch.testing.assert_close(model.root[0].weight[:, 3], theirs.conv1.weight.mean(1) * 3 / 4)
+    assert torch.equal(model.encoder.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
+    torch.testing.assert_close(model.encoder.conv1.weight[:, 3], theirs.conv1.weight.mean(1) * 3 / 4)
     assert torch.equal(build_semantic_root(theirs, 3), theirs.conv1.weight)
 
 
 def build_semantic_root(theirs: Any, bands: int) -> Tensor:
     model: Any = build_semantic("transunet", bands, 1, asdict(NARROW), pretrained=True).network
-    assert torch.equal(model.root[1].running_var, theirs.bn1.running_var)
-    weight: Tensor = model.root[0].weight
+    assert torch.equal(model.encoder.bn1.running_var, theirs.bn1.running_var)
+    weight: Tensor = model.encoder.conv1.weight
     return weight
 
 
