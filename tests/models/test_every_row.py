@@ -37,6 +37,11 @@ from tests.bulk.pictures import decoded, picture_row
 from tests.models.pieces import SIDE, SPLITS, write_pieces
 
 EPOCHS = 2
+QUERIES = {
+    "embed_width": 8, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 4, "width": 64,
+    "decoder_heads": 2, "feedforward": 64, "pixel_decoder_layers": 1, "decoder_layers": 2,
+    "queries": 8, "points": 256,
+}  # fmt: skip
 THIN = {"decoder_channels": [16, 16, 8, 8, 4]}
 NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {"width": 4, "depth": 3}),
@@ -63,6 +68,8 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hrnet:ENCODER": ("hrnet:w18_small", {}),
     "compact-maskrcnn": ("compact-maskrcnn", {"widths": [8, 16, 24, 32], "fpn_width": 16, "box_width": 32}),
+    "mask2former": ("mask2former", QUERIES),
+    "mask2former-semantic": ("mask2former-semantic", QUERIES),
 }
 """Name of a row -> a value of `--arch` and settings that make it small."""
 SMALL = {
