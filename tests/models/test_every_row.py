@@ -69,18 +69,6 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     "hrnet:ENCODER": ("hrnet:w18_small", {}),
     "mask2former": ("mask2former", TINY_SWIN),
     "mask2former-semantic": ("mask2former-semantic", TINY_SWIN),
-    "solov2:ENCODER": (
-        "solov2:efficientnet-lite0",
-        {
-            "fpn_width": 32,
-            "head_width": 32,
-            "head_depth": 1,
-            "mask_width": 32,
-            "kernel_width": 32,
-            "grids": [12, 8, 8, 6, 4],
-        },
-    ),
-    "maskrcnn:ENCODER": ("maskrcnn:efficientnet-lite0", {"fpn_width": 32, "proposals": 16}),
     "compact-maskrcnn": ("compact-maskrcnn", {"widths": [8, 16, 24, 32], "fpn_width": 16, "box_width": 32}),
     "maskrcnn:ENCODER": (
         "maskrcnn:efficientnet-lite0",
