@@ -66,6 +66,8 @@ class Architecture:
     """Publication."""
     encoders: tuple[str, ...] = ()
     """Known encoders; empty: those of segmentation-models-pytorch, of an instance network those of timm."""
+    example: str = "resnet50"
+    """The encoder of `arch`, where there are several."""
     pretrained_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings whose defaults differ with pretrained weights."""
 
