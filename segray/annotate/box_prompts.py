@@ -1,7 +1,7 @@
 """`--boxes`: the boxes of a COCO file become masks by SAM; a model in the place of a detector.
 
-The boxes are flat arrays, 28 bytes for each and 24 for each image (10^7 boxes take 280 MB), which Ray's object
-store shares among the workers of a machine. An image's own are found by its name.
+The boxes are flat arrays, 28 bytes for each and 24 for each image (10^7 boxes take 280 MB), which Ray's
+object store shares among the workers of a machine. An image's own are found by its name.
 """
 
 import hashlib
@@ -150,9 +150,7 @@ class BoxPredictor:
 
     def _outcome(self, image: Image, uri: str, member: str | None, tile: int | None) -> Found | ItemError:
         if tile is not None:
-            return ItemError(
-                "unsupported", "boxes are for whole images; raise tile_above, or leave scenes out"
-            )
+            return ItemError("unsupported", "boxes are for whole images; raise tile_above")
         boxes = self.table.of(uri if member is None else f"{uri}/{member}")
         if boxes is None:
             return ItemError("missing", f"{self.model.name} has no image of this name")

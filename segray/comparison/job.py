@@ -1,37 +1,31 @@
 """`segray compare`, step by step: check all, score each model, bring the scores together, measure, draw."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from segray.comparison.candidates import Candidate, find_candidates
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.report import Compared, notes_of
 from segray.comparison.results import Cost, Results
 from segray.comparison.settings import CompareSettings
+from segray.comparison.write_results import as_json, write_results
 from segray.data.instance_files import holds_labels
-from segray.errors import ExitCode, JobFailedError, NothingToDoError, SettingsError
-from segray.evaluate.report import problem_lines, table, without_nan
+from segray.errors import ExitCode, NothingToDoError, SettingsError
+from segray.evaluate.report import problem_lines
 from segray.log import LOG, answer, say
 from segray.models.architectures import Task
 from segray.output.folder import Output
 from segray.output.lease import Lease
 from segray.output.names import PLAN, RUN, SCORES
-from segray.registry.runs import note_run
 from segray.run import Problems, check_same, exit_code, open_output
-from segray.settings import printable
 from segray.storage import canonical_uri, shown
-from segray.versions import versions
 
 if TYPE_CHECKING:
     from segray.comparison.instances import InstanceData
     from segray.comparison.semantic import SemanticData
 
-TABLE, MARKDOWN = "table.csv", "table.md"
 _IDENTITY = (
     *("data", "split", "root", "classes", "values", "void", "colours", "pixels", "detections"),
     *("score_threshold", "annotate", "device", "precision", "max_pixels"),
@@ -165,7 +159,7 @@ def _finished(prepared: Prepared) -> dict[str, Any] | None:
     """Return run.json, if the output is finished and of the same models, images and settings."""
     _check_identity(prepared)  # again: another run may have finished meanwhile
     there = prepared.store.read_json(RUN)
-    is_same = isinstance(there, dict) and there.get("identity") == _as_json(prepared.identity())
+    is_same = isinstance(there, dict) and there.get("identity") == as_json(prepared.identity())
     return there if is_same else None
 
 
@@ -191,7 +185,8 @@ def _run(prepared: Prepared, started: float) -> dict[str, Any]:
         prepared.task, settings.split, results, settings.draws, conditions, prepared.data.notes()
     )
     compared = Compared(prepared.task, prepared.candidates, results, costs, conditions, notes)
-    return _write(prepared, compared, panels, started)
+    run = {"identity": prepared.identity(), "seconds": round(time.monotonic() - started, 3)}
+    return write_results(settings, store, compared, panels, run)
 
 
 def _score(prepared: Prepared, candidate: Candidate, which: str) -> None:
@@ -232,69 +227,3 @@ def _draw(prepared: Prepared, results: Results) -> dict[str, str]:
     say(f"drawing {len(results.images)} images")
     drawn = drawn_of(prepared.data, prepared.candidates, results)
     return write_panels(prepared.store, prepared.settings, drawn, prepared.data.classes)
-
-
-def _write(prepared: Prepared, compared: Compared, panels: dict[str, str], started: float) -> dict[str, Any]:
-    """Write table and figures, and run.json last. Raises JobFailedError where a model was not measured."""
-    settings, store, results = prepared.settings, prepared.store, compared.results
-    number = results.compared + len(results.problems)
-    counts = {
-        "items": number,
-        "compared": results.compared,
-        "rejected": len(results.problems),
-        "models": len(prepared.candidates),
-    }
-    record = {
-        "verb": "compare",
-        "task": prepared.task,
-        "counts": counts,
-        "identity": prepared.identity(),
-        "summary": [*_columns(compared.overview()), *problem_lines(results.problems)],
-        "panels": list(panels.values()),
-        "settings": yaml.safe_load(printable(settings)),
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 3),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    scores = {
-        "task": prepared.task,
-        "models": compared.models(),
-        "conditions": compared.conditions,
-        "notes": compared.notes,
-        "intervals": {"level": 0.95, "draws": settings.draws, "seed": settings.seed},
-        "counts": counts,
-        "failed": [{"name": each.name, "reason": each.reason} for each in results.problems],
-        "images": [
-            {"name": each.name, "scores": each.scores, "why": each.why, "panel": panels.get(each.name)}
-            for each in results.images
-        ],
-    }
-    store.write(TABLE, compared.csv())
-    store.write(MARKDOWN, compared.markdown())
-    store.write_json(SCORES, without_nan(scores))
-    failed = [
-        f"{candidate.name} could not be measured: {cost.error}"
-        for candidate, cost in zip(compared.candidates, compared.costs, strict=True)
-        if cost.error is not None
-    ]
-    if failed:
-        raise JobFailedError(
-            *failed,
-            f"{TABLE} and {MARKDOWN} have the rest; run the command again, or with another --batch-size",
-        )
-    plain: dict[str, Any] = _as_json(record)
-    store.write_json(RUN, plain)
-    for each in prepared.candidates:
-        note_run(each.spec, settings.output, plain, settings.storage)
-    return plain
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as aligned columns, the first one titles."""
-    titles, *others = rows
-    unique = [title if titles.index(title) == at else f"{title} " for at, title in enumerate(titles)]
-    return [f"  {line}" for line in table([dict(zip(unique, row, strict=True)) for row in others])]
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(without_nan(value)))

@@ -149,7 +149,10 @@ def build_mask2former_instances(
     Raises SettingsError if pretrained, and without transformers.
     """
     _refuse("mask2former", pretrained)
-    return Mask2FormerInstances(_network(classes, 3, settings), settings.detections_per_image).train()
+    network = _network(classes, 3, settings)
+    unused = network.model.pixel_level_module.encoder.swin.layernorm  # DDP would wait for its gradient
+    unused.requires_grad_(False)
+    return Mask2FormerInstances(network, settings.detections_per_image).train()
 
 
 def build_mask2former_maps(
@@ -195,8 +198,6 @@ def _network(classes: int, bands: int, settings: Mask2FormerSettings) -> Any:
         num_labels=classes,  # type: ignore[call-arg]
     )
     network: Any = transformers.Mask2FormerForUniversalSegmentation(config)
-    unused = network.model.pixel_level_module.encoder.swin.layernorm  # DDP would wait for its gradient
-    unused.requires_grad_(False)
     predictor = BackgroundFirst(settings.width, classes + 1)
     predictor.load_state_dict(network.class_predictor.state_dict())
     network.class_predictor = predictor

@@ -76,9 +76,8 @@ def test_an_image_gets_the_masks_of_its_boxes(file: Path, sam: LoadedModel) -> N
         expected = masks.masks(image, np.array(boxes, np.float32))
         assert instances["instances"] + instances["empty_masks"] == len(boxes)
         counts = [each["segmentation"]["counts"] for each in instances["found"]]
-        assert sorted(counts) == sorted(
-            each for each, area in zip(expected.counts, expected.area, strict=True) if area
-        )
+        filled = [each for each, area in zip(expected.counts, expected.area, strict=True) if area]
+        assert sorted(counts) == sorted(filled)
         assert {(each["category"], each["score"]) for each in instances["found"]} == names
 
 

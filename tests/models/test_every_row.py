@@ -37,6 +37,7 @@ from tests.bulk.pictures import decoded, picture_row
 from tests.models.pieces import SIDE, SPLITS, write_pieces
 
 EPOCHS = 2
+PROPOSALS = 16
 THIN = {"decoder_channels": [16, 16, 8, 8, 4]}
 TINY_SWIN: dict[str, Any] = {
     "embed_width": 8, "depths": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "window": 4, "width": 32, "queries": 8,
@@ -68,26 +69,23 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     "hrnet:ENCODER": ("hrnet:w18_small", {}),
     "mask2former": ("mask2former", TINY_SWIN),
     "mask2former-semantic": ("mask2former-semantic", TINY_SWIN),
-    "solov2:ENCODER": (
-        "solov2:efficientnet-lite0",
-        {
-            "fpn_width": 32,
-            "head_width": 32,
-            "head_depth": 1,
-            "mask_width": 32,
-            "kernel_width": 32,
-            "grids": [12, 8, 8, 6, 4],
-        },
-    ),
-    "maskrcnn:ENCODER": ("maskrcnn:efficientnet-lite0", {"fpn_width": 32, "proposals": 16}),
     "compact-maskrcnn": ("compact-maskrcnn", {"widths": [8, 16, 24, 32], "fpn_width": 16, "box_width": 32}),
-}
+    "maskrcnn:ENCODER": (
+        "maskrcnn:efficientnet-lite0",
+        {"fpn_width": 16, "head_norm": "batch", "anchor_sizes": [8, 16, 32, 64], "proposals": PROPOSALS,
+         "regions_per_image": PROPOSALS, "box_width": 32, "mask_widths": [16]},
+    ),
+    "solov2:ENCODER": (
+        "solov2:mobilenetv3_small_050",
+        {"fpn_width": 16, "grids": [8, 8, 6, 4, 4], "head_width": 16, "head_depth": 1, "mask_width": 8,
+         "kernel_width": 8, "least_score": 0.001, "candidates": 20},
+    ),
+}  # fmt: skip
 """Name of a row -> a value of `--arch` and settings that make it small."""
 SMALL = {
     "epochs": EPOCHS, "batch_size": 2, "size": SIDE, "augment": {"preset": "off"}, "precision": "fp32",
     "lr": 1e-4,
 }  # fmt: skip
-PROPOSALS = 16
 FOR_INSTANCES = {"min_size": SIDE, "max_size": SIDE}
 
 

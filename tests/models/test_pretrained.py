@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_a_package_holds_the_network_of_timm(encoder: str) -> None:
     assert all(map(torch.equal, found.state.values(), raw.values()))
     model.load_state_dict(found.state)
     assert sum(each.numel() for each in model.parameters()) == package.parameters
-    published = timm.models.get_pretrained_cfg(package.encoder)
+    published: Any = timm.models.get_pretrained_cfg(package.encoder)
     assert (published.mean, published.std) == (found.origin.mean, found.origin.std)
     assert found.origin.source.startswith(f"{package.name} 0.1.0")
     with Image.open(CAT) as image:
@@ -109,7 +110,7 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def _no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def none(name: str) -> None:
-        raise pretrained.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(pretrained, "distribution", none)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
