@@ -13,7 +13,7 @@ CASES = {
         "nowhere: no such file, folder or bucket",
     ],
     f"annotate {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
-    f"annotate {NUCLEI}/images --weights ./": ["weights {here}: a folder, not a file"],
+    f"annotate {NUCLEI}/images --weights ./": ["weights {here}: a folder without config.json"],
     f"annotate {NUCLEI}/images --weights python:x": ["weights 'python:x': write python:module:factory"],
     f"predict {NUCLEI}/images --weights nuclei-small": ["weights nuclei-small: finds instances"],
     f"predict {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
@@ -24,7 +24,7 @@ CASES = {
     ],
     "train --data nowhere": ["nowhere: the file is not there"],
     "train --data nowhere --arch compact-maskrcnn": ["nowhere/instances.json: the file is not there"],
-    f"train --data {NUCLEI} --arch unett": ["arch: unknown architecture 'unett'; did you mean unet?"],
+    f"train --data {NUCLEI} --arch unett": ["arch: unknown architecture 'unett'; did you mean unet"],
     f"train --data {NUCLEI} --arch unet:resnet18 --encoder-weights no.pth": [
         "encoder_weights {here}/no.pth: no such file"
     ],

@@ -26,7 +26,7 @@ class CompareSettings(JobSettings):
     usage = "--data D --weights A,B,... --output URL"
     examples = """examples:
   segray compare --data out/a/splits.csv --weights out/a/model.pt,out/b/model.pt --output out/compared
-  segray compare --data nuclei/ --weights nuclei-small,registry://bucket/models#nuclei@champion \\
+  segray compare --data nuclei/ --weights nuclei-small,registry://bucket#nuclei@best \\
     --output s3://bucket/compared
 
 exit codes:

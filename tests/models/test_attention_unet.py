@@ -55,7 +55,8 @@ def test_it_is_the_papers(size: tuple[int, int]) -> None:
     model = attention_unet().eval()
     weights = Weights(model.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(model(image(*size)), plain(weights, image(*size)))
+        ours, theirs = model(image(*size)), plain(weights, image(*size))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert weights.unread() == []
 
 

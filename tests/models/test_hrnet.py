@@ -34,7 +34,7 @@ def test_the_head_is_the_papers() -> None:
         scaled = [interpolate(x, scale_factor=s, **sides) for x, s in ((x2, 2), (x3, 4), (x4, 8))]
         y = weights.norm("1", weights.convolution("0", torch.cat([x1, *scaled], dim=1))).clamp(min=0)
         y = interpolate(weights.convolution("3", y), scale_factor=4, **sides)
-        torch.testing.assert_close(model(image(64, 96)), y)
+        torch.testing.assert_close(model(image(64, 96)), y, rtol=1e-3, atol=1e-4)
     assert weights.unread() == []
 
 
