@@ -71,15 +71,16 @@ def _fetched(weights: SamWeights) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = [try_to_load_from_cache(weights.repository, name) for name in (CONFIG, TENSORS)]
-    if all(isinstance(each, str) for each in cached):
+    folders = {Path(each).parent if isinstance(each, str) else None for each in cached}
+    if None not in folders and len(folders) == 1:
         return Path(str(cached[0])).parent
     site = f"huggingface.co/{weights.repository}"
     say(f"fetching {weights.name} from {site}; licence: {weights.licence}")
     try:
-        fetched = [
-            hf_hub_download(weights.repository, name, etag_timeout=_NETWORK_TIMEOUT_S)
-            for name in (CONFIG, TENSORS)
-        ]
+        fetched = Path(hf_hub_download(weights.repository, CONFIG, etag_timeout=_NETWORK_TIMEOUT_S)).parent
+        hf_hub_download(  # of the same revision, which names the folder
+            weights.repository, TENSORS, revision=fetched.name, etag_timeout=_NETWORK_TIMEOUT_S
+        )
     except Exception as error:
         raise SettingsError(
             f"weights {weights.name}: cannot be fetched from {site} ({in_words(error)})",
@@ -87,7 +88,7 @@ def _fetched(weights: SamWeights) -> Path:
             f"place of {weights.name}, or bring the cache of a machine that has them (HF_HOME, by default "
             "~/.cache/huggingface)",
         ) from error
-    return Path(fetched[0]).parent
+    return fetched
 
 
 @contextmanager
