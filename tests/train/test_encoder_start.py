@@ -76,3 +76,8 @@ def test_random_weights_are_normalised_by_the_data_as_before(tmp_path: Path) -> 
     assert "encoder_lr_factor" not in identity_of(task.settings, task.resolved())  # runs of before continue
     with pytest.raises(SettingsError, match="encoder_lr_factor: unet has no encoder of its own"):
         semantic(tmp_path, arch="unet", arch_settings=small, encoder_lr_factor=0.1)
+
+
+def test_an_encoder_that_does_not_fit_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="dpt:resnet50 cannot be built with these settings"):
+        semantic(tmp_path, arch="dpt:resnet50")

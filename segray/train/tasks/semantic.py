@@ -59,6 +59,7 @@ class SemanticTask:
     def of(cls, settings: TrainSettings, listed: Pairs, start: "Start | None" = None) -> "SemanticTask":
         """Return the task. Raises SettingsError where labels, classes, loss and architecture do not match."""
         from segray.models.architectures import check_recomputing, complete_settings
+        from segray.models.smp_names import SMP_CLASSES
         from segray.train.build import check_constants
         from segray.train.losses import outputs_for
 
@@ -77,6 +78,8 @@ class SemanticTask:
         if settings.activation_checkpointing:
             check_recomputing(settings.arch)
         encoder = first_encoder(settings, lambda pretrained: _built(settings.arch, 1, complete, pretrained))
+        if encoder is None and start is None and settings.arch.partition(":")[0] in SMP_CLASSES:
+            _built(settings.arch, outputs, complete)  # raises for an encoder that does not fit the family
         task = cls(settings, listed, rules, names, loss, outputs, complete, start, encoder)
         task._first_weights()  # raises, before anything is read
         return task
