@@ -116,7 +116,10 @@ def _place(parts: list[str], annotated: bool) -> _Place | None:
 
 def _stem(parts: list[str]) -> str:
     """Return the stem in NFC: archives made on a Mac hold decomposed accents, often for half of the files."""
-    return unicodedata.normalize("NFC", posixpath.splitext("/".join(parts))[0])
+    path = "/".join(parts)
+    if path.lower().endswith(".nii.gz"):
+        path = path[: -len(".gz")]
+    return unicodedata.normalize("NFC", posixpath.splitext(path)[0])
 
 
 def _no_layout(data: str, files: list[Source], base: str, ignored: int) -> str:

@@ -9,8 +9,10 @@ DECODED_SUFFIXES = (
     ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".avif", ".avifs", ".mpo",
     ".heic", ".heif",  # with the extra `heic`
 )  # fmt: skip
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
+"""Read only as volumes."""
 _OTHER_SUFFIXES = (
-    ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
+    *VOLUME_SUFFIXES, ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
 )  # fmt: skip
 IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
 """Compared in lower case. Images in formats that `decode` does not read are items too: they are rejected
