@@ -1,4 +1,4 @@
-"""Small made volumes: a bright ball in noise, in Hounsfield-like int16, with the label volume that is known."""
+"""Small made volumes: a bright ball in noise, int16 as of CT, and the label volume that is known."""
 
 from pathlib import Path
 from typing import Any
