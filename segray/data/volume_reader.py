@@ -21,6 +21,9 @@ from segray.storage import StorageSettings
 _NEAR_MM = 1e-2
 """Maximum difference between the affines of a volume and its label; programs write them as float32."""
 
+_MOST = 1 << 24
+"""Whole numbers up to this are exact in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeExample:
@@ -93,9 +96,15 @@ def classes_of(label: Volume, volume: Volume, rules: LabelRules) -> NDArray[np.u
     is_placed = here.form == there.form == "nifti"
     if is_placed and not np.allclose(here.affine, there.affine, rtol=0, atol=_NEAR_MM):
         raise ItemError("unsupported", "its affine is not its image's: resample or turn it to the image")
-    if (label.voxels != np.floor(label.voxels)).any():
+    return by_number(stored_of(label), rules)
+
+
+def stored_of(label: Volume) -> Stored:
+    """Return the numbers of a label volume, int32 (depth, height, width). Raises ItemError for others."""
+    voxels = label.voxels
+    if (voxels != np.floor(voxels)).any() or np.abs(voxels).max() > _MOST:
         raise ItemError("unsupported", "its values are not whole numbers, so not classes")
-    return by_number(Stored(label.voxels, VOID, False, here.form), rules)
+    return Stored(voxels.astype(np.int32), VOID, False, label.place.form)
 
 
 @dataclass(frozen=True)

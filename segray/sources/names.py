@@ -1,5 +1,6 @@
 """Which names are images, archives and manifests: by suffix alone, so that a listing opens no file."""
 
+from pathlib import PurePosixPath
 from typing import Literal
 
 from segray.sources.item import SourceKind
@@ -28,6 +29,12 @@ _MANIFESTS: dict[str, ManifestKind] = {
 def is_image_name(name: str) -> bool:
     """Return whether a name in a folder or an archive is an item."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without the suffix of its last part; `.nii.gz` is one suffix."""
+    is_nifti = path.lower().endswith(".nii.gz")
+    return str(PurePosixPath(path[: -len(".gz")] if is_nifti else path).with_suffix(""))
 
 
 def archive_kind(name: str) -> SourceKind | None:
