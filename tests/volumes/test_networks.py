@@ -34,7 +34,7 @@ from tests.volumes.made import AFFINE, SHAPE, ball, write_nifti, write_pairs, wr
 
 ROWS = [row for row in ARCHITECTURES if row.task == "volume"]
 SMALL: dict[str, dict[str, Any]] = {
-    "unet3d": {"arch_settings": {"channels": [8, 16, 32]}, "patch": [16, 16, 16]},
+    "unet3d": {"arch_settings": {"channels": [8, 16, 32]}, "patch": [16, 24, 24]},
     "swinunetr": {
         "arch_settings": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
         "patch": [64, 32, 32],
@@ -65,7 +65,7 @@ class Made:
 
     def __init__(self, data: Path, arch: str, **more: Any) -> None:
         settings: dict[str, Any] = {"data": str(data), "output": str(data / "out"), "volumes": True}
-        settings |= {"arch": arch, "precision": "fp32", "lr": 0.02, "seed": 1, **SMALL[arch], **more}
+        settings |= {"arch": arch, "precision": "fp32", "lr": 0.05, "seed": 1, **SMALL[arch], **more}
         self.settings = TrainSettings(**settings)
         kind = kind_of(self.settings)
         listed = kind.list_data(self.settings)
@@ -97,8 +97,8 @@ def ball_model(
     data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[float], dict[str, Any]]:
     """A model that finds balls, the losses of its epochs and its figures on val."""
-    made = Made(data, "unet3d", epochs=25, patches=4)
-    losses = [made.epoch(number) for number in range(25)]
+    made = Made(data, "unet3d", epochs=60, patches=2)
+    losses = [made.epoch(number) for number in range(60)]
     scores = made.training.figures(made.scoring())
     path = tmp_path_factory.mktemp("ball") / "model.pt"
     path.write_bytes(made.training.model_file())
