@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -18,5 +19,6 @@ def by_windows(network: Callable[[Tensor], Tensor], voxels: Tensor, patch: Seque
         warnings.simplefilter("ignore")  # of MONAI's imports
         from monai.inferers.utils import sliding_window_inference
 
-    found: Tensor = sliding_window_inference(voxels, patch, 1, network, overlap=OVERLAP, mode="gaussian")
-    return found
+    found: Any = sliding_window_inference(voxels, patch, 1, network, overlap=OVERLAP, mode="gaussian")
+    logits: Tensor = found
+    return logits

@@ -194,7 +194,8 @@ def label_file(labels: NDArray[np.uint8], place: Place) -> bytes:
 def _nifti(labels: NDArray[np.uint8], place: Place) -> bytes:
     import nibabel
 
-    image: Any = nibabel.Nifti1Image(labels.T, np.reshape(place.affine, (4, 4)))
+    affine = np.reshape(place.affine, (4, 4))
+    image: Any = nibabel.Nifti1Image(labels.T, affine)  # type: ignore[no-untyped-call]
     image.header["xyzt_units"] = place.units
     for code, set_form in zip(place.codes, (image.set_qform, image.set_sform), strict=True):
         set_form(image.affine, code if any(place.codes) else 2)

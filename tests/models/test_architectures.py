@@ -35,7 +35,8 @@ def card(row: Architecture) -> Card:
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
 def test_every_row_is_built_and_has_its_parameters(row: Architecture) -> None:
-    with torch.device("cpu" if "mit_" in row.arch or row.arch == "swinunetr" else "meta"):  # its code reads a tensor
+    reads_a_tensor = "mit_" in row.arch or row.arch == "swinunetr"
+    with torch.device("cpu" if reads_a_tensor else "meta"):
         network = build_model(card(row))
     assert sum(each.numel() for each in network.parameters()) == row.parameters
     assert network.training

@@ -27,7 +27,7 @@ def ball(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[NDArray[np.int
 def write_nifti(path: Path, values: NDArray[Any], affine: NDArray[Any] = AFFINE) -> None:
     """values: (depth, height, width); `.nii` or `.nii.gz`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image: Any = nibabel.Nifti1Image(values.T, affine)
+    image: Any = nibabel.Nifti1Image(values.T, affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm", "sec")
     nibabel.save(image, path)
 
@@ -47,8 +47,8 @@ def write_pairs(folder: Path, train: int = 3, val: int = 1, *, stacks: bool = Fa
         for kind, values in (("images", voxels), ("labels", label)):
             place = folder / kind / split
             if stacks:
-                values = (values + 1000).astype(np.uint16) if kind == "images" else values
-                write_stack(place / f"{number}.tif", values)
+                pages = (values + 1000).astype(np.uint16) if kind == "images" else values
+                write_stack(place / f"{number}.tif", pages)
             else:
                 write_nifti(place / f"{number}.nii.gz", values)
     return folder
