@@ -52,3 +52,8 @@ def write_pairs(folder: Path, train: int = 3, val: int = 1, *, stacks: bool = Fa
             else:
                 write_nifti(place / f"{number}.nii.gz", values)
     return folder
+
+
+def opened(path: Path) -> Any:
+    """Return nibabel's image of a file."""
+    return nibabel.load(path)

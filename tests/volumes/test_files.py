@@ -22,7 +22,7 @@ from segray.sources.decode_step import Decoder
 from segray.sources.sandbox import DecodeSandbox
 from segray.sources.volume import label_file, packed, read_volume, unpacked
 from segray.storage import StorageSettings
-from tests.volumes.made import AFFINE, SHAPE, ball, write_nifti, write_stack
+from tests.volumes.made import AFFINE, SHAPE, ball, opened, write_nifti, write_stack
 
 LIMIT = 1_000_000
 
@@ -38,11 +38,12 @@ def test_nifti_has_depth_first_and_its_affine(name: str, tmp_path: Path) -> None
 
 
 def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
-    image: Any = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), AFFINE)
+    numbers = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image: Any = nibabel.Nifti1Image(numbers, AFFINE)  # type: ignore[no-untyped-call]
     image.header.set_slope_inter(2.0, -1024.0)
     nibabel.save(image, tmp_path / "ct.nii")
     found = read_volume((tmp_path / "ct.nii").read_bytes(), LIMIT)
-    oracle = nibabel.load(tmp_path / "ct.nii").get_fdata()
+    oracle = opened(tmp_path / "ct.nii").get_fdata()
     np.testing.assert_array_equal(found.voxels, oracle.T)
 
 
@@ -60,7 +61,7 @@ def test_a_label_volume_has_its_image_s_affine_and_codes(tmp_path: Path) -> None
     write_nifti(tmp_path / "a.nii.gz", voxels)
     place = read_volume((tmp_path / "a.nii.gz").read_bytes(), LIMIT).place
     (tmp_path / "label.nii.gz").write_bytes(label_file(label, place))
-    before, after = (nibabel.load(tmp_path / name) for name in ("a.nii.gz", "label.nii.gz"))
+    before, after = (opened(tmp_path / name) for name in ("a.nii.gz", "label.nii.gz"))
     np.testing.assert_array_equal(np.asarray(after.dataobj), label.T)
     assert after.get_data_dtype() == np.uint8
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
@@ -80,7 +81,8 @@ def _stack(label: Any) -> bytes:
 
 
 def _nifti(values: Any) -> bytes:
-    return bytes(nibabel.Nifti1Image(values, AFFINE).to_bytes())
+    image: Any = nibabel.Nifti1Image(values, AFFINE)  # type: ignore[no-untyped-call]
+    return bytes(image.to_bytes())
 
 
 _SOUND = _nifti(np.zeros((8, 8, 8), np.int16))

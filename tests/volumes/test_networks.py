@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import nibabel
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -30,7 +29,7 @@ from segray.storage import StorageSettings
 from segray.train.settings import TrainSettings
 from segray.train.tasks import TrainingTask, kind_of
 from tests.bulk.pictures import failed_row
-from tests.volumes.made import AFFINE, SHAPE, ball, write_nifti, write_pairs, write_stack
+from tests.volumes.made import AFFINE, SHAPE, ball, opened, write_nifti, write_pairs, write_stack
 
 ROWS = [row for row in ARCHITECTURES if row.task == "volume"]
 SMALL: dict[str, dict[str, Any]] = {
@@ -163,7 +162,7 @@ def test_a_whole_path_from_files_to_label_volumes_and_scores(
     rows.insert(1, failed_row("broken", "truncated", "NIfTI: the file ends early"))
     done = task.predictor(model, "cpu", "fp32", 1, 1).predict(pa.Table.from_pylist(rows, DECODED))
     assert done["status"].to_pylist() == ["annotated", "rejected", "annotated", "annotated"]
-    found = nibabel.load(tmp_path / "maps/labels/b.nii.gz")
+    found = opened(tmp_path / "maps/labels/b.nii.gz")
     assert found.shape == shapes["b"][::-1]
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
 

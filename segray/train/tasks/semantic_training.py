@@ -63,7 +63,7 @@ class SemanticTraining(Training):
         freeze_unused(model, self._blank())
         if recipe.activation_checkpointing:
             recompute_blocks(model)
-        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        model.to(memory_format=self.memory_format)
         super().__init__(recipe, model, device)
         self.loss = build_loss(recipe.loss, recipe.card.outputs)
         if recipe.compile:

@@ -34,7 +34,7 @@ class VolumeRecipe(SemanticRecipe):
 class VolumeTraining(SemanticTraining):
     """The training of a network that classifies each voxel."""
 
-    recipe: VolumeRecipe  # type: ignore[assignment]
+    recipe: VolumeRecipe
     memory_format = torch.contiguous_format
 
     def draw(self, picture: Batch, filesystem: fsspec.AbstractFileSystem, folder: str) -> None:

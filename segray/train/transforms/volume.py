@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class VolumeTransform:
         return changed + np.float32(self.mean + shift)
 
 
-def padded(values: NDArray[np.generic], patch: tuple[int, int, int], fill: float) -> NDArray[np.generic]:
+def padded(values: NDArray[Any], patch: tuple[int, int, int], fill: float) -> NDArray[Any]:
     """Return a volume that is at least as large as the patch, with `fill` at the end of each axis."""
     missing = [max(0, length - side) for side, length in zip(values.shape, patch, strict=True)]
     return np.pad(values, [(0, each) for each in missing], constant_values=fill) if any(missing) else values
