@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from segray.data.look_alikes import perceptual_hash
 from segray.data.pairs import Pair
+from segray.data.volume_reader import VolumeExample
 from segray.errors import ItemError
 from segray.output.folder import Output
 
@@ -48,14 +50,20 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
     """Return one row of FIGURES; `counted`: see `LabelReading.counts`."""
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
-    pixels = example.pixels
-    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    measured = example.measured() if isinstance(example, VolumeExample) else _measured(example.pixels)
     return {
         "digest": example.digest,
         "label_digest": example.label_digest,
+        "counts": counted(example),
+        **measured,
+    }
+
+
+def _measured(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    return {
         "likeness": perceptual_hash(pixels),
         "pixels": pixels.shape[0] * pixels.shape[1],
-        "counts": counted(example),
         "sums": [float(number @ _LEVELS) for number in levels],
         "squares": [float(number @ _LEVELS**2) for number in levels],
     }

@@ -69,7 +69,7 @@ class LoadedModel:
     @property
     def resized_to(self) -> int | None:
         """Return the side of the square that images are resized to; None: they are used at their own size."""
-        if self.card is None or self.card.task == "instance" or self.card.fit != "resize":
+        if self.card is None or self.card.task != "semantic" or self.card.fit != "resize":
             return None
         return self.card.size
 

@@ -13,9 +13,10 @@ from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
 
 if TYPE_CHECKING:
+    from segray.bulk.model_step import Predictor
+    from segray.models.architectures import Task
     from segray.models.device import Precision
     from segray.models.weights import LoadedModel
-    from segray.predict.predictor import MapPredictor
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ class Predict:
 
     def check(self) -> None:
         """Raise SettingsError for weights that do not exist, and for a library that is missing."""
-        from segray.models.weights import check_weights
+        from segray.models.weights import check_weights, weights_kind
         from segray.predict.superpixels import check_installed
+        from segray.sources import volume
 
         if self.settings.superpixels:
             check_installed()
+        if self.settings.volumes:
+            volume.check_installed()
+            if weights_kind(self.settings.weights) == "python":
+                raise SettingsError("weights: volumes need a model.pt of `segray train --volumes`")
 
-        check_weights(self.settings.weights, self.settings.storage, "semantic")
+        check_weights(self.settings.weights, self.settings.storage, self._model_task)
 
     def load(self) -> "LoadedModel":
         """Return the model, loaded. Raises SettingsError."""
@@ -47,7 +53,11 @@ class Predict:
         import_torchvision()
         from segray.models.weights import load_weights
 
-        return load_weights(self.settings.weights, self.settings.storage, "semantic")
+        return load_weights(self.settings.weights, self.settings.storage, self._model_task)
+
+    @property
+    def _model_task(self) -> "Task":
+        return "volume" if self.settings.volumes else "semantic"
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what a map depends on, and which files are written.
@@ -81,15 +91,20 @@ class Predict:
             "compactness": settings.compactness if settings.superpixels else None,
             "smallest_area": settings.smallest_area or None,
             "close_holes": settings.close_holes or None,
+            "volumes": settings.volumes or None,
         }
 
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
-    ) -> "MapPredictor":
+    ) -> "Predictor":
         """Return the model on its device."""
+        store = output_of_worker(self.settings, self.generation)
+        if self.settings.volumes:
+            from segray.predict.volumes import VolumePredictor
+
+            return VolumePredictor(model, device, precision, threads, store)
         from segray.predict.predictor import MapPredictor
 
-        store = output_of_worker(self.settings, self.generation)
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
@@ -113,7 +128,7 @@ class Predict:
     def discard(self, store: Output, image_ids: Sequence[str]) -> None:
         """Delete maps of items that were replaced: no later run writes them."""
         for image_id in image_ids:
-            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
+            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif", f"labels/{image_id}.nii.gz",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet",
                          f"blurred/{image_id}.jpg", f"blurred/{image_id}.png"):  # fmt: skip
                 store.delete(name)
@@ -124,6 +139,8 @@ class Predict:
 
     def about(self) -> str:
         """Return which files are written."""
+        if self.settings.volumes:
+            return "label volumes"
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
         more += [f"copies with {', '.join(self.settings.blur)} blurred"] * bool(self.settings.blur)
         return " and ".join(["label maps", *more])
