@@ -30,6 +30,7 @@ FIGURES = pa.schema(
         ("likeness", pa.uint64()),  # `perceptual_hash` of the image
         ("pixels", pa.int64()),
         ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
+        ("ignored", pa.int64()),  # instances that are neither learned nor found: crowds, cut footprints
         ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
         ("squares", pa.list_(pa.float64())),
     ]
@@ -56,6 +57,7 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
         "likeness": perceptual_hash(pixels),
         "pixels": pixels.shape[0] * pixels.shape[1],
         "counts": counted(example),
+        "ignored": sum(each.crowd for each in getattr(example, "instances", ())),
         "sums": [float(number @ _LEVELS) for number in levels],
         "squares": [float(number @ _LEVELS**2) for number in levels],
     }
@@ -154,6 +156,7 @@ class Scan:
         except pa.ArrowException:
             return None
         same = (table.schema.metadata or {}).get(b"segray") == self._reading
+        same = same and {*FIGURES.names} <= {*table.column_names}  # else an older version wrote it
         return table if same else None
 
 
