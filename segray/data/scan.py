@@ -32,6 +32,7 @@ FIGURES = pa.schema(
         ("likeness", pa.uint64()),  # `perceptual_hash` of the image
         ("pixels", pa.int64()),
         ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
+        ("ignored", pa.int64()),  # instances that are neither learned nor found: crowds, cut footprints
         ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
         ("squares", pa.list_(pa.float64())),
     ]
@@ -55,6 +56,7 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
         "digest": example.digest,
         "label_digest": example.label_digest,
         "counts": counted(example),
+        "ignored": sum(each.crowd for each in getattr(example, "instances", ())),
         **measured,
     }
 
@@ -162,6 +164,7 @@ class Scan:
         except pa.ArrowException:
             return None
         same = (table.schema.metadata or {}).get(b"segray") == self._reading
+        same = same and {*FIGURES.names} <= {*table.column_names}  # else an older version wrote it
         return table if same else None
 
 
