@@ -15,6 +15,7 @@ from typing import Any
 
 from segray.errors import SettingsError
 from segray.log import say
+from segray.models.hub import fetching
 from segray.models.pretrained import in_words
 from segray.models.sam_names import SAM_WEIGHTS, SamWeights
 from segray.retries import retrying
@@ -75,14 +76,16 @@ def _fetched(weights: SamWeights) -> Path:
         return Path(str(cached[0])).parent
     site = f"huggingface.co/{weights.repository}"
     say(f"fetching {weights.name} from {site}; licence: {weights.licence}")
+    reason = None
     try:
-        fetched = [
-            hf_hub_download(weights.repository, name, etag_timeout=_NETWORK_TIMEOUT_S)
-            for name in (CONFIG, TENSORS)
-        ]
+        with fetching() as reason:
+            fetched = [
+                hf_hub_download(weights.repository, name, etag_timeout=_NETWORK_TIMEOUT_S)
+                for name in (CONFIG, TENSORS)
+            ]
     except Exception as error:
         raise SettingsError(
-            f"weights {weights.name}: cannot be fetched from {site} ({in_words(error)})",
+            f"weights {weights.name}: cannot be fetched from {site} ({reason or in_words(error)})",
             f"put its {CONFIG} and {TENSORS} (licence: {weights.licence}) into a folder and name that in "
             f"place of {weights.name}, or bring the cache of a machine that has them (HF_HOME, by default "
             "~/.cache/huggingface)",

@@ -32,8 +32,9 @@ class Predict:
     merges_in_workers = True
 
     def check(self) -> None:
-        """Raise SettingsError for weights that do not exist, and for a library that is missing."""
-        from segray.models.weights import check_weights, weights_kind
+        """Raise SettingsError for weights that are missing or do not fit, and for a missing library."""
+        from segray.models.card_peek import class_names, peeked_card, resized_side
+        from segray.models.weights import check_weights, name_of, weights_kind
         from segray.predict.superpixels import check_installed
         from segray.sources import volume
 
@@ -44,7 +45,11 @@ class Predict:
             if weights_kind(self.settings.weights) == "python":
                 raise SettingsError("weights: volumes need a model.pt of `segray train --volumes`")
 
-        check_weights(self.settings.weights, self.settings.storage, self._model_task)
+        weights, storage = self.settings.weights, self.settings.storage
+        check_weights(weights, storage, self._model_task)
+        if self.settings.sliding_window or self.settings.blur:
+            card = peeked_card(weights, storage)
+            self._check_fits(name_of(weights), resized_side(card), class_names(card))
 
     def load(self) -> "LoadedModel":
         """Return the model, loaded. Raises SettingsError."""
@@ -65,21 +70,26 @@ class Predict:
         Raises SettingsError for a class to blur that the model does not have, and for a sliding window with
         a model of whole images.
         """
-        if self.settings.sliding_window and model.resized_to:
-            side = model.resized_to
-            raise SettingsError(
-                f"sliding_window: {model.name} was trained on whole images brought to {side} x {side} pixels "
-                "(fit: resize), not on parts of them; leave it out"
-            )
+        self._check_fits(model.name, model.resized_to, model.classes)
         blur = self.settings.blur
-        if unknown := [name for name in blur if name not in model.classes]:
-            there = ", ".join(model.classes)
-            raise SettingsError(f"blur: {model.name} has no class {', '.join(unknown)}; it has: {there}")
         hiding = {"blur": sorted(blur) or None, "blur_margin": self.settings.blur_margin if blur else None}
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         hiding |= self._after_network()
         # maps 2: windows in 16 bits; those left by an older version are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted, **hiding}
+
+    def _check_fits(self, name: str, side: int | None, classes: Sequence[str]) -> None:
+        """Raise SettingsError for what a model does not do; no classes: they are not known yet."""
+        lines = []
+        if self.settings.sliding_window and side:
+            lines.append(
+                f"sliding_window: {name} was trained on whole images brought to {side} x {side} pixels "
+                "(fit: resize), not on parts of them; leave it out"
+            )
+        if classes and (unknown := [each for each in self.settings.blur if each not in classes]):
+            lines.append(f"blur: {name} has no class {', '.join(unknown)}; it has: {', '.join(classes)}")
+        if lines:
+            raise SettingsError(*lines)
 
     def _after_network(self) -> dict[str, Any]:
         """Return the settings of the steps that are asked for, None for others: older outputs have none."""
