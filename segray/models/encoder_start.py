@@ -83,8 +83,11 @@ def _read(where: str, data: bytes, published: Origin) -> tuple[Mapping[str, Tens
 
 
 def _safetensors(where: str, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file of safetensors; empty: it has another name."""
-    if not where.endswith(".safetensors"):
+    """Return the tensors of a file of safetensors; empty: it is another kind of file.
+
+    By its content, as an address may end in a query: the length of its JSON (8 bytes), then the JSON.
+    """
+    if data[8:9] != b"{" and not where.endswith(".safetensors"):
         return {}
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -53,7 +53,8 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
 def fit_encoder(network: nn.Module, weights: Mapping[str, Tensor]) -> Fitted:
     """Fit weights to a network's encoder: by name, after the prefix of both by which most of them match.
 
-    The first convolution may have another number of bands (`for_bands`).
+    The first convolution may have another number of bands (`for_bands`). Tensors get the network's data
+    types: the same numbers give the same state and digest, whatever the weights were stored in.
     """
     own = encoder_state(network)
     first = next((name for name, tensor in own.items() if tensor.ndim == 4), "")
@@ -74,10 +75,9 @@ def fit_encoder(network: nn.Module, weights: Mapping[str, Tensor]) -> Fitted:
 
     candidates = [fit(theirs, ours) for ours in _prefixes(own) for theirs in _prefixes(weights)]
     names = max(candidates, key=len, default={})
-    state = {
-        name: for_bands(weights[found], own[name].shape[1]) if name == first else weights[found]
-        for name, found in names.items()
-    }
+    state = {name: weights[found].to(own[name].dtype) for name, found in names.items()}
+    if first in state:
+        state[first] = for_bands(state[first], own[first].shape[1])
     missing = [name for name in own if name not in state and not name.endswith(_BATCHES)]
     used = set(names.values())
     return Fitted(state, missing, [name for name in weights if name not in used])

@@ -97,18 +97,20 @@ class SOLOv2(nn.Module):
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Return losses in training, else a dict an image: `labels`, `scores`, `masks`, `extent`.
 
-        images: float (3, h, w) in 0..1; targets: `boxes`, `labels` and `masks` of each.
+        images: float (3, h, w) in 0..1; targets: `boxes`, `labels` and `masks` of each. Under autocast only
+        the layers are in low precision: targets, losses, masks and Matrix NMS are computed in float32.
         """
         batch, targets = self.transform(images, targets)
         maps = list(self.backbone(batch.tensors).values())
         features = self.masks(maps[:4]).float()
         levels = [self._cells(each, side) for each, side in zip(maps, self.settings.grids, strict=True)]
-        if self.training:
-            assert targets is not None
-            return self._losses(levels, features, targets)
-        categories = torch.cat([_peaks(each.sigmoid()).flatten(2) for each, _ in levels], 2)
-        kernels = torch.cat([each.flatten(2) for _, each in levels], 2)
-        found = [self._found(*each) for each in zip(categories, kernels, features, strict=True)]
+        with torch.autocast(features.device.type, enabled=False):  # float16 cannot hold a sum of rows
+            if self.training:
+                assert targets is not None
+                return self._losses(levels, features, targets)
+            categories = torch.cat([_peaks(each.sigmoid()).flatten(2) for each, _ in levels], 2)
+            kernels = torch.cat([each.flatten(2) for _, each in levels], 2)
+            found = [self._found(*each) for each in zip(categories, kernels, features, strict=True)]
         for each, size in zip(found, batch.image_sizes, strict=True):
             each["extent"] = torch.tensor(size, dtype=torch.float32) / STRIDE
         return found

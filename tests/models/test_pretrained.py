@@ -174,6 +174,27 @@ def test_a_file_of_ones_own(
     assert "not used: conv_head.weight, bn2.weight, bn2.bias and 5 more" in told
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_the_data_type_of_a_file_makes_no_difference(
+    kind: torch.dtype, tmp_path: Path, lite0: dict[str, Tensor]
+) -> None:
+    """Numbers that both types hold; a name without its ending, as an address with a query has."""
+    stored = {
+        name: each.bfloat16().float() if each.is_floating_point() else each for name, each in lite0.items()
+    }
+    own = {name: each.to(kind) if each.is_floating_point() else each for name, each in stored.items()}
+    torch.save(stored, tmp_path / "stored.pth")
+    torch.save(own, tmp_path / "own.pth")
+    save_file(
+        {name: each.contiguous() for name, each in own.items()}, tmp_path / "own.safetensors?download=true"
+    )
+    expected = start(tmp_path / "stored.pth")
+    for name in ("own.pth", "own.safetensors?download=true"):
+        found = start(tmp_path / name)
+        assert found.digest == expected.digest
+        assert {each.dtype for each in found.state.values()} == {torch.float32, torch.int64}
+
+
 def test_files_that_are_refused(tmp_path: Path, lite0: dict[str, Tensor]) -> None:
     torch.save({"conv_stem.weight": lite0["conv_stem.weight"]}, tmp_path / "few.pth")
     with pytest.raises(SettingsError, match="is for another network, it fits 1 of"):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from segray.annotate.predictor import Predictor
 from segray.masks.rle import encode_grid_masks
+from segray.models import solov2
 from segray.models.architectures import complete_settings
 from segray.models.modelfile import ModelCard, build_model, load_model_file, model_bytes
 from segray.models.solov2 import SOLOv2Settings, assign, coverage, matrix_nms
@@ -201,6 +202,38 @@ def test_cells_are_assigned_as_by_a_plain_loop() -> None:
         owned = found[level].instance >= 0
         assert torch.equal(target["labels"][found[level].instance[owned]], found[level].category[owned])
     assert all(each.category.any() for each in found[:3])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_targets_and_nms_are_in_float32_under_autocast(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any, Any]] = []
+
+    def watched(function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            seen.append((function, given, function(*given)))
+            return seen[-1][2]
+
+        return call
+
+    for function in (assign, matrix_nms):
+        monkeypatch.setattr(solov2, function.__name__, watched(function))
+    model = network()
+    model.transform._skip_resize = True
+    target = disks(960, [(64, 410, 30), (70, 924, 31)])
+    target["masks"] = target["masks"][:, :128]
+    image = torch.rand(3, 128, 960, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", kind):
+        losses = model([image], [target])
+    assert all(each.isfinite() and each.dtype == torch.float32 for each in losses.values())
+    with torch.inference_mode(), torch.autocast("cpu", kind):
+        model.eval()([image[:, :, :96]])
+    (_, given, cells), (_, of_nms, factors) = seen
+    for found, expected in zip(cells, assign(*given), strict=True):
+        assert torch.equal(found.category, expected.category)
+    assert len(factors) > 20
+    assert torch.equal(factors, matrix_nms(*of_nms))
 
 
 def test_targets_come_back_through_the_grid() -> None:
