@@ -8,7 +8,7 @@ could not do counts for none.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -104,9 +104,15 @@ class InstanceData:
         own = _evaluating(self.settings, candidate.spec, self.folder_of(candidate))
         return find_detector(own, candidate.spec, self.settings.data)
 
-    def score(self, candidate: Candidate, _: Output) -> None:
-        """Annotate what is missing."""
-        self.evaluation(candidate).annotated()
+    def score(self, candidate: Candidate, _: Output) -> bool:
+        """Annotate what is missing; return True: annotate tells where that is nothing."""
+        found = self.evaluation(candidate)
+        if self.settings.retry_rejected:
+            own = found.settings
+            again = {"annotate": {**own.annotate, "retry_rejected": True}}
+            found = replace(found, settings=own.model_copy(update=again))
+        found.annotated()
+        return True
 
     def address_of(self, name: str) -> str:
         """Return the address of an image, by its name in the labels."""

@@ -242,6 +242,29 @@ def test_what_one_model_cannot_do_counts_for_none(
     assert len(scores_of(tmp_path / "out")["models"]) == 3
 
 
+def test_rejected_images_are_tried_again_when_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has a score keeps it, in its place; nothing else changes a finished output."""
+    options = ["--data", folder / "data", "--output", tmp_path / "out", "--rounds", 0, "--panels", 0]
+    options += ["--weights", PICKY, "--classes", "ground,tree,roof", "--random-panels", 0, "--draws", 0]
+    assert compare(*options) == 3
+    assert "--retry-rejected tries them again" in capsys.readouterr().out
+    monkeypatch.setattr(made, "WIDEST", [1000])
+    made.SEEN.clear()
+    assert compare(*options) == 3
+    assert "finished before" in capsys.readouterr().out
+    assert made.SEEN == []
+    assert compare(*options, "--retry-rejected") == 0
+    assert made.SEEN == [90], "the image that failed"
+    scores = scores_of(tmp_path / "out")
+    assert (scores["counts"]["compared"], scores["failed"]) == (6, [])
+    assert compare(*options[:3], tmp_path / "new", *options[4:]) == 0
+    assert scores_of(tmp_path / "new")["models"][0]["confusion"] == scores["models"][0]["confusion"]
+    assert compare(*options, "--retry-rejected") == 0
+    assert "finished before" in capsys.readouterr().out
+
+
 def test_models_of_other_sizes_are_compared_at_the_images_own(folder: Path, tmp_path: Path) -> None:
     resizing = made.write_model(tmp_path / "resizing/model.pt", 2, fit="resize")
     weights = f"{folder}/a/model.pt,{resizing}"
