@@ -214,10 +214,13 @@ def _measured(prepared: Prepared, results: Results, choice: ImageChoice) -> tupl
     from segray.comparison.measuring import Measuring, measured
 
     data, settings = prepared.data, prepared.settings
-    found = data.pixels(choice.sample()) if settings.rounds else ()
-    images = tuple(pixels for _, pixels in found if not isinstance(pixels, Exception))
+    found = [pixels for _, pixels in data.pixels(choice.sample())] if settings.rounds else []
+    images = tuple(pixels for pixels in found if not isinstance(pixels, Exception))
     size = settings.size or results.size
     measuring = Measuring(settings, prepared.task, data.device, data.precision, images, size)
+    if found and not images:
+        why = f"none of {len(found)} images could be read again: {'; '.join({*map(str, found)})}"
+        return [Cost(measuring.input_of(each), error=why) for each in prepared.candidates], measuring.about()
     return measured(measuring, prepared.candidates, prepared.store), measuring.about()
 
 

@@ -67,6 +67,17 @@ def load_sam(spec: str, storage: StorageSettings) -> dict[str, Any]:
         }
 
 
+def tensor_bytes(spec: str, storage: StorageSettings) -> int:
+    """Return the size of SAM's file of tensors. Raises SettingsError where it cannot be asked for."""
+    if spec in SAM_WEIGHTS:
+        return (_fetched(SAM_WEIGHTS[spec]) / TENSORS).stat().st_size
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        return int(retrying(lambda: filesystem.size(f"{path}/{TENSORS}"), storage))
+    except OSError as error:
+        raise SettingsError(f"weights {spec}: {TENSORS} cannot be read: {describe(error)}") from error
+
+
 def _fetched(weights: SamWeights) -> Path:
     """Return the folder of a name's files, in Hugging Face's cache (HF_HOME), fetched where necessary."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
