@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from segray.annotate.detector import Detections, padded_size
 from segray.errors import JobFailedError
 from segray.masks.interpolation import THRESHOLD
 from segray.masks.rle import MaskFrame
 from segray.models.device import Precision, arithmetic
+from segray.models.resize import has_known_sizes
 
 MOST_PIXELS = 2**30
 """A box coordinate beyond this is a fault of the model."""
@@ -59,7 +59,7 @@ class CustomDetector:
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
         """Return the size in the network, or the image's; only images of one key may share a batch."""
         transform = getattr(self.model, "transform", None)
-        if type(transform) is GeneralizedRCNNTransform:
+        if has_known_sizes(transform):
             return padded_size(transform, height, width)
         return height, width
 

@@ -27,6 +27,7 @@ from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.masks.rle import MaskFrame
 from segray.models.device import DTYPES, Precision, arithmetic
+from segray.models.resize import has_known_sizes, resized
 
 try:
     from torchvision.ops.poolers import _setup_scales
@@ -55,7 +56,7 @@ def is_plain_maskrcnn(model: object) -> bool:
     return (
         isinstance(model, MaskRCNN)
         and type(model).forward is GeneralizedRCNN.forward
-        and type(model.transform) is GeneralizedRCNNTransform
+        and has_known_sizes(model.transform)
     )
 
 
@@ -136,14 +137,6 @@ class MaskRCNNDetector:
         normal = self.model.transform.normalize(pixels)
         size = resized(self.model.transform, *image.shape[:2])
         return interpolate(normal[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def resized(transform: GeneralizedRCNNTransform, height: int, width: int) -> tuple[int, int]:
-    """Return torchvision's size, but at least one pixel: it fails on images as narrow as 1 x 2000."""
-    if transform.fixed_size is not None:
-        return transform.fixed_size[1], transform.fixed_size[0]
-    scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
-    return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
 
 def padded_size(transform: GeneralizedRCNNTransform, height: int, width: int) -> tuple[int, int]:

@@ -154,6 +154,9 @@ def build_model(card: Card, *, pretrained: bool = False) -> Any:
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(f"settings that {card.arch} does not take: {error}") from error
+    from segray.models.resize import AnySizeTransform  # torchvision, for instance models alone
+
+    model.transform.__class__ = AnySizeTransform
     model.transform.min_size = (card.min_size,)
     model.transform.max_size = card.max_size
     model.transform.image_mean = list(card.image_mean)
