@@ -100,10 +100,10 @@ def test_a_score_of_zero_stays_and_bad_rows_are_left_out(
     file: Path, sam: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = {"image_id": 2, "category_id": 7, "bbox": [5, 5, 20, 30]}
-    bad: list[Any] = [{"score": each} for each in ("abc", [1], float("nan"), float("inf"), 1e300)]
-    bad += [{"category_id": each} for each in (2**40, [7], {}, None, True)]
-    bad += [{"image_id": each} for each in ([2], {}, None, 2**70)]
-    bad += [{"bbox": each} for each in ([0, 0, 1e300, 5], [0, 0, float("nan"), 5], "abcd", [5, 5, 0, 3])]
+    bad: list[Any] = [{"score": wrong} for wrong in ("abc", [1], float("nan"), float("inf"), 1e300)]
+    bad += [{"category_id": wrong} for wrong in (2**40, [7], {}, None, True)]
+    bad += [{"image_id": wrong} for wrong in ([2], {}, None, 2**70)]
+    bad += [{"bbox": wrong} for wrong in ([0, 0, 1e300, 5], [0, 0, float("nan"), 5], "abcd", [5, 5, 0, 3])]
     bad += [{"iscrowd": [1]}]
     content = json.loads(file.read_text())
     content["annotations"] = [good | {"score": 0.0}, good | {"score": None}, "text", *(good | e for e in bad)]
