@@ -101,8 +101,10 @@ def test_a_score_of_zero_stays_and_bad_rows_are_left_out(
 ) -> None:
     good = {"image_id": 2, "category_id": 7, "bbox": [5, 5, 20, 30]}
     bad: list[Any] = [{"score": wrong} for wrong in ("abc", [1], float("nan"), float("inf"), 1e300)]
-    bad += [{"category_id": wrong} for wrong in (2**40, [7], {}, None, True)]
-    bad += [{"image_id": wrong} for wrong in ([2], {}, None, 2**70)]
+    ids: list[Any] = [2**40, [7], {}, None, True]
+    bad += [{"category_id": wrong} for wrong in ids]
+    ids = [[2], {}, None, 2**70]
+    bad += [{"image_id": wrong} for wrong in ids]
     bad += [{"bbox": wrong} for wrong in ([0, 0, 1e300, 5], [0, 0, float("nan"), 5], "abcd", [5, 5, 0, 3])]
     bad += [{"iscrowd": [1]}]
     content = json.loads(file.read_text())
