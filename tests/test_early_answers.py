@@ -18,6 +18,17 @@ CASES = {
     ],
     f"annotate {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
     f"annotate {NUCLEI}/images --weights ./": ["weights {here}: a folder without config.json"],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine sam2": [
+        "refine 'sam2': unknown name; did you mean sam2-tiny or sam2-small or sam2-base-plus or sam2-large? "
+        "known names: sam2-tiny,"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine sam2/": [
+        "refine {here}/sam2: not there; use a name of SAM, or a folder with its config.json and model.safet"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine ./": [
+        "refine {here}: a folder without config.json"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine nuclei-small": ["refine nuclei-small: not SAM"],
     f"annotate {NUCLEI}/images --weights python:x": ["weights 'python:x': write python:module:factory"],
     f"predict {NUCLEI}/images --weights nuclei-small": ["weights nuclei-small: finds instances"],
     f"predict {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],

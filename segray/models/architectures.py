@@ -219,6 +219,12 @@ def parsed(arch: str) -> tuple[str, str]:
         return arch, ""
     family, colon, encoder = arch.partition(":")
     if family not in _FAMILIES:
+        if family in _PLAIN:
+            raise SettingsError(f"architecture {arch!r}: {family} takes no encoder; write {family}")
+        if family.casefold().startswith("sam"):
+            raise SettingsError(
+                f"unknown architecture {arch!r}: SAM is not trained here, use it with `segray annotate`"
+            )
         known = _FAMILIES if colon else (*_PLAIN, *_FAMILIES)
         raise SettingsError(
             f"unknown architecture {arch!r}{_near(family, known)}; known: {', '.join(_PLAIN)}, "
@@ -289,5 +295,5 @@ def _is_plain(value: object) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name.casefold(), list(dict.fromkeys(known)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -326,7 +326,9 @@ def test_areas_that_cannot_be_used_are_named(place: Path, tmp_path: Path) -> Non
     assert "features 1 (train) and 3 (val) overlap" in told(("train", left), ("test", right), ("val", left))
     assert "features 1 (train) and 2 (val) overlap" in told(("train", left), ("val", both))
     assert "feature 2: its split is 'dev', not one of train, val, test" in told(("val", left), ("dev", right))
-    assert "feature 1: its split is 'None'" in told((None, left))
+    none = told((None, left))
+    assert "feature 1: its split is 'None'" in none
+    assert none.count("a.geojson") == 1
     path = write_areas(tmp_path / "a.geojson", ("train", left), ("test", right))
     with pytest.raises(SettingsError, match=r"a\.geojson: no area with split val lies on the scenes"):
         listed(place, split_areas=str(path))
