@@ -97,7 +97,8 @@ DECODED = pa.schema(
     ]
 )
 """`pixels` are height * width * 3 bytes, uint8 RGB in row-major order; null where `error_type` is set, and
-for a tile without data. Height and width are the tile's own."""
+for a tile without data. Height and width are the tile's own. Of a volume they are place and voxels
+(`sources.volume.packed`), and `frames` is its depth."""
 
 _INSTANCE = [
     pa.field("instance_id", pa.string()),

@@ -23,6 +23,7 @@ from pycocotools.coco import COCO
 from tests.comparison.made import write_model
 from tests.sam_models import save
 from tests.scenes.made import town, write
+from tests.volumes.made import write_pairs
 
 ROOT = Path(__file__).parents[1]
 NUCLEI = ROOT / "tests/data/nuclei"
@@ -44,6 +45,7 @@ def lay(folder: Path, put: Callable[[str, bytes], None]) -> None:
     _people(folder / "people", images)
     _streets(folder)
     _scene(folder / "scene.tif")
+    write_pairs(folder / "volumes")
     put("scenes/scene.tif", (folder / "scene.tif").read_bytes())
     put("photos/one.png", images[1].read_bytes())
     put("shards/0.tar", _tar(images[2:3]))

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from segray.models.architectures import complete_settings
+from segray.models.modelfile import SemanticCard, model_bytes
+from segray.models.semantic import build_semantic
+
 NUCLEI = Path(__file__).parent / "data/nuclei"
 CASES = {
     "annotate nowhere --weights nuclei-smal": [
@@ -14,6 +18,17 @@ CASES = {
     ],
     f"annotate {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
     f"annotate {NUCLEI}/images --weights ./": ["weights {here}: a folder without config.json"],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine sam2": [
+        "refine 'sam2': unknown name; did you mean sam2-tiny or sam2-small or sam2-base-plus or sam2-large? "
+        "known names: sam2-tiny,"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine sam2/": [
+        "refine {here}/sam2: not there; use a name of SAM, or a folder with its config.json and model.safet"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine ./": [
+        "refine {here}: a folder without config.json"
+    ],
+    f"annotate {NUCLEI}/images --weights coco-v2 --refine nuclei-small": ["refine nuclei-small: not SAM"],
     f"annotate {NUCLEI}/images --weights python:x": ["weights 'python:x': write python:module:factory"],
     f"predict {NUCLEI}/images --weights nuclei-small": ["weights nuclei-small: finds instances"],
     f"predict {NUCLEI}/images --weights no.pt": ["weights {here}/no.pt: no such file"],
@@ -56,6 +71,19 @@ def test_it_is_told_without_torch_and_ray(command: str, tmp_path: Path) -> None:
     told = answered("", command, tmp_path)
     for line in CASES[command]:
         assert line.format(here=tmp_path) in told
+
+
+def test_what_a_model_file_s_card_rules_out(tmp_path: Path) -> None:
+    """Nobody waits for Ray and torch to hear that the model does not go with the settings."""
+    settings = complete_settings("unet", {"width": 2, "depth": 1})
+    names = ("background", "road")
+    card = SemanticCard("unet", settings, 1, names, (0.5,) * 3, (0.2,) * 3, 64, "resize")
+    network = build_semantic("unet", 3, 1, settings)
+    (tmp_path / "model.pt").write_bytes(model_bytes(card, network.state_dict()))
+    words = f"predict {NUCLEI}/images --weights model.pt --sliding-window 320 --blur face"
+    told = answered("", words, tmp_path)
+    assert f"sliding_window: {tmp_path}/model.pt was trained on whole images brought to 64 x 64" in told
+    assert f"blur: {tmp_path}/model.pt has no class face; it has: background, road" in told
 
 
 def answered(before: str, command: str, folder: Path) -> str:

@@ -5,8 +5,10 @@ object store shares among the workers of a machine. An image's own are found by 
 """
 
 import hashlib
+import json
 from array import array
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +21,17 @@ from segray.annotate.instances import Found, annotated_table, found_instances
 from segray.annotate.sam_detector import SamMasks
 from segray.bulk.batches import Image, images_of
 from segray.bulk.results import Outcome
-from segray.data.coco_file import box_of, known_id
+from segray.data.coco_file import ImageId, box_of, entry_of, known_id, score_of
 from segray.data.coco_stream import CocoStream
 from segray.errors import ItemError, SettingsError
 from segray.log import say
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel, name_of
 from segray.storage import StorageSettings
+
+_LEFT_OUT = "crowds, or no valid box, score, image or category"
+_MOST = 1e9
+"""Largest coordinate and score, far beyond any image: a float32 holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +58,13 @@ class BoxTable:
     """(images + 1,): where the boxes of an image begin."""
     boxes: Boxes
     """Those of all images; without a size."""
+    categories: Mapping[int, str]
+    """Names by id."""
 
     @cached_property
     def digest(self) -> str:
-        """Return a sha256, hex, over all arrays."""
-        found = hashlib.sha256()
+        """Return a sha256, hex, over all arrays and the names of the categories."""
+        found = hashlib.sha256(json.dumps(sorted(self.categories.items())).encode())
         every = self.boxes.corners, self.boxes.categories, self.boxes.scores
         for part in (self.names, self.sizes, self.starts, *every):
             found.update(np.ascontiguousarray(part).view(np.uint8).data)
@@ -79,10 +87,14 @@ class BoxTable:
 def load_boxes(address: str, storage: StorageSettings, refiner: LoadedModel) -> LoadedModel:
     """Return the boxes of a COCO file as a model, whose masks `refiner` makes.
 
-    Crowds and annotations without a valid box are left out, and told. Raises SettingsError.
+    Crowds and annotations without a valid box, score, image or category are left out, and told. Raises
+    SettingsError.
     """
     file = CocoStream(address, storage, "boxes")
     images, categories = file.header(None)
+    large = [number for number in categories if not -(2**31) <= number < 2**31]
+    if large:
+        raise SettingsError(f"{file.where}: category ids have 32 bits, {large[0]} has more")
     by_name = sorted(images, key=lambda number: _hash(images[number].name))
     rows = {number: row for row, number in enumerate(by_name)}
     names = np.array([_hash(images[number].name) for number in by_name], np.uint64)
@@ -90,24 +102,39 @@ def load_boxes(address: str, storage: StorageSettings, refiner: LoadedModel) -> 
         raise SettingsError(f"{file.where}: two images have one file_name")
     places, numbers, corners, scores, lost = array("q"), array("i"), array("f"), array("f"), 0
     for each in file.annotations():
-        row, category = rows.get(each.get("image_id")), known_id(categories, each.get("category_id"))
         try:
-            left, top, width, height = box_of(each.get("bbox"))
+            row, category, score, box = _row(each, rows, categories)
         except ItemError:
-            row = None
-        if row is None or not isinstance(category, int) or each.get("iscrowd") or not width * height:
             lost += 1
             continue
         places.append(row)
         numbers.append(category)
-        corners.extend((left, top, left + width, top + height))
-        scores.append(float(each.get("score") or 1.0))
+        corners.extend(box)
+        scores.append(score)
     if lost:
-        say(f"{file.where}: {lost:,} annotations left out: crowds, or no box, image or category", "warning")
+        say(f"{file.where}: {lost:,} annotations left out: {_LEFT_OUT}", "warning")
     if not len(places):
         raise SettingsError(f"{file.where}: it has no boxes")
     table = _sorted(names, [images[number].size for number in by_name], places, numbers, corners, scores)
+    table = replace(table, categories=dict(categories))
     return LoadedModel(name_of(address), "file", table, dict(categories), None, table.digest, refiner=refiner)
+
+
+def _row(
+    annotation: Any, rows: Mapping[ImageId, int], categories: Mapping[int, str]
+) -> tuple[int, int, float, tuple[float, ...]]:
+    """Return row of the image, category, score and corners. Raises ItemError for what is left out."""
+    image = known_id(rows, entry_of(annotation, "image_id"))
+    category = known_id(categories, entry_of(annotation, "category_id"))
+    if image is None or category is None or known_id((0, 1), entry_of(annotation, "iscrowd") or 0) != 0:
+        raise ItemError("unsupported", _LEFT_OUT)
+    left, top, width, height = box_of(entry_of(annotation, "bbox"))
+    given = entry_of(annotation, "score")
+    score = 1.0 if given is None else score_of(given)
+    corners = left, top, left + width, top + height
+    if not (width and height) or max(map(abs, (*corners, score))) > _MOST:
+        raise ItemError("unsupported", _LEFT_OUT)
+    return rows[image], category, score, corners
 
 
 def _sorted(names: Any, sizes: Any, places: Any, numbers: Any, corners: Any, scores: Any) -> BoxTable:
@@ -120,7 +147,7 @@ def _sorted(names: Any, sizes: Any, places: Any, numbers: Any, corners: Any, sco
         np.frombuffer(scores, np.float32)[order],
     )
     starts = np.searchsorted(rows[order], np.arange(len(names) + 1)).astype(np.int64)
-    return BoxTable(names, np.array(sizes, np.int32), starts, boxes)
+    return BoxTable(names, np.array(sizes, np.int32), starts, boxes, {})
 
 
 def _hash(name: str) -> np.uint64:

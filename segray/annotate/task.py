@@ -29,7 +29,7 @@ class Annotate:
 
     def check(self) -> None:
         """Raise SettingsError for weights that do not exist, and for a refiner that is not SAM."""
-        from segray.models.weights import check_weights, is_sam
+        from segray.models.weights import check_refiner, check_weights, is_sam
 
         settings = self.settings
         if settings.boxes is None:
@@ -38,9 +38,7 @@ class Annotate:
             raise SettingsError("boxes: with --refine, which makes their masks, and without --weights")
         if settings.refine is None:
             return
-        check_weights(settings.refine, settings.storage, "instance")
-        if not is_sam(settings.refine, settings.storage):
-            raise SettingsError(f"refine: {settings.refine} is not SAM; use a name such as sam2-tiny")
+        check_refiner(settings.refine, settings.storage)
         if settings.boxes is None and is_sam(settings.weights, settings.storage):
             raise SettingsError("refine: SAM's own masks are not refined; leave it out, or use other weights")
 
@@ -49,10 +47,13 @@ class Annotate:
         from segray.models.imports import import_torchvision
 
         import_torchvision()
-        from segray.models.weights import load_weights
+        from segray.models.weights import load_weights, said_of
 
         settings = self.settings
-        refiner = load_weights(settings.refine, settings.storage, "instance") if settings.refine else None
+        refiner = None
+        if settings.refine:
+            with said_of("refine"):
+                refiner = load_weights(settings.refine, settings.storage, "instance")
         if settings.boxes is not None and refiner is not None:
             from segray.annotate.box_prompts import load_boxes
 

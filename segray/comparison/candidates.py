@@ -109,6 +109,10 @@ def _file_bytes(model: LoadedModel, spec: str, storage: StorageSettings) -> int 
         from segray.models.torchvision_files import fetch
 
         return fetch(spec).stat().st_size
+    if model.kind == "sam":
+        from segray.models.sam_files import tensor_bytes
+
+        return tensor_bytes(spec, storage)
     return len(read_weights(spec, storage))
 
 

@@ -8,8 +8,9 @@ could not do counts for none.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ _SAME = (
     *("data", "split", "root", "detections", "score_threshold", "annotate", "device", "precision"),
     *("max_pixels", "draws", "seed", "storage", "ray"),
 )
+_LOOKED_UP = 512
+"""Images that are looked up at a time."""
 Bytes = NDArray[np.uint8]
 Masks = dict[str, list[dict[str, Any]]]
 """Image -> masks as COCO run lengths."""
@@ -61,15 +64,20 @@ class InstanceData:
 
     @cached_property
     def digest(self) -> str:
-        """Return the sha256 over the images' addresses and the version of the labels, hex."""
+        """Return the sha256 over addresses and versions of the images and of the labels, hex.
+
+        It asks the storage for each image, as annotate does.
+        """
         settings = self.settings
         if holds_coco(settings.data, settings.storage):
             file, _ = coco_file_of(settings.data, settings.storage, settings.root)
             files = [file]
         else:
             files = list(ledger_files(settings.data, settings.storage))
-        names = [*self.images, *(f"{file.uri}\0{file.version}" for file in files)]
-        return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        found = hashlib.sha256()
+        for each in chain(_looked_up(self.images, settings), files):
+            found.update(f"{each.uri}\0{each.version}\n".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
 
     @property
     def number(self) -> int:
@@ -104,9 +112,15 @@ class InstanceData:
         own = _evaluating(self.settings, candidate.spec, self.folder_of(candidate))
         return find_detector(own, candidate.spec, self.settings.data)
 
-    def score(self, candidate: Candidate, _: Output) -> None:
-        """Annotate what is missing."""
-        self.evaluation(candidate).annotated()
+    def score(self, candidate: Candidate, _: Output) -> bool:
+        """Annotate what is missing; return True: annotate tells where that is nothing."""
+        found = self.evaluation(candidate)
+        if self.settings.retry_rejected:
+            own = found.settings
+            again = {"annotate": {**own.annotate, "retry_rejected": True}}
+            found = replace(found, settings=own.model_copy(update=again))
+        found.annotated()
+        return True
 
     def address_of(self, name: str) -> str:
         """Return the address of an image, by its name in the labels."""
@@ -119,11 +133,7 @@ class InstanceData:
     def pixels(self, names: Sequence[str]) -> Iterator[tuple[str, Bytes | ItemError]]:
         """Yield the pixels of some images, uint8 (height, width, 3), one after the other."""
         settings = self.settings
-        rows: list[tuple[int, str | None]] = [
-            (number, self.address_of(name)) for number, name in enumerate(names, 2)
-        ]
-        nowhere = Source("", "", "file", "", -1)
-        sources = look_up_rows(rows, nowhere, "/", settings.storage)
+        sources = _looked_up([self.address_of(name) for name in names], settings)
         with DecodeSandbox() as sandbox:
             for name, source in zip(names, sources, strict=True):
                 yield name, _decoded(source, sandbox, settings)
@@ -146,6 +156,14 @@ class InstanceData:
             elif row["score"] >= least.get(row["category"], np.inf):
                 found[name].append(mask)
         return truth, found
+
+
+def _looked_up(addresses: Sequence[str], settings: CompareSettings) -> Iterator[Source]:
+    """Yield the files of addresses, in order; one that is not there has an error, and no version."""
+    nowhere = Source("", "", "file", "", -1)
+    for start in range(0, len(addresses), _LOOKED_UP):
+        rows: list[tuple[int, str | None]] = [*enumerate(addresses[start : start + _LOOKED_UP], 2)]
+        yield from look_up_rows(rows, nowhere, "/", settings.storage)
 
 
 def _decoded(source: Source, sandbox: DecodeSandbox, settings: CompareSettings) -> Bytes | ItemError:

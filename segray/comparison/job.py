@@ -37,6 +37,8 @@ _REPORTED = (
 )
 """Settings with which a finished output is reported anew, from the scores that are there."""
 
+_AGAIN = "  where the cause was temporary: the same command with --retry-rejected tries them again"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -84,7 +86,8 @@ def compare(settings: CompareSettings) -> ExitCode:
             record = _run(prepared, started)
             did = f"done: {len(prepared.candidates)} models in {time.monotonic() - started:,.1f} s"
     counts = record["counts"]
-    LOG.conclude([did, *record["summary"], f"output: {canonical_uri(settings.output)}"])
+    again = [_AGAIN] if counts["rejected"] else []
+    LOG.conclude([did, *record["summary"], *again, f"output: {canonical_uri(settings.output)}"])
     LOG.outcome = {"counts": counts}
     return exit_code(counts["rejected"] / max(1, counts["items"]), settings.max_rejects)
 
@@ -156,11 +159,16 @@ def _about(prepared: Prepared) -> list[str]:
 
 
 def _finished(prepared: Prepared) -> dict[str, Any] | None:
-    """Return run.json, if the output is finished and of the same models, images and settings."""
+    """Return run.json, if the output is finished and of the same models, images and settings.
+
+    It is not where some images are rejected, and those are to be tried again.
+    """
     _check_identity(prepared)  # again: another run may have finished meanwhile
     there = prepared.store.read_json(RUN)
-    is_same = isinstance(there, dict) and there.get("identity") == as_json(prepared.identity())
-    return there if is_same else None
+    if not isinstance(there, dict) or there.get("identity") != as_json(prepared.identity()):
+        return None
+    is_open = prepared.settings.retry_rejected and there["counts"]["rejected"]
+    return None if is_open else there
 
 
 def _run(prepared: Prepared, started: float) -> dict[str, Any]:
@@ -190,17 +198,10 @@ def _run(prepared: Prepared, started: float) -> dict[str, Any]:
 
 
 def _score(prepared: Prepared, candidate: Candidate, which: str) -> None:
-    """Run a model over all images, unless its scores are there."""
-    if prepared.task == "instance":
-        say(f"{candidate.name} ({which}): annotating")
-        prepared.data.score(candidate, prepared.store)
-        return
-    name = prepared.data.file_of(candidate)  # type: ignore[union-attr]
-    if name in prepared.store.files(name.rpartition("/")[0]):
-        say(f"{candidate.name} ({which}): its scores are there")
-        return
-    say(f"{candidate.name} ({which}): scoring {prepared.data.number:,} images")
-    prepared.data.score(candidate, prepared.store)
+    """Run a model over the images that it has not scored yet."""
+    say(f"{candidate.name} ({which})")
+    if not prepared.data.score(candidate, prepared.store):
+        say(f"{candidate.name}: its scores are there")
 
 
 def _results(prepared: Prepared, choice: ImageChoice) -> Results:
@@ -213,10 +214,13 @@ def _measured(prepared: Prepared, results: Results, choice: ImageChoice) -> tupl
     from segray.comparison.measuring import Measuring, measured
 
     data, settings = prepared.data, prepared.settings
-    found = data.pixels(choice.sample()) if settings.rounds else ()
-    images = tuple(pixels for _, pixels in found if not isinstance(pixels, Exception))
+    found = [pixels for _, pixels in data.pixels(choice.sample())] if settings.rounds else []
+    images = tuple(pixels for pixels in found if not isinstance(pixels, Exception))
     size = settings.size or results.size
     measuring = Measuring(settings, prepared.task, data.device, data.precision, images, size)
+    if found and not images:
+        why = f"none of {len(found)} images could be read again: {'; '.join({*map(str, found)})}"
+        return [Cost(measuring.input_of(each), error=why) for each in prepared.candidates], measuring.about()
     return measured(measuring, prepared.candidates, prepared.store), measuring.about()
 
 

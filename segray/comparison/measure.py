@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,12 @@ class Measured:
     gflops: float | None
     """Of one image: 2 for each multiplication with addition of convolutions, matrix products and attention;
     None where it was not counted, or the model does not compute in torch."""
+    uncounted: str | None = None
+    """Why there are no FLOPs, where they were to be counted."""
 
 
 def measure(task: Task) -> Measured:
-    """Load the model, warm it up, and time it.
+    """Load the model, warm it up, and time it; FLOPs are not counted.
 
     Raises SegrayError as loading does, and whatever the model raises.
     """
@@ -88,9 +90,17 @@ def measure(task: Task) -> Measured:
         run()
         batches += 1
     rate = batches * task.batch_size / (time.perf_counter() - started)
-    peak = memory.peak()
-    gflops = gflops_of(task) if task.counts_flops else None
-    return Measured(rate, batches, peak, memory.before, gflops)
+    return Measured(rate, batches, memory.peak(), memory.before, None)
+
+
+def counted(task: Task, measured: Measured) -> Measured:
+    """Return a measurement with its FLOPs, or with why there are none: that costs nothing else."""
+    try:
+        gflops = gflops_of(task)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything
+        return replace(measured, uncounted=_in_words(error))
+    why = "the model computes nothing in torch that is counted" if gflops is None else None
+    return replace(measured, gflops=gflops, uncounted=why)
 
 
 def _semantic(task: Task, model: LoadedModel) -> Callable[[], Any]:
@@ -126,12 +136,17 @@ def gflops_of(task: Task) -> float | None:
 
     Those that `torch.utils.flop_counter` knows: convolutions, matrix products, attention; not
     normalisation, activations, pooling, interpolation, RoI alignment or NMS. For an instance model they
-    depend on the image: how many regions its second stage gets. None where none was counted.
+    depend on the image: how many regions its second stage gets. None where none was counted. Raises
+    SegrayError for SAM, whose number of prompts differs, and whatever the model raises.
     """
     from torch.utils.flop_counter import FlopCounterMode  # loads much of torch, after memory was measured
 
     model = load_weights(task.spec, task.storage, task.kind)
-    pixels = torch.from_numpy(np.ascontiguousarray(task.images[0].transpose(2, 0, 1))).float() / 255
+    if model.kind == "sam":
+        raise SegrayError("FLOPs of SAM depend on the number of prompts")
+    pixels = torch.from_numpy(np.ascontiguousarray(task.images[0].transpose(2, 0, 1)))
+    if task.kind == "semantic" or getattr(model.module, "image_dtype", None) != torch.uint8:
+        pixels = pixels.float() / 255
     with torch.no_grad(), FlopCounterMode(display=False) as counter:  # inference mode hides operators
         if task.kind == "semantic":
             mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.mean, model.std))
@@ -182,15 +197,28 @@ def main() -> int:
     """Measure what stdin says, and write the answer; return the exit code."""
     task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer: dict[str, Any]
     try:
-        answer = asdict(measure(task))
-    except SegrayError as error:
-        answer = {"error": "; ".join(error.lines)}
+        measured = measure(task)
+        if task.counts_flops:  # they may end this process, as with too little memory
+            _answer(asdict(replace(measured, uncounted="the process ended while they were counted")))
+            measured = counted(task, measured)
+        _answer(asdict(measured))
     except Exception as error:  # noqa: BLE001 - a model may raise anything
-        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    Path(sys.argv[1]).write_text(json.dumps(answer))
+        _answer({"error": _in_words(error)})
     return 0
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, SegrayError):
+        return "; ".join(error.lines)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _answer(content: dict[str, Any]) -> None:
+    """Write the answer, whole or not at all."""
+    part = Path(f"{sys.argv[1]}.part")
+    part.write_text(json.dumps(content))
+    part.replace(sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ def _once(
     if isinstance(found, Measured):
         store.write_json(name, asdict(found))
         say(f"  {candidate.name}: {found.images_per_s:,.2f} images/s, {found.peak_bytes / 1e6:,.0f} MB")
+        if found.uncounted is not None:
+            say(f"  {candidate.name}: no GFLOPs: {found.uncounted}", "warning")
     else:
         say(f"  {candidate.name}: cannot be measured: {found}", "warning")
     return found

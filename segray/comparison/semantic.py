@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segray.comparison.candidates import Candidate, lacking
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.results import Results
-from segray.comparison.score_file import ImageScore, write_scores
+from segray.comparison.score_file import ImageScore, read_scores, write_scores
 from segray.comparison.semantic_figures import semantic_results
 from segray.comparison.settings import CompareSettings
 from segray.data.labels import LabelRules
@@ -27,6 +27,7 @@ from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.labels import Chosen, choose, label_rules, split_sizes
 from segray.evaluate.report import Progress
 from segray.evaluate.settings import EvaluateSettings
+from segray.log import say
 from segray.models.device import Precision, is_out_of_memory, resolve_device
 from segray.models.weights import load_weights
 from segray.output.folder import Output
@@ -82,17 +83,45 @@ class SemanticData:
         how = (self.classes, self.rules, self.own_size, self.device, self.precision, settings.max_pixels)
         return f"{FOLDER}/{candidate.slug}-{candidate.key(self.digest, *how)}.parquet"
 
-    def score(self, candidate: Candidate, store: Output) -> None:
-        """Run the model over all pairs, and write its score file."""
+    def score(self, candidate: Candidate, store: Output) -> bool:
+        """Run the model over the pairs without a score, and write its score file; return False where none is.
+
+        Pairs that an earlier run could not score have none where the settings retry rejected ones.
+        """
+        name, pairs = self.file_of(candidate), self.chosen.pairs
+        old = None
+        if name in store.files(FOLDER):
+            old = self._url(name)
+            pairs = [*self._rejected(old)] if self.settings.retry_rejected else []
+            if not pairs:
+                return False
+        say(f"{candidate.name}: scoring {len(pairs):,} images")
         with tempfile.TemporaryDirectory(prefix="segray-compare-") as folder:
             path = Path(folder, "scores.parquet")
-            write_scores(path, self._scored(candidate))
-            store.put_file(self.file_of(candidate), path)
+            scored = self._scored(candidate, pairs)
+            write_scores(path, scored if old is None else self._mended(old, scored))
+            store.put_file(name, path)
+        return True
+
+    def _rejected(self, url: str) -> Iterator[Pair]:
+        """Yield the pairs that have an error in a score file."""
+        scores = read_scores(url, self.settings.storage)
+        for pair, score in zip(self.chosen.pairs, scores, strict=True):
+            if score.error is not None:
+                yield pair
+
+    def _mended(self, url: str, scored: Iterator[ImageScore]) -> Iterator[ImageScore]:
+        """Yield a file's scores with those of its errors, in their order, in their place."""
+        for score in read_scores(url, self.settings.storage):
+            yield score if score.error is None else next(scored)
+
+    def _url(self, name: str) -> str:
+        return f"{self.settings.output.rstrip('/')}/{name}"
 
     def results(self, candidates: Sequence[Candidate], choice: ImageChoice) -> Results:
         """Return the figures of all models, whose score files are there."""
         settings = self.settings
-        files = [f"{settings.output.rstrip('/')}/{self.file_of(each)}" for each in candidates]
+        files = [self._url(self.file_of(each)) for each in candidates]
         found = semantic_results([each.name for each in candidates], files, self.classes, settings, choice)
         return replace(
             found, problems=sorted([*self.chosen.problems, *found.problems], key=lambda each: each.name)
@@ -104,12 +133,12 @@ class SemanticData:
         for pair, example in self.examples([by_name[name] for name in names]):
             yield pair.name, example if isinstance(example, ItemError) else example.pixels
 
-    def _scored(self, candidate: Candidate) -> Iterator[ImageScore]:
+    def _scored(self, candidate: Candidate, pairs: Sequence[Pair]) -> Iterator[ImageScore]:
         model = load_weights(candidate.spec, self.settings.storage, "semantic")
         classifier = Classifier(model, self.device, self.precision)
         classes_of = class_map(model.classes, self.classes)
-        progress = Progress(len(self.chosen.pairs), f"images scored by {candidate.name}")
-        for pair, example in self.examples(self.chosen.pairs):
+        progress = Progress(len(pairs), f"images scored by {candidate.name}")
+        for pair, example in self.examples(pairs):
             if isinstance(example, ItemError):
                 yield ImageScore(pair.name, b"", (0, 0), example.reason)
             else:

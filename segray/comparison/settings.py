@@ -21,7 +21,7 @@ class CompareSettings(JobSettings):
 
     basic = (
         *("data", "weights", "names", "output", "split", "root", "classes", "rounds", "batch_size"),
-        *("input_size", "threads", "panels", "max_rejects", *JobSettings.basic[1:]),
+        *("input_size", "threads", "panels", "retry_rejected", "max_rejects", *JobSettings.basic[1:]),
     )
     usage = "--data D --weights A,B,... --output URL"
     examples = """examples:
@@ -98,6 +98,7 @@ exit codes:
         "auto", description="as in evaluate: of label maps bf16 on a GPU, of instances also on a CPU with it"
     )
     max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
+    retry_rejected: bool = Field(False, description="try images again that an earlier run could not score")
     max_rejects: float = Field(
         0.0, ge=0, le=1, description="exit 3 when a larger share of the labels is in no score"
     )

@@ -52,6 +52,8 @@ class Data:
     """Schema FIGURES: the training pairs, in the order of `table`."""
     empty: int = 0
     """Number of windows of scenes that hold no data."""
+    ignored: int = 0
+    """Instances of all splits that are ignored: crowds, and pieces of footprints that are too small."""
     alike: int = 0
     """Images in the largest group of look-alikes kept in one split; 1 where no two are alike."""
 
@@ -124,6 +126,7 @@ def assign_splits(
         len(listed.pairs) + len(listed.rejected),
         trained,
         pc.sum(good).as_py() - len(pairs),
+        pc.sum(kept["ignored"]).as_py() or 0,
         alike,
     )
 

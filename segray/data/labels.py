@@ -164,7 +164,7 @@ def read_label(data: bytes, rules: LabelRules, max_pixels: int, read: ReadStored
         return _by_colour(stored, rules.colours, rules)
     if stored.lossy:
         return _halved(stored, rules)
-    return _by_number(stored, rules)
+    return by_number(stored, rules)
 
 
 def decide_values(
@@ -241,7 +241,8 @@ def _same_shape(label_height: int, label_width: int, height: int, width: int) ->
     return abs(one - other) <= max(ASPECT * min(one, other), pixel)
 
 
-def _by_number(stored: Stored, rules: LabelRules) -> Labels:
+def by_number(stored: Stored, rules: LabelRules) -> Labels:
+    """Return the classes uint8 of stored numbers, of the same shape. Raises ItemError for unknown ones."""
     values = stored.values
     void = np.zeros(values.shape, bool)
     for each in rules.void:

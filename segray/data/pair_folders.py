@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from segray.errors import SettingsError
 from segray.sources.item import Source
 from segray.sources.listing import Listing
+from segray.sources.names import without_suffix
 from segray.storage import StorageSettings, canonical_uri
 
 SPLIT_NAMES = {
@@ -116,7 +117,10 @@ def _place(parts: list[str], annotated: bool) -> _Place | None:
 
 def _stem(parts: list[str]) -> str:
     """Return the stem in NFC: archives made on a Mac hold decomposed accents, often for half of the files."""
-    return unicodedata.normalize("NFC", posixpath.splitext("/".join(parts))[0])
+    path = "/".join(parts)
+    is_nifti = path.lower().endswith(".nii.gz")
+    stem = without_suffix(path) if is_nifti else posixpath.splitext(path)[0]
+    return unicodedata.normalize("NFC", stem)
 
 
 def _no_layout(data: str, files: list[Source], base: str, ignored: int) -> str:

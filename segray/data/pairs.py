@@ -24,7 +24,7 @@ from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.local import local_source
 from segray.sources.manifest import base_of
-from segray.sources.names import DECODED_SUFFIXES, archive_kind, is_image_name
+from segray.sources.names import DECODED_SUFFIXES, VOLUME_SUFFIXES, archive_kind, is_image_name
 from segray.sources.remote import remote_source
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
@@ -237,7 +237,7 @@ def _problem(file: Source, missing: Reason) -> tuple[Reason, str] | None:
     name = file.uri.lower()
     if archive_kind(name):
         return "unsupported", "archives are not opened for training: unpack it"
-    if is_image_name(name) and not name.endswith(DECODED_SUFFIXES):
+    if is_image_name(name) and not name.endswith(DECODED_SUFFIXES + VOLUME_SUFFIXES):
         return "unsupported", f"images of the format .{name.rpartition('.')[2]} are not read"
     return None
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from segray.data.look_alikes import perceptual_hash
 from segray.data.pairs import Pair
+from segray.data.volume_reader import VolumeExample
 from segray.errors import ItemError
 from segray.output.folder import Output
 
@@ -30,6 +32,7 @@ FIGURES = pa.schema(
         ("likeness", pa.uint64()),  # `perceptual_hash` of the image
         ("pixels", pa.int64()),
         ("counts", pa.list_(pa.int64())),  # pixels of each class, or instances of each category
+        ("ignored", pa.int64()),  # instances that are neither learned nor found: crowds, cut footprints
         ("sums", pa.list_(pa.float64())),  # of each band, with pixels in 0..1
         ("squares", pa.list_(pa.float64())),
     ]
@@ -48,14 +51,21 @@ def figures(example: Any, counted: Callable[[Any], list[int]]) -> dict[str, Any]
     """Return one row of FIGURES; `counted`: see `LabelReading.counts`."""
     if isinstance(example, ItemError):
         return {"error_type": example.error_type, "error": example.reason}
-    pixels = example.pixels
-    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    measured = example.measured() if isinstance(example, VolumeExample) else _measured(example.pixels)
     return {
         "digest": example.digest,
         "label_digest": example.label_digest,
+        "counts": counted(example),
+        "ignored": sum(each.crowd for each in getattr(example, "instances", ())),
+        **measured,
+    }
+
+
+def _measured(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    levels = [np.bincount(pixels[..., band].ravel(), minlength=256) for band in range(3)]
+    return {
         "likeness": perceptual_hash(pixels),
         "pixels": pixels.shape[0] * pixels.shape[1],
-        "counts": counted(example),
         "sums": [float(number @ _LEVELS) for number in levels],
         "squares": [float(number @ _LEVELS**2) for number in levels],
     }
@@ -154,6 +164,7 @@ class Scan:
         except pa.ArrowException:
             return None
         same = (table.schema.metadata or {}).get(b"segray") == self._reading
+        same = same and {*FIGURES.names} <= {*table.column_names}  # else an older version wrote it
         return table if same else None
 
 

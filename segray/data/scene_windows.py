@@ -262,7 +262,7 @@ def _nothing(source: Source, scenes: list[_Listed], rejected: list[Rejected], li
 
 
 def _drawing(settings: WindowSettings, names: Sequence[str]) -> str:
-    instances = () if settings.instances is None else (VISIBLE,)
+    instances = () if settings.instances is None else (VISIBLE, "of the smaller of footprint and window")
     return digest_of(repr((settings.class_column, [*names], settings.tiling, *instances)).encode())[:16]
 
 

@@ -72,16 +72,13 @@ class SplitAreas:
             split = SPLIT_NAMES.get(str(value).strip().lower())
             if split is None:
                 names = ", ".join(dict.fromkeys(SPLIT_NAMES.values()))
-                raise self._wrong(number, f"its {COLUMN} is {str(value)[:40]!r}, not one of {names}")
+                raise _wrong(number, f"its {COLUMN} is {str(value)[:40]!r}, not one of {names}")
             area = None if shape is None else areas_of(shape)
             if area is None or area.is_empty:
-                raise self._wrong(number, "it is no polygon that can be read")
+                raise _wrong(number, "it is no polygon that can be read")
             self._shapes.append(area)
             self._splits.append(split)
             self._numbers.append(number)
-
-    def _wrong(self, number: int, why: str) -> SettingsError:
-        return SettingsError(f"split_areas: {self.uri}: feature {number:,}: {why}")
 
     def on(self, scene: Scene) -> list[AreaPart]:
         """Return the parts of a scene that lie in areas, in the order of the file.
@@ -117,6 +114,10 @@ class SplitAreas:
             frame = _frame(polygon, scene)
             if frame.height > 0 and frame.width > 0:
                 yield AreaPart(self._splits[row], frame, polygon.buffer(_ROUNDING, join_style="mitre"))
+
+
+def _wrong(number: int, why: str) -> SettingsError:
+    return SettingsError(f"split_areas: feature {number:,}: {why}")  # `open_features` adds the address
 
 
 def _frame(polygon: Polygon, scene: Scene) -> Window:

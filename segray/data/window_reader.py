@@ -16,7 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from segray.data.coco_file import TrueInstance
-from segray.data.footprint_pieces import pieces_on
+from segray.data.footprint_pieces import drawn_spans, pieces_on
 from segray.data.footprints import Footprints
 from segray.data.pair_reader import CocoExample, CocoReading, Example, Reading, digest_of
 from segray.data.pairs import FRAGMENT, Pair
@@ -145,13 +145,14 @@ class InstanceWindows(_Windows[CocoExample]):
     ) -> CocoExample:
         window, _ = cut
         size = [window.height, window.width]
+        without = None if nodata is None else drawn_spans(nodata)
         return _coco_example(
             pixels,
             [
                 TrueInstance(
                     {"size": size, "counts": piece.counts}, piece.category, piece.ignored, None, None
                 )
-                for piece in pieces_on(self._footprints, scene, window, nodata)
+                for piece in pieces_on(self._footprints, scene, window, without)
                 if piece.counts
             ],
         )

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from segray.data.label_sample import decide_from
-from segray.data.labels import LabelRules, colour_rules
+from segray.data.labels import LabelRules, ReadStored, colour_rules
 from segray.data.pairs import list_pairs
+from segray.data.volume_reader import stored_of
 from segray.errors import NothingToDoError, SettingsError
 from segray.evaluate.compare_pairs import (
     Comparison,
@@ -24,7 +25,9 @@ from segray.evaluate.settings import EvaluateSettings
 from segray.output.io import label_files
 from segray.output.reader import label_maps, ledger_files, present, read_ledger, run_record
 from segray.sources.item import Source
+from segray.sources.label_image import Stored
 from segray.sources.sandbox import DecodeSandbox
+from segray.sources.volume import unpacked
 
 MANIFESTS = (".csv", ".parquet", ".txt")
 _SHARD = 64
@@ -69,7 +72,7 @@ class MapEvaluation:
                     settings.storage,
                     self.prediction_rules,
                     fit=self.has_pictures_size,
-                    read=sandbox.stored,
+                    read=_volumes_in(sandbox) if settings.volumes else sandbox.stored,
                 )
                 progress.add(len(shard))
         problems = [*self.unlisted, *self.matched.problems, *total.problems]
@@ -131,8 +134,24 @@ def find_maps(settings: EvaluateSettings, predictions: str, labels: str) -> MapE
             matched.by_file_name
         )
     return MapEvaluation(
-        settings, matched, truth.problems, truth.classes, truth.rules, found_rules, bool(ledger), reasons
+        settings,
+        matched,
+        truth.problems,
+        truth.classes,
+        truth.rules,
+        found_rules,
+        bool(ledger) and not settings.volumes,
+        reasons,
     )
+
+
+def _volumes_in(sandbox: DecodeSandbox) -> ReadStored:
+    """Return a function that reads label volumes as label images are read."""
+
+    def read(data: bytes, max_pixels: int, *, coloured: bool = False) -> Stored:
+        return stored_of(unpacked(sandbox.volume(data, max_pixels)))
+
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +222,7 @@ def _prediction_rules(
         given, values = settings.prediction_colours, settings.prediction_values
         return colour_rules(given, truth.classes, values, unknown_is_void=True), []
     values, reason = settings.prediction_values, []
-    if values == "auto" and rules.values == "binary":
+    if values == "auto" and rules.values == "binary" and not settings.volumes:
         decision = decide_from(files, settings.max_pixels, settings.storage)
         values, reason = decision.values, [f"predictions are {decision.values}: {decision.reason}"]
     elif values == "auto":

@@ -177,7 +177,5 @@ def _read(what: str, file: bytes | ItemError, rules: LabelRules, max_pixels: int
 
 def _check_sizes(true: Labels, found: Labels) -> None:
     if true.shape != found.shape:
-        (height, width), (found_height, found_width) = true.shape, found.shape
-        raise ItemError(
-            "unsupported", f"prediction: {found_width} x {found_height} pixels, its truth {width} x {height}"
-        )
+        there, here = (" x ".join(map(str, each.shape[::-1])) for each in (found, true))
+        raise ItemError("unsupported", f"prediction: {there} pixels, its truth {here}")

@@ -2,8 +2,8 @@
 
 What a scene has of a footprint, and when that counts, is as in training: see `data.footprint_pieces`. Scenes
 are those of the predictions; their grids come from the run's ledger, or from the scene's header where it was
-small enough to be read whole. All footprints of the file are in memory, about 0.3 KB each, and the masks of
-one scene at a time.
+small enough to be read whole, their pixels without data from the scene itself. All footprints of the file are
+in memory, about 0.3 KB each, and the masks of one scene at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,9 @@ from segray.errors import ItemError, SettingsError
 from segray.evaluate.instance_labels import Wanted
 from segray.evaluate.instance_predictions import OutputPredictions
 from segray.evaluate.instance_rows import RowList
+from segray.evaluate.scene_nodata import nodata_near, scene_file
 from segray.evaluate.settings import EvaluateSettings
+from segray.masks.spans import Spans
 from segray.output.reader import Item
 from segray.scenes.crs import can_place
 from segray.scenes.scene import Scene, scene_from
@@ -98,8 +100,10 @@ class FootprintLabels:
             for image_id, image in wanted.numbers.items():
                 rows = RowList()
                 try:
-                    scene = self._scene(self._scenes[str(image_id)], sandbox)
-                    self._add(rows, image, scene, footprints)
+                    item = self._scenes[str(image_id)]
+                    scene, file = self._scene(item, sandbox)
+                    nodata = nodata_near(footprints, scene, file, sandbox)
+                    self._add(rows, image, scene, footprints, nodata)
                 except ItemError as error:
                     wanted.broken[image] = f"truth: {error.reason}"
                     continue
@@ -109,21 +113,18 @@ class FootprintLabels:
         """Return lines on footprints that were left out."""
         lines = [f"{self._others:,} lines, points and unreadable geometries left out"] * bool(self._others)
         lines += [f"{self._left_out:,} footprints of other classes left out"] * bool(self._left_out)
-        lines += [f"{self._empty:,} footprints cover no pixel's centre"] * bool(self._empty)
-        cut = f"{self._cut:,} footprints of which less than {VISIBLE:.0%} lies in a scene are ignored"
+        lines += [f"{self._empty:,} footprints cover no centre of a pixel with data"] * bool(self._empty)
+        cut = f"{self._cut:,} footprints are ignored: a scene holds less than {VISIBLE:.0%} of them"
         lines += [cut] * bool(self._cut)
         return lines
 
-    def _scene(self, item: Item, sandbox: DecodeSandbox) -> Scene:
-        """Return the grid of a scene. Raises ItemError where it has no place on Earth."""
+    def _scene(self, item: Item, sandbox: DecodeSandbox) -> tuple[Scene, FileRanges]:
+        """Return the grid of a scene and its file. Raises ItemError where it has no place on Earth."""
         more: Mapping[str, Any] = item.more or {}
         if more.get("crs") is None:
             raise ItemError("unsupported", "it is not georeferenced, so footprints have no place on it")
-        found = scene_from(more["scene"]) if more.get("scene") else None
-        if found is None:
-            storage = self._settings.storage
-            file = FileRanges(item.address, more.get("version") or "", item.address, -1, storage)
-            found = sandbox.describe(file, self._tiling)
+        file = scene_file(item.address, more.get("version") or "", self._settings.storage)
+        found = scene_from(more["scene"]) if more.get("scene") else sandbox.describe(file, self._tiling)
         if found is None or found.crs is None or found.transform is None:
             raise ItemError("unsupported", "it is not georeferenced, so footprints have no place on it")
         if (found.height, found.width) != item.size:
@@ -131,11 +132,11 @@ class FootprintLabels:
         problem = can_place(found.crs, self._crs)
         if problem is not None:
             raise ItemError("unsupported", f"footprints cannot be transformed to its CRS: {problem}")
-        return found
+        return found, file
 
-    def _add(self, rows: RowList, image: int, scene: Scene, footprints: Footprints) -> None:
+    def _add(self, rows: RowList, image: int, scene: Scene, footprints: Footprints, nodata: Spans) -> None:
         whole = Window(0, scene.height, 0, scene.width)
-        for number, piece in enumerate(pieces_on(footprints, scene, whole)):
+        for number, piece in enumerate(pieces_on(footprints, scene, whole, nodata)):
             if piece.counts:
                 name = f"footprint {number}"
                 rows.add(image, piece.category, piece.counts, None, crowd=piece.ignored, name=name)

@@ -32,6 +32,10 @@ def label_rules(
         known = tuple(names or ("background", "foreground"))
         rules = colour_rules(settings.colours, known, settings.values, settings.void)
         return rules, known, f"labels are {len(settings.colours)} colours, as the settings say"
+    if settings.volumes:
+        values = "indices" if settings.values == "auto" else settings.values
+        known = tuple(names or ("background", "foreground"))
+        return LabelRules(len(known), values, tuple(settings.void)), known, f"label volumes hold {values}"
     if settings.values == "auto":
         decision = decide_from(labels, settings.max_pixels, settings.storage, tuple(settings.void))
         values, reason = decision.values, decision.reason

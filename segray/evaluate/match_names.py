@@ -10,12 +10,13 @@ So `val/a` and `train/a` are kept apart, and the folders of images and labels do
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+
+from segray.sources.names import without_suffix
 
 
 def stem_of(path: str) -> str:
     """Return the path without the suffix of its last part."""
-    return str(PurePosixPath(path).with_suffix(""))
+    return without_suffix(path)
 
 
 def owners(names: Iterable[str], addresses: Sequence[str]) -> list[str | None]:

@@ -74,6 +74,10 @@ exit codes:
     values: Literal["auto", "indices", "binary"] = Field(
         "auto", description="values of labels: class indices, or 0 and 255"
     )
+    volumes: bool = Field(
+        False,
+        description="predictions and labels are label volumes, NIfTI or TIFF stacks (extra `monai`)",
+    )
     void: list[int] = Field([], description="label values besides 255 that belong to no class")
     colours: dict[str, int | str] = Field(
         {},
@@ -140,6 +144,10 @@ exit codes:
             problems.append(f"not {', '.join(given)} too")
         if self.footprints is None and (self.class_column or self.footprints_layer):
             raise ValueError("class_column and footprints_layer are for footprints: set footprints too")
+        if self.volumes and (self.weights is not None or self.footprints is not None or self.colours):
+            raise ValueError(
+                "volumes: only predictions and labels of numbers are compared; `predict --volumes` first"
+            )
         if problems:
             ways = "give --predictions and --labels (or --footprints), or --weights and --data"
             raise ValueError(f"{ways}: {'; '.join(problems)}")

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from segray.errors import SettingsError
 from segray.models import smp_names
 
-Task = Literal["instance", "semantic"]
+Task = Literal["instance", "semantic", "volume"]
 USES: dict[Task, str] = {
     "instance": "finds instances, use it with `segray annotate`",
     "semantic": "gives every pixel a class, use it with `segray predict`",
+    "volume": "gives every voxel a class, use it with `segray predict --volumes`",
 }
 _ENCODER = ":ENCODER"
 _RESIDUAL = ("resnet", "resnext")
@@ -42,6 +43,7 @@ OWN_ON_VGG = Library("segray", "Apache-2.0", "the VGG16's, of ImageNet (download
 TIMM = Library("timm", "Apache-2.0", "the backbone's, of ImageNet (huggingface.co)")
 TORCHVISION = Library("torchvision", "BSD-3-Clause", "the ResNet's, of ImageNet (download.pytorch.org)")
 TRANSFORMERS = Library("transformers", "Apache-2.0", "")
+MONAI = Library("monai", "Apache-2.0", "")
 OWN_ON_TIMM = Library("segray on timm", "Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 ON_TIMM = Library("torchvision on timm", "BSD-3-Clause, Apache-2.0", f"the encoder's, {_TIMM_WEIGHTS}")
 
@@ -58,8 +60,8 @@ class Architecture:
     """Parameters of `arch` with its default settings, three bands and one class besides background."""
     build: str
     """`module:function` in this package. A semantic one takes (arch, bands, outputs, settings, pretrained),
-    see `build_semantic`; an instance one (classes without background, settings, pretrained), before them the
-    encoder, where there are several."""
+    see `build_semantic`; one for volumes (outputs, settings); an instance one (classes without background,
+    settings, pretrained), before them the encoder, where there are several."""
     settings: str
     """`module:class` of its settings, a dataclass of plain values; empty: see `_defaults`."""
     origin: str
@@ -161,6 +163,15 @@ ARCHITECTURES = (
         "mask2former-semantic", "semantic", TRANSFORMERS, 47_403_133, "mask2former:build_mask2former_maps",
         "mask2former:Mask2FormerSettings", _MASK2FORMER,
     ),
+    Architecture(
+        "unet3d", "volume", MONAI, 19_215_118, "volume_networks:build_unet3d",
+        "volume_networks:UNet3DSettings",
+        "Cicek et al. 2016, https://arxiv.org/abs/1606.06650, with the residual units of Kerfoot et al. 2018",
+    ),
+    Architecture(
+        "swinunetr", "volume", MONAI, 62_186_659, "volume_networks:build_swinunetr",
+        "volume_networks:SwinUNETRSettings", "Hatamizadeh et al. 2022, https://arxiv.org/abs/2201.01266",
+    ),
 )  # fmt: skip
 _PLAIN = {row.name: row for row in ARCHITECTURES if row.name == row.arch}
 _OWN = tuple(row.name for row in _PLAIN.values() if row.task == "semantic" and row.library.name == OWN.name)
@@ -180,7 +191,7 @@ def _choices(task: Task) -> str:
     return f"{plain}, or FAMILY:ENCODER of {names}, such as {families[0].arch}"
 
 
-CHOICES = f"{_choices('semantic')}; instances: {_choices('instance')}"
+CHOICES = f"{_choices('semantic')}; instances: {_choices('instance')}; with `volumes`: {_choices('volume')}"
 
 
 def part_of(row_part: str) -> Any:
@@ -208,6 +219,12 @@ def parsed(arch: str) -> tuple[str, str]:
         return arch, ""
     family, colon, encoder = arch.partition(":")
     if family not in _FAMILIES:
+        if family in _PLAIN:
+            raise SettingsError(f"architecture {arch!r}: {family} takes no encoder; write {family}")
+        if family.casefold().startswith("sam"):
+            raise SettingsError(
+                f"unknown architecture {arch!r}: SAM is not trained here, use it with `segray annotate`"
+            )
         known = _FAMILIES if colon else (*_PLAIN, *_FAMILIES)
         raise SettingsError(
             f"unknown architecture {arch!r}{_near(family, known)}; known: {', '.join(_PLAIN)}, "
@@ -278,5 +295,5 @@ def _is_plain(value: object) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name.casefold(), list(dict.fromkeys(known)), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segray.models.any_size import any_size
-from segray.models.pretrained import with_weights
+from segray.models.pretrained import HUB, with_weights
 
 _STRIDE = 32
 
@@ -55,5 +55,5 @@ def build_hrnet(
         features_only=True, feature_location="", out_indices=(1, 2, 3, 4),
     )  # fmt: skip
     cache = "HF_HOME, by default ~/.cache/huggingface"
-    encoder: Any = with_weights(arch, build, "huggingface.co", cache) if pretrained else build()
+    encoder: Any = with_weights(arch, build, HUB, cache) if pretrained else build()
     return any_size(HRNet(encoder, encoder.feature_info.channels(), outputs), _STRIDE)

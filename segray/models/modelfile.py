@@ -8,7 +8,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from segray.errors import SettingsError
 from segray.models.architectures import architecture, parsed, part_of
 from segray.models.checks import check_archive, check_normalisation, weights_in
 from segray.models.semantic import build_semantic
+from segray.models.volume_networks import build_volume
 
 FORMAT = "segray-model/2"
 _OLD_FORMATS = {"segray-model/1": "instance", "segray-semantic/1": "semantic"}
@@ -87,8 +88,35 @@ class SemanticCard(_Card):
         return dict(enumerate(self.classes))
 
 
-Card = ModelCard | SemanticCard
-_CARDS: dict[str, type[Card]] = {"instance": ModelCard, "semantic": SemanticCard}
+@dataclass(frozen=True)
+class VolumeCard(_Card):
+    """Metadata of a model of volumes."""
+
+    arch: str
+    """A value of `--arch` whose row has the task `volume`."""
+    arch_settings: dict[str, Any]
+    """All fields of the architecture's settings class."""
+    outputs: int
+    """1: sigmoid probability of class 1; else one logit per class."""
+    classes: tuple[str, ...]
+    """Names of the classes, from 0 up."""
+    image_mean: tuple[float, ...]
+    """Mean of all voxels that it was trained on, in the volumes' own unit."""
+    image_std: tuple[float, ...]
+    patch: tuple[int, int, int]
+    """(depth, height, width) of the network's input, in voxels."""
+    bands: tuple[str, ...] = field(default=("intensity",), kw_only=True)
+    """The one channel."""
+    task: Literal["volume"] = "volume"
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Return class index -> name."""
+        return dict(enumerate(self.classes))
+
+
+Card = ModelCard | SemanticCard | VolumeCard
+_CARDS: dict[str, type[Card]] = {"instance": ModelCard, "semantic": SemanticCard, "volume": VolumeCard}
 
 
 @dataclass(frozen=True)
@@ -98,7 +126,7 @@ class ModelFile:
     module: Any
     """Instances: torchvision's MaskRCNN, or a network with its interface (`mask_frame`: see
     `CustomDetector`), with the file's resize and normalisation in `.transform`. Semantic: a network that
-    takes normalised pixels. float32, on the CPU, in evaluation mode."""
+    takes normalised pixels; one of volumes likewise voxels. float32, on the CPU, in evaluation mode."""
     card: Card
     digest: str
     """sha256 of the file's bytes, hex."""
@@ -115,7 +143,9 @@ def build_model(card: Card, *, pretrained: bool = False) -> Any:
         return build_semantic(card.arch, len(card.bands), card.outputs, card.arch_settings, pretrained)
     row = architecture(card.arch)
     if row.task != card.task:
-        raise SettingsError(f"{card.arch} is a {row.task} architecture, not one for instances")
+        raise SettingsError(f"{card.arch} is a {row.task} architecture, not one of the task {card.task}")
+    if isinstance(card, VolumeCard):
+        return build_volume(card.arch, card.outputs, card.arch_settings, card.patch)
     try:
         settings = part_of(row.settings)(**card.arch_settings)
         _, encoder = parsed(card.arch)

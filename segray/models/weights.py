@@ -5,6 +5,9 @@ Nothing heavy is imported until a model is loaded, so that settings can be check
 
 import difflib
 import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,7 +72,7 @@ class LoadedModel:
     @property
     def resized_to(self) -> int | None:
         """Return the side of the square that images are resized to; None: they are used at their own size."""
-        if self.card is None or self.card.task == "instance" or self.card.fit != "resize":
+        if self.card is None or self.card.task != "semantic" or self.card.fit != "resize":
             return None
         return self.card.size
 
@@ -95,16 +98,26 @@ def weights_kind(spec: str) -> WeightsKind:
     named = named_model(spec)
     if named is not None:
         return "bundled" if named.bundled else "sam" if spec in SAM_WEIGHTS else "torchvision"
-    protocol, path = split_protocol(spec)
-    if protocol != "file" or "/" in path or Path(path).suffix or Path(path).is_file():
+    if not _is_bare(spec):
         return "file"
-    known = [model.name for model in NAMED_MODELS]
-    close = difflib.get_close_matches(spec, known, n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]}?" if close else ";"
     raise SettingsError(
-        f"weights {spec!r}: unknown name{hint} known names: {', '.join(known)}; also a path or URL of a "
+        f"weights {_unknown(spec, [model.name for model in NAMED_MODELS])}; also a path or URL of a "
         "file, registry://BUCKET/PATH#MODEL@ALIAS, python:module:factory"
     )
+
+
+def _is_bare(spec: str) -> bool:
+    """Return whether `spec` is a word that is neither a known name nor a path."""
+    protocol, path = split_protocol(spec)
+    is_path = protocol != "file" or "/" in path or bool(Path(path).suffix) or Path(path).is_file()
+    return named_model(spec) is None and not is_path and not spec.startswith("python:")
+
+
+def _unknown(spec: str, names: Sequence[str]) -> str:
+    begins = [name for name in names if spec and name.startswith(spec)]
+    close = begins or difflib.get_close_matches(spec, names, n=1)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+    return f"{spec!r}: unknown name{hint} known names: {', '.join(names)}"
 
 
 def check_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> WeightsKind:
@@ -137,14 +150,49 @@ def _is_folder(spec: str, storage: StorageSettings) -> bool:
 
 def check_given(spec: str, storage: StorageSettings) -> None:
     """Raise SettingsError, without torch, for `encoder_weights` that are no file, or a missing one."""
-    try:
-        kind = check_weights(spec, storage)
-    except SettingsError as error:
-        raise SettingsError(*(f"encoder_{line}" for line in error.lines)) from error
+    if _is_bare(spec):
+        raise SettingsError(f"encoder_weights {spec!r}: no such file; names are for start_from")
+    with said_of("encoder_weights"):
+        kind = weights_kind(spec)
+        is_folder = False
+        if kind == "file" and is_registry(spec):
+            pinned(parse(spec), storage)
+        elif kind == "file":
+            is_folder = _is_folder(spec, storage)
+    if is_folder:
+        raise SettingsError(f"encoder_weights {name_of(spec)}: a folder; name the file in it")
     if kind != "file":
         raise SettingsError(
             f"encoder_weights: {spec} is no file of weights; use start_from, or a file's path"
         )
+
+
+def check_refiner(spec: str, storage: StorageSettings) -> None:
+    """Find or fetch SAM's files, without torch. Raises SettingsError for a `refine` that is not SAM."""
+    files = "a folder with its config.json and model.safetensors"
+    if _is_bare(spec):
+        raise SettingsError(f"refine {_unknown(spec, list(SAM_WEIGHTS))}; also {files}")
+    with said_of("refine"):
+        try:
+            is_its = is_sam(spec, storage)
+        except SettingsError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise SettingsError(
+                    f"weights {name_of(spec)}: not there; use a name of SAM, or {files}"
+                ) from error
+            raise
+        if not is_its:
+            raise SettingsError(f"weights {name_of(spec)}: not SAM; use a name such as sam2-tiny, or {files}")
+        check_weights(spec, storage, "instance")
+
+
+@contextmanager
+def said_of(option: str) -> Iterator[None]:
+    """Put the name of another option in front of errors that begin with `weights`."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(*(re.sub(r"^weights\b", option, line) for line in error.lines)) from error
 
 
 def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) -> LoadedModel:

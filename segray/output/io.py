@@ -15,6 +15,7 @@ from segray.sources.concurrent_requests import describe
 from segray.sources.item import Source
 from segray.sources.listing import Listing
 from segray.sources.local import everything, walk
+from segray.sources.names import without_suffix
 from segray.sources.remote import list_files
 from segray.storage import StorageSettings, canonical_uri, open_filesystem, split_protocol
 
@@ -70,7 +71,7 @@ def label_files(url: str, storage: StorageSettings, setting: str) -> dict[str, l
                 raise SettingsError(f"{canonical_uri(url)}: not a folder")
             name = source.uri[len(root) :]
             if source.kind == "file" and not PurePosixPath(name).name.startswith("."):
-                files.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(source)
+                files.setdefault(without_suffix(name), []).append(source)
     except SettingsError as error:
         raise SettingsError(*(f"{setting}: {line}" for line in error.lines)) from error
     return files

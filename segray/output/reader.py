@@ -20,7 +20,7 @@ LEDGER = ("image_id", "uri", "height", "width")
 _LEDGER_MAY = ("member", "status", "error_type", "error", "tiles_rejected", "vanished")
 """Labels that another program wrote may lack them."""
 INSTANCE = ("image_id", "category_id", "category", "score", "box", "segmentation")
-_MAP_SUFFIXES = (".png", ".tif")
+_MAP_SUFFIXES = (".png", ".tif", ".nii.gz")
 
 
 @dataclass(frozen=True, slots=True)

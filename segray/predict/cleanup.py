@@ -46,7 +46,7 @@ class CleanUp:
         """Return the cleaned-up map of classes (h, w) uint8."""
         valid = labels != VOID
         if self.smallest_area:
-            labels = rasterio.features.sieve(labels, self.smallest_area, mask=valid)
+            labels = rasterio.features.sieve(labels, min(self.smallest_area, labels.size), mask=valid)
             labels[~valid] = VOID
         if self.close_holes:
             found = self._holes(rasterio.features.shapes(labels, mask=valid))
@@ -81,7 +81,8 @@ class CleanUp:
             sieved = np.memmap(beside, np.uint8, "w+", shape=data.shape)
             with rasterio.open(mask) as valid:
                 bands = rasterio.band(data, 1), rasterio.band(valid, 1)
-                rasterio.features.sieve(bands[0], self.smallest_area, out=sieved, mask=bands[1])
+                least = min(self.smallest_area, data.height * data.width)  # more is an error of rasterio's
+                rasterio.features.sieve(bands[0], least, out=sieved, mask=bands[1])
             for block in _blocks(data):
                 place, before = _place(block), data.read(1, window=_place(block))
                 after = sieved[block.row_start : block.row_stop, block.col_start : block.col_stop]

@@ -3,11 +3,17 @@
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segray.bulk.settings import BulkSettings
 from segray.scenes.scene import Tiling
 from segray.settings import WeightsAddress
+
+NOT_FOR_VOLUMES = (
+    "tta", "sliding_window", "superpixels", "smallest_area", "close_holes", "probabilities", "polygons",
+    "blur", "bands", "resolution", "scaling",
+)  # fmt: skip
+"""Settings of images and scenes alone."""
 
 
 class CrfSettings(BaseModel):
@@ -35,7 +41,7 @@ class PredictSettings(BulkSettings):
 
     basic = (
         *("sources", "output", "weights", "tta", "sliding_window", "crf.iterations", "superpixels"),
-        *("smallest_area", "close_holes", "probabilities", "polygons", "blur", "max_rejects"),
+        *("smallest_area", "close_holes", "probabilities", "polygons", "blur", "max_rejects", "volumes"),
         *BulkSettings.basic[1:],
     )
     examples = """examples:
@@ -86,6 +92,11 @@ exit codes:
     polygons: bool = Field(
         False, description="also write polygons/<image_id>.parquet of scenes: GeoParquet, a row a region"
     )
+    volumes: bool = Field(
+        False,
+        description="sources are volumes, NIfTI or TIFF stacks, for a model of `train --volumes`: write "
+        "labels/<image_id>.nii.gz or .tif (extra `monai`)",
+    )
     blur: list[str] = Field(
         [],
         description="classes to hide, `face,plate`: also write blurred/<image_id>.jpg or .png, a copy of "
@@ -106,4 +117,14 @@ exit codes:
     def tiling(self) -> Tiling:
         """Return how scenes are cut; with `blur` no image is: see `predict.windowed`."""
         how = super().tiling
+        if self.volumes:
+            return replace(how, volumes=True)
         return replace(how, picture_pixels=self.max_pixels) if self.blur else how
+
+    @model_validator(mode="after")
+    def _volumes_or_images(self) -> "PredictSettings":
+        fields = type(self).model_fields
+        wrong = [name for name in NOT_FOR_VOLUMES if getattr(self, name) != fields[name].get_default()]
+        if self.volumes and (wrong or self.crf.iterations):
+            raise ValueError(f"{', '.join(wrong or ['crf'])}: not with volumes")
+        return self

@@ -13,9 +13,10 @@ from segray.predict.settings import PredictSettings
 from segray.predict.windows import FOLDER, output_of_worker
 
 if TYPE_CHECKING:
+    from segray.bulk.model_step import Predictor
+    from segray.models.architectures import Task
     from segray.models.device import Precision
     from segray.models.weights import LoadedModel
-    from segray.predict.predictor import MapPredictor
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,24 @@ class Predict:
     merges_in_workers = True
 
     def check(self) -> None:
-        """Raise SettingsError for weights that do not exist, and for a library that is missing."""
-        from segray.models.weights import check_weights
+        """Raise SettingsError for weights that are missing or do not fit, and for a missing library."""
+        from segray.models.card_peek import class_names, peeked_card, resized_side
+        from segray.models.weights import check_weights, name_of, weights_kind
         from segray.predict.superpixels import check_installed
+        from segray.sources import volume
 
         if self.settings.superpixels:
             check_installed()
+        if self.settings.volumes:
+            volume.check_installed()
+            if weights_kind(self.settings.weights) == "python":
+                raise SettingsError("weights: volumes need a model.pt of `segray train --volumes`")
 
-        check_weights(self.settings.weights, self.settings.storage, "semantic")
+        weights, storage = self.settings.weights, self.settings.storage
+        check_weights(weights, storage, self._model_task)
+        if self.settings.sliding_window or self.settings.blur:
+            card = peeked_card(weights, storage)
+            self._check_fits(name_of(weights), resized_side(card), class_names(card))
 
     def load(self) -> "LoadedModel":
         """Return the model, loaded. Raises SettingsError."""
@@ -47,7 +58,11 @@ class Predict:
         import_torchvision()
         from segray.models.weights import load_weights
 
-        return load_weights(self.settings.weights, self.settings.storage, "semantic")
+        return load_weights(self.settings.weights, self.settings.storage, self._model_task)
+
+    @property
+    def _model_task(self) -> "Task":
+        return "volume" if self.settings.volumes else "semantic"
 
     def identity(self, model: "LoadedModel", precision: str) -> dict[str, Any]:
         """Return what a map depends on, and which files are written.
@@ -55,21 +70,26 @@ class Predict:
         Raises SettingsError for a class to blur that the model does not have, and for a sliding window with
         a model of whole images.
         """
-        if self.settings.sliding_window and model.resized_to:
-            side = model.resized_to
-            raise SettingsError(
-                f"sliding_window: {model.name} was trained on whole images brought to {side} x {side} pixels "
-                "(fit: resize), not on parts of them; leave it out"
-            )
+        self._check_fits(model.name, model.resized_to, model.classes)
         blur = self.settings.blur
-        if unknown := [name for name in blur if name not in model.classes]:
-            there = ", ".join(model.classes)
-            raise SettingsError(f"blur: {model.name} has no class {', '.join(unknown)}; it has: {there}")
         hiding = {"blur": sorted(blur) or None, "blur_margin": self.settings.blur_margin if blur else None}
         wanted = {name: getattr(self.settings, name) for name in ("tta", "probabilities", "polygons")}
         hiding |= self._after_network()
         # maps 2: windows in 16 bits; those left by an older version are bytes
         return {"verb": "predict", "maps": 2, "classes": list(model.classes), **wanted, **hiding}
+
+    def _check_fits(self, name: str, side: int | None, classes: Sequence[str]) -> None:
+        """Raise SettingsError for what a model does not do; no classes: they are not known yet."""
+        lines = []
+        if self.settings.sliding_window and side:
+            lines.append(
+                f"sliding_window: {name} was trained on whole images brought to {side} x {side} pixels "
+                "(fit: resize), not on parts of them; leave it out"
+            )
+        if classes and (unknown := [each for each in self.settings.blur if each not in classes]):
+            lines.append(f"blur: {name} has no class {', '.join(unknown)}; it has: {', '.join(classes)}")
+        if lines:
+            raise SettingsError(*lines)
 
     def _after_network(self) -> dict[str, Any]:
         """Return the settings of the steps that are asked for, None for others: older outputs have none."""
@@ -81,15 +101,20 @@ class Predict:
             "compactness": settings.compactness if settings.superpixels else None,
             "smallest_area": settings.smallest_area or None,
             "close_holes": settings.close_holes or None,
+            "volumes": settings.volumes or None,
         }
 
     def predictor(
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
-    ) -> "MapPredictor":
+    ) -> "Predictor":
         """Return the model on its device."""
+        store = output_of_worker(self.settings, self.generation)
+        if self.settings.volumes:
+            from segray.predict.volumes import VolumePredictor
+
+            return VolumePredictor(model, device, precision, threads, store)
         from segray.predict.predictor import MapPredictor
 
-        store = output_of_worker(self.settings, self.generation)
         return MapPredictor(model, self.settings, device, precision, batch_size, threads, store)
 
     def merge_tiles(self, tiles: pa.Table) -> pa.Table:
@@ -113,7 +138,7 @@ class Predict:
     def discard(self, store: Output, image_ids: Sequence[str]) -> None:
         """Delete maps of items that were replaced: no later run writes them."""
         for image_id in image_ids:
-            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif",
+            for name in (f"labels/{image_id}.png", f"labels/{image_id}.tif", f"labels/{image_id}.nii.gz",
                          f"probabilities/{image_id}.tif", f"polygons/{image_id}.parquet",
                          f"blurred/{image_id}.jpg", f"blurred/{image_id}.png"):  # fmt: skip
                 store.delete(name)
@@ -124,6 +149,8 @@ class Predict:
 
     def about(self) -> str:
         """Return which files are written."""
+        if self.settings.volumes:
+            return "label volumes"
         more = [name for name in ("probabilities", "polygons") if getattr(self.settings, name)]
         more += [f"copies with {', '.join(self.settings.blur)} blurred"] * bool(self.settings.blur)
         return " and ".join(["label maps", *more])

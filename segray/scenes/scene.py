@@ -34,6 +34,8 @@ class Tiling:
     them instead of percentiles."""
     location: bool = True
     """Whether the time at which a scene was taken is read."""
+    volumes: bool = False
+    """Whether files are volumes: no scene and no image, see `sources.volume`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class MeasureMaps(Predict):
         """Return what measures depend on."""
         return {"verb": self.name, "flips": self.flips, "measures": VERSION}
 
-    def predictor(  # type: ignore[override] # it writes no maps
+    def predictor(  # it writes no maps
         self, model: "LoadedModel", device: str, precision: "Precision", batch_size: int, threads: int
     ) -> "MapMeasurer":
         """Return the model on its device."""

@@ -84,6 +84,15 @@ class Decoded:
     """Warning about the image; empty where there is nothing to report."""
     taken: Taken | None = None
     """Where and when it was taken; None where that is unknown or was not asked for."""
+    volume: tuple[int, int] | None = None
+    """(height, width) of a volume, whose place and voxels are the `pixels` (see `sources.volume`), and whose
+    depth is `frames`; None for an image."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width)."""
+        height, width = self.volume or self.pixels.shape[:2]
+        return height, width
 
 
 Place = Callable[[int], npt.NDArray[np.uint8]]
@@ -305,6 +314,8 @@ def _rejection(data: bytes, error: Exception, refusals: list[str], max_pixels: i
 
 def _not_ours(form: str) -> str:
     ours = "JPEG, PNG, WebP, TIFF, BMP, GIF, JPEG 2000, AVIF"
+    if form in ("NIfTI", "gzip file"):
+        return f"{form} is read only as a volume (.nii, .nii.gz): train and predict with --volumes"
     if form in _HEIF:
         return f"{form} is read with the extra heic: uv sync --extra heic"
     return (

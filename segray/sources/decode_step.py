@@ -21,6 +21,7 @@ from segray.sources.quality import Quality, measure
 from segray.sources.rows import TABLE_ROWS
 from segray.sources.sandbox import ByteRanges, DecodeSandbox, Room
 from segray.sources.taken import Taken
+from segray.sources.volume import unpacked as unpacked_volume
 from segray.storage import StorageSettings
 
 TABLE_BYTES = 48 << 20
@@ -100,6 +101,9 @@ class Decoder:
 
     def _of_bytes(self, building: "_Building", row: int, data: npt.NDArray[np.uint8]) -> Iterator[_Piece]:
         try:
+            if self.tiling.volumes:
+                yield _Piece(row, self._volume(data, building.room))
+                return
             file = MemoryRanges(building.fetched["image_id"][row].as_py(), data.data)
             if may_be_scene(data.data):
                 scene = self.sandbox.describe(file, self.tiling)
@@ -116,6 +120,11 @@ class Decoder:
             yield from self._cut(building, row, picture)
         else:
             yield _Piece(row, picture)
+
+    def _volume(self, data: npt.NDArray[np.uint8], room: Room) -> Decoded:
+        found = self.sandbox.volume(data.data, self.max_pixels, room)
+        depth, height, width = unpacked_volume(found).place.shape
+        return Decoded(found, depth, volume=(height, width))
 
     def _cut(self, building: "_Building", row: int, picture: Decoded) -> Iterator[_Piece]:
         """Cut a large image into its windows."""
@@ -195,8 +204,8 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
     found = [piece.outcome if isinstance(piece.outcome, Decoded) else None for piece in pieces]
     errors = [piece.outcome if isinstance(piece.outcome, ItemError) else None for piece in pieces]
     columns: dict[str, Any] = {name: part[name] for name in DECODED.names if name in part.schema.names}
-    columns["height"] = [None if one is None else one.pixels.shape[0] for one in found]
-    columns["width"] = [None if one is None else one.pixels.shape[1] for one in found]
+    columns["height"] = [None if one is None else one.size[0] for one in found]
+    columns["width"] = [None if one is None else one.size[1] for one in found]
     columns["frames"] = [None if one is None else one.frames for one in found]
     columns["pixels"] = _pixel_column(found, room)
     columns["note"] = [None if one is None else one.note for one in found]
@@ -221,6 +230,8 @@ def _table(fetched: pa.Table, pieces: list[_Piece], room: Room) -> pa.Table:
 
 
 def _measured(one: Decoded) -> Quality:
+    if one.volume is not None:
+        return _NOT_SEEN
     nodata = None if one.nodata is None else nodata_mask(one.nodata, *one.pixels.shape[:2])
     return measure(one.pixels, nodata)
 

@@ -4,7 +4,7 @@ Started as `python -m segray.sources.decoder_process CONNECTION INPUT OUTPUT...`
 A request is a JSON message; the encoded bytes are in INPUT, the pixels go to the OUTPUT that it names: files
 in memory that the parent maps too. The end of the connection ends the process.
 
-A label image becomes its stored numbers, of any depth, instead of RGB.
+A label image becomes its stored numbers, of any depth, instead of RGB; a volume its place and voxels.
 
 A scene is read by window: instead of its bytes, the child asks the parent for byte ranges, as often as
 needed. So it has neither network nor credentials.
@@ -80,7 +80,9 @@ def serve(decode: Decoder) -> None:
             growing = 4 * request["size"] + BYTES_PER_PIXEL * request["max_pixels"]
             _limit_memory(own_bytes + BASE_BYTES + shared + growing)
             target = targets[request["target"]]
-            if "coloured" in request:
+            if "volume" in request:
+                work = partial(_volume, source, request, target)
+            elif "coloured" in request:
                 work = partial(_stored, source, request, target)
             else:
                 work = partial(_decoded, decode, source, request, target)
@@ -128,6 +130,15 @@ def _stored(source: SharedFile, request: dict[str, Any], target: SharedFile) -> 
     target.place(0, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
     about = {"white": stored.white, "lossy": stored.lossy, "form": stored.form}
     return {"shape": values.shape, "dtype": values.dtype.str, **about}
+
+
+def _volume(source: SharedFile, request: dict[str, Any], target: SharedFile) -> dict[str, Any]:
+    from segray.sources.volume import packed, read_volume
+
+    volume = read_volume(source.place(0, request["size"]).tobytes(), request["max_pixels"])
+    data = np.frombuffer(packed(volume), np.uint8)
+    target.place(request["offset"], data.nbytes)[:] = data
+    return {"bytes": data.nbytes}
 
 
 class _Scenes:

@@ -1,5 +1,6 @@
 """Which names are images, archives and manifests: by suffix alone, so that a listing opens no file."""
 
+from pathlib import PurePosixPath
 from typing import Literal
 
 from segray.sources.item import SourceKind
@@ -9,8 +10,10 @@ DECODED_SUFFIXES = (
     ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".avif", ".avifs", ".mpo",
     ".heic", ".heif",  # with the extra `heic`
 )  # fmt: skip
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
+"""Read only as volumes."""
 _OTHER_SUFFIXES = (
-    ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
+    *VOLUME_SUFFIXES, ".jxl", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".exr",
 )  # fmt: skip
 IMAGE_SUFFIXES = (*DECODED_SUFFIXES, *_OTHER_SUFFIXES)
 """Compared in lower case. Images in formats that `decode` does not read are items too: they are rejected
@@ -26,6 +29,12 @@ _MANIFESTS: dict[str, ManifestKind] = {
 def is_image_name(name: str) -> bool:
     """Return whether a name in a folder or an archive is an item."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without the suffix of its last part; `.nii.gz` is one suffix."""
+    is_nifti = path.lower().endswith(".nii.gz")
+    return str(PurePosixPath(path[: -len(".gz")] if is_nifti else path).with_suffix(""))
 
 
 def archive_kind(name: str) -> SourceKind | None:

@@ -44,10 +44,10 @@ def read_files(
     `done`: image_id -> tiles that have a result; `max_bytes`: the largest file that is fetched whole.
     Boundaries and contents of the tables depend on the files alone.
     """
-    pictures = [source for source in sources if not is_large(source)]
+    pictures = [source for source in sources if tiling.volumes or not is_large(source)]
     yield from fetch_files(pictures, storage, max_bytes=max_bytes)
     for source in sources:
-        if is_large(source):
+        if is_large(source) and not tiling.volumes:
             yield from _scene_or_picture(
                 source, done.get(scene_id(source), ()), storage, sandbox, tiling, max_bytes
             )

@@ -153,6 +153,18 @@ class DecodeSandbox:
         room = self._scratch.begin()
         return self._twice(lambda child: child.stored(data, max_pixels, coloured, self.timeout_s, room))
 
+    def volume(
+        self, data: bytes | memoryview, max_voxels: int, room: "Room | None" = None
+    ) -> npt.NDArray[np.uint8]:
+        """Read a NIfTI file or a TIFF stack; return place and voxels as `sources.volume.unpacked` takes them.
+
+        They are in an array of their own, or in `room`, behind its `used` bytes. Raises ItemError as
+        `read_volume` does, and as `decode`.
+        """
+        place = room or self._scratch.begin()
+        found = self._twice(lambda child: child.volume(data, max_voxels, self.timeout_s, place))
+        return found if room is not None else found.copy()
+
     def describe(self, file: "ByteRanges", tiling: Tiling) -> Scene | None:
         """Return the scene of a GeoTIFF; None for an ordinary image. Raises ItemError as `decode` does."""
         return self._twice(lambda child: child.describe(file, tiling, self.timeout_s))
@@ -295,6 +307,14 @@ class _Child:
         shape, dtype = answer["shape"], np.dtype(answer["dtype"])
         values = room.file.place(0, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape).copy()
         return Stored(values, answer["white"], answer["lossy"], answer["form"])
+
+    def volume(
+        self, data: bytes | memoryview, max_voxels: int, timeout_s: float, room: Room
+    ) -> npt.NDArray[np.uint8]:
+        """Read a volume to `room`, behind its `used` bytes."""
+        request = {"volume": True, "max_pixels": max_voxels, "target": room.number, "offset": room.used}
+        answer = self._ask_of_bytes(request, data, timeout_s)
+        return room.file.place(room.used, answer["bytes"])
 
     def _ask_of_bytes(
         self, request: dict[str, Any], data: bytes | memoryview, timeout_s: float

@@ -41,6 +41,8 @@ _OTHERS = (
     (b"\x89HDF", "HDF5"),
     (b"PK\3\4", "zip archive"),
     (b"\x1f\x8b", "gzip file"),
+    (b"\x5c\1\0\0", "NIfTI"),  # 348, the size of its header
+    (b"\x1c\2\0\0", "NIfTI"),  # 540: version 2
     (b"BZh", "bzip2 file"),
     (b"\xfd7zXZ\0", "xz file"),
     (b"(\xb5/\xfd", "Zstandard file"),

@@ -175,6 +175,8 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     begun = check_settings(store, prepared.identity, output)  # again: another run may have begun meanwhile
     data = _data(prepared, begun=begun)
     say(f"{data.summary()}; {len(data.rejected):,} of {data.listed:,} rejected")
+    if data.ignored:
+        say(_ignored(settings, data.ignored))
     if data.alike > max(_CROWD[0], _CROWD[1] * len(data.pairs)):
         say(
             f"{data.alike:,} of the images look alike and are kept in one split; if they are not copies "
@@ -203,6 +205,17 @@ def _run(prepared: Prepared, lock: Lease[Output]) -> tuple[Data, dict[str, Any]]
     store.write_json(RUN, record)
     _tell(prepared, record, "done")
     return data, record
+
+
+def _ignored(settings: TrainSettings, number: int) -> str:
+    if settings.footprints is None:
+        return f"{number:,} crowds are ignored: neither targets nor errors"
+    from segray.data.footprint_pieces import VISIBLE  # rasterio and shapely, which images do not need
+
+    return (
+        f"{number:,} pieces of footprints are ignored: their windows hold less than {VISIBLE:.0%} of the "
+        "footprint or of the window, whichever is smaller"
+    )
 
 
 def _check_model(store: Output, output: str) -> None:
@@ -310,6 +323,7 @@ def _record(prepared: Prepared, data: Data, seconds: float) -> dict[str, Any]:
             "listed": data.listed,
             "rejected": len(data.rejected),
             "empty": data.empty,
+            "ignored": data.ignored,
             "rejects_by_reason": Counter(reason for _, reason in data.rejected),
             **data.sizes,
             prepared.task.counted: data.counts,

@@ -17,6 +17,11 @@ WEIGHTINGS = ("auto", "none", "inverse", "root")
 """Class weightings, besides numbers."""
 INSTANCE_ONLY = ("min_size", "max_size", "balance_kinds", "min_score")
 """Settings of instance models alone."""
+NOT_FOR_VOLUMES = (
+    "start_from", "pretrained", "encoder_weights", "freeze", "encoder_lr_factor", "colours", "footprints",
+    "fit", "activation_checkpointing", "compile", *INSTANCE_ONLY,
+)  # fmt: skip
+"""Settings of images alone."""
 FOOTPRINTS_ONLY = ("class_column", "footprints_layer", "split_areas", "window", "window_overlap")
 """Settings of footprints on scenes alone, for semantic and instance models."""
 
@@ -35,6 +40,7 @@ class TrainSettings(SceneSettings):
 
     basic = (
         *("data", "output", "root", "footprints", "split_areas", "classes", "void", "arch", "pretrained"),
+        *("volumes", "patch"),
         *("epochs", "batch_size", "size", "fit", "lr", "loss", "workers", "seed", "max_rejects"),
         *SceneSettings.basic[1:],
     )
@@ -75,6 +81,17 @@ exit codes:
         {},
         description='for colour label images, class of each colour: {"0,0,255": "sky", "#000000": "void"}',
     )
+    volumes: bool = Field(
+        False,
+        description="data are volumes, NIfTI or TIFF stacks, with label volumes (extra `monai`)",
+    )
+    patch: list[int] = Field(
+        [64, 64, 64],
+        min_length=3,
+        max_length=3,
+        description="volumes: depth, height and width of the network's input, in voxels",
+    )
+    patches: int = Field(2, ge=1, description="volumes: patches of each volume in an epoch")
     footprints: Address | None = Field(
         None,
         description="polygons that are rasterised as labels of the scenes in `data`: GeoJSON, GeoParquet, "
@@ -227,7 +244,9 @@ exit codes:
     )
     compile: bool = Field(False, description="train with torch.compile")
     loaders: int = Field(2, ge=1, description="processes that decode, for each worker")
-    max_pixels: int = Field(100_000_000, ge=1, description="reject larger images (height x width)")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="reject larger images (height x width), volumes of more voxels"
+    )
     max_rejects: float = Field(0.0, ge=0, le=1, description="exit 3 when a larger share of pairs is rejected")
     max_failures: int = Field(3, ge=0, description="lost workers or nodes that one run survives")
     checkpoint_every_s: float = Field(
@@ -274,6 +293,20 @@ exit codes:
             )
         if self.freeze_epochs is not None and not self.freeze:
             raise ValueError("freeze_epochs: set with freeze which layers")
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_or_images(self) -> "TrainSettings":
+        if not self.volumes:
+            if self.start_from is None and task_of(self.arch) == "volume":
+                raise ValueError(f"arch: {self.arch} is for volumes; set volumes (--volumes), too")
+            if wrong := self._given(("patch", "patches")):
+                raise ValueError(f"{', '.join(wrong)}: for volumes (--volumes)")
+            return self
+        if task_of(self.arch) != "volume":
+            raise ValueError(f"arch: {self.arch} is for images; with volumes use unet3d or swinunetr")
+        if wrong := self._given(NOT_FOR_VOLUMES):
+            raise ValueError(f"{', '.join(wrong)}: not with volumes")
         return self
 
     @property

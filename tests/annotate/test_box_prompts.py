@@ -90,6 +90,38 @@ def test_other_boxes_are_another_identity(file: Path, sam: LoadedModel) -> None:
         load_boxes(str(file), STORAGE, sam)
 
 
+def test_a_renamed_category_is_another_identity(file: Path, sam: LoadedModel) -> None:
+    before = load_boxes(str(file), STORAGE, sam)
+    file.write_text(file.read_text().replace("roof", "house"))
+    assert load_boxes(str(file), STORAGE, sam).digest != before.digest
+
+
+def test_a_score_of_zero_stays_and_bad_rows_are_left_out(
+    file: Path, sam: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"image_id": 2, "category_id": 7, "bbox": [5, 5, 20, 30]}
+    bad: list[Any] = [{"score": wrong} for wrong in ("abc", [1], float("nan"), float("inf"), 1e300)]
+    ids: list[Any] = [2**40, [7], {}, None, True]
+    bad += [{"category_id": wrong} for wrong in ids]
+    ids = [[2], {}, None, 2**70]
+    bad += [{"image_id": wrong} for wrong in ids]
+    bad += [{"bbox": wrong} for wrong in ([0, 0, 1e300, 5], [0, 0, float("nan"), 5], "abcd", [5, 5, 0, 3])]
+    bad += [{"iscrowd": [1]}]
+    content = json.loads(file.read_text())
+    content["annotations"] = [good | {"score": 0.0}, good | {"score": None}, "text", *(good | e for e in bad)]
+    file.write_text(json.dumps(content))
+    found = load_boxes(str(file), STORAGE, sam).module.boxes
+    assert found.scores.tolist() == [0, 1]
+    assert np.isfinite(found.corners).all()
+    assert f"{len(bad) + 1} annotations left out: crowds, or no valid box, score" in capsys.readouterr().err
+
+
+def test_a_category_of_more_than_32_bits_is_an_error_of_the_settings(file: Path, sam: LoadedModel) -> None:
+    file.write_text(file.read_text().replace('"id": 7', f'"id": {2**40}'))
+    with pytest.raises(SettingsError, match="category ids have 32 bits, 1099511627776 has more"):
+        load_boxes(str(file), STORAGE, sam)
+
+
 @pytest.mark.parametrize("more", [{}, {"refine": "sam2-tiny", "weights": "coco-v2"}])
 def test_boxes_need_a_refiner_and_no_weights(more: dict[str, str]) -> None:
     settings = AnnotateSettings(sources=["p"], output="o", boxes="b.json", **more)  # type: ignore[arg-type]

@@ -50,13 +50,20 @@ def write_model(
     return path
 
 
+WIDEST = [60]
+"""Of a `Picky`."""
+SEEN: list[int] = []
+"""Widths of the images that a `Picky` was shown."""
+
+
 class Picky(torch.nn.Module):
     """The highest colour is the class; wide images are too much for it, and it knows two classes alone."""
 
     categories = {0: "Roof", 1: " ground "}  # noqa: RUF012 - as a user writes it
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if pixels.shape[-1] > 60:
+        SEEN.append(pixels.shape[-1])
+        if pixels.shape[-1] > WIDEST[0]:
             raise ValueError("too wide for me")
         return pixels[:, [2, 0]]
 
@@ -74,3 +81,28 @@ def convolutions() -> torch.nn.Module:
     )
     network.categories = {0: "a", 1: "b"}
     return network  # type: ignore[no-any-return]
+
+
+class OfBytes(torch.nn.Module):
+    """A detector that takes bytes alone, as what uses OpenCV does; it finds nothing."""
+
+    image_dtype = torch.uint8
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Conv2d(3, 4, 1, bias=False)
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        for image in images:
+            if image.dtype != torch.uint8:
+                raise TypeError("bytes, please")
+            self.layer(image.float()[None])
+        none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        found = {**none, "scores": torch.zeros(0), "masks": torch.zeros(0, 1, 28, 28)}
+        return [found for _ in images]
+
+
+def of_bytes() -> OfBytes:
+    """For `--weights python:tests.comparison.made:of_bytes`."""
+    return OfBytes()

@@ -7,29 +7,40 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import segray
 from segray.cli import main
-from segray.comparison.candidates import names_apart
-from segray.comparison.measure import Task, gflops_of
+from segray.comparison.candidates import find_candidates, names_apart
+from segray.comparison.measure import Measured, Task, counted, gflops_of, measure
+from segray.comparison.semantic import SemanticData
+from segray.comparison.settings import CompareSettings
 from segray.data.labels import LabelRules
 from segray.data.pair_reader import Example, Reader
 from segray.data.pairs import list_pairs
+from segray.errors import ItemError
 from segray.evaluate.compare_model import Classifier, classified
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.precision_recall import Resampling, image_hash
+from segray.models.architectures import Task as Kind
 from segray.models.weights import load_weights
 from segray.palette import palette
+from segray.run import Problems
+from segray.settings import without_environment
 from segray.status import status_of
 from segray.storage import StorageSettings
 from tests.comparison import made
 from tests.preview.made import scripts
+from tests.sam_models import save
 
 DRAWS = 40
 STORAGE = StorageSettings()
@@ -149,6 +160,41 @@ def test_operations_are_those_counted_by_hand() -> None:
     assert gflops_of(task) == 2 * (10 * 12) * (3 * 3 * 3 * 4 + 4 * 2) / 1e9
 
 
+def task_of(weights: str, kind: Kind, image: NDArray[np.uint8]) -> Task:
+    threads = torch.get_num_threads()
+    return Task(weights, kind, STORAGE, "cpu", "fp32", threads, (image,), 1, 1, 0.01, 0.5, True)
+
+
+def test_operations_of_a_detector_that_takes_bytes() -> None:
+    task = task_of("python:tests.comparison.made:of_bytes", "instance", np.zeros((10, 12, 3), np.uint8))
+    assert gflops_of(task) == 2 * (10 * 12) * 3 * 4 / 1e9
+
+
+def test_a_failing_count_of_operations_costs_nothing_else() -> None:
+    """What was measured before stays, with the reason."""
+    found = Measured(3.0, 9, 200, 100, None)
+    task = task_of(PICKY, "semantic", np.zeros((10, 90, 3), np.uint8))
+    assert counted(task, found) == replace(found, uncounted="ValueError: too wide for me")
+    none = counted(replace(task, images=(np.zeros((10, 12, 3), np.uint8),)), found)
+    assert (none.gflops, none.uncounted) == (None, "the model computes nothing in torch that is counted")
+
+
+def test_sam_has_the_size_of_its_tensors_and_no_operations(tmp_path: Path) -> None:
+    """It finds things without classes: labels of the category `object` are compared with it."""
+    sam = save(tmp_path / "sam", "sam")
+    given = {"data": "labels.json", "weights": [str(sam)], "output": str(tmp_path / "out")}
+    settings: CompareSettings = without_environment(CompareSettings, given)
+    problems = Problems()
+    (candidate,) = find_candidates(settings, "instance", problems)
+    assert not problems.lines
+    assert candidate.file_bytes == (sam / "model.safetensors").stat().st_size
+    assert candidate.classes == ("object",)
+    task = task_of(str(sam), "instance", np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    found = counted(task, measure(task))
+    assert found.images_per_s > 0
+    assert (found.gflops, found.uncounted) == (None, "FLOPs of SAM depend on the number of prompts")
+
+
 def test_tables(output: Path) -> None:
     first, second = csv.DictReader((output / "table.csv").open())
     models = scores_of(output)["models"]
@@ -242,6 +288,29 @@ def test_what_one_model_cannot_do_counts_for_none(
     assert len(scores_of(tmp_path / "out")["models"]) == 3
 
 
+def test_rejected_images_are_tried_again_when_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has a score keeps it, in its place; nothing else changes a finished output."""
+    options = ["--data", folder / "data", "--output", tmp_path / "out", "--rounds", 0, "--panels", 0]
+    options += ["--weights", PICKY, "--classes", "ground,tree,roof", "--random-panels", 0, "--draws", 0]
+    assert compare(*options) == 3
+    assert "--retry-rejected tries them again" in capsys.readouterr().out
+    monkeypatch.setattr(made, "WIDEST", [1000])
+    made.SEEN.clear()
+    assert compare(*options) == 3
+    assert "finished before" in capsys.readouterr().out
+    assert made.SEEN == []
+    assert compare(*options, "--retry-rejected") == 0
+    assert made.SEEN == [90], "the image that failed"
+    scores = scores_of(tmp_path / "out")
+    assert (scores["counts"]["compared"], scores["failed"]) == (6, [])
+    assert compare(*options[:3], tmp_path / "new", *options[4:]) == 0
+    assert scores_of(tmp_path / "new")["models"][0]["confusion"] == scores["models"][0]["confusion"]
+    assert compare(*options, "--retry-rejected") == 0
+    assert "finished before" in capsys.readouterr().out
+
+
 def test_models_of_other_sizes_are_compared_at_the_images_own(folder: Path, tmp_path: Path) -> None:
     resizing = made.write_model(tmp_path / "resizing/model.pt", 2, fit="resize")
     weights = f"{folder}/a/model.pt,{resizing}"
@@ -294,3 +363,19 @@ def test_a_model_that_cannot_be_measured(
     assert "| picky |" in (tmp_path / "out/table.md").read_text()
     assert not (tmp_path / "out/run.json").exists()
     assert compare(*options, "--rounds", 0) == 3
+
+
+def test_images_that_are_gone_once_it_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All models were scored, and then the storage lost the images on which speed is measured."""
+
+    def lost(_: SemanticData, names: Sequence[str]) -> Iterator[tuple[str, ItemError]]:
+        return ((name, ItemError("missing", "no such file")) for name in names)
+
+    monkeypatch.setattr(SemanticData, "pixels", lost)
+    options = ["--data", folder / "data", "--output", tmp_path / "out", "--rounds", 1, "--panels", 0]
+    options += ["--weights", f"{folder}/a/model.pt", "--random-panels", 0, "--draws", 0]
+    assert compare(*options) == 1
+    told = capsys.readouterr().err
+    assert "a could not be measured: none of 4 images could be read again: no such file" in told

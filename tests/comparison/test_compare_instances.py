@@ -1,6 +1,7 @@
 """`segray compare` of instance models: the figures of `evaluate`, over the images that all could do."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from PIL import Image
 
 import segray
 from segray.cli import main
+from segray.comparison.instances import InstanceData
+from segray.comparison.settings import CompareSettings
 from segray.models import bundled_models
+from segray.settings import without_environment
 
 NUCLEI = Path(__file__).parents[1] / "data/nuclei"
 
@@ -70,6 +74,27 @@ def test_the_figures_of_evaluate(output: Path) -> None:
     assert difference["difference"] == bad["metrics"]["segm"]["ap"] - good["metrics"]["segm"]["ap"]
     assert difference["low"] <= difference["difference"] <= difference["high"] < 0
     assert good["parameters"] == bad["parameters"] == 4_157_339
+
+
+def test_a_changed_image_is_noticed(tmp_path: Path) -> None:
+    """Same address and size, other pixels: a finished output is not of these data."""
+    image = tmp_path / "0.png"
+    image.write_bytes(b"one")
+    (tmp_path / "labels.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    given = {"data": f"{tmp_path}/labels.json", "weights": ["nuclei-small"], "output": f"{tmp_path}/out"}
+    settings: CompareSettings = without_environment(CompareSettings, given)
+
+    def digest() -> str:
+        images = (str(image), str(tmp_path / "lost.png"))
+        return InstanceData(settings, images, "cpu", "fp32", ()).digest
+
+    before = digest()
+    assert digest() == before
+    os.utime(image, ns=(0, 0))
+    assert digest() != before
+    changed = digest()
+    (tmp_path / "lost.png").write_bytes(b"found")
+    assert digest() != changed
 
 
 def test_a_model_of_other_things_is_refused_before_work(

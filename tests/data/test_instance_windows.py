@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 from numpy.typing import NDArray
@@ -16,10 +17,12 @@ from rasterio.transform import Affine
 from shapely.affinity import translate
 from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box
 
-from segray.data.footprint_pieces import VISIBLE, pieces_on
+from segray.data.dataset import assign_splits
+from segray.data.footprint_pieces import VISIBLE, drawn_spans, pieces_on
 from segray.data.footprints import Footprints, areas_of, footprint_table
 from segray.data.pair_reader import CocoExample
 from segray.data.pairs import Pair
+from segray.data.scan import FIGURES, figures
 from segray.data.scene_windows import Windows, list_windows
 from segray.data.split_areas import SplitAreas
 from segray.data.window_reader import InstanceWindowReading, InstanceWindows, window_of
@@ -88,7 +91,7 @@ def masks(shapes: list[Any], window: Window, nodata: Bools | None = None) -> dic
     size = [window.height, window.width]
     return {
         each.category: (coco_mask.decode({"size": size, "counts": each.counts}) > 0, each.ignored)
-        for each in pieces_on(table(shapes), SCENE, window, nodata)
+        for each in pieces_on(table(shapes), SCENE, window, None if nodata is None else drawn_spans(nodata))
         if each.counts
     }
 
@@ -135,6 +138,23 @@ def test_a_footprint_of_several_parts_is_one_instance() -> None:
     assert (mask.sum(), ignored) == (36, False)
     ((_, ignored),) = masks([parts], Window(0, SIDE, 24, 24 + SIDE)).values()
     assert ignored, "4 of its 36 pixels"
+
+
+def test_a_footprint_larger_than_the_window_counts_by_the_share_of_the_window_it_fills() -> None:
+    """A window inside a warehouse, lake or field is not ground."""
+    ((mask, ignored),) = masks([box(0, 0, 300, 300)], Window(100, 164, 100, 164)).values()
+    assert (mask.sum(), ignored) == (SIDE * SIDE, False)
+    strip = {wide: masks([box(0, 0, 100 + wide, 300)], Window(100, 164, 100, 164)) for wide in (9, 10)}
+    assert [each[1][1] for each in strip.values()] == [True, False], "15 % of 64 columns are 9.6"
+
+
+def test_ignored_pieces_are_counted(place: Path) -> None:
+    windows = listed(place, window_overlap=0)
+    reading = InstanceWindowReading({1: "footprint"}, 10**6, settings(place).storage, None)
+    examples = read(windows)
+    table = pa.Table.from_pylist([figures(each, reading.counts) for each in examples], FIGURES)
+    data = assign_splits(windows, table, None)
+    assert data.ignored == sum(each.crowd for example in examples for each in example.instances) > 3
 
 
 def test_only_areas_are_footprints() -> None:
@@ -306,7 +326,9 @@ def test_areas_that_cannot_be_used_are_named(place: Path, tmp_path: Path) -> Non
     assert "features 1 (train) and 3 (val) overlap" in told(("train", left), ("test", right), ("val", left))
     assert "features 1 (train) and 2 (val) overlap" in told(("train", left), ("val", both))
     assert "feature 2: its split is 'dev', not one of train, val, test" in told(("val", left), ("dev", right))
-    assert "feature 1: its split is 'None'" in told((None, left))
+    none = told((None, left))
+    assert "feature 1: its split is 'None'" in none
+    assert none.count("a.geojson") == 1
     path = write_areas(tmp_path / "a.geojson", ("train", left), ("test", right))
     with pytest.raises(SettingsError, match=r"a\.geojson: no area with split val lies on the scenes"):
         listed(place, split_areas=str(path))

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
 from pyproj import Transformer
+from rasterio.transform import Affine
 
 from segray.masks.polygonize import outlines
 from segray.masks.spans import counts_of, spans_of
@@ -156,9 +158,20 @@ def on_earth(masks: list[Any], classes: list[str], path: Path) -> Path:
     return write(path, {"type": "FeatureCollection", "features": features})
 
 
+def write_scene(path: Path, *, nodata: slice | None = None) -> None:
+    """A grey scene on the place; without data in some of its columns."""
+    pixels = np.full((3, *SIZE), 90, np.uint8)
+    pixels[:, :, nodata or slice(0)] = 0
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "nodata": 0, "crs": CRS}
+    height, width = SIZE
+    with rasterio.open(path, "w", height=height, width=width, transform=Affine(*PLACE), **profile) as file:
+        file.write(pixels)
+
+
 def test_footprints_on_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Outlines along the edges of the predicted pixels come back as the same pixels."""
     scene = Scene(*SIZE, 1024, 128, (1, 2, 3), crs=CRS, transform=PLACE)
+    write_scene(tmp_path / "scene.tif")
     masks = [ellipse(60 + 40 * n, 40 + 35 * n, 9 + n, 14) for n in range(4)]
     row = ledger_row(f"{uri_of(tmp_path)}/scene.tif", SIZE) | {"scene": scene.to_json(), "crs": CRS}
     kinds = ["roof", "roof", "tank", "roof"]
@@ -193,11 +206,45 @@ def test_footprints_on_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert record["instances"]["labels"] == 5
 
 
+@pytest.mark.parametrize("by_header", [False, True])
+def test_pixels_without_data_belong_to_no_footprint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], by_header: bool
+) -> None:
+    """One on them is no truth, one cut to less than 15 % is ignored, of another its pixels with data count.
+
+    Windows are smaller than what is cut. by_header: the ledger has no grid, as of a scene read whole.
+    """
+    scene = Scene(*SIZE, 64, 0, (1, 2, 3), crs=CRS, transform=PLACE)
+    write_scene(tmp_path / "scene.tif", nodata=slice(100, None))
+    row = ledger_row(f"{uri_of(tmp_path)}/scene.tif", SIZE) | {"crs": CRS}
+    row |= {} if by_header else {"scene": scene.to_json()}
+    masks = np.zeros((4, *SIZE), np.uint8)
+    masks[0, 120:160, 20:60] = masks[1, 50:110, 60:130] = masks[2, 5:30, 98:130] = 1
+    masks[3, 120:160, 140:200] = 1
+    file = on_earth([nested(each, (1, "roof"), 1.0, 0)["segmentation"] for each in masks], ["roof"] * 4,
+                    tmp_path / "footprints.geojson")  # fmt: skip
+    masks[:, :, 100:] = 0
+    row["found"] = [nested(each, (1, "roof"), 0.9, number) for number, each in enumerate(masks[:3])]
+    write_annotated(str(tmp_path / "found"), [[row]])
+    given = ("--predictions", tmp_path / "found", "--footprints", file, "--output", tmp_path / "out")
+    assert evaluate(*given) == 0
+    found = metrics(tmp_path / "out")
+    assert found["instances"]["labels"] == 2
+    assert found["metrics"]["segm"]["ap"] == pytest.approx(1)
+    told = capsys.readouterr().out
+    assert "1 footprints cover no centre of a pixel with data" in told
+    assert "1 footprints are ignored: a scene holds less than 15% of them" in told
+    (tmp_path / "scene.tif").unlink()
+    assert evaluate(*given) == 4
+    assert "truth: the scene" in capsys.readouterr().err
+
+
 def test_scenes_that_are_gone_and_scenes_with_holes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A scene that changed since, its new version, one that was deleted, and one with a tile rejected."""
     scene = Scene(*SIZE, 1024, 128, (1, 2, 3), crs=CRS, transform=PLACE)
+    write_scene(tmp_path / "kept.tif")
     names = ("kept", "old", "deleted", "holes")
     rows = [ledger_row(f"{uri_of(tmp_path)}/{name}.tif", SIZE) for name in names]
     for number, row in enumerate(rows):

@@ -36,6 +36,8 @@ from segray.train.tasks import TrainingTask, kind_of
 from tests.bulk.pictures import decoded, picture_row
 from tests.models.pieces import SIDE, SPLITS, write_pieces
 
+OF_IMAGES = [row for row in ARCHITECTURES if row.task != "volume"]
+"""The others are tried in `tests/volumes/test_networks.py`."""
 EPOCHS = 2
 PROPOSALS = 16
 THIN = {"decoder_channels": [16, 16, 8, 8, 4]}
@@ -164,7 +166,7 @@ class Brief(Loop):
         pass
 
 
-@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", OF_IMAGES, ids=lambda row: row.name)
 def test_it_is_trained_saved_loaded_and_used(
     row: Architecture, data: Path, read: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from segray.models.card_peek import peeked_card
 from segray.models.modelfile import FORMAT
+from segray.storage import StorageSettings
 from tests.bulk.runs import annotate
 from tests.sources.pictures import jpeg
 
@@ -80,6 +82,8 @@ FILES: dict[str, Callable[[Path, Path], object]] = {
 def test_code_is_refused_and_not_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg())
     FILES[name](tmp_path / name, tmp_path / "ran")
+    peeked_card(str(tmp_path / name), StorageSettings())
+    assert not (tmp_path / "ran").exists()
     code = annotate(
         tmp_path / "a.jpg", "--output", tmp_path / "out", "--weights", tmp_path / name, "--dry-run"
     )

@@ -100,7 +100,16 @@ def test_no_small_region_stays_next_to_a_large_one() -> None:
     assert (found != labels).sum() > 1000
 
 
-@pytest.mark.parametrize(("least", "most"), [(0, 9), (5, 0), (4, 6)])
+def test_an_image_smaller_than_the_smallest_area() -> None:
+    """It stays as it is: none of its regions is large enough for another to join it."""
+    labels = np.zeros((20, 20), np.uint8)
+    assert np.array_equal(CleanUp(500, 0, NAMES).array(labels.copy()), labels)
+    labels[0] = 255
+    labels[5:8, 5:8] = 1
+    assert np.array_equal(CleanUp(500, 0, NAMES).array(labels.copy()), labels)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 9), (5, 0), (4, 6), (60 * 70 + 1, 0)])
 def test_a_file_becomes_what_an_array_becomes(
     least: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

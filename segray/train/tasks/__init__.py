@@ -78,6 +78,10 @@ def kind_of(settings: TrainSettings) -> type[TrainingTask]:
         from segray.train.tasks.instance import InstanceTask
 
         return InstanceTask
+    if settings.volumes:
+        from segray.train.tasks.volume import VolumeTask
+
+        return VolumeTask
     from segray.train.tasks.semantic import SemanticTask
 
     return SemanticTask

@@ -52,21 +52,23 @@ class SemanticTraining(Training):
 
     best = "miou"
     recipe: SemanticRecipe
+    memory_format = torch.channels_last
 
     def __init__(self, recipe: SemanticRecipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.card).to(device)
         if recipe.start is not None:
             begin_with(model, recipe.start)
-        freeze_unused(model, len(recipe.card.bands))
+        self.recipe = recipe
+        freeze_unused(model, self._blank())
         if recipe.activation_checkpointing:
             recompute_blocks(model)
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=self.memory_format)
         super().__init__(recipe, model, device)
         self.loss = build_loss(recipe.loss, recipe.card.outputs)
         if recipe.compile:
             self._network = torch.compile(self._network)
-        shape = (1, len(recipe.card.bands), 1, 1)
+        shape = (1, len(recipe.card.bands), *(1 for _ in self._blank().shape[2:]))
         self._mean = torch.tensor(recipe.card.image_mean, device=device).reshape(shape)
         self._std = torch.tensor(recipe.card.image_std, device=device).reshape(shape)
 
@@ -103,7 +105,7 @@ class SemanticTraining(Training):
         sums: Tensor | float = 0.0
         model = self.scored.eval()
         for batch in pictures:
-            logits = self._logits(model, batch.pixels)
+            logits = self._scored_logits(model, batch.pixels)
             sums = sums + self.loss.sums(logits, batch.classes.to(self.device)).double()
             scores.add(batch.classes, classes_of(logits).cpu())
         length = sum(term.length for term in self.loss.terms)
@@ -119,7 +121,7 @@ class SemanticTraining(Training):
     @torch.inference_mode()
     def classes(self, pixels: Tensor) -> Tensor:
         """Return the scored network's classes, uint8 (n, h, w) on the CPU, of uint8 (n, bands, h, w)."""
-        return classes_of(self._logits(self.scored.eval(), pixels)).cpu()
+        return classes_of(self._scored_logits(self.scored.eval(), pixels)).cpu()
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """Split a batch into equally many parts in every process; void ones where images are missing."""
@@ -129,7 +131,7 @@ class SemanticTraining(Training):
         number = min(self.recipe.accumulate, int(images))
         pixels, classes = batch.pixels, batch.classes
         if (missing := number - len(classes)) > 0:
-            pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).expand(missing, -1, -1, -1)])
+            pixels = torch.cat([pixels, torch.zeros_like(pixels[:1]).expand(missing, *pixels.shape[1:])])
             classes = torch.cat([classes, torch.full_like(classes[:1], VOID).expand(missing, -1, -1)])
         parts = zip(pixels.tensor_split(number), classes.tensor_split(number), strict=True)
         return [Batch(*part, names=[]) for part in parts]
@@ -167,10 +169,18 @@ class SemanticTraining(Training):
         if not self.loss.fixed_slopes:
             logits: Tensor = self.model(pixels)
             return logits
-        return pixels.new_zeros(len(pixels), self.recipe.card.outputs, *pixels.shape[-2:])
+        return pixels.new_zeros(len(pixels), self.recipe.card.outputs, *pixels.shape[2:])
 
     def _sums(self, network: Callable[[Tensor], Tensor], part: Batch) -> Tensor:
         return self.loss.sums(self._logits(network, part.pixels), part.classes.to(self.device))
+
+    def _blank(self) -> Tensor:
+        """Return a small input of the network, all 0."""
+        return torch.zeros(1, len(self.recipe.card.bands), 64, 64)
+
+    def _scored_logits(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        """Return the logits of whole images, as `_logits`."""
+        return self._logits(network, pixels)
 
     def _logits(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Return the logits, float (n, outputs, h, w), of uint8 (n, bands, height, width)."""
@@ -180,15 +190,14 @@ class SemanticTraining(Training):
             return network(normal.contiguous(memory_format=torch.channels_last))
 
 
-def freeze_unused(network: nn.Module, bands: int) -> None:
+def freeze_unused(network: nn.Module, blank: Tensor) -> None:
     """Disable the gradient of parameters on which no logit depends, as the lower half of PSPNet's encoder.
 
-    DDP would wait for their gradients. Found with one small image in evaluation mode.
+    DDP would wait for their gradients. Found with one small image, `blank`, in evaluation mode.
     """
     parameters = [each for each in network.parameters() if each.requires_grad]
-    picture = torch.zeros(1, bands, 64, 64, device=parameters[0].device)
     network.eval()
-    logits = network(picture).sum()
+    logits = network(blank.to(parameters[0].device)).sum()
     network.train()
     gradients = torch.autograd.grad(logits, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
