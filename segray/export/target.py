@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ class Target:
         self._write_record({"finished": False, "identity": identity, "files": owned[0], "folders": owned[1]})
         for name in (*owned[0], *owned[1]):
             self._delete(name)
+        self._delete_temporary({RECORD, *owned[0]})
 
     def finish(self, identity: dict[str, Any], more: dict[str, Any]) -> None:
         """Mark a folder as complete; its files must be written."""
@@ -159,6 +161,13 @@ class Target:
     def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self._stored(lambda: self._filesystem.rm(f"{self._path}/{name}", recursive=True))
+
+    def _delete_temporary(self, names: Iterable[str]) -> None:
+        """Delete what a kill left in the middle of writing files of these names, see `put_atomically`."""
+        if "file" in self._filesystem.protocol:
+            for path in (Path(self._path, name) for name in names):
+                for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+                    left.unlink(missing_ok=True)
 
     def _stored(self, call: Callable[[], None]) -> None:
         """Call, again where an error is transient. Raises JobFailedError, FileNotFoundError as it is."""

@@ -624,6 +624,7 @@ def test_sigkill_in_the_middle_and_a_second_live_export(
     with Lease(Output(str(output), StorageSettings())):
         assert main(command) == 2
     assert "is being written by another run" in capsys.readouterr().err
+    (output / ".instances.csv.c91e9487.tmp").write_text("what a kill may leave")
     assert main(command) == 0
     assert export(run, "masks", tmp_path / "whole") == 0
     assert contents(output) == contents(tmp_path / "whole")
