@@ -98,6 +98,7 @@ class _Model:
         return figures_of(counts)[0]["miou"]
 
     def result(self, classes: Sequence[str]) -> ModelResult:
+        """Return the figures over all images and of each class (shares of 1); `classes`: names from 0 up."""
         figures: Any = self.total.compute()
         metrics = {name: value for name, value in figures.items() if name != "per_class"}
         columns = {name: figures["per_class"][name] for name in ("iou", "dice", "recall", "precision")}
