@@ -27,12 +27,8 @@ from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.masks.rle import MaskFrame
 from segray.models.device import DTYPES, Precision, arithmetic
+from segray.models.exact_boxes import keep_boxes_in_float32, keep_scales
 from segray.models.resize import has_known_sizes, resized
-
-try:
-    from torchvision.ops.poolers import _setup_scales
-except ImportError:  # another torchvision: only very narrow images lose detections
-    _setup_scales = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +77,7 @@ class MaskRCNNDetector:
         self.model.roi_heads.score_thresh = score_threshold
         if proposals is not None:
             self.model.rpn._post_nms_top_n["testing"] = proposals
+        keep_scales(self.model)
         fold_batch_norms(self.model)
         self.channels_last = device.type == "cpu" or precision != "fp32"  # fp32 on a GPU: not measured
         if self.channels_last:
@@ -90,7 +87,7 @@ class MaskRCNNDetector:
             _align_by_bags(self.model)
         if precision != "fp32":
             cast_weights(self.model, DTYPES[precision])
-            _keep_boxes_in_float32(self.model)
+            keep_boxes_in_float32(self.model)
 
     def batch_key(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of an image inside the network; only equal ones may share a batch."""
@@ -103,25 +100,11 @@ class MaskRCNNDetector:
             features = self.model.backbone(batch.tensors)
             if isinstance(features, Tensor):
                 features = OrderedDict([("0", features)])
-            self._set_scales(features, batch.tensors)
             proposals, _ = self.model.rpn(batch, features)
             found, _ = self.model.roi_heads(features, proposals, batch.image_sizes)
             for each, size, image in zip(found, batch.image_sizes, images, strict=True):
                 each["boxes"] = resize_boxes(each["boxes"], list(size), list(image.shape[:2]))
             return _to_host(found)
-
-    def _set_scales(self, features: dict[str, Tensor], padded: Tensor) -> None:
-        """Set what torchvision infers from the first image, unpadded, for all later ones.
-
-        If that image is very narrow, its padding makes the scales wrong.
-        """
-        for pool in _pools(self.model):
-            maps = [each for name, each in features.items() if name in pool.featmap_names]
-            size = (padded.shape[2], padded.shape[3])
-            if _setup_scales is not None:
-                pool.scales, pool.map_levels = _setup_scales(
-                    maps, [size], pool.canonical_scale, pool.canonical_level
-                )
 
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> ImageList:
         transform = self.model.transform
@@ -146,13 +129,6 @@ def padded_size(transform: GeneralizedRCNNTransform, height: int, width: int) ->
     return math.ceil(rows / step) * step, math.ceil(cols / step) * step
 
 
-def _pools(model: MaskRCNN) -> list[MultiScaleRoIAlign]:
-    heads = model.roi_heads
-    return [
-        pool for pool in (heads.box_roi_pool, heads.mask_roi_pool) if isinstance(pool, MultiScaleRoIAlign)
-    ]
-
-
 def _add_in_place(model: MaskRCNN) -> None:
     pyramid = getattr(model.backbone, "fpn", None)
     if type(pyramid) is FeaturePyramidNetwork:
@@ -164,29 +140,6 @@ def _align_by_bags(model: MaskRCNN) -> None:
         pool = getattr(model.roi_heads, name)
         if type(pool) is MultiScaleRoIAlign and pool.sampling_ratio > 0:
             setattr(model.roi_heads, name, BagRoIAlign(pool))
-
-
-def _keep_boxes_in_float32(model: MaskRCNN) -> None:
-    """Convert to float32 the heads' outputs, and the anchors, which autocast leaves in low precision.
-
-    With its 8 bits bfloat16 puts an anchor near column 1000 four pixels off, and scores into steps of 0.004.
-    """
-    for head in (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor):
-        head.register_forward_hook(lambda _module, _inputs, output: _float32(output))
-    model.rpn.anchor_generator.register_forward_pre_hook(
-        lambda _module, inputs: (inputs[0], [_shape_only(each) for each in inputs[1]])
-    )
-
-
-def _float32(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.float()
-    return type(output)(_float32(each) for each in output)
-
-
-def _shape_only(feature: Tensor) -> Tensor:
-    """Return all that the anchor generator reads of a feature map, at no cost: shape and device, float32."""
-    return torch.empty((), device=feature.device).expand(feature.shape)
 
 
 def _to_host(found: Sequence[dict[str, Tensor]]) -> list[Detections]:

@@ -13,11 +13,13 @@ import fsspec
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor, distributed
+from torchvision.models.detection import MaskRCNN
 
 from segray.evaluate.average_precision import InstanceScores
 from segray.masks.rle import EncodedMasks, MaskFrame, encode_masks
 from segray.masks.types import Rle
 from segray.models.device import DTYPES
+from segray.models.exact_boxes import keep_boxes_in_float32, keep_scales
 from segray.models.modelfile import ModelCard, build_model, model_bytes
 from segray.models.start_weights import begin_with
 from segray.train.train_step import Recipe, Training
@@ -57,8 +59,12 @@ class InstanceTraining(Training):
         if recipe.start is not None:
             begin_with(model, recipe.start)
         model.to(device)
+        if isinstance(model, MaskRCNN):
+            keep_scales(model)
         if recipe.precision != "fp32":  # in fp32 this order made oneDNN's backward pass corrupt the heap
             model.to(memory_format=torch.channels_last)
+            if isinstance(model, MaskRCNN):
+                keep_boxes_in_float32(model)
         model.transform._skip_resize = True  # in training only: crops have their size already
         super().__init__(recipe, model, device)
 
