@@ -23,6 +23,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from segray.annotate.fpn import InPlacePyramid
+from segray.annotate.fuse_activation import fuse_activations
 from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.masks.rle import MaskFrame
@@ -79,6 +80,8 @@ class MaskRCNNDetector:
             self.model.rpn._post_nms_top_n["testing"] = proposals
         keep_scales(self.model)
         fold_batch_norms(self.model)
+        if device.type == "cpu":
+            fuse_activations(self.model)
         self.channels_last = device.type == "cpu" or precision != "fp32"  # fp32 on a GPU: not measured
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)

@@ -35,9 +35,9 @@ def fold_batch_norms(network: nn.Module) -> None:
     """
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     for owner in list(network.modules()):
-        for conv_name, norm_name in _followers(owner):
+        for conv_name, norm_name in followers(owner):
             conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
-            if _is_convolution(conv) and _is_affine(norm) and uses[id(conv)] == uses[id(norm)] == 1:
+            if is_convolution(conv) and _is_affine(norm) and uses[id(conv)] == uses[id(norm)] == 1:
                 _fold(conv, norm)
                 setattr(owner, norm_name, getattr(norm, "act", nn.Identity()))
 
@@ -45,22 +45,27 @@ def fold_batch_norms(network: nn.Module) -> None:
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast, in place, what autocast would cast in each call: weights of convolutions and linear maps."""
     for module in network.modules():
-        if _is_convolution(module) or type(module) in (nn.ConvTranspose2d, nn.Linear):
+        if is_convolution(module) or type(module) in (nn.ConvTranspose2d, nn.Linear):
             module.to(dtype)
 
 
-def _followers(owner: Any) -> Iterator[tuple[str, str]]:
+def followers(owner: Any) -> Iterator[tuple[str, str]]:
     """Yield names of children of which the second alone gets the output of the first."""
     names = [name for name, _ in owner.named_children()]
     if isinstance(owner, IntermediateLayerGetter) or _is_feature_list(owner):
         # runs its children in order, and returns some outputs
         yield from (pair for pair in pairwise(names) if pair[0] not in owner.return_layers)
-    elif type(owner).forward is nn.Sequential.forward:
+    elif runs_in_order(owner):
         yield from pairwise(names)
     elif type(owner) in (BasicBlock, Bottleneck):
         yield from ((name, name.replace("conv", "bn")) for name in names if name.startswith("conv"))
     elif _is_of_timm(owner) and type(owner).__name__ in TIMM_BLOCKS:
         yield from pairwise(names)
+
+
+def runs_in_order(owner: nn.Module) -> bool:
+    """Return whether it is a `Sequential`, whose children have no other use of their outputs."""
+    return type(owner).forward is nn.Sequential.forward
 
 
 def _is_affine(norm: nn.Module) -> bool:
@@ -71,7 +76,7 @@ def _is_affine(norm: nn.Module) -> bool:
     return _is_of_timm(norm) and known and norm.running_mean is not None
 
 
-def _is_convolution(module: nn.Module) -> bool:
+def is_convolution(module: nn.Module) -> bool:
     """Return whether it is a convolution, perhaps timm's that pads as TensorFlow does before it."""
     same = type(module).__name__ == "Conv2dSame" and _is_of_timm(module)
     return type(module) is nn.Conv2d or same

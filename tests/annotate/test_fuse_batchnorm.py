@@ -1,9 +1,11 @@
 """Batch norms folded into convolutions against the networks as they were."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -11,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import Conv2dNormActivation
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from segray.annotate.fuse_activation import ActivatedConv2d, fuse_activations
 from segray.annotate.fuse_batchnorm import fold_batch_norms
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
@@ -76,3 +79,43 @@ def test_only_what_is_safe() -> None:
     assert norms_left(folded) == norms_left(network) - 1
     image = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(folded(image), network(image))
+
+
+def test_activations_join_their_convolutions_bit_by_bit() -> None:
+    """An encoder with TensorFlow's padding and ReLU6, in both precisions; a map without images too."""
+    torch.manual_seed(0)
+    network = with_statistics(timm.create_model("tf_efficientnet_lite0", features_only=True))
+    fold_batch_norms(network)
+    for dtype in (torch.float32, torch.bfloat16):
+        plain = copy.deepcopy(network).to(dtype).to(memory_format=torch.channels_last)
+        fused = copy.deepcopy(plain)
+        fuse_activations(fused)
+        kinds = Counter(type(module) for module in fused.modules())
+        assert kinds[ActivatedConv2d] == 32
+        assert kinds[nn.ReLU6] == 32  # each inside one
+        image = torch.rand(2, 3, 64, 96, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            for one, other in zip(plain(image), fused(image), strict=True):
+                torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+            assert [each.shape for each in fused(image[:0])] == [each.shape for each in plain(image[:0])]
+
+
+def test_only_activations_that_alone_get_a_convolution() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()),
+        nn.Sequential(shared, nn.ReLU()),
+        nn.Sequential(shared, nn.Sigmoid()),
+        nn.Sequential(nn.Conv2d(3, 3, 1, padding="same"), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.SiLU()),
+        BasicBlock(3, 3),
+    ).eval()
+    fold_batch_norms(network)
+    fused = copy.deepcopy(network)
+    fuse_activations(fused)
+    joined = [name for name, module in fused.named_modules() if isinstance(module, ActivatedConv2d)]
+    assert joined == ["0.0"]
+    image = torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(image), network(image))
