@@ -143,7 +143,7 @@ exit codes:
     start_from: WeightsAddress | None = Field(
         None,
         description="start from this model, any value of --weights; its architecture is used, and of "
-        "its classes those that the data have, too",
+        "its classes those that the data have, too; pretrained has no effect then",
     )
     freeze: list[str] = Field(
         [],
@@ -280,10 +280,14 @@ exit codes:
                 ) from None
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_wins(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Switch `pretrained` off: a recipe says it, and that a model is trained further the command line."""
+        return {**given, "pretrained": False} if given.get("start_from") else given
+
     @model_validator(mode="after")
     def _frozen_know_something(self) -> "TrainSettings":
-        if self.start_from is not None and self.pretrained:
-            raise ValueError("pretrained: start_from has weights already; use one of the two")
         if self.encoder_weights is not None and (self.start_from is not None or self.pretrained):
             other = "pretrained" if self.pretrained else "start_from"
             raise ValueError(f"encoder_weights: {other} has weights already; use one of the two")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from segray.cli import main
+from segray.command_line import load_settings
 from segray.errors import SettingsError
 from segray.models.modelfile import ModelCard, SemanticCard, build_model, load_model_file, model_bytes
 from segray.models.semantic import build_semantic
@@ -135,6 +136,14 @@ def test_frozen_layers_are_found_by_name_and_wrong_names_are_told() -> None:
         check_frozen(model, ["*"])
 
 
+def test_a_recipe_that_is_pretrained_goes_on_from_a_model(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "jobs" / "people.yaml"
+    given = ("--config", str(recipe), "--data", "cells", "--output", "out")
+    assert load_settings(TrainSettings, list(given), "train").pretrained
+    further = load_settings(TrainSettings, [*given, "--start-from", "nuclei-small"], "train")
+    assert (further.start_from, further.pretrained) == ("nuclei-small", False)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -143,7 +152,6 @@ def test_frozen_layers_are_found_by_name_and_wrong_names_are_told() -> None:
         (("--start-from", "coco-v3"), "did you mean coco-v2"),
         (("--start-from", "nuclei-small", "--arch", "unet"), "is compact-maskrcnn, not unet"),
         (("--start-from", "nuclei-small", "--freeze", "spine"), "no layer spine"),
-        (("--start-from", "nuclei-small", "--pretrained"), "use one of the two"),
         (("--start-from", "nuclei-small", "--freeze-epochs", "2"), "set with freeze which layers"),
         (("--encoder-weights", "gone.pt"), "encoder_weights {here}/gone.pt: no such file"),
         (("--encoder-weights", "coco-v3"), "encoder_weights 'coco-v3': no such file"),
