@@ -40,10 +40,11 @@ class ActivatedConv2d(nn.Module):
             from timm.layers.padding import pad_same
 
             x, padding = pad_same(x, conv.kernel_size, conv.stride, conv.dilation), (0, 0)
-        return torch.ops.mkldnn._convolution_pointwise(
+        joined: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups,
             self._name, self._constants, "",
         )  # fmt: skip
+        return joined
 
 
 def fuse_activations(network: nn.Module) -> None:
@@ -52,7 +53,7 @@ def fuse_activations(network: nn.Module) -> None:
     network: in evaluation mode on a CPU, after `fold_batch_norms`. Where torch lacks the operator nothing is
     changed.
     """
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     for owner in list(network.modules()):

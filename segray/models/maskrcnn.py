@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -17,6 +18,8 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiSc
 
 from segray.errors import SettingsError
 
+_SAFE_CHANNELS = 16
+"""With fewer, see `SubsampledConv2d`."""
 LEVELS = ("0", "1", "2", "3")  # feature maps at strides 4, 8, 16, 32
 ROI_CANONICAL_SCALE = 160  # boxes below half of this (pixels of the resized image) use the stride-4 map
 
@@ -43,6 +46,18 @@ class CompactBackbone(nn.Module):
             maps[level] = features
         pyramid: OrderedDict[str, Tensor] = self.fpn(maps)
         return pyramid
+
+
+class SubsampledConv2d(nn.Conv2d):
+    """A strided 1 x 1 convolution as one of every second pixel: the same numbers.
+
+    oneDNN's gradient of the strided one corrupts the heap below 16 channels, with several threads.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (n, d, h / stride, w / stride) of (n, c, h, w)."""
+        rows, cols = self.stride
+        return conv2d(input[:, :, ::rows, ::cols], self.weight, self.bias)
 
 
 class Float32RPNHead(RPNHead):  # type: ignore[misc]
@@ -137,8 +152,9 @@ def _roi_align(size: int) -> MultiScaleRoIAlign:
 
 
 def _stage(width_in: int, width_out: int, depth: int) -> nn.Sequential:
+    conv = nn.Conv2d if width_in >= _SAFE_CHANNELS else SubsampledConv2d
     downsample = nn.Sequential(
-        nn.Conv2d(width_in, width_out, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width_out)
+        conv(width_in, width_out, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(width_out)
     )
     first = BasicBlock(width_in, width_out, stride=2, downsample=downsample)
     return nn.Sequential(first, *(BasicBlock(width_out, width_out) for _ in range(depth - 1)))

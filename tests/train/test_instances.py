@@ -195,9 +195,8 @@ def test_boxes_of_a_bf16_training_are_exact(pictures: Pictures) -> None:
     """Autocast gives the anchors 8 bits: at column 300 they were up to one pixel off what annotate uses."""
     training = InstanceTraining(replace(TASK, precision="bf16"), CPU)
     seen = []
-    training.model.rpn.anchor_generator.register_forward_hook(
-        lambda _module, _inputs, output: seen.append(output[0])
-    )
+    model: Any = training.model
+    model.rpn.anchor_generator.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
     wide = InstanceImage(
         "wide",
         torch.zeros(3, 32, 1000, dtype=torch.uint8),
@@ -207,7 +206,7 @@ def test_boxes_of_a_bf16_training_are_exact(pictures: Pictures) -> None:
             "masks": torch.ones(1, 32, 1000, dtype=torch.uint8),
         },
     )
-    training._loss([wide])
+    training._loss([wide]).backward()  # type: ignore[no-untyped-call]
     (anchors,) = seen
     assert anchors.dtype == torch.float32
     finest = anchors[anchors[:, 2] - anchors[:, 0] == anchors[0, 2] - anchors[0, 0]]
@@ -215,7 +214,7 @@ def test_boxes_of_a_bf16_training_are_exact(pictures: Pictures) -> None:
     steps = left.diff()
     assert len(left) > 100
     assert steps.unique().numel() == 1
-    head = training.model.rpn.head
+    head = model.rpn.head
     with torch.autocast("cpu", torch.bfloat16):
         scores, _ = head([torch.zeros(1, TINY.fpn_width, 4, 4)])
     assert scores[0].dtype == torch.float32
@@ -226,4 +225,5 @@ def test_a_narrow_image_first_leaves_the_scales(pictures: Pictures) -> None:
     training = InstanceTraining(TASK, CPU)
     training.predict(torch.zeros(3, 8, 300, dtype=torch.uint8))
     training.predict(torch.zeros(3, 96, 96, dtype=torch.uint8))
-    assert training.scored.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    scored: Any = training.scored
+    assert scored.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
