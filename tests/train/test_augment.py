@@ -90,7 +90,7 @@ def test_pixels_and_masks_move_together(images: list[InstanceImage], seed: int) 
     torch.manual_seed(seed)
     numbers = images[0].instances
     picture = (numbers > 0).to(torch.uint8).expand(3, -1, -1) * 255
-    geometry = TRANSFORM.transforms[:4]  # crop, two flips, quarter turn
+    geometry = TRANSFORM.transforms[:5]  # crop, rotation, two flips, quarter turn
     moved, mask = tv_tensors.Image(picture), tv_tensors.Mask(numbers)
     for step in geometry:
         moved, mask = step(moved, mask)
@@ -128,7 +128,8 @@ def test_a_mask_is_not_a_part_of_a_pixel_off(crop: int) -> None:
     whole = CropSettings(crop=crop, resize_to=crop)  # the window is the whole picture
     moves = training_transform(
         whole, AugmentSettings(smallest_scale=1, largest_scale=1, flip=1, vertical_flip=1, quarter_turns=1)
-    ).transforms[:4]
+    ).transforms
+    moves = [moves[0], *moves[2:5]]  # the rotation has a test of its own
     pictures, masks = discs(300)
     picture, mask = tv_tensors.Image(pictures), tv_tensors.Mask(masks)
     for move in moves:
@@ -136,6 +137,19 @@ def test_a_mask_is_not_a_part_of_a_pixel_off(crop: int) -> None:
         assert picture.shape == mask.shape == (300, crop, crop)
         off = (centroids(picture) - centroids(mask)).mean(0)
         assert off.abs().max() < 0.02, (type(move).__name__, off)
+
+
+def test_a_rotated_mask_stays_on_its_picture() -> None:
+    turn = training_transform(SETTINGS, AugmentSettings(rotation=45)).transforms[1].transforms[0]
+    torch.manual_seed(0)
+    pictures, masks = discs(40)
+    turned = [
+        turn(tv_tensors.Image(one[None]), tv_tensors.Mask(two[None]))
+        for one, two in zip(pictures, masks, strict=True)
+    ]
+    picture, mask = (torch.cat(each) for each in zip(*turned, strict=True))
+    assert (centroids(picture) - centroids(pictures)).abs().max() > 1
+    assert (centroids(picture) - centroids(mask)).mean(0).abs().max() < 0.03
 
 
 def test_half_a_pixel_inside_is_what_the_paste_wants(images: list[InstanceImage]) -> None:

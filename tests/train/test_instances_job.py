@@ -89,7 +89,7 @@ def test_the_splits_are_read_back(whole: Path, tmp_path: Path, capsys: pytest.Ca
             ("--loss", "focal", "--classes", '["a"]'),
             ("loss: is for semantic models", "classes: is for semantic"),
         ),
-        (("--augment.rotation", 5), ("augment.rotation: is for semantic models",)),
+        (("--augment.noise", 5), ("augment.noise: is for semantic models",)),
         (("--arch-settings", '{"width": 3}'), ("arch_settings: compact-maskrcnn has no setting width",)),
         (("--arch", "unet", "--arch-settings", "{}"), ("data",)),
     ],

@@ -9,12 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segray.train.transforms.strength import Strength
+from segray.train.transforms.strength import TILTED, Strength
 
 BACKGROUND = 0
 """Class that `object_share` ignores."""
-TILTED = 0.5
-"""Share of the images that `rotation` rotates: the others keep their own sharpness."""
 
 Fit = Literal["crop", "resize"]
 

@@ -18,14 +18,14 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from segray.data.pair_reader import CocoExample
 from segray.masks.types import Rle
 from segray.train.collate import Arrays
 from segray.train.transforms.nearest import nearest
-from segray.train.transforms.strength import AugmentSettings
+from segray.train.transforms.strength import TILTED, AugmentSettings
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,17 @@ class RandomGamma(v2.Transform):  # type: ignore[misc]
 def training_transform(crop: CropSettings, augment: AugmentSettings) -> v2.Transform:
     """Return the transform of (`tv_tensors.Image`, `tv_tensors.Mask`) used in training.
 
-    The preset `strong` also stretches, greys and inverts some images, for which there is no knob.
+    What a rotation brings in is black. The preset `strong` also stretches, greys and inverts some images,
+    for which there is no knob.
     """
     knobs, strong = augment.strength, augment.preset == "strong"
     return v2.Compose(
         [
             ScaledCrop(crop, (knobs.smallest_scale, knobs.largest_scale), 1.2 if strong else 1.0),
+            v2.RandomApply(
+                [v2.RandomRotation(knobs.rotation, InterpolationMode.BILINEAR)],
+                p=TILTED * (knobs.rotation > 0),
+            ),
             v2.RandomHorizontalFlip(knobs.flip),
             v2.RandomVerticalFlip(knobs.vertical_flip),
             v2.RandomApply([v2.RandomRotation((90, 90))], p=knobs.quarter_turns),

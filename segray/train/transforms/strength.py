@@ -6,12 +6,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+TILTED = 0.5
+"""Share of the images that `rotation` rotates: the others keep their own sharpness."""
 RARE = 0.2
 """Share of the images that are blurred, and of those that get noise: most should stay unchanged."""
 
 APPLIED_TO_INSTANCES = (
-    "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "brightness", "contrast",
-    "saturation", "hue", "gamma", "blur",
+    "smallest_scale", "largest_scale", "flip", "vertical_flip", "quarter_turns", "rotation", "brightness",
+    "contrast", "saturation", "hue", "gamma", "blur",
 )  # fmt: skip
 """Knobs of `AugmentSettings` that apply to instances; crops are always drawn anywhere."""
 
