@@ -23,12 +23,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from segray.annotate.fpn import InPlacePyramid
-from segray.annotate.fuse_activation import fuse_activations
-from segray.annotate.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.annotate.roialign import BagRoIAlign
 from segray.masks.rle import MaskFrame
 from segray.models.device import DTYPES, Precision, arithmetic
 from segray.models.exact_boxes import keep_boxes_in_float32, keep_scales
+from segray.models.fuse_activation import fuse_activations
+from segray.models.fuse_batchnorm import cast_weights, fold_batch_norms
 from segray.models.resize import has_known_sizes, resized
 
 

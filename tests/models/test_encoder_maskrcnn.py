@@ -11,9 +11,9 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from segray.annotate.detector import MaskRCNNDetector, is_plain_maskrcnn
-from segray.annotate.fuse_batchnorm import fold_batch_norms
 from segray.errors import SettingsError
 from segray.models.architectures import complete_settings, parsed
+from segray.models.fuse_batchnorm import fold_batch_norms
 from segray.models.modelfile import ModelCard, build_model, load_model_file, model_bytes
 from segray.models.pretrained import packaged_state
 from segray.models.timm_encoder import timm_encoder

@@ -13,8 +13,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import Conv2dNormActivation
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from segray.annotate.fuse_activation import ActivatedConv2d, fuse_activations
-from segray.annotate.fuse_batchnorm import fold_batch_norms
+from segray.models.fuse_activation import ActivatedConv2d, fuse_activations
+from segray.models.fuse_batchnorm import fold_batch_norms
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segray.annotate.fuse_batchnorm import followers, is_convolution, runs_in_order
+from segray.models.fuse_batchnorm import followers, is_convolution, runs_in_order
 
 _CLAMPS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
