@@ -73,7 +73,7 @@ def test_the_figures_of_evaluate(output: Path) -> None:
     difference = bad["difference"]["ap"]
     assert difference["difference"] == bad["metrics"]["segm"]["ap"] - good["metrics"]["segm"]["ap"]
     assert difference["low"] <= difference["difference"] <= difference["high"] < 0
-    assert good["parameters"] == bad["parameters"] == 4_157_339
+    assert good["parameters"] == bad["parameters"] == 3_876_955
 
 
 def test_a_changed_image_is_noticed(tmp_path: Path) -> None:

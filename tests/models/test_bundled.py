@@ -35,7 +35,7 @@ def test_the_file_is_small_and_says_what_it_is(loaded: ModelFile) -> None:
     assert path.stat().st_size < 10e6
     assert path.with_suffix(".md").exists()
     assert card_of(loaded).categories == {1: "nucleus"}
-    assert loaded.card.licence == "CC0-1.0"
+    assert loaded.card.licence == "Apache-2.0"
     assert "BBBC038" in loaded.card.source
     assert loaded.module.roi_heads.detections_per_img == 400
 
@@ -46,10 +46,10 @@ def test_the_images_belong_to_the_test_split(images: list[CocoExample]) -> None:
 
 
 def test_it_finds_nuclei_in_images_it_never_saw(loaded: ModelFile, images: list[CocoExample]) -> None:
-    """The shipped file scored AP 0.423 and AP50 0.785 on these eleven; the bounds leave room for rounding."""
+    """The shipped file scored AP 0.511 and AP50 0.899 on these eleven; the bounds leave room for rounding."""
     scores = score_torchvision(loaded.module, card_of(loaded), images).compute()
-    assert scores["ap"] > 0.40
-    assert scores["ap50"] > 0.75
+    assert scores["ap"] > 0.49
+    assert scores["ap50"] > 0.87
 
 
 def test_weights_that_are_broken_would_be_noticed(loaded: ModelFile, images: list[CocoExample]) -> None:

@@ -52,7 +52,7 @@ def test_a_semantic_network_begins_with_the_package(tmp_path: Path) -> None:
 
 
 def test_a_detector_begins_with_the_encoder_of_a_file(tmp_path: Path) -> None:
-    file = BUNDLED_FOLDER / "nuclei-small.pt"
+    file = BUNDLED_FOLDER / "buildings-small.pt"
     cells = write_cells(tmp_path / "cells", images=2)
     settings = TrainSettings(
         data=str(cells), output="out", arch="compact-maskrcnn", encoder_weights=str(file)
@@ -60,7 +60,7 @@ def test_a_detector_begins_with_the_encoder_of_a_file(tmp_path: Path) -> None:
     task = InstanceTask.of(settings, InstanceTask.list_data(settings))
     recipe, theirs = task.recipe(DATA, "fp32"), load_model_file(file)
     assert (recipe.card.image_mean, recipe.card.image_std) == (theirs.card.image_mean, theirs.card.image_std)
-    assert f"nuclei-small.pt, sha256 {theirs.digest[:16]}" in recipe.card.source
+    assert f"buildings-small.pt, sha256 {theirs.digest[:16]}" in recipe.card.source
     ours, state = recipe.training(CPU).model.state_dict(), theirs.module.state_dict()
     assert all(torch.equal(ours[name], state[name]) for name in state if in_encoder(name))
     head = "roi_heads.mask_predictor.mask_fcn_logits.weight"

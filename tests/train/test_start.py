@@ -150,7 +150,7 @@ def test_a_recipe_that_is_pretrained_goes_on_from_a_model(tmp_path: Path) -> Non
         (("--freeze", "backbone"), "random weights would never be trained"),
         (("--start-from", "gone.pt"), "gone.pt: no such file"),
         (("--start-from", "coco-v3"), "did you mean coco-v2"),
-        (("--start-from", "nuclei-small", "--arch", "unet"), "is compact-maskrcnn, not unet"),
+        (("--start-from", "nuclei-small", "--arch", "unet"), "is maskrcnn:efficientnet-lite0, not unet"),
         (("--start-from", "nuclei-small", "--freeze", "spine"), "no layer spine"),
         (("--start-from", "nuclei-small", "--freeze-epochs", "2"), "set with freeze which layers"),
         (("--encoder-weights", "gone.pt"), "encoder_weights {here}/gone.pt: no such file"),
@@ -205,7 +205,7 @@ def test_training_begins_with_a_model_and_thaws(tmp_path: Path, ray_session: Non
     assert main([*map(str, command), "--epochs", "1"]) == 0
     theirs = load_start("nuclei-small", StorageSettings()).state
     ours = load_model_file(tmp_path / "out/model.pt")
-    assert ours.card.arch == "compact-maskrcnn"
+    assert ours.card.arch == "maskrcnn:efficientnet-lite0"
     assert ours.card.image_mean == load_start("nuclei-small", StorageSettings()).mean
     body = [name for name in theirs if name.startswith("backbone.")]
     state = ours.module.state_dict()
