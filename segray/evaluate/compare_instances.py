@@ -36,6 +36,7 @@ from segray.evaluate.matching import KINDS, Kind, Matches
 from segray.evaluate.report import Outcome, Progress
 from segray.evaluate.score_shard import DIGESTS, Shard, ShardScores, checked, score_shard
 from segray.evaluate.settings import EvaluateSettings
+from segray.evaluate.spatial_blocks import BY_NUMBER, LEAST
 from segray.log import say
 from segray.masks.types import Rle
 
@@ -83,7 +84,7 @@ class InstanceEvaluation:
         """Read all instances, and match those of images that can be compared."""
         with self._shards() as shards:
             self.categories.check()
-            digests, parts = [0, 0], [_nothing(self._kinds)]
+            digests, parts = [0, 0], [_nothing(self._kinds, self._side)]
             for scores in self._scored(shards):
                 parts.append(scores.matches)
                 self.wanted.broken.update(scores.broken)
@@ -134,6 +135,13 @@ class InstanceEvaluation:
     def _kinds(self) -> tuple[Kind, ...]:
         return KINDS if self.predictions.masks else ("bbox",)
 
+    @property
+    def _side(self) -> int | None:
+        """Return the side of the blocks that are drawn, see `BlockGrid`; None: whole images are."""
+        side = self.settings.interval_block
+        few = self.settings.footprints is not None and len(self.paired.names) < LEAST
+        return BY_NUMBER if side is None and few else side
+
     @contextmanager
     def _shards(self) -> Iterator[Shards]:
         """Read labels and predictions, and yield their rows by image."""
@@ -149,7 +157,8 @@ class InstanceEvaluation:
             yield shards
 
     def _shard(self, images: range) -> Shard:
-        return Shard.of(images, self.names, self.wanted.sizes, self.wanted.broken, self._kinds)
+        wanted = self.wanted
+        return Shard.of(images, self.names, wanted.sizes, wanted.broken, self._kinds, self._side)
 
     def _scored(self, shards: Shards) -> Iterator[ShardScores]:
         """Yield the scores of all shards, in any order."""
@@ -190,9 +199,9 @@ class InstanceEvaluation:
         )
 
 
-def _nothing(kinds: tuple[Kind, ...]) -> Matches:
+def _nothing(kinds: tuple[Kind, ...], side: int | None) -> Matches:
     """Return the matches of no image."""
-    return score_shard(b"", Shard(0, [], [], frozenset(), kinds)).matches
+    return score_shard(b"", Shard(0, [], [], frozenset(), kinds, side)).matches
 
 
 def find_instances(settings: EvaluateSettings, predictions: str, labels: str) -> InstanceEvaluation:

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segray.evaluate.compare_pairs import Problem
+from segray.evaluate.drawn_units import Units
 from segray.evaluate.matching import CROWD, Bools, Kind, Matches
 from segray.evaluate.precision_recall import (
     Category,
@@ -19,6 +21,7 @@ from segray.evaluate.precision_recall import (
 )
 from segray.evaluate.report import Outcome, table
 from segray.evaluate.settings import EvaluateSettings
+from segray.evaluate.spatial_blocks import BY_NUMBER
 
 LEVEL = 0.95
 _CURVES = {"iou50": 0, "iou75": 5}
@@ -55,27 +58,35 @@ class Scored:
     figures: dict[Kind, InstanceFigures]
     intervals: dict[Kind, tuple[dict[str, list[float]], dict[int, dict[str, list[float]]]]]
     """Overall, and of each category; empty without draws."""
+    units: Units
+    """What was drawn."""
 
     @classmethod
-    def of(cls, matches: Matches, detections: int, resampling: Resampling) -> "Scored":
+    def of(cls, matches: Matches, units: Units, settings: EvaluateSettings) -> "Scored":
         """Compute them."""
-        categories = {kind: dict(ranked(matches, kind, detections)) for kind in matches.states}
+        detections = settings.detections
+        resampling = Resampling(units.hashes, settings.draws, settings.seed)
+        categories = {
+            kind: dict(ranked(matches, kind, detections, (units.found[kind], units.truth)))
+            for kind in matches.states
+        }
         found = {kind: figures(each.items(), detections) for kind, each in categories.items()}
         bounds = {kind: resampling.intervals(each, LEVEL) for kind, each in categories.items()}
-        return cls(categories, found, bounds if resampling.draws and len(resampling.hashes) > 1 else {})
+        known = resampling.draws and len(resampling.hashes) > 1
+        return cls(categories, found, bounds if known else {}, units)
 
 
 def outcome_of(settings: EvaluateSettings, compared: Compared) -> Outcome:
     """Return the figures of the images that were compared."""
     matches = compared.matches if compared.kept.all() else compared.matches.of_images(compared.kept)
     hashes = np.array([image_hash(name) for name in compared.names], np.uint64)
-    resampling = Resampling(hashes, settings.draws, settings.seed)
-    scored = Scored.of(matches, settings.detections, resampling)
+    side = settings.interval_block or BY_NUMBER
+    scored = Scored.of(matches, Units.of(matches, hashes, int(compared.kept.sum()), side), settings)
     crowds = (matches.truth_sizes & CROWD) > 0
     labels = Counter(matches.truth_category[~crowds].tolist())
     predictions = Counter(matches.category.tolist())
     notes = [*compared.notes, *_interval_lines(scored, settings)]
-    groups = _groups(compared, matches, settings, resampling)
+    groups = _groups(compared, matches, settings, hashes)
     notes += table([_short(group) for group in groups])
     if compared.unknown:
         most = ", ".join(f"{name} {number:,}" for name, number in compared.unknown.most_common(5))
@@ -124,14 +135,15 @@ def _class_rows(
 
 
 def _interval_lines(scored: Scored, settings: EvaluateSettings) -> list[str]:
-    """Return a line for each kind."""
-    lines = []
+    """Return a line for each kind, and one where that means little."""
+    lines, units = [], scored.units
+    drawn = f"{settings.draws:,} draws of {units.number:,} {units.name}"
     for kind, (overall, _) in scored.intervals.items():
         known = {name: each for name, each in overall.items() if not np.isnan(each[0])}
         bounds = [f"{name} {low:.4f} to {high:.4f}" for name, (low, high) in known.items()]
         if bounds:
-            lines.append(f"{kind}, {LEVEL:.0%} intervals: {', '.join(bounds)} ({settings.draws:,} draws)")
-    return lines
+            lines.append(f"{kind}, {LEVEL:.0%} intervals: {', '.join(bounds)} ({drawn})")
+    return [*lines, *([units.warning] if lines and units.warning else [])]
 
 
 def _intervals(
@@ -140,7 +152,10 @@ def _intervals(
     """Return low and high of the figures, and of those of each class."""
     if not scored.intervals:
         return {}
-    about = {"level": LEVEL, "draws": settings.draws, "seed": settings.seed}
+    units = scored.units
+    about: dict[str, Any] = {"level": LEVEL, "draws": settings.draws, "seed": settings.seed}
+    about |= {"unit": units.name, "units": units.number}
+    about |= {"warning": units.warning} if units.warning else {}
     overall = {str(kind): found for kind, (found, _) in scored.intervals.items()}
     classes = [
         {"class": name, "id": number}
@@ -151,7 +166,7 @@ def _intervals(
 
 
 def _groups(
-    compared: Compared, matches: Matches, settings: EvaluateSettings, resampling: Resampling
+    compared: Compared, matches: Matches, settings: EvaluateSettings, hashes: NDArray[np.uint64]
 ) -> list[dict[str, Any]]:
     """Return the figures of each group of images, by its name."""
     if compared.groups is None:
@@ -159,8 +174,10 @@ def _groups(
     values, rows = np.array(compared.groups), []
     for value in np.unique(values[compared.kept]).tolist():
         here = (values == value) & compared.kept
-        found = Scored.of(matches.of_images(here), settings.detections, resampling)
-        row: dict[str, Any] = {"group": value, "images": int(here.sum())}
+        own, images = matches.of_images(here), int(here.sum())
+        units = Units.of(own, hashes, images, settings.interval_block or BY_NUMBER)
+        found = Scored.of(own, units, settings)
+        row: dict[str, Any] = {"group": value, "images": images}
         row |= {kind: each.overall for kind, each in found.figures.items()}
         bounds = {str(kind): overall for kind, (overall, _) in found.intervals.items()}
         rows.append(row | ({"intervals": bounds} if bounds else {}))

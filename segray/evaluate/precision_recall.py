@@ -3,7 +3,8 @@
 Predictions of a category are ranked by score; ties stand in the order of the images. Figures are computed
 for images with whole-number weights, all 1 for the figures themselves: an image of weight 2 counts as two,
 one of 0 is left out. With weights drawn from Poisson(1) that is the bootstrap over images. A weight comes
-from a hash of the image's name: the same in whichever shard or order the image is read, and not kept.
+from a hash of the image's name: the same in whichever shard or order the image is read, and not kept. Blocks
+of scenes take the place of images where there are any (`drawn_units`).
 """
 
 import hashlib
@@ -37,7 +38,7 @@ BOUNDED = ("ap", "ap50", "ap75", "ar")
 _CHUNK = 1 << 16
 """Draws x predictions to rank at a time; a few such float64 arrays fit into the cache."""
 _DRAWN = 1 << 24
-"""Draws x images whose weights are held at a time, a byte each."""
+"""Draws x units whose weights are held at a time, a byte each."""
 _POISSON = (np.cumsum([exp(-1) / factorial(count) for count in range(12)]) * 2**32).astype(np.uint64)
 """Upper ends, of 2**32, of the hashes that give weight 0, 1, 2 …"""
 
@@ -52,15 +53,29 @@ class Threshold:
     recall: float
 
 
+Drawn = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Index of what is drawn of each prediction and of each true instance, in place of their images."""
+
+
 class Category:
     """The ranked predictions of one category and kind."""
 
-    def __init__(self, matches: Matches, kind: Kind, rows: Ints, truth: Ints, detections: int) -> None:
+    def __init__(
+        self,
+        matches: Matches,
+        kind: Kind,
+        rows: Ints,
+        truth: Ints,
+        detections: int,
+        drawn: Drawn | None = None,
+    ) -> None:
         """Take the rows of the matches that belong to the category, and those of its truth."""
         rows = rows[matches.rank[rows] < detections]
         rows = rows[np.lexsort((matches.rank[rows], matches.image[rows], -matches.score[rows]))]
         self._matches, self._states, self._rows = matches, matches.states[kind], rows
         self._truth_image, self._truth_sizes = matches.truth_image[truth], matches.truth_sizes[truth]
+        self._units, truth_units = drawn or (matches.image, matches.truth_image)
+        self._truth_unit = truth_units[truth] if drawn else self._truth_image
 
     @property
     def score(self) -> Floats:
@@ -76,9 +91,9 @@ class Category:
         return np.asarray(self._states[self._rows, number >> 3] >> (number & 7) & 1, bool)
 
     def truth(self, area: int, weights: Weights | None = None) -> Ints:
-        """Return the true instances of a size that count, int64 (draws,); weights: (draws, images)."""
-        images = self._truth_image[bits(self._truth_sizes[:, None], area)]
-        return np.array([len(images)]) if weights is None else weights[:, images].sum(axis=1, dtype=np.int64)
+        """Return the true instances of a size that count, int64 (draws,); weights: (draws, units)."""
+        units = self._truth_unit[bits(self._truth_sizes[:, None], area)]
+        return np.array([len(units)]) if weights is None else weights[:, units].sum(axis=1, dtype=np.int64)
 
     def hits(self, iou: int, area: int) -> tuple[Ints, Bools | None]:
         """Return the ranks of true predictions, and which predictions count (None: all)."""
@@ -99,13 +114,13 @@ class Category:
     def drawn(self, weights: Weights, truth: Ints) -> tuple[Floats, Floats]:
         """Return the mean precision over recall points, and the recall, (10, draws) each, of all sizes.
 
-        weights: (draws, images); truth: (draws,), above 0.
+        weights: (draws, units); truth: (draws,), above 0.
         """
         precision, recall = (np.zeros((len(IOUS), len(weights))) for _ in range(2))
-        step, image = max(1, _CHUNK // (len(self._rows) + len(RECALLS))), self._image
+        step, unit = max(1, _CHUNK // (len(self._rows) + len(RECALLS))), self._units[self._rows]
         for start in range(0, len(weights), step):
             rows = slice(start, start + step)
-            drawn = weights[rows][:, image].astype(np.float64)  # all counts are below 2**53
+            drawn = weights[rows][:, unit].astype(np.float64)  # all counts are below 2**53
             for iou, points in enumerate(self._precision(0, drawn, truth[rows])):
                 precision[iou, rows] = points.mean(axis=1)
                 recall[iou, rows] = drawn[:, self.hits(iou, 0)[0]].sum(axis=1) / truth[rows]
@@ -159,8 +174,10 @@ class Category:
         return np.bincount(self._truth_image[bits(self._truth_sizes[:, None], 0)], minlength=images)
 
 
-def ranked(matches: Matches, kind: Kind, detections: int) -> Iterator[tuple[int, Category]]:
-    """Yield each category that occurs, by its id, with its predictions ranked."""
+def ranked(
+    matches: Matches, kind: Kind, detections: int, drawn: Drawn | None = None
+) -> Iterator[tuple[int, Category]]:
+    """Yield each category that occurs, by its id, with its predictions ranked; drawn: None for images."""
     order = np.argsort(matches.category, kind="stable")
     true_order = np.argsort(matches.truth_category, kind="stable")
     category, true = matches.category[order], matches.truth_category[true_order]
@@ -169,7 +186,7 @@ def ranked(matches: Matches, kind: Kind, detections: int) -> Iterator[tuple[int,
             each[slice(*np.searchsorted(values, [number, number + 1]))]
             for each, values in ((order, category), (true_order, true))
         )
-        yield number, Category(matches, kind, rows, truth, detections)
+        yield number, Category(matches, kind, rows, truth, detections, drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +238,19 @@ def _figures(category: Category, detections: int) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """The bootstrap over images."""
+    """The bootstrap over images, or over blocks of scenes."""
 
     hashes: NDArray[np.uint64]
-    """(images,) of their names, see `image_hash`."""
+    """(units,) of the images' names, see `image_hash`, or of blocks."""
     draws: int
     seed: int
 
     def weights(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return how often each image counts in draws start..stop, (draws, images), from Poisson(1)."""
+        """Return how often each unit counts in draws start..stop, (draws, units), from Poisson(1)."""
         draw = np.arange(start, stop, dtype=np.uint64)[:, None] + (np.uint64(self.seed) << np.uint64(32))
         with np.errstate(over="ignore"):
-            mixed = _mixed(self.hashes[None] ^ _mixed(draw + np.uint64(1)))
-        weights = np.searchsorted(_POISSON, mixed >> np.uint64(32), side="right")
+            hashes = mixed(self.hashes[None] ^ mixed(draw + np.uint64(1)))
+        weights = np.searchsorted(_POISSON, hashes >> np.uint64(32), side="right")
         return weights.astype(np.uint8)
 
     def intervals(
@@ -286,7 +303,7 @@ def image_hash(name: str) -> int:
     )
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return splitmix64's output function (Steele et al., "Fast splittable pseudorandom number generators",
     OOPSLA 2014)."""
     with np.errstate(over="ignore"):

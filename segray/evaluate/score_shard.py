@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from segray.errors import ItemError
 from segray.evaluate.instance_rows import table_of
 from segray.evaluate.matching import Instances, Kind, Matches, match
+from segray.evaluate.spatial_blocks import BlockGrid
 from segray.masks.coco_segmentation import rle_of
 from segray.masks.run_ends import RunEnds
 
@@ -32,6 +33,8 @@ class Shard:
     broken: frozenset[int]
     """Indices of images that are left out."""
     kinds: tuple[Kind, ...]
+    side: int | None = None
+    """Of spatial blocks, see `BlockGrid`; None: images are whole."""
 
     @classmethod
     def of(
@@ -41,10 +44,11 @@ class Shard:
         sizes: Sequence[tuple[int, int]],
         broken: Mapping[int, str],
         kinds: tuple[Kind, ...],
+        side: int | None = None,
     ) -> "Shard":
         """Return the part of all images that has these indices."""
         here = slice(there.start, there.stop)
-        return cls(there.start, names[here], sizes[here], frozenset(there) & broken.keys(), kinds)
+        return cls(there.start, names[here], sizes[here], frozenset(there) & broken.keys(), kinds, side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ def score_shard(data: bytes, shard: Shard) -> ShardScores:
         runs,
         None if runs is None else _bounds(rows, shard),
     )
-    return ShardScores(match(instances, shard.kinds), broken, (of_truth % DIGESTS, of_found % DIGESTS))
+    grid = None if shard.side is None else BlockGrid(shard.first, shard.sizes, shard.side)
+    matches = match(instances, shard.kinds, grid)
+    return ShardScores(matches, broken, (of_truth % DIGESTS, of_found % DIGESTS))
 
 
 def checked(data: bytes, shard: Shard) -> tuple[pa.Table, RunEnds | None, dict[int, str]]:

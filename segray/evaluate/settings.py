@@ -106,6 +106,12 @@ exit codes:
         le=100_000,
         description="bootstrap draws over images, for intervals of AP at 95 percent; 0: none",
     )
+    interval_block: int | None = Field(
+        None,
+        ge=1,
+        description="draw square blocks of so many pixels a side in place of whole images; default with "
+        "footprints on fewer than 16 scenes: at least 16 blocks a scene, or each object of fewer than 32",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="of the draws")
     worst: int = Field(20, ge=0, description="images with the most errors to name in metrics.json")
     ray_above: int = Field(

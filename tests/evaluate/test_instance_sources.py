@@ -111,6 +111,7 @@ def test_what_metrics_say_of_classes_and_images(tmp_path: Path, photos: Photos) 
     assert metrics(tmp_path / "out")["intervals"] == intervals
     assert evaluate(*given, "--seed", 1) == 0
     assert metrics(tmp_path / "out")["intervals"]["segm"] != intervals["segm"]
+    assert (intervals["unit"], intervals["units"]) == ("images", 12)
     assert evaluate(*given, "--draws", 0) == 0
     assert "intervals" not in metrics(tmp_path / "out")
 
@@ -195,6 +196,14 @@ def test_footprints_on_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert by_class["tank"]["segm_ap"] == pytest.approx(1)
     assert by_class["roof"]["segm_ap"] == pytest.approx(76 / 101)  # three of four, at every IoU
     assert by_class["roof"]["labels"] == 4
+    assert (record["intervals"]["unit"], record["intervals"]["units"]) == ("objects", 5)
+    assert "200 draws of 5 objects" in capsys.readouterr().out
+    assert evaluate(*given, "--class-column", "kind", "--interval-block", 120) == 3
+    intervals = metrics(tmp_path / "out")["intervals"]
+    assert (intervals["unit"], intervals["units"]) == ("blocks", 3)  # of 2 x 2
+    assert intervals["warning"] == "with 3 blocks an interval means little"
+    assert intervals["warning"] in capsys.readouterr().out
+    assert metrics(tmp_path / "out")["metrics"] == record["metrics"]
     assert evaluate(*given) == 2
     assert (
         "classes: one name, the class of all footprints, or set class_column; predictions have roof, tank"
