@@ -66,8 +66,8 @@ NAMED_MODELS = (
         parameters=3_876_955,
         categories=1,
         licence="Apache-2.0",
-        origin="segray, from EfficientNet-Lite0 (ImageNet-1k) on cell nuclei in microscope images (BBBC038, CC0): "
-        "test mask AP 55.6",
+        origin="segray, from EfficientNet-Lite0 (ImageNet-1k) on cell nuclei in microscope images (BBBC038, "
+        "CC0): test mask AP 55.6",
         bundled=True,
     ),
     NamedModel(
