@@ -7,6 +7,7 @@ uses: the same numbers bit by bit, and no second pass, which took 15 % of a Mobi
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,10 +33,10 @@ class ActivatedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the activated map, in the weights' dtype."""
         conv: Any = self.conv
-        if x.numel() == 0:
+        x, padding = x.to(conv.weight.dtype), conv.padding
+        if x.numel() == 0 or not _is_supported(x.dtype):
             result: Tensor = self.activation(conv(x))
             return result
-        x, padding = x.to(conv.weight.dtype), conv.padding
         if self._pads_before:
             from timm.layers.padding import pad_same
 
@@ -62,6 +63,16 @@ def fuse_activations(network: nn.Module) -> None:
             if _is_plain(conv) and type(activation) in _CLAMPS and uses[id(conv)] == 1:
                 setattr(owner, conv_name, ActivatedConv2d(conv, activation))
                 setattr(owner, next_name, nn.Identity())
+
+
+@cache
+def _is_supported(dtype: torch.dtype) -> bool:
+    """Return whether the operator has it on this CPU: torch itself emulates what oneDNN does not have."""
+    if dtype == torch.float32:
+        return True
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    ask: Any = getattr(torch.ops.mkldnn, asked.get(dtype, "_"), None)
+    return ask is not None and bool(ask())
 
 
 def _is_plain(conv: Any) -> bool:
