@@ -75,7 +75,8 @@ class BlockGrid:
         here = image - self.first
         x, y = ((box[:, axis] + box[:, axis + 2] / 2) // side[here] for axis in (0, 1))
         column = np.clip(x.astype(np.int64), 0, columns[here] - 1)
-        return np.maximum(y.astype(np.int64), 0) * columns[here] + column
+        block: Ints = np.maximum(y.astype(np.int64), 0) * columns[here] + column
+        return block
 
 
 def drawn_alone(number: Ints, side: int) -> NDArray[np.bool_]:
