@@ -3,12 +3,14 @@
 Imports `ray` where it is used: the environment must be set before.
 """
 
+import gc
 import logging
 import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -217,6 +219,8 @@ class RayStart:
             if self._metrics_port is not None and error is None:
                 time.sleep(1.5 * REPORT_MS / 1000)  # the last figures reach the endpoint
             self._own.stop(keep=error is not None and not isinstance(error, SettingsError | NothingToDoError))
+        elif self._begun is not None and error is not None:
+            _end_actors(error)
         self._over.set()
 
 
@@ -272,6 +276,23 @@ def configure_ray_data(stall_timeout_s: float) -> Any:
     context.execution_no_progress_timeout_s = stall_timeout_s
     context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     return context
+
+
+def _end_actors(error: BaseException) -> None:
+    """End the actors that a broken job has in a Ray that goes on.
+
+    Ray Data only lets go of them, and its callbacks and state, the error and its frames refer to each other:
+    until Python collected all of it, the actors would keep their CPUs, and the next job in this process could
+    wait for those for ever.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):  # of Ray Data, about to end
+            thread.join(5)
+    gc.collect()
 
 
 def connect(address: str) -> None:

@@ -53,7 +53,12 @@ def _poll_every(seconds: float) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Return the error in one line: Ray puts the user's error at the end of a long text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the error in one line: of a worker's its own words, else the last line of Ray's long text."""
+    own = error
+    while isinstance(inner := getattr(own, "cause", None), BaseException):
+        own = inner
+    lines = [line.strip() for line in str(own).splitlines() if line.strip()]
+    if own is not error:  # Ray Data adds lines of advice
+        return f"{type(own).__name__}: {lines[0] if lines else ''}"
     last = lines[-1] if lines else ""
     return last if ": " in last else f"{type(error).__name__}: {last}"

@@ -1,11 +1,19 @@
 """What can be known before work begins: one clear line each, the right exit code, no Ray started."""
 
+import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
-from tests.bulk.runs import MODELS, annotate
+from tests.bulk.runs import MODELS, annotate, make_images, wait_for
 from tests.servers import Server
+
+
+def all_cpus_are_free() -> bool:
+    state: Any = ray
+    return bool(state.available_resources().get("CPU") == state.cluster_resources()["CPU"])
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -31,6 +39,23 @@ def test_a_broken_factory_is_one_line(
     starting, line = told(capsys)
     assert "its messages: " in starting
     assert "no such file: weights.bin" in line
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_job_that_fails_says_why_and_returns_its_cpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once: the next one in this process could wait for ever for them."""
+    images = make_images(tmp_path / "in", 25, poisoned=tuple(range(25)))
+    gc.collect()
+    gc.disable()
+    try:
+        assert annotate(images, "--output", tmp_path / "out", "--weights", MODELS + "failing") == 1
+        wait_for(all_cpus_are_free, 20, "CPUs")
+    finally:
+        gc.enable()
+    reason = "RuntimeError: the model failed on each of its first 20 images: this picture is poisoned"
+    assert f"segray: the pipeline broke: {reason}\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("ray_session")
