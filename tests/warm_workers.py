@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -238,9 +239,15 @@ def _become(line: int, files: list[int], length: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, words["blocked"])
     known, sys.argv = parser.parse_known_args(words["argv"])
-    context: Any = RuntimeEnvContext
-    update_envs(context.deserialize(known.serialized_runtime_env_context or "{}").env_vars)
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    kind: Any = RuntimeEnvContext
+    context = kind.deserialize(known.serialized_runtime_env_context or "{}")
+    update_envs(context.env_vars)
+    if context.command_prefix:  # of a job's working directory
+        cd, folder, _ = context.command_prefix
+        assert cd == "cd"
+        os.chdir(shlex.split(folder)[0])
+    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [str(Path(sys.argv[0]).parent), *(each for each in more if each not in sys.path)]
     threading.Thread(target=_end_with, args=(above,), daemon=True).start()
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -54,14 +54,8 @@ class Head:
         """Return once its job server answers."""
         options = [f"--{name}={port}" for name, port in self.ports.items()]
         command = [
-            *(
-                "ray",
-                "start",
-                "--head",
-                "--block",
-                "--node-ip-address=127.0.0.1",
-                "--dashboard-host=127.0.0.1",
-            ),
+            *(sys.executable, "-m", "tests.submit.ray_head", "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
             *(f"--num-cpus={self.cpus}", f"--temp-dir={self.session}", "--object-store-memory=200000000"),
             *options,
         ]
@@ -105,3 +99,12 @@ def ray_head(folder: Path, cpus: int = 3) -> Iterator[Head]:
             yield head
         finally:
             head.kill()
+
+
+if __name__ == "__main__":  # the command `ray`, whose workers are forked
+    from ray.scripts.scripts import main
+
+    from tests import warm_workers
+
+    with warm_workers.used():
+        main()
