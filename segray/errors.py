@@ -45,6 +45,10 @@ class HeldError(SettingsError):
     """Another live run holds the output."""
 
 
+class WrongTaskError(SettingsError):
+    """A model does another task than the verb; the line says which verb uses it."""
+
+
 class NothingToDoError(SegrayError):
     """Nothing to process: the sources list no item, or nothing is new."""
 

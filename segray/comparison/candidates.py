@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from segray.comparison.settings import CompareSettings
-from segray.errors import SettingsError
+from segray.errors import SettingsError, WrongTaskError
 from segray.evaluate.categories import plain_name, some
 from segray.log import say
 from segray.models import bundled_models
@@ -23,7 +23,10 @@ from segray.models.weights import (
 )
 from segray.registry.address import is_registry
 from segray.run import Problems
-from segray.storage import StorageSettings
+from segray.storage import StorageSettings, shown
+
+T = TypeVar("T")
+_LABELS: dict[Task, str] = {"instance": "instances", "semantic": "label maps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +69,38 @@ def find_candidates(settings: CompareSettings, task: Task, problems: Problems) -
 
     Cheap checks of all come first: a name that is misspelt is told before torch is loaded.
     """
+    labels = f"the labels of {shown(settings.data)} are {_LABELS[task]}"
+
+    def attempt(find: Callable[[str, str], T], name: str, spec: str) -> T | None:
+        def found() -> T:
+            try:
+                return find(name, spec)
+            except WrongTaskError as error:  # its own line ends with the verb that uses the model
+                does = str(error).partition(",")[0]
+                raise SettingsError(f"{does}, but {labels}; compare takes models of one task") from error
+
+        return problems.attempt(found)
+
     before = len(problems.lines)
     for spec in settings.weights:
-        problems.attempt(lambda spec=spec: check_weights(spec, settings.storage, task))  # type: ignore[misc]
+        attempt(lambda _, spec: check_weights(spec, settings.storage, task), "", spec)
     if len(problems.lines) > before:
         return []
     names = settings.names or names_apart(settings.weights)
+    pairs = zip(names, settings.weights, strict=True)
     found = [
-        problems.attempt(lambda name=name, spec=spec: _candidate(name, spec, task, settings.storage))  # type: ignore[misc]
-        for name, spec in zip(names, settings.weights, strict=True)
+        attempt(lambda name, spec: _candidate(name, spec, task, settings.storage), *pair) for pair in pairs
     ]
-    return [each for each in found if each is not None]
+    candidates = [each for each in found if each is not None]
+    _say_twice(candidates)
+    return candidates
+
+
+def _say_twice(candidates: Sequence[Candidate]) -> None:
+    first = dict[str, str]()
+    for each in candidates:
+        if (other := first.setdefault(each.digest, each.name)) != each.name:
+            say(f"{each.name} is the same model as {other}", "warning")
 
 
 def _candidate(name: str, spec: str, task: Task, storage: StorageSettings) -> Candidate:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segray.errors import SettingsError
+from segray.errors import SettingsError, WrongTaskError
 from segray.models import bundled_models
 from segray.models.architectures import USES, Task
 from segray.models.catalog import NAMED_MODELS, named_model
@@ -225,7 +225,7 @@ def load_weights(spec: str, storage: StorageSettings, task: Task | None = None) 
 
 def _check_task(name: str, task: Task, asked: Task | None) -> None:
     if asked is not None and task != asked:
-        raise SettingsError(f"weights {name}: {USES[task]}")
+        raise WrongTaskError(f"weights {name}: {USES[task]}")
 
 
 def _from_factory(spec: str, task: Task, folder: str | None = None) -> LoadedModel:

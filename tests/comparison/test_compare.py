@@ -343,13 +343,27 @@ def test_everything_wrong_is_told_at_once(
     options = ["--data", tmp_path / "lost.csv", "--output", tmp_path / "out", "--weights"]
     assert compare(*options, given) == 2
     told = capsys.readouterr().err
-    for line in ("lost.pt: no such file", "nuclei-small: finds instances", "lost.csv: the file is not there"):
+    one = "nuclei-small: finds instances, but the labels of "
+    for line in (
+        "lost.pt: no such file",
+        one,
+        "label maps; compare takes",
+        "lost.csv: the file is not there",
+    ):
         assert line in told
     assert compare(*options, tmp_path / "broken.pt", "--names", "x,y") == 2
     assert "names: 2 for 1 weights" in capsys.readouterr().err.replace("settings: ", "")
     assert compare(*options, tmp_path / "broken.pt") == 2
     assert "broken.pt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_one_model_twice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under another name it may be wanted; copied by mistake it is not."""
+    (tmp_path / "copy.pt").write_bytes((folder / "a/model.pt").read_bytes())
+    options = ["--data", folder / "data", "--output", tmp_path / "out", "--dry-run", "--weights"]
+    assert compare(*options, f"{folder}/a/model.pt,{folder}/b/model.pt,{tmp_path}/copy.pt") == 0
+    assert "copy is the same model as a\n" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_measured(

@@ -102,9 +102,9 @@ def ray_head(folder: Path, cpus: int = 3) -> Iterator[Head]:
 
 
 if __name__ == "__main__":  # the command `ray`, whose workers are forked
-    from ray.scripts.scripts import main
+    import runpy
 
     from tests import warm_workers
 
     with warm_workers.used():
-        main()
+        runpy.run_module("ray.scripts.scripts", run_name="__main__")
