@@ -35,8 +35,8 @@ Together 1.5 (R50 v2 fp32), 1.3 (v2 bf16), 2.0 (v1 bf16), 1.3 (nuclei-small, bot
   kept    norms folded into convolutions, weights cast once; `--proposals` (default: the model's own number)
   kept    huge pages for large tensors (THP_MEM_ALLOC_ENABLE=1): a convolution with its page faults 1.36
   left    NNPACK's Winograd: 3.0 on the finest map, 0.5 on small ones, 16 times the error, private function
-  left    linear as 1x1 convolution 0.43; oneDNN's fused relu (and add) 0.99 to 1.09 in fp32, 1.04 to 1.3 in
-          bf16, private functions
+  kept    ReLU inside the convolution, by the operator of torch's compiler where there is one; the same bits
+  left    linear as 1x1 convolution 0.43; the addition inside the convolution, too
   left    two images at a time on a thread each instead of one on two: R50 0.93 to 1.01, nuclei-small 1.1
   left    malloc that keeps its memory: as good as huge pages, but gives nothing back
   left    one NMS for a whole batch: torchvision tells images apart by shifting their boxes, which rounds
@@ -96,6 +96,7 @@ from jobs.benchmarks import (
     evaluate,
     feed,
     memory,
+    network,
     overhead,
     plain,
     reading,
@@ -129,6 +130,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "plain": plain.figures,
     "selection": selection.figures,
     "after": after.figures,
+    "network": network.figures,
 }
 
 
