@@ -23,9 +23,15 @@ class Attempts:
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
+        self._asked = False
+
+    def was_asked(self) -> bool:
+        """Return whether any worker has begun anything."""
+        return self._asked
 
     def begin(self, names: Sequence[str], most: int) -> bool:
         """Count before the work; return False, uncounted, where one was begun `most` times and not ended."""
+        self._asked = True
         if any(self._begun[name] >= most for name in names):
             return False
         self._begun.update(names)

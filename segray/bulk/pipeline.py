@@ -33,6 +33,7 @@ from segray.bulk.resources import READ_CPUS, Resources
 from segray.bulk.settings import BulkSettings
 from segray.bulk.streaming import cause, configure, stream
 from segray.bulk.task import BulkTask, Model
+from segray.bulk.waiting import waiting_told
 from segray.errors import JobFailedError
 from segray.output.progress import Progress
 from segray.prometheus import Labels, model_clock
@@ -85,7 +86,7 @@ def process(
     Raises JobFailedError when a step breaks; what was committed before stays.
     """
     settings, tiling, resources = work.task.settings, work.tiling, work.resources
-    with attempts_of_all() as attempts:
+    with attempts_of_all() as attempts, waiting_told(attempts, resources):
         encoded = read(work.ledger, settings, tiling, resources)
         pixels = decode(encoded, settings, tiling, resources)
         results = predict(pixels, work, attempts)

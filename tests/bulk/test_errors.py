@@ -1,12 +1,15 @@
 """What can be known before work begins: one clear line each, the right exit code, no Ray started."""
 
 import gc
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from segray.bulk.crash_counts import Attempts
 from tests.bulk.runs import MODELS, annotate, make_images, wait_for
 from tests.servers import Server
 
@@ -56,6 +59,20 @@ def test_a_job_that_fails_says_why_and_returns_its_cpus(
         gc.enable()
     reason = "RuntimeError: the model failed on each of its first 20 images: this picture is poisoned"
     assert f"segray: the pipeline broke: {reason}\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_job_that_waits_for_others_says_so(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segray.bulk.waiting.LOOK_EVERY_S", 0.5)
+    wait_for(all_cpus_are_free, 20, "CPUs")
+    other = ray.remote(num_cpus=2.5)(Attempts).remote()  # of 4; what it does is not asked
+    threading.Timer(4, ray.kill, [other]).start()
+    assert annotate(images, "--output", tmp_path / "out", "--weights", MODELS + "seeded") == 0
+    line = "segray: the model has not started: it needs 2 CPUs, 1.5 of this Ray's 4 are free; other jobs may"
+    told = re.sub(r"1\.\d+ of", "1.5 of", capsys.readouterr().err)  # decoders may have theirs already
+    assert told.count(line) == 1
 
 
 @pytest.mark.usefixtures("ray_session")
