@@ -32,7 +32,8 @@ NEVER = {
 """What the files of a room do not import, not even inside a function."""
 
 RAY = {
-    "bulk.pipeline", "bulk.streaming", "cluster", "data.read_tasks", "data.scan_stream", "data.window_reader",
+    "bulk.pipeline", "bulk.streaming", "bulk.waiting", "cluster", "data.read_tasks", "data.scan_stream",
+    "data.window_reader",
     "evaluate.shards_on_ray", "own_ray", "prometheus", "ray_private", "submit.following",
     "submit.ray_cluster", "train.loader", "train.process_group", "train.sampler", "train.trainer",
 }  # fmt: skip

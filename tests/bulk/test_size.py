@@ -35,8 +35,8 @@ START_S = 180.0
 """In which work begins, whatever the size of the listing or of the ledger; a quiet machine takes 30."""
 FLAT = 1.2
 """Most that eight times the items take in memory, over once."""
-SLACK_BYTES = 100 << 20
-"""Less than half of the tar: the allocator, an image more in flight, a peak between two samples."""
+SLACK_BYTES = 200 << 20
+"""Less than the tar: the allocator, a table of 48 MiB that is packed while the next one is read."""
 A_PIECE = 5_000
 
 
