@@ -17,6 +17,7 @@ _METAVARS = {
 }  # fmt: skip
 """Python's names of types -> names in the help."""
 _NO_DEFAULT = re.compile(r" ?\(default: (None|\[\]|\{\}|False)\)$")
+_IS_ON = re.compile(r" ?\(default: (True|False)\)$")
 _HEADINGS = {
     "augment": "augmentation",
     "crf": "dense CRF",
@@ -79,7 +80,7 @@ def _grouped(actions: Sequence[argparse.Action], basic: Sequence[str]) -> Mappin
         if name in basic or not action.option_strings:
             first[name] = action
         elif "." in name:
-            nested.setdefault(name.rpartition(".")[0].removeprefix("no_"), []).append(action)
+            nested.setdefault(name.rpartition(".")[0], []).append(action)
         else:
             rest.append(action)
     order = sorted(first, key=lambda name: basic.index(name) if name in basic else -1)
@@ -100,7 +101,14 @@ def _name(action: argparse.Action) -> str:
 
 
 def _plain(action: argparse.Action) -> argparse.Action:
-    """Return the option with readable types, and without uninformative defaults."""
+    """Return the option with readable types, and without uninformative defaults.
+
+    Of `--x` and `--no-x` the one that changes something; both where neither is the default.
+    """
+    if isinstance(action, argparse.BooleanOptionalAction) and (told := _IS_ON.search(action.help or "")):
+        action.help = _IS_ON.sub("", action.help or "")
+        no = told[1] == "True"
+        action.option_strings = [each for each in action.option_strings if each.startswith("--no-") == no]
     if isinstance(action.metavar, str):
         choices = "{" + re.sub(r"[{}]", "", action.metavar) + "}" if "{" in action.metavar else action.metavar
         action.metavar = _METAVARS.get(choices, choices)

@@ -86,11 +86,13 @@ class CommonSettings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_implicit_flags="toggle",
+        cli_implicit_flags="dual",
         nested_model_default_partial_update=True,
     )
 
-    config: LocalFile | None = Field(None, description="YAML file with any of these settings")
+    config: LocalFile | None = Field(
+        None, description="YAML file with any of these settings; --no-FLAG turns off what it turns on"
+    )
     print_config: bool = Field(False, description="print the settings as YAML (no secrets) and exit")
     storage: StorageSettings = StorageSettings()
 

@@ -50,6 +50,14 @@ def test_groups(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert len(text[: text.index("\nmore options:")].split("\n  --")) < 30
 
 
+def test_a_switch_is_shown_as_what_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "annotate", "--help") + printed(capsys, "train", "--help")
+    for shown, hidden in (("  --no-location ", "  --location "), ("  --pretrained ", "--no-pretrained")):
+        assert shown in text
+        assert hidden not in text
+    assert "  --augment.random-crop, --no-augment.random-crop\n" in text  # the preset decides
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_it_loads_nothing_heavy(verb: str) -> None:
     program = f"""

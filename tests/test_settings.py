@@ -30,6 +30,14 @@ def problems(*arguments: str) -> list[str]:
     return list(caught.value.lines)
 
 
+def test_what_a_file_turns_on_a_flag_turns_off(tmp_path: Path) -> None:
+    file = tmp_path / "annotate.yaml"
+    file.write_text("sources: [a]\noutput: o\nretry_rejected: true\nlocation: false\n")
+    assert load("--config", str(file)).retry_rejected
+    changed = load("--config", str(file), "--no-retry-rejected", "--location")
+    assert (changed.retry_rejected, changed.location) == (False, True)
+
+
 def test_flags_beat_environment_beats_file_beats_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
