@@ -285,10 +285,12 @@ def _end_actors(error: BaseException) -> None:
     until Python collected all of it, the actors would keep their CPUs, and the next job in this process could
     wait for those for ever.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
+    causes, cause = list[BaseException](), error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    for each in (error, *causes):
+        traceback.clear_frames(each.__traceback__)
     for thread in threading.enumerate():
         if thread.name.startswith("StreamingExecutor"):  # of Ray Data, about to end
             thread.join(5)
