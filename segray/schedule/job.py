@@ -50,9 +50,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
     while left:
         word = left.pop(0)
         flag, equals, _ = word.partition("=")
-        to = own if flag in flags else rest
+        is_switch = flags.get(flag.replace("--no-", "--", 1), False)
+        is_own = flag in flags or is_switch
+        to = own if is_own else rest
         to.append(word)
-        if flag in flags and not equals and not flags[flag] and left:
+        if is_own and not equals and not is_switch and left:
             to.append(left.pop(0))
     check_words(own, verb)
     return own, verb, rest

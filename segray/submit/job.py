@@ -23,7 +23,8 @@ def split(
     }
     for at, word in enumerate(arguments):
         before = arguments[at - 1] if at else ""
-        is_value = before.startswith("-") and "=" not in before and before not in switches
+        is_switch = before.replace("--no-", "--", 1) in switches
+        is_value = before.startswith("-") and "=" not in before and not is_switch
         if word in ON_DATA and not is_value:
             return list(arguments[:at]), word, list(arguments[at + 1 :])
     return list(arguments), "", []

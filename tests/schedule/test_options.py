@@ -54,8 +54,9 @@ def test_options_stand_anywhere(words: str) -> None:
 
 
 def test_a_switch_takes_no_word_with_it() -> None:
-    own, _, rest = split(["annotate", "--shared-filesystem", "photos", "--print-config"])
-    assert (own, rest) == (["--shared-filesystem"], ["photos", "--print-config"])
+    for switch in ("--shared-filesystem", "--no-shared-filesystem"):
+        own, _, rest = split(["annotate", switch, "photos", "--print-config"])
+        assert (own, rest) == ([switch], ["photos", "--print-config"])
 
 
 def test_everything_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

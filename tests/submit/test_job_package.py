@@ -74,6 +74,7 @@ def test_every_setting_that_names_files_is_known() -> None:
         ),
         ("--slurm", (["--slurm"], "", [])),
         ("annotate --slurm", ([], "annotate", ["--slurm"])),
+        ("--no-detach annotate", (["--no-detach"], "annotate", [])),
     ],
 )
 def test_what_stands_before_the_verb_is_for_submit(
