@@ -5,6 +5,7 @@ imported.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -130,14 +131,14 @@ def package_origin(encoder: str) -> Origin:
 def origin_of(arch: str) -> Origin:
     """Return the origin of the weights that `--pretrained` starts with, where they can be had.
 
-    timm is imported for its encoders. Of the other libraries all known weights have ImageNet's normalisation.
+    The library of the encoder is imported. torchvision's weights have ImageNet's normalisation.
     """
-    from segray.models.architectures import task_of
+    from segray.models.architectures import SMP, architecture
 
-    encoder = arch.partition(":")[2]
+    encoder, row = arch.partition(":")[2], architecture(arch)
     if packaged_file(encoder):
         return package_origin(encoder)
-    is_of_timm = encoder.startswith("tu-") or (encoder and task_of(arch) == "instance")
+    is_of_timm = encoder.startswith("tu-") or (encoder and row.task == "instance")
     if encoder in PACKAGES or is_of_timm:
         import timm
 
@@ -145,7 +146,27 @@ def origin_of(arch: str) -> Origin:
         if (about := timm.models.get_pretrained_cfg(name)) is not None:
             source = about.hf_hub_id or about.url or name
             return Origin(f"timm: {source}", about.license or "", tuple(about.mean), tuple(about.std))
+    if row.library is SMP:
+        return _origin_in_smp(encoder)
     return Origin(f"{encoder or arch} of ImageNet", "")
+
+
+def _origin_in_smp(encoder: str) -> Origin:
+    """Return the origin of an encoder's weights of segmentation-models-pytorch.
+
+    Their normalisation is in a file that the hub's cache has when they were fetched; without it, ImageNet's.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from segmentation_models_pytorch.encoders import encoders
+
+    published = encoders.get(encoder, {}).get("pretrained_settings") or {}
+    if (there := published.get("imagenet")) is None:
+        return Origin(f"{encoder} of ImageNet", "")
+    repository, revision = there["repo_id"], there["revision"]
+    path = try_to_load_from_cache(repository, "config.json", revision=revision)
+    about = json.loads(Path(path).read_bytes()) if isinstance(path, str) else {}
+    mean, std = about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD)
+    return Origin(f"{HUB}/{repository}, revision {revision[:12]}", "", tuple(mean), tuple(std))
 
 
 def check_pretrained(arch: str) -> None:

@@ -65,7 +65,7 @@ def first_weights(
     network = build(outputs)
     check_frozen(network, settings.freeze)
     if settings.encoder_lr_factor != 1 and not has_encoder(network):
-        raise SettingsError(f"encoder_lr_factor: {settings.arch} has no encoder of its own")
+        raise SettingsError(f"encoder_lr_factor: {settings.arch} has no encoder of its own; set it to 1")
     if isinstance(start, Start):
         return fitted(start, labels, build, outputs)
     return None if start is None else start.state

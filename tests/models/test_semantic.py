@@ -19,6 +19,8 @@ from torchvision.models.segmentation import fcn_resnet50
 from segray.errors import SettingsError
 from segray.models import architectures, smp_names
 from segray.models.architectures import complete_settings
+from segray.models.encoder_start import pretrained_start
+from segray.models.pretrained import IMAGENET_MEAN, origin_of
 from segray.models.semantic import build_semantic
 from segray.models.smp_names import offered
 from segray.models.unet import UNet, UNetSettings
@@ -315,6 +317,19 @@ def test_weights_from_the_cache(bands: int, tmp_path: Path) -> None:
     model: Any = build_semantic("unet:resnet18", bands, 1, {}, pretrained=True)
     assert torch.equal(model.network.encoder.layer4[1].conv2.weight, encoder.layer4[1].conv2.weight)
     torch.testing.assert_close(model.network.encoder.conv1.weight, shared_out(encoder.conv1.weight, bands))
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_weights_bring_their_normalisation(tmp_path: Path) -> None:
+    cached = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]
+    folder = tmp_path / f"models--{cached['repo_id'].replace('/', '--')}" / "snapshots" / cached["revision"]
+    folder.mkdir(parents=True)
+    assert origin_of("unet:resnet18").mean == IMAGENET_MEAN  # nothing was fetched
+    (folder / "config.json").write_text('{"mean": [0.5, 0.5, 0.25], "std": [0.5, 0.5, 0.125]}')
+    save_file(smp.encoders.get_encoder("resnet18").state_dict(), folder / "model.safetensors")
+    start = pretrained_start("unet:resnet18", lambda: build_semantic("unet:resnet18", 3, 1, {}, True))
+    assert (start.mean, start.std) == ((0.5, 0.5, 0.25), (0.5, 0.5, 0.125))
+    assert start.source == f"huggingface.co/{cached['repo_id']}, revision {cached['revision'][:12]}"
 
 
 @pytest.mark.usefixtures("_no_network")
