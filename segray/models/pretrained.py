@@ -155,6 +155,7 @@ def _origin_in_smp(encoder: str) -> Origin:
     """Return the origin of an encoder's weights of segmentation-models-pytorch.
 
     Their normalisation is in a file that the hub's cache has when they were fetched; without it, ImageNet's.
+    Raises SettingsError where that file is damaged.
     """
     from huggingface_hub import try_to_load_from_cache
     from segmentation_models_pytorch.encoders import encoders
@@ -164,9 +165,21 @@ def _origin_in_smp(encoder: str) -> Origin:
         return Origin(f"{encoder} of ImageNet", "")
     repository, revision = there["repo_id"], there["revision"]
     path = try_to_load_from_cache(repository, "config.json", revision=revision)
-    about = json.loads(Path(path).read_bytes()) if isinstance(path, str) else {}
-    mean, std = about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD)
-    return Origin(f"{HUB}/{repository}, revision {revision[:12]}", "", tuple(mean), tuple(std))
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if isinstance(path, str):
+        try:
+            about = json.loads(Path(path).read_bytes())
+            mean = _of_three_bands(about.get("mean", mean))
+            std = _of_three_bands(about.get("std", std))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise SettingsError(f"pretrained: {path} is damaged; delete it, it is fetched again") from error
+    return Origin(f"{HUB}/{repository}, revision {revision[:12]}", "", mean, std)
+
+
+def _of_three_bands(numbers: list[float]) -> tuple[float, float, float]:
+    """Return them as floats. Raises ValueError and TypeError for anything but three numbers."""
+    red, green, blue = map(float, numbers)
+    return red, green, blue
 
 
 def check_pretrained(arch: str) -> None:

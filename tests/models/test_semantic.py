@@ -330,6 +330,10 @@ def test_weights_bring_their_normalisation(tmp_path: Path) -> None:
     start = pretrained_start("unet:resnet18", lambda: build_semantic("unet:resnet18", 3, 1, {}, True))
     assert (start.mean, start.std) == ((0.5, 0.5, 0.25), (0.5, 0.5, 0.125))
     assert start.source == f"huggingface.co/{cached['repo_id']}, revision {cached['revision'][:12]}"
+    for damaged in ('{"mean": [0.5, 0.', '{"mean": [0.5]}', '{"std": null}', "[]"):
+        (folder / "config.json").write_text(damaged)
+        with pytest.raises(SettingsError, match=r"config.json is damaged; delete it"):
+            origin_of("unet:resnet18")
 
 
 @pytest.mark.usefixtures("_no_network")
