@@ -1,4 +1,4 @@
-"""Three processes of pytest for the whole suite, which waits as much as it computes.
+"""Two processes of pytest for the whole suite, which waits as much as it computes.
 
 Each has its own session fixtures and so its own Ray. The tests of a file share what they made, so they stay
 together; so do the files of one line of `LONGEST`. These are handed out first: none is left at the end.
@@ -6,13 +6,10 @@ together; so do the files of one line of `LONGEST`. These are handed out first: 
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
-from xdist.workermanage import WorkerController
 
-WORKERS = 3
+WORKERS = 2
 """Two Rays with what runs on them fill two cores, and take up to 6 GB of memory each. Three were slower: each
 Ray takes a tenth of a core for itself, and what waits for others looks about meanwhile."""
-WITHOUT_RAY = f"gw{WORKERS - 1}"
-"""The process that takes only short files without a Ray, for the time in which the other two wait."""
 
 LONGEST = (
     ("bulk/test_faults",),
@@ -78,15 +75,3 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file = _file(nodeid)
         return str(_LINES.get(file, file))
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        if node.gateway.id == WITHOUT_RAY:
-            quick = next((scope for scope in self.workqueue if self._without_ray(scope)), None)
-            if quick is None:
-                node.shutdown()
-                return
-            self.workqueue.move_to_end(quick, last=False)
-        super()._assign_work_unit(node)
-
-    def _without_ray(self, scope: str) -> bool:
-        return scope.endswith(".py") and "ray_session" not in (self.config.rootpath / scope).read_text()
