@@ -22,11 +22,12 @@ from segray.evaluate.compare_model import find_model
 from segray.evaluate.confusion_matrix import SemanticScores
 from segray.evaluate.settings import EvaluateSettings
 from segray.models.weights import LoadedModel
+from segray.predict.blend import labels_of
 from segray.predict.cleanup import CleanUp
 from segray.predict.network import Network
 from segray.predict.refine import Refinement
 from segray.predict.settings import CrfSettings, PredictSettings
-from segray.predict.windowed import labels_of, slid
+from segray.predict.windowed import slid
 
 VOID = {"people": [], "streets": [11]}
 CRF = {"crf": CrfSettings(iterations=5)}

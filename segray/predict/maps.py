@@ -16,6 +16,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
 from segray.palette import VOID, palette
+from segray.predict.blend import labels_of
 from segray.scenes.scene import Scene
 from segray.tile_overlap import Window
 
@@ -63,14 +64,18 @@ class Maps:
         self._files: dict[str, Any] = {}
 
     def write(self, blocks: Iterable[tuple[Window, NDArray[np.uint16]]]) -> None:
-        """Write blocks of probabilities (classes, h, w) uint16, 65535 is 1; no data where all are 0."""
+        """Write blocks of probabilities (classes, h, w) uint16, 65535 is 1, if wanted, and their labels."""
         with self._open() as files:
             for block, values in blocks:
-                place = RasterWindow(block.col_start, block.row_start, block.width, block.height)
-                labels = np.where(values.any(0), values.argmax(0), VOID).astype(np.uint8)
-                files["labels"].write(labels, 1, window=place)
+                files["labels"].write(labels_of(values), 1, window=_raster(block))
                 if "probabilities" in files:
-                    files["probabilities"].write(as_bytes(values), window=place)
+                    files["probabilities"].write(as_bytes(values), window=_raster(block))
+
+    def write_labels(self, blocks: Iterable[tuple[Window, NDArray[np.uint8]]]) -> None:
+        """Write blocks of labels (h, w) uint8."""
+        with self._open() as files:
+            for block, labels in blocks:
+                files["labels"].write(labels, 1, window=_raster(block))
 
     def cogs(self) -> Iterator[tuple[str, Path]]:
         """Yield (labels or probabilities, cloud-optimised GeoTIFF); each is deleted before the next."""
@@ -113,6 +118,10 @@ def growing(scene: Scene, names: tuple[str, ...], probabilities: bool) -> Iterat
     """Write the maps of a scene into a temporary folder of their own."""
     with TemporaryDirectory(prefix="segray-map-") as folder:
         yield Maps(Path(folder), scene, names, probabilities)
+
+
+def _raster(block: Window) -> RasterWindow:
+    return RasterWindow(block.col_start, block.row_start, block.width, block.height)
 
 
 def _profile(bands: int, height: int, width: int, scene: Scene | None) -> dict[str, Any]:

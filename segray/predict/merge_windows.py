@@ -9,7 +9,7 @@ import rasterio
 from segray.bulk.merge_tiles import all_rejected, item_of, merged_or_rejected, with_column
 from segray.bulk.results import Outcome, results_table
 from segray.output.folder import Output
-from segray.predict.blend import blended
+from segray.predict.blend import blended, blended_labels
 from segray.predict.cleanup import CleanUp
 from segray.predict.maps import TOGETHER, Maps, growing, png
 from segray.predict.predictor import Labelled
@@ -33,9 +33,12 @@ def _joined(
     outcome: Outcome = all_rejected(tiles)
     if outcome is None:
         outcome = Labelled()
-        windows = Windows(store, image_id)
+        windows = Windows(store, image_id, scene.grid)
         with growing(scene, names, settings.probabilities) as maps:
-            maps.write(blended(scene.grid, windows.read, len(names), TOGETHER))
+            if settings.probabilities:
+                maps.write(blended(scene.grid, windows.read, len(names), TOGETHER))
+            else:
+                maps.write_labels(blended_labels(scene.grid, windows.read, len(names), TOGETHER))
             if clean_up := CleanUp(settings.smallest_area, settings.close_holes, names):
                 clean_up.file(maps.plain("labels"))
             _write(maps, store, image_id, scene, len(names))

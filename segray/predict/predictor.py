@@ -19,13 +19,14 @@ from segray.errors import ItemError
 from segray.models.device import Precision
 from segray.models.weights import LoadedModel
 from segray.output.folder import Output
+from segray.predict.blend import Pieces, labels_of
 from segray.predict.blur import copy_name, encoded_copy, hidden
 from segray.predict.cleanup import CleanUp
-from segray.predict.maps import as_bytes, plain_tiff, png
+from segray.predict.maps import TOGETHER, as_bytes, plain_tiff, png
 from segray.predict.network import Network
 from segray.predict.refine import Refinement
 from segray.predict.settings import PredictSettings
-from segray.predict.windowed import labels_by_windows, labels_of, slid
+from segray.predict.windowed import labels_by_windows, slid
 from segray.predict.windows import packed_window, window_name
 from segray.scenes.nodata import nodata_mask
 from segray.scenes.scene import Scene, scene_from
@@ -225,7 +226,10 @@ class MapPredictor:
         self, table: pa.Table, row: int, found: NDArray[np.uint16], nodata: NDArray[np.bool_] | None
     ) -> None:
         image_id, tile = table["image_id"][row].as_py(), table["tile"][row].as_py()
-        self._store.put(window_name(image_id, tile, self._store.generation), packed_window(found, nodata))
+        grid = scene_from(table["scene"][row].as_py()).grid
+        pieces, labels = Pieces(grid, TOGETHER).of_window(tile), not self.settings.probabilities
+        packed = packed_window(found, nodata, grid.window(tile), pieces, labels=labels)
+        self._store.put(window_name(image_id, tile, self._store.generation), packed)
 
 
 def _nodata(table: pa.Table, row: int) -> NDArray[np.bool_] | None:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from segray.bulk.batches import Image
 from segray.errors import ItemError
-from segray.palette import VOID
-from segray.predict.blend import blended
+from segray.predict.blend import Pieces, Read, blended, blended_labels, labels_of
 from segray.predict.maps import TOGETHER
-from segray.predict.windows import packed_window, unpacked_window
+from segray.predict.windows import PackedWindow, packed_window
 from segray.scenes.scene import Scene
-from segray.tile_overlap import Grid, Window
+from segray.tile_overlap import Grid
 
 Predict = Callable[[Mapping[int, Image]], Iterator[tuple[int, NDArray[np.uint16] | ItemError]]]
 """Windows by number -> number and probabilities (classes, h, w) uint16, or why there are none."""
@@ -60,18 +59,13 @@ def labels_by_windows(
                 yield number, found
 
     labels = np.empty(image.shape[:2], np.uint8)
-    kept = np.empty((classes, *image.shape[:2]), np.uint16) if probabilities else None
-    for block, values in _blocks(scene.grid, each_window(), classes):
-        part = np.s_[block.row_start : block.row_stop, block.col_start : block.col_stop]
-        labels[part] = labels_of(values)
-        if kept is not None:
-            kept[:, *part] = values
-    return labels, kept
-
-
-def labels_of(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Return the most probable classes (h, w); void where all of (classes, h, w) are 0."""
-    return np.where(values.any(0), values.argmax(0), VOID).astype(np.uint8)
+    if not probabilities:
+        read = _kept(scene.grid, each_window(), labels=True)
+        for block, found in blended_labels(scene.grid, read, classes, TOGETHER):
+            labels[block.row_start : block.row_stop, block.col_start : block.col_stop] = found
+        return labels, None
+    shares = assembled(scene.grid, each_window(), classes)
+    return labels_of(shares), shares
 
 
 def assembled(
@@ -79,16 +73,18 @@ def assembled(
 ) -> NDArray[np.uint16]:
     """Return the probabilities (classes, h, w) of all windows of a grid, by number, blended."""
     whole = np.empty((classes, grid.height, grid.width), np.uint16)
-    for block, values in _blocks(grid, windows, classes):
+    for block, values in blended(grid, _kept(grid, windows, labels=False), classes, TOGETHER):
         whole[:, block.row_start : block.row_stop, block.col_start : block.col_stop] = values
     return whole
 
 
-def _blocks(
-    grid: Grid, windows: Iterable[tuple[int, NDArray[np.uint16]]], classes: int
-) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
-    packed = {number: packed_window(found, None) for number, found in windows}
-    return blended(grid, lambda number: unpacked_window(packed[number]), classes, TOGETHER)
+def _kept(grid: Grid, windows: Iterable[tuple[int, NDArray[np.uint16]]], *, labels: bool) -> Read:
+    """Compress all windows; return what reads them. labels: enough where windows do not overlap."""
+    pieces, packed = Pieces(grid, TOGETHER), dict[int, PackedWindow]()
+    for number, found in windows:
+        window, parts = grid.window(number), pieces.of_window(number)
+        packed[number] = PackedWindow(packed_window(found, None, window, parts, labels=labels), window, parts)
+    return lambda number, area: packed[number].part(area)
 
 
 def _cut(image: Image, grid: Grid, number: int) -> Image:

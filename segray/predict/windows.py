@@ -9,6 +9,7 @@ is allowed only while nothing is committed, and a map being written when the run
 import io
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,18 @@ from numpy.typing import NDArray
 
 from segray.output.folder import Output, generation_in, mark
 from segray.output.lease import follow
+from segray.palette import VOID
+from segray.predict.blend import Part, Piece, Pieces, labels_of, within
+from segray.predict.maps import TOGETHER
 from segray.predict.settings import PredictSettings
+from segray.tile_overlap import Grid, Window
 
 FOLDER = "_segray/windows"
 LOOK_EVERY_S = 1.0
 """Timeout of the lease check: a worker writes many files a second."""
 KEPT_BYTES = 256 << 20
 """Compressed windows that are cached while a map is merged: neighbouring blocks share them."""
-
+MAGIC = b"segray-window/2\n"
 
 _NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
 
@@ -40,21 +45,72 @@ def window_name(image_id: str, tile: int, generation: int) -> str:
     return f"{FOLDER}/{image_id}/{tile}{mark(generation)}"
 
 
-def packed_window(probabilities: NDArray[np.uint16], nodata: NDArray[np.bool_] | None) -> bytes:
-    """Compress probabilities (classes, h, w) uint16 and nodata (h, w) bool with zstd."""
-    raw = io.BytesIO()
-    np.save(raw, probabilities)
-    if nodata is not None:
-        np.save(raw, np.packbits(nodata))
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(raw.getbuffer())
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+def packed_window(
+    probabilities: NDArray[np.uint16],
+    nodata: NDArray[np.bool_] | None,
+    window: Window,
+    pieces: Sequence[Piece],
+    *,
+    labels: bool,
+) -> bytes:
+    """Compress the pieces of a window with zstd, each by itself.
+
+    Args:
+        probabilities: (classes, h, w) uint16.
+        nodata: (h, w) bool; None: all pixels have some.
+        window: Its place.
+        pieces: `Pieces.of_window`.
+        labels: Keep labels alone of a piece that lies in no other window.
+    """
+    packed, sizes = list[bytes](), list[tuple[int, int]]()
+    for piece in pieces:
+        rows, cols = within(piece.area, window)
+        part, missing = probabilities[:, rows, cols], None if nodata is None else nodata[rows, cols]
+        if labels and len(piece.windows) == 1:
+            found = labels_of(part)
+            raw = (found if missing is None else np.where(missing, np.uint8(VOID), found)).tobytes()
+        else:
+            raw = part.tobytes() + (b"" if missing is None else np.packbits(missing).tobytes())
+        packed.append(pa.compress(raw, codec="zstd", asbytes=True))
+        sizes.append((len(packed[-1]), len(raw)))
+    return b"".join((MAGIC, np.array(sizes, "<u4").tobytes(), *packed))
 
 
-def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
-    """Return probabilities (classes, h, w) uint16 and nodata (h, w) bool that `packed_window` compressed."""
+class PackedWindow:
+    """What `packed_window` returned: each piece is unpacked when it is asked for."""
+
+    def __init__(self, data: bytes, window: Window, pieces: Sequence[Piece]) -> None:
+        """Find the pieces; arguments as those of `packed_window`."""
+        self._window, self._parts = window, dict[Window, tuple[memoryview, int]]()
+        self._whole = None if data.startswith(MAGIC) else _whole(data)
+        if self._whole is None:
+            start = len(MAGIC) + 8 * len(pieces)
+            sizes = np.frombuffer(data[len(MAGIC) : start], "<u4").reshape(-1, 2).tolist()
+            for piece, (size, raw) in zip(pieces, sizes, strict=True):
+                self._parts[piece.area] = memoryview(data)[start : start + size], raw
+                start += size
+
+    def part(self, area: Window) -> Part:
+        """Return what the window holds in a piece."""
+        if self._whole is not None:
+            rows, cols = within(area, self._window)
+            probabilities, nodata = self._whole
+            return probabilities[:, rows, cols], None if nodata is None else nodata[rows, cols]
+        data, size = self._parts[area]
+        raw = pa.decompress(data, size, codec="zstd", asbytes=True)
+        shape, pixels = (area.height, area.width), area.height * area.width
+        if size == pixels:
+            return np.frombuffer(raw, np.uint8).reshape(shape), None
+        classes = size // (2 * pixels)
+        probabilities = np.frombuffer(raw, np.uint16, classes * pixels).reshape(classes, *shape)
+        if size == probabilities.nbytes:
+            return probabilities, None
+        bits = np.frombuffer(raw, np.uint8, offset=probabilities.nbytes)
+        return probabilities, np.unpackbits(bits, count=pixels).reshape(shape).astype(bool)
+
+
+def _whole(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None]:
+    """Return a window that an older version left: it compressed all of it at once."""
     with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
         raw = io.BytesIO(stream.read())
     probabilities: NDArray[np.uint16] = np.load(raw)
@@ -68,21 +124,23 @@ def unpacked_window(data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.bool_] 
 class Windows:
     """The windows of one scene, read from the output on demand."""
 
-    def __init__(self, store: Output, image_id: str) -> None:
+    def __init__(self, store: Output, image_id: str, grid: Grid) -> None:
         self._store, self._names = store, dict[int, str]()
         for name in sorted(store.files(f"{FOLDER}/{image_id}"), key=generation_in):
             if found := _NAME.fullmatch(name):
                 self._names[int(found[1])] = name  # the newest of several
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._grid, self._pieces = grid, Pieces(grid, TOGETHER)
+        self._kept: OrderedDict[int, tuple[PackedWindow, int]] = OrderedDict()
 
-    def read(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_] | None] | None:
-        """Return a window, see `blend.Read`. Raises JobFailedError where the storage fails."""
-        name = self._names.get(number)
-        data = self._kept.get(number) or (name and self._store.read(name))
-        if not data:
-            return None
-        self._kept[number] = data
+    def read(self, number: int, area: Window) -> Part | None:
+        """Return a piece of a window, see `blend.Read`. Raises JobFailedError where the storage fails."""
+        if number not in self._kept:
+            data = self._store.read(self._names[number]) if number in self._names else None
+            if not data:
+                return None
+            pieces = self._pieces.of_window(number)
+            self._kept[number] = PackedWindow(data, self._grid.window(number), pieces), len(data)
         self._kept.move_to_end(number)
-        while sum(map(len, self._kept.values())) > KEPT_BYTES and len(self._kept) > 1:
+        while sum(size for _, size in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
             self._kept.popitem(last=False)
-        return unpacked_window(data)
+        return self._kept[number][0].part(area)

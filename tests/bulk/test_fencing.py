@@ -19,8 +19,11 @@ from segray.errors import JobFailedError
 from segray.output.folder import UNPUBLISHED
 from segray.output.lease import Lease, follow
 from segray.output.store import Store
+from segray.predict.blend import Pieces
+from segray.predict.maps import TOGETHER
 from segray.predict.windows import FOLDER, Windows, packed_window, window_name
 from segray.storage import LeaseSettings, StorageSettings
+from segray.tile_overlap import Grid
 from tests.bulk.fencing import Attempt, listed, overlapping, record, visible, without_model
 from tests.faults import Proxy, failing
 from tests.servers import Server
@@ -250,11 +253,14 @@ def test_a_late_removal_of_windows_leaves_those_of_a_later_run(
         url, storage = server.url(f"windows/{tmp_path.name}"), server.storage
     stores = [Store(url, storage) for _ in range(3)]
     values = [np.full((2, 4, 4), number, np.uint16) for number in range(3)]
+    grid = Grid(4, 32, 4, 0)
+    pieces = Pieces(grid, TOGETHER).of_window(7)
     for generation, (store, value) in enumerate(zip(stores, values, strict=True)):
         store.generation = generation  # 0: of a version without generations in names
-        store.put(window_name("x", 7, generation), packed_window(value, None))
+        data = packed_window(value, None, grid.window(7), pieces, labels=False)
+        store.put(window_name("x", 7, generation), data)
     for store, newest in zip(stores, (2, 2, None), strict=True):
         store.delete_folder(FOLDER)
-        found = Windows(store, "x").read(7)
+        found = Windows(store, "x", grid).read(7, grid.window(7))
         assert (None if found is None else found[0].max()) == newest
     assert not stores[0].filesystem.exists(f"{stores[0].root}/{FOLDER}")

@@ -18,6 +18,7 @@ from rasterio.transform import from_origin
 from segray.errors import SettingsError
 from segray.models.weights import load_weights
 from segray.output.folder import Output
+from segray.predict.blend import labels_of
 from segray.predict.cleanup import CleanUp
 from segray.predict.merge_windows import merged_map
 from segray.predict.network import Network
@@ -26,7 +27,7 @@ from segray.predict.refine import Refinement
 from segray.predict.settings import CrfSettings, PredictSettings
 from segray.predict.superpixels import averaged, superpixels
 from segray.predict.task import Predict
-from segray.predict.windowed import labels_of, slid
+from segray.predict.windowed import slid
 from segray.sources.sandbox import DecodeSandbox
 from segray.storage import StorageSettings
 from tests.predict.networks import NAMES, REACH, local
