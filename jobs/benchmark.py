@@ -92,6 +92,7 @@ from jobs.benchmarks import (
     accuracy,
     after,
     annotate,
+    blend,
     ddp,
     evaluate,
     feed,
@@ -102,6 +103,7 @@ from jobs.benchmarks import (
     reading,
     restart,
     rle,
+    scale,
     scenes,
     seams,
     selection,
@@ -131,6 +133,8 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "selection": selection.figures,
     "after": after.figures,
     "network": network.figures,
+    "blend": blend.figures,
+    "scale": scale.figures,
 }
 
 

@@ -68,10 +68,15 @@ def masks(folder: Path) -> Path:
     return manifest
 
 
+def train(network: str, *settings: str) -> None:
+    """Train a network on these."""
+    config = ("--config", ROOT / "jobs/people.yaml", "--classes", "background,nucleus")
+    run("train", *config, *settings, "--data", masks(OUT / "masks"), "--output", OUT / network)
+
+
 def label_maps() -> None:
-    """Train a U-Net on these, keep its curves, and show its label maps of images that it never saw."""
-    settings = ("--config", ROOT / "jobs/people.yaml", "--classes", "background,nucleus")
-    run("train", *settings, "--data", masks(OUT / "masks"), "--output", OUT / "unet")
+    """Train a U-Net, keep its curves, and show its label maps of images that it never saw."""
+    train("unet")
     with Image.open(OUT / "unet/curves.png") as curves:
         _save(curves.convert("RGB"), "curves.png")
     shown = _held_out()
@@ -83,6 +88,33 @@ def label_maps() -> None:
             with Image.open(file) as image:
                 sheet.paste(_crop(image.convert("RGB")), (column * (SIDE + GAP), row * (SIDE + GAP)))
     _save(sheet, "label-maps.png")
+
+
+def panels() -> None:
+    """Train two networks more, and show what all three find in the images held out."""
+    train("fpn", "--arch", "fpn:efficientnet-lite2")
+    random = ("--arch", "unet", "--arch-settings", '{"width": 16}', "--no-pretrained")
+    train("random", *random, "--encoder-lr-factor", "1")
+    models = ",".join(str(OUT / name / "model.pt") for name in ("unet", "fpn", "random"))
+    chosen = (
+        "--split",
+        "test",
+        "--panels",
+        "2",
+        "--random-panels",
+        "0",
+        "--columns",
+        "5",
+        "--panel-side",
+        "220",
+    )
+    data = ("--data", OUT / "unet/splits.csv", "--root", OUT / "masks")
+    run("compare", *data, "--weights", models, *chosen, "--rounds", "0", "--output", OUT / "compared")
+    drawn = [Image.open(path).convert("RGB") for path in sorted((OUT / "compared/panels").glob("*.png"))]
+    sheet = Image.new("RGB", (max(each.width for each in drawn), sum(each.height for each in drawn)), "white")
+    for number, each in enumerate(drawn):
+        sheet.paste(each, (0, sum(before.height for before in drawn[:number])))
+    _save(sheet, "panels.png")
 
 
 def _held_out() -> list[Path]:
@@ -112,3 +144,4 @@ def _save(image: Image.Image, name: str) -> None:
 if __name__ == "__main__":
     outlines()
     label_maps()
+    panels()

@@ -120,7 +120,9 @@ def crop(real: list[NDArray[np.uint8]], index: int) -> NDArray[np.uint8]:
     random = np.random.default_rng(index)
     image = real[random.integers(len(real))]
     row, col = (random.integers(size - SIDE + 1) for size in image.shape[:2])
-    piece = np.rot90(image[row : row + SIDE, col : col + SIDE], random.integers(4)).copy()
+    piece: NDArray[np.uint8] = np.rot90(
+        image[row : row + SIDE, col : col + SIDE], int(random.integers(4))
+    ).copy()
     piece[:4, :4] = index >> 16 & 255, index >> 8 & 255, index & 255
     return piece
 
