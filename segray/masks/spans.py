@@ -136,35 +136,51 @@ class Pixels:
     keys: Ints
     """(spans,) owner * stride + column, ascending."""
     stride: int
+    firsts: Ints
+    """(n,) index of each mask's first span."""
+    bounds: Ints
+    """(n, 4) row start, row stop, column start, column stop."""
+    area: Ints
+    """(n,) pixels."""
 
     @classmethod
     def of(cls, masks: list[Spans], width: int) -> "Pixels":
+        """Concatenate masks of at least one span each, of an image of `width` pixels."""
         spans = np.concatenate(masks)
-        owner = np.repeat(np.arange(len(masks)), [len(mask) for mask in masks])
-        return cls(spans, owner, owner * (width + 1) + spans[:, 0], width + 1)
+        lengths = np.array([len(mask) for mask in masks])
+        firsts = np.cumsum(lengths) - lengths
+        owner = np.repeat(np.arange(len(masks)), lengths)
+        col, top, bottom = spans.T
+        rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
+        bounds = np.stack([*rows, col[firsts], col[firsts + lengths - 1] + 1], axis=1)
+        area = np.add.reduceat(bottom - top, firsts)
+        return cls(spans, owner, owner * (width + 1) + col, width + 1, firsts, bounds, area)
 
     def sums(self, values: Ints) -> Ints:
         """Sum values int64 (spans,) over each mask: (n,)."""
-        return np.add.reduceat(values, self._firsts())
-
-    def bounds(self) -> Ints:
-        """Return the bounds of each mask, int64 (n, 4): row start, row stop, column start, column stop."""
-        firsts, (col, top, bottom) = self._firsts(), self.spans.T
-        last_col = col[np.r_[firsts[1:], len(col)] - 1]
-        rows = np.minimum.reduceat(top, firsts), np.maximum.reduceat(bottom, firsts)
-        return np.stack([*rows, col[firsts], last_col + 1], axis=1)
+        return np.add.reduceat(values, self.firsts)
 
     def within(self, masks: Ints, windows: Ints) -> Ints:
-        """Count the pixels, int64 (k,), of mask masks[i] (k,) in windows[i] (k, 4), which may be empty."""
+        """Count the pixels, int64 (k,), of mask masks[i] (k,) in windows[i] (k, 4), which may be empty.
+
+        Spans are looked at only of masks that are partly inside.
+        """
+        bounds = self.bounds[masks]
+        starts, stops = windows[:, ::2], windows[:, 1::2]
+        inside = np.all((bounds[:, ::2] >= starts) & (bounds[:, 1::2] <= stops), axis=1)
+        apart = np.any((bounds[:, 1::2] <= starts) | (bounds[:, ::2] >= stops), axis=1)
+        found = np.where(inside, self.area[masks], 0)
+        partly = ~(inside | apart)
+        found[partly] = self._within(masks[partly], windows[partly])
+        return found
+
+    def _within(self, masks: Ints, windows: Ints) -> Ints:
         row_start, row_stop, col_start, col_stop = windows.T
         first = np.searchsorted(self.keys, masks * self.stride + col_start)
         which, span = ranges(first, np.searchsorted(self.keys, masks * self.stride + col_stop))
         top = np.maximum(self.spans[span, 1], row_start[which])
         bottom = np.minimum(self.spans[span, 2], row_stop[which])
         return totals(which, np.maximum(bottom - top, 0), len(masks))
-
-    def _firsts(self) -> Ints:
-        return np.flatnonzero(np.r_[True, self.owner[1:] != self.owner[:-1]])
 
 
 def ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:

@@ -80,7 +80,24 @@ def join(views: Views, grid: Grid) -> Joined:
     """Merge n views into m <= n instances, one per object; the result does not depend on the views' order."""
     if not views.masks:
         return Joined(views.category_id, views.score, views.box, [], np.zeros(0, np.int64))
-    views = _sorted(views, grid)
+    pixels = Pixels.of(views.masks, grid.width)
+    order, alone = _order(views, pixels), _alone(views.tile, pixels.bounds, grid)
+    merged, first = _merged(_taken(views, order[~alone[order]]), grid)
+    own = _taken(views, order[alone[order]])
+    parts = merged, Joined(own.category_id, own.score, own.box, own.masks, np.ones(len(own.tile), np.int64))
+    rank = np.argsort(np.r_[np.flatnonzero(~alone[order])[first], np.flatnonzero(alone[order])])
+    category_id, score, box, number = (
+        np.concatenate([getattr(part, name) for part in parts])[rank]
+        for name in ("category_id", "score", "box", "views")
+    )
+    masks = [*merged.masks, *own.masks]
+    return Joined(category_id, score, box, [masks[each] for each in rank.tolist()], number)
+
+
+def _merged(views: Views, grid: Grid) -> tuple[Joined, Ints]:
+    """Merge sorted views; also return each object's first view."""
+    if not views.masks:
+        return Joined(views.category_id, views.score, views.box, [], np.zeros(0, np.int64)), views.tile
     seen = _seen(views, grid)
     pairs = _compared(views.category_id, seen, grid)
     group = _grouped(pairs, seen.tile)
@@ -89,16 +106,37 @@ def join(views: Views, grid: Grid) -> Joined:
     return _objects(views, group, kept[group] & _used(group, seen, views.score))
 
 
-def _sorted(views: Views, grid: Grid) -> Views:
-    """Sort views by tile, bounds, category, area and score, then by box and moments."""
-    pixels = Pixels.of(views.masks, grid.width)
-    col, top, bottom = pixels.spans.T
-    moments = [pixels.sums(bottom * bottom - top * top), pixels.sums(col * col * (bottom + 3 * top))]
-    area = pixels.sums(bottom - top)
-    keys = [views.tile, *pixels.bounds().T, views.category_id, area, views.score, *views.box.T, *moments]
+def _order(views: Views, pixels: Pixels) -> Ints:
+    """Sort by tile, bounds, category, area, score and box, and by moments where all of these are equal."""
+    keys = [views.tile, *pixels.bounds.T, views.category_id, pixels.area, views.score, *views.box.T]
     order = np.lexsort(keys[::-1])
-    masks = [views.masks[each] for each in order]
-    return Views(views.tile[order], views.category_id[order], views.score[order], views.box[order], masks)
+    if np.any(np.all([key[order[1:]] == key[order[:-1]] for key in keys], axis=0)):
+        col, top, bottom = pixels.spans.T
+        keys += [pixels.sums(bottom * bottom - top * top), pixels.sums(col * col * (bottom + 3 * top))]
+        order = np.lexsort(keys[::-1])
+    return order
+
+
+def _alone(tile: Ints, bounds: Ints, grid: Grid) -> Bools:
+    """Return which views, bool (n,), are whole and in no other window: each is an object of its own."""
+    return ~_cut(tile, bounds, grid) & _inside(bounds, _own(grid)[tile])
+
+
+def _cut(tile: Ints, bounds: Ints, grid: Grid) -> Bools:
+    window = _crossed(*_lines(grid, grid.window))[tile]
+    end = np.array([0, grid.height, 0, grid.width])
+    found: Bools = np.any((np.abs(bounds - window) <= EDGE) & (window != end), axis=1)
+    return found
+
+
+def _inside(bounds: Ints, area: Ints) -> Bools:
+    found: Bools = np.all((bounds[:, ::2] >= area[:, ::2]) & (bounds[:, 1::2] <= area[:, 1::2]), axis=1)
+    return found
+
+
+def _taken(views: Views, which: Ints) -> Views:
+    masks = [views.masks[each] for each in which.tolist()]
+    return Views(views.tile[which], views.category_id[which], views.score[which], views.box[which], masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +161,10 @@ def _seen(views: Views, grid: Grid) -> _Seen:
     pixels = Pixels.of(views.masks, grid.width)
     window = _crossed(*_lines(grid, grid.window))[views.tile]
     core = _crossed(*_lines(grid, grid.core))[views.tile]
-    bounds = pixels.bounds()
-    end = np.array([0, grid.height, 0, grid.width])
-    cut = (np.abs(bounds - window) <= EDGE) & (window != end)
-    own = _own(grid)[views.tile]
-    inside = (bounds[:, ::2] >= own[:, ::2]) & (bounds[:, 1::2] <= own[:, 1::2])
-    area = pixels.sums(pixels.spans[:, 2] - pixels.spans[:, 1])
-    in_core = pixels.within(np.arange(len(area)), core)
-    whole, alone = ~np.any(cut, axis=1), np.all(inside, axis=1)
+    in_core = pixels.within(np.arange(len(views.tile)), core)
+    whole, inside = ~_cut(views.tile, pixels.bounds, grid), _inside(pixels.bounds, _own(grid)[views.tile])
     counts = whole | (in_core > 0)
-    return _Seen(views.tile, window, pixels, area, in_core, whole, counts, counts & ~alone)
+    return _Seen(views.tile, window, pixels, pixels.area, in_core, whole, counts, counts & ~inside)
 
 
 def _lines(grid: Grid, window_of: Callable[[int], Window]) -> tuple[Ints, Ints]:
@@ -274,7 +306,7 @@ def _used(group: Ints, seen: _Seen, score: NDArray[np.float32]) -> Bools:
     return used
 
 
-def _objects(views: Views, group: Ints, used: Bools) -> Joined:
+def _objects(views: Views, group: Ints, used: Bools) -> tuple[Joined, Ints]:
     order = np.flatnonzero(used)
     order = order[np.argsort(group[order], kind="stable")]
     labels, starts = np.unique(group[order], return_index=True)
@@ -287,4 +319,4 @@ def _objects(views: Views, group: Ints, used: Bools) -> Joined:
     ]
     score = np.maximum.reduceat(views.score[order], starts)
     boxes = np.hstack([low, high])
-    return Joined(views.category_id[labels], score, boxes, masks, np.bincount(group)[labels])
+    return Joined(views.category_id[labels], score, boxes, masks, np.bincount(group)[labels]), labels
