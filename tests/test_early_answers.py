@@ -37,6 +37,8 @@ CASES = {
         "weights {here}/no.pt: no such file",
         "weights nuclei-small: finds instances",
     ],
+    "compare --weights buildings-small --data nowhere": ["nowhere: the file is not there"],
+    "compare --weights buildings-small --data nowhere.json": ["nowhere.json: the file is not there"],
     "train --data nowhere": ["nowhere: the file is not there"],
     "train --data nowhere --arch compact-maskrcnn": ["nowhere/instances.json: the file is not there"],
     f"train --data {NUCLEI} --arch unett": ["arch: unknown architecture 'unett'; did you mean unet"],

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -64,36 +65,36 @@ class Candidate:
         return hashlib.sha256(repr((self.digest, *more)).encode()).hexdigest()[:12]
 
 
-def find_candidates(settings: CompareSettings, task: Task, problems: Problems) -> list[Candidate]:
-    """Return the models; what is wrong with any of them is added to the problems.
-
-    Cheap checks of all come first: a name that is misspelt is told before torch is loaded.
-    """
-    labels = f"the labels of {shown(settings.data)} are {_LABELS[task]}"
-
-    def attempt(find: Callable[[str, str], T], name: str, spec: str) -> T | None:
-        def found() -> T:
-            try:
-                return find(name, spec)
-            except WrongTaskError as error:  # its own line ends with the verb that uses the model
-                does = str(error).partition(",")[0]
-                raise SettingsError(f"{does}, but {labels}; compare takes models of one task") from error
-
-        return problems.attempt(found)
-
-    before = len(problems.lines)
+def check_candidates(settings: CompareSettings, task: Task, problems: Problems) -> None:
+    """Add what is wrong with any model, as far as is known before torch is loaded, to the problems."""
     for spec in settings.weights:
-        attempt(lambda _, spec: check_weights(spec, settings.storage, task), "", spec)
-    if len(problems.lines) > before:
-        return []
+        problems.attempt(_of_task(settings, partial(check_weights, spec, settings.storage, task), task))
+
+
+def load_candidates(settings: CompareSettings, task: Task, problems: Problems) -> list[Candidate]:
+    """Return the models; what is wrong with any of them is added to the problems."""
     names = settings.names or names_apart(settings.weights)
-    pairs = zip(names, settings.weights, strict=True)
     found = [
-        attempt(lambda name, spec: _candidate(name, spec, task, settings.storage), *pair) for pair in pairs
+        problems.attempt(_of_task(settings, partial(_candidate, name, spec, task, settings.storage), task))
+        for name, spec in zip(names, settings.weights, strict=True)
     ]
     candidates = [each for each in found if each is not None]
     _say_twice(candidates)
     return candidates
+
+
+def _of_task(settings: CompareSettings, find: Callable[[], T], task: Task) -> Callable[[], T]:
+    """Have a model of another task say that it does not go with the labels, not which verb uses it."""
+
+    def found() -> T:
+        try:
+            return find()
+        except WrongTaskError as error:  # its own line ends with the verb
+            does = str(error).partition(",")[0]
+            labels = f"the labels of {shown(settings.data)} are {_LABELS[task]}"
+            raise SettingsError(f"{does}, but {labels}; compare takes models of one task") from error
+
+    return found
 
 
 def _say_twice(candidates: Sequence[Candidate]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segray.comparison.candidates import Candidate, find_candidates
+from segray.comparison.candidates import Candidate, check_candidates, load_candidates
 from segray.comparison.choose_images import ImageChoice
 from segray.comparison.report import Compared, notes_of
 from segray.comparison.results import Cost, Results
@@ -25,6 +25,7 @@ from segray.storage import canonical_uri, shown
 if TYPE_CHECKING:
     from segray.comparison.instances import InstanceData
     from segray.comparison.semantic import SemanticData
+    from segray.data.pairs import Pairs
 
 _IDENTITY = (
     *("data", "split", "root", "classes", "values", "void", "colours", "pixels", "detections"),
@@ -97,12 +98,10 @@ def _prepare(settings: CompareSettings) -> Prepared:
     problems = Problems()
     lease = problems.attempt(lambda: _opened(settings))
     task: Task = "instance" if holds_labels(settings.data, settings.storage) else "semantic"
-    candidates = find_candidates(settings, task, problems)
-    data = None
-    if problems:
-        problems.attempt(lambda: _check_data(settings, task))
-    else:
-        data = problems.attempt(lambda: _find_data(settings, task, candidates))
+    check_candidates(settings, task, problems)
+    pairs = problems.attempt(lambda: _listed(settings, task))
+    candidates = [] if problems else load_candidates(settings, task, problems)
+    data = None if problems else problems.attempt(lambda: _find_data(settings, candidates, pairs))
     if problems or lease is None or data is None:
         raise problems.error()
     prepared = Prepared(settings, task, lease, candidates, data)
@@ -120,25 +119,29 @@ def _opened(settings: CompareSettings) -> Lease[Output]:
     return lease
 
 
-def _check_data(settings: CompareSettings, task: Task) -> None:
-    """Raise SettingsError where the data are not there; without the models, which have problems."""
+def _listed(settings: CompareSettings, task: Task) -> "Pairs | None":
+    """Return the pairs of images and label maps, before torch is loaded; None for instances.
+
+    Raises SettingsError where the data are not there.
+    """
     if task == "semantic":
         from segray.data.pairs import list_pairs
 
-        list_pairs(settings.data, settings.storage, settings.root)
-    elif settings.data.lower().endswith(".json"):
+        return list_pairs(settings.data, settings.storage, settings.root)
+    if settings.data.lower().endswith(".json"):
         from segray.data.coco_listing import coco_file_of
 
         coco_file_of(settings.data, settings.storage, settings.root)
+    return None
 
 
 def _find_data(
-    settings: CompareSettings, task: Task, candidates: Sequence[Candidate]
+    settings: CompareSettings, candidates: Sequence[Candidate], pairs: "Pairs | None"
 ) -> "SemanticData | InstanceData":
-    if task == "semantic":
+    if pairs is not None:
         from segray.comparison.semantic import find_semantic
 
-        return find_semantic(settings, candidates)
+        return find_semantic(settings, candidates, pairs)
     from segray.comparison.instances import find_instance_data
 
     return find_instance_data(settings, candidates)

@@ -18,7 +18,7 @@ from segray.comparison.semantic_figures import semantic_results
 from segray.comparison.settings import CompareSettings
 from segray.data.labels import LabelRules
 from segray.data.pair_reader import Example, Reader
-from segray.data.pairs import Pair, list_pairs
+from segray.data.pairs import Pair, Pairs
 from segray.errors import ItemError, NothingToDoError, SettingsError
 from segray.evaluate.categories import plain_name
 from segray.evaluate.compare_model import BATCH, Classifier, scoring_precision
@@ -179,14 +179,12 @@ def class_map(model: Sequence[str], labels: Sequence[str]) -> Bytes:
     return found
 
 
-def find_semantic(settings: CompareSettings, candidates: Sequence[Candidate]) -> SemanticData:
-    """List the data, and decide how it is compared.
+def find_semantic(settings: CompareSettings, candidates: Sequence[Candidate], listed: Pairs) -> SemanticData:
+    """Choose the pairs of the split, and decide how they are compared.
 
-    Raises SettingsError for what is missing, or does not fit the models, NothingToDoError for a split without
-    a pair.
+    Raises SettingsError for what does not fit the models, NothingToDoError for a split without a pair.
     """
     names = _classes(settings, candidates)
-    listed = list_pairs(settings.data, settings.storage, settings.root)
     chosen = choose(listed, settings.split)
     if not chosen.pairs:
         advice = "use the splits.csv of the training, another split, or all"

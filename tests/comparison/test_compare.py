@@ -20,7 +20,7 @@ from PIL import Image
 
 import segray
 from segray.cli import main
-from segray.comparison.candidates import find_candidates, names_apart
+from segray.comparison.candidates import load_candidates, names_apart
 from segray.comparison.measure import Measured, Task, counted, gflops_of, measure
 from segray.comparison.semantic import SemanticData
 from segray.comparison.settings import CompareSettings
@@ -185,7 +185,7 @@ def test_sam_has_the_size_of_its_tensors_and_no_operations(tmp_path: Path) -> No
     given = {"data": "labels.json", "weights": [str(sam)], "output": str(tmp_path / "out")}
     settings: CompareSettings = without_environment(CompareSettings, given)
     problems = Problems()
-    (candidate,) = find_candidates(settings, "instance", problems)
+    (candidate,) = load_candidates(settings, "instance", problems)
     assert not problems.lines
     assert candidate.file_bytes == (sam / "model.safetensors").stat().st_size
     assert candidate.classes == ("object",)
@@ -353,6 +353,7 @@ def test_everything_wrong_is_told_at_once(
         assert line in told
     assert compare(*options, tmp_path / "broken.pt", "--names", "x,y") == 2
     assert "names: 2 for 1 weights" in capsys.readouterr().err.replace("settings: ", "")
+    options[1] = folder / "data"  # a file is loaded once all that is known without is right
     assert compare(*options, tmp_path / "broken.pt") == 2
     assert "broken.pt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
