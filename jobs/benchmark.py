@@ -96,6 +96,7 @@ from jobs.benchmarks import (
     ddp,
     evaluate,
     feed,
+    idle,
     memory,
     network,
     overhead,
@@ -135,6 +136,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "network": network.figures,
     "blend": blend.figures,
     "scale": scale.figures,
+    "idle": idle.figures,
 }
 
 

@@ -53,6 +53,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training: no node is preempted here
     "RAY_TRAIN_METRICS_ENABLED": "0",  # for a dashboard
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",  # likewise; its agent polls all processes every 5 s
+    "RAY_event_stats": "0",  # statistics, task events and dumps of states that nobody reads here
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_debug_dump_period_milliseconds": "0",
     "RAY_raylet_start_wait_time_s": "3",  # then we poll whether it lives; Ray waits for 30
 }
 
@@ -164,8 +167,10 @@ class OwnRay:
         self._session = folder
         for each in filter(None, (folder, spill)):
             self._folders.enter_context(_kept_alive(each))
-        soon = {"RAY_metrics_report_interval_ms": str(REPORT_MS)} if self._ports else {}
-        self._folders.enter_context(_environment(_ENVIRONMENT | soon))
+        metrics = {"RAY_enable_metrics_collection": "0"}
+        if self._ports:
+            metrics = {"RAY_metrics_report_interval_ms": str(REPORT_MS)}
+        self._folders.enter_context(_environment(_ENVIRONMENT | metrics))
         self._folders.enter_context(_token(folder / "token"))
         store = _object_store_bytes(self._object_store_mib)
         with _patched_node():

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -116,12 +117,13 @@ class SessionRay:
 
     def start(self) -> None:
         """Unless it runs."""
-        from segray.own_ray import OwnRay
+        from segray import own_ray
 
         self.wanted = True
         if self._ray is None:
-            self._ray = OwnRay(400, Path(self._folder.name, "ray.log"), threading.Event(), cpus=4)
-            with warm_workers.used(), warm_workers.lent():
+            log, port = Path(self._folder.name, "ray.log"), servers.free_port()
+            self._ray = own_ray.OwnRay(400, log, threading.Event(), cpus=4, metrics_port=port)
+            with mock.patch.object(own_ray, "REPORT_MS", 10_000), warm_workers.used(), warm_workers.lent():
                 self._ray.start()
 
     def stop(self) -> None:

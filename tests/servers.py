@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,13 @@ def env_of(storage: StorageSettings) -> dict[str, str]:
             plain = value.get_secret_value() if isinstance(value, SecretStr) else value
             found["__".join(filter(None, ["SEGRAY_STORAGE", part, name])).upper()] = str(plain)
     return found
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import time
 import urllib.request
 from collections import defaultdict
@@ -20,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from segray.prometheus import labels
 from tests.bulk.runs import MODELS, descendants, make_images, running
+from tests.servers import free_port
 from tests.test_log import objects
 from tests.train.squares import EPOCHS, lines, train, write_squares
 
@@ -48,12 +48,6 @@ class Scraped:
                     if sample.name.startswith("ray_segray_"):
                         self.values[sample.name].append(sample.value)
                         self.labels[sample.name] = sample.labels
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def listens_elsewhere(pid: int) -> set[str]:
