@@ -122,6 +122,19 @@ def test_the_file_of_a_job_that_did_well_stays_away() -> None:
     assert not log.exists()
 
 
+def test_what_ray_data_says_of_each_task_is_not_kept() -> None:
+    """Its DEBUG lines would fill a disk in the weeks of a large job."""
+    logger = logging.getLogger("ray.data")
+    logger.setLevel(logging.DEBUG)  # as Ray does when it is imported
+    with noise_to_file() as log:
+        loggers_to(log)
+        logger.debug("of each task")
+        logger.info("of the job")
+        text = log.read_text()
+    assert "of the job" in text
+    assert "of each task" not in text
+
+
 def break_down(log: Path) -> None:
     log.write_text("said by others\n")
     try:
