@@ -38,6 +38,10 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 WHOLE_ITEMS = 64
 """Maximum number of items merged from their tiles at a time; a large scene is merged nearly alone."""
 
+UNPACKED = 8
+"""A merge takes commits of `MERGE_BYTES` on disk, and of at most so many times that in memory: rows that are
+much alike compress a hundred times."""
+
 SHARE_AT_RISK, EARLY_SHARE, EARLIEST_S = 0.01, 0.05, 1.0
 """A kill costs at most about these shares of the time so far: young runs commit more often than the
 settings say, because each start costs seconds; old ones less often, so that they make few commits."""
@@ -66,6 +70,8 @@ class Committer:
         self._tiles = {part.number: part for part in parts if part.folder == TILE_RESULTS}
         self._staged = [part for part in parts if part.folder == STAGING]
         self._merged = [part for part in parts if part.folder == IMAGES]
+        self._unpacked: dict[int, int] = {}
+        """Number of a staged part -> bytes of its rows in memory, of those that this run committed."""
         self._buffer: list[pa.Table] = []
         self._buffered = 0
         """Bytes of these; summed up anew for each table, they took a third of the driver's time."""
@@ -132,8 +138,12 @@ class Committer:
         self.ledger.add_committed(rows, part)
         self.items += len(rows) - rows["image_id"].null_count
         self._staged.append(part)
-        if sum(part.size for part in self._staged) >= MERGE_BYTES:
+        self._unpacked[part.number] = rows.nbytes
+        if sum(self._weight(part) for part in self._staged) >= MERGE_BYTES:
             self._merge_staged()
+
+    def _weight(self, part: Part) -> int:
+        return max(part.size, self._unpacked.get(part.number, 0) // UNPACKED)
 
     def finish(self) -> None:
         """Merge what is staged, drop replaced rows, mark vanished ones, update changed manifest columns.
@@ -170,12 +180,12 @@ class Committer:
         group: list[Part] = []
         for part in self._staged:
             group.append(part)
-            if sum(member.size for member in group) >= MERGE_BYTES:
+            if sum(self._weight(member) for member in group) >= MERGE_BYTES:
                 self._merge(group)
                 group = []
         if group:
             self._merge(group)
-        self._staged = []
+        self._staged, self._unpacked = [], {}
 
     def _merge(
         self, parts: Sequence[Part], vanished: Mapping[str, bool] = _NONE, kept: Mapping[str, Kept] = _NONE

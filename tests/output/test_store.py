@@ -116,6 +116,25 @@ def test_a_cut_anywhere_ends_with_the_rows_of_an_undisturbed_run(
     ) | {"gone": True}
 
 
+def test_rows_that_compress_well_are_merged_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded, not only bytes on disk."""
+    pieces = [table(*(answer(f"{piece}-{n}", instances=20) for n in range(300))) for piece in range(6)]
+    most = 2 * pieces[0].nbytes // committer_module.UNPACKED
+    monkeypatch.setattr(committer_module, "MERGE_BYTES", most)
+    store = open_store(tmp_path)
+    with LedgerDb() as ledger, Lease(store) as lease:
+        committer = Committer(store, ledger, lease, [], every_s=0, task=VERB)
+        for piece in pieces:
+            addresses = piece["uri"].to_pylist()
+            ledger.add_sources(Source(uri, uri, "file", "1", 1) for uri in addresses)
+            committer.add(piece)
+            assert sum(store.files("_segray/staging").values()) < most, "it is not size that merges"
+        committer.finish()
+    assert 2 <= len(store.files("images")) <= 4
+    assert len(rows(tmp_path, "images")) == 6 * 300
+    assert len(rows(tmp_path, "instances")) == 6 * 300 * 20
+
+
 def test_merging_drops_replaced_rows_with_their_instances_and_marks_vanished_ones(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     old = store.commit(table(answer("a", instances=3), answer("b", instances=1)))
