@@ -99,6 +99,7 @@ from jobs.benchmarks import (
     idle,
     memory,
     network,
+    outlines,
     overhead,
     plain,
     reading,
@@ -137,6 +138,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Figure]]] = {
     "blend": blend.figures,
     "scale": scale.figures,
     "idle": idle.figures,
+    "outlines": outlines.figures,
 }
 
 
