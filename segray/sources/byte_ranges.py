@@ -11,6 +11,9 @@ from segray.storage import StorageSettings, open_filesystem
 
 AHEAD = 4
 """Windows that are fetched ahead of the one that is decoded."""
+GAP, MOST = 64 << 10, 4 << 20
+"""Bytes between two ranges that are read in one request, which takes longer than these bytes do; bytes of
+a request, since several at a time fill a network better than one."""
 _Answers = dict[Range, bytes | Exception]
 
 
@@ -55,9 +58,35 @@ class FileRanges:
                 self._coming |= dict.fromkeys(new, future)
 
     def _request(self, ranges: Sequence[Range]) -> _Answers:
-        wanted = [{"path": self._path, "start": offset, "end": offset + size} for offset, size in ranges]
+        groups = together(ranges)
+        wanted = [{"path": self._path, "start": group[0][0], "end": max(map(sum, group))} for group in groups]
         answers = request_all(self._filesystem, "cat_file", wanted, self._storage) if wanted else []
-        return dict(zip(ranges, answers, strict=True))
+        found: _Answers = {}
+        for group, answer in zip(groups, answers, strict=True):
+            for offset, size in group:
+                skipped = offset - group[0][0]
+                found[offset, size] = (
+                    answer if isinstance(answer, Exception) else answer[skipped : skipped + size]
+                )
+        return found
+
+
+def together(ranges: Sequence[Range]) -> list[list[Range]]:
+    """Return ranges in groups that are read in one request each, both sorted by offset.
+
+    Blocks of a row of a cloud-optimised GeoTIFF follow each other, a few bytes apart.
+    """
+    groups = list[list[Range]]()
+    stop = 0
+    for offset, size in sorted(set(ranges)):
+        start = groups[-1][0][0] if groups else 0
+        if groups and offset - stop <= GAP and offset + size - start <= MOST:
+            groups[-1].append((offset, size))
+            stop = max(stop, offset + size)
+        else:
+            groups.append([(offset, size)])
+            stop = offset + size
+    return groups
 
 
 @cache

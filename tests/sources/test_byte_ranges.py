@@ -4,10 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from segray.errors import ItemError
-from segray.sources.byte_ranges import FileRanges
+from segray.sources.byte_ranges import GAP, MOST, FileRanges, together
 from tests.faults import Proxy, distant
 from tests.servers import Server
 
@@ -35,8 +36,36 @@ def test_what_was_asked_for_ahead_is_read_once(s3_server: Server, proxy: Proxy) 
     wanted = [(900, 50), (0, 100), (70, 20), (5000, 7)]
     assert file.read(wanted) == [DATA[offset : offset + size] for offset, size in wanted]
     assert file.read([(100, 3)]) == [DATA[100:103]]
-    asked = [*groups[0], (900, 50), (100, 3), (70, 20)]
+    asked = [(0, 5007), (900, 50), (100, 3), (70, 20)]
     assert Counter(proxy.ranges) == Counter((offset, offset + size - 1) for offset, size in asked)
+
+
+def test_neighbours_are_one_request(s3_server: Server, proxy: Proxy) -> None:
+    file = file_of(s3_server, proxy)
+    wanted = [(500, 100), (0, 300), (304, 190), (304 + 190 + GAP + 200, 50), (20, 10)]
+    assert file.read(wanted) == [DATA[offset : offset + size] for offset, size in wanted]
+    last = wanted[3][0]
+    assert Counter(proxy.ranges) == Counter([(0, 599), (last, last + 49)])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_hold_each_range_once_and_are_small(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    ranges = [(int(start), int(size)) for start, size in zip(
+        random.integers(0, 60_000_000, 300), random.integers(1, 400_000, 300), strict=True)]  # fmt: skip
+    ranges.append((70_000_000, 2 * MOST))
+    groups = together(ranges)
+    assert [each for group in groups for each in group] == sorted(set(ranges))
+    stops = [max(map(sum, group)) for group in groups]
+    for group, stop in zip(groups, stops, strict=True):
+        assert len(group) == 1 or stop - group[0][0] <= MOST
+        covered = group[0][0]
+        for offset, size in group:
+            assert offset - covered <= GAP
+            covered = max(covered, offset + size)
+    for before, after, stop in zip(groups, groups[1:], stops, strict=False):
+        apart = after[0][0] - stop > GAP
+        assert apart or max(stop, sum(after[0])) - before[0][0] > MOST, "they could be one"
 
 
 def test_the_wait_is_over_when_it_is_read(s3_server: Server, proxy: Proxy) -> None:
