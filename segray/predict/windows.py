@@ -29,6 +29,7 @@ LOOK_EVERY_S = 1.0
 KEPT_BYTES = 256 << 20
 """Compressed windows that are cached while a map is merged: neighbouring blocks share them."""
 MAGIC = b"segray-window/2\n"
+"""First bytes of a window; its pieces depend on `TOGETHER`, so another value needs another number."""
 
 _NAME = re.compile(r".*/(\d+)(?:-g\d+)?")
 
@@ -82,8 +83,8 @@ class PackedWindow:
     def __init__(self, data: bytes, window: Window, pieces: Sequence[Piece]) -> None:
         """Find the pieces; arguments as those of `packed_window`."""
         self._window, self._parts = window, dict[Window, tuple[memoryview, int]]()
-        self._whole = None if data.startswith(MAGIC) else _whole(data)
-        if self._whole is None:
+        self._older = None if data.startswith(MAGIC) else data
+        if self._older is None:
             start = len(MAGIC) + 8 * len(pieces)
             sizes = np.frombuffer(data[len(MAGIC) : start], "<u4").reshape(-1, 2).tolist()
             for piece, (size, raw) in zip(pieces, sizes, strict=True):
@@ -92,9 +93,9 @@ class PackedWindow:
 
     def part(self, area: Window) -> Part:
         """Return what the window holds in a piece."""
-        if self._whole is not None:
+        if self._older is not None:  # unpacked each time: many windows are held
             rows, cols = within(area, self._window)
-            probabilities, nodata = self._whole
+            probabilities, nodata = _whole(self._older)
             return probabilities[:, rows, cols], None if nodata is None else nodata[rows, cols]
         data, size = self._parts[area]
         raw = pa.decompress(data, size, codec="zstd", asbytes=True)
